@@ -1,0 +1,41 @@
+"""How does Prometheus find the workers? A file for `file_sd_configs`, replaced when the workers change.
+
+The exporters already label every series with run and rank. The same labels on the target would make
+Prometheus rename the exporter's to exported_run and exported_rank (unless honor_labels is set), so the file
+carries them only as `__meta_thawline_*`: seen on Prometheus' service discovery page, usable in
+relabel_configs, never part of a series. Nor is `job` set: the reader's own scrape config names it.
+
+Prometheus allows `*` in a path's last part only, so it refuses runs/*/targets.json in its configuration. The
+file therefore lies beside the run's folder, not in it.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def targets_file(storage: str | Path, run: str) -> Path:
+    """Where deploy/prometheus.yml looks for the workers of `run`: STORAGE/RUN.targets.json."""
+    return Path(storage) / f"{run}.targets.json"
+
+
+def write_targets(file: str | Path, run: str, endpoints: Sequence[str]) -> None:
+    """Announce `endpoints` ('host:port', the rank-th for each rank), in place of what `file` said before."""
+    entries = [
+        {"targets": [endpoint], "labels": {"__meta_thawline_run": run, "__meta_thawline_rank": str(rank)}}
+        for rank, endpoint in enumerate(endpoints)
+    ]
+    _replace(Path(file), json.dumps(entries, indent=1))
+
+
+def clear_targets(file: str | Path) -> None:
+    """Announce nobody: an empty list drops the targets as soon as Prometheus looks."""
+    _replace(Path(file), "[]")
+
+
+def _replace(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")  # not .json, so no glob finds it
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(file)

@@ -1,0 +1,70 @@
+"""What did a run come to, on one page? `report.html`: self-contained, to be opened anywhere, years later."""
+
+import base64
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import torch
+from matplotlib.figure import Figure
+
+from cluster.console import metric_names
+from dataio.explain import denormalise, grid
+from dataio.loader import ImageLoader
+from dataio.reference import render
+from trainer import plots
+from trainer.predictions import Predictions
+
+_SHOWN = 24
+
+
+def write_report(
+    folder: Path, result: dict[str, Any], rows: pa.Table, predictions: Predictions, valid: ImageLoader
+) -> Path:
+    """Write `folder/report.html`: the result, the epoch table, curves, validation images with their predictions."""
+    epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
+    names = ["train_loss", "valid_loss", *metric_names(epochs[-1])]
+    figures = [plots.plot_loss(rows), plots.plot_schedule(rows)]
+    figures += [plots.plot_metric(rows, name) for name in metric_names(epochs[-1])[:1]]
+    figures += [plots.plot_throughput(rows), plots.plot_data_wait(rows)]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template("report.html.j2").render(
+        result=result,
+        epochs=epochs,
+        names=names,
+        curves=[_embedded(figure) for figure in figures],
+        worst=_embedded(_pictures(predictions, valid, np.argsort(-predictions.losses)[:_SHOWN])),
+        sample=_embedded(_pictures(predictions, valid, _spread(len(predictions.ids)))),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    temporary = folder / ".report.html"
+    temporary.write_text(page, encoding="utf-8")
+    return temporary.replace(folder / "report.html")
+
+
+def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).astype(np.int64))
+
+
+def _pictures(predictions: Predictions, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
+    """Validation images as the model saw them, titled prediction / truth, red where they differ."""
+    work = valid.work(np.searchsorted(valid.part.ids, predictions.ids[which]))
+    pixels = torch.stack([render(work, i, valid.spec) for i in range(len(which))]).permute(0, 3, 1, 2)
+    rows = predictions.table(valid.classes).take(which).to_pylist()
+    titles = [f"{_words(row['prediction'])} / {_words(row['target'])}" for row in rows]
+    colours = ["#1a7f37" if row["prediction"] == row["target"] else "#c62828" for row in rows]
+    return grid(list(denormalise(pixels, valid.spec)), titles, cols=8, colours=colours)
+
+
+def _words(label: str | list[str]) -> str:
+    return label if isinstance(label, str) else " ".join(label)
+
+
+def _embedded(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,257 @@
+"""What is a run? `run(job, context)`: the one place where data, model and learner meet.
+
+A notebook, `thawline train`, torchrun and a Ray worker all call this same function, once on every rank. The run's
+folder decides what it does: absent, it begins; holding checkpoints, it goes on; finished, it returns its result.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from cluster import doctor
+from cluster import job as jobs
+from cluster.discovery import clear_targets, write_targets
+from cluster.errors import ClusterError, StorageError
+from cluster.exporter import Exporter
+from cluster.job import Job
+from cluster.report import write_report
+from dataio.errors import DataError
+from dataio.loader import ImageLoader, default_threads, loaders
+from dataio.manifest import Manifest
+from dataio.spec import ImageSpec
+from models.backbones import create
+from models.errors import ModelError
+from trainer import world
+from trainer.context import RunContext
+from trainer.errors import TrainError
+from trainer.learner import Learner
+from trainer.recorder import write_parquet
+from trainer.schedule import Phase, fine_tune_phases, one_cycle_phases
+from trainer.step import choose_precision
+
+T = TypeVar("T")
+Result = dict[str, Any]
+
+USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
+"""What a user can mend: shown as a sentence, never as a traceback."""
+
+
+def run(job: Job, context: RunContext) -> Result:
+    """Train as the job says, or go on, or return the result of a run that has finished. Collective.
+
+    Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
+    Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins.
+    """
+    finished = _together(lambda: open_run(job) if context.rank == 0 else None)
+    if finished is not None:
+        return finished
+    torch.set_num_threads(default_threads(_ranks_here(context)))
+    with ExitStack() as stack:
+        learner = _together(lambda: _build(job, context, stack))
+        stack.callback(learner.close)
+        learner.note(_description(job, context, learner))
+        learner.resume()
+        learner.fit(_phases(job))
+        if learner.stopped:
+            return _result(job, context, learner, status="stopped", metrics={})
+        predictions = learner.predictions()
+        metrics = _last_metrics(learner)
+        result = _result(job, context, learner, status="finished", metrics=metrics)
+        if context.rank == 0 and predictions is not None:
+            write_parquet(predictions.table(learner.valid.classes), context.run_dir / "valid.parquet")
+            write_parquet(learner.recorder.table(), context.run_dir / "rows.parquet")
+            assert isinstance(learner.valid, ImageLoader)
+            write_report(context.run_dir, result, learner.recorder.table(), predictions, learner.valid)
+            _write_json(context.run_dir / "result.json", result)  # last: where it stands, the run is whole
+        return result
+
+
+def open_run(job: Job) -> Result | None:
+    """Claim the run's folder: the result if it has finished, else None, with `job.toml` in place.
+
+    Raises StorageError when the folder cannot be used or holds a run with other settings.
+    """
+    folder = run_dir(job)
+    described = folder / "job.toml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if described.exists():
+            different = jobs.differences(jobs.from_toml(described), job)
+            if different:
+                raise StorageError(
+                    f"{folder} holds a run with other settings ({'; '.join(different)}): going on would mix the two; "
+                    "give another --name, or remove the folder"
+                )
+        result = folder / "result.json"
+        if result.exists():
+            return json.loads(result.read_text())
+        temporary = folder / f".job.toml.{os.getpid()}"
+        temporary.write_text(jobs.to_toml(job))
+        temporary.replace(described)
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written ({error.strerror}): checkpoints and results would be lost; give a --storage "
+            "that this user may write"
+        ) from error
+    return None
+
+
+def run_dir(job: Job) -> Path:
+    """Where a job's run lies: STORAGE/NAME. Raises StorageError for what is not a local folder."""
+    if "://" in job.storage:
+        raise StorageError(
+            f"storage={job.storage!r} is not a folder of this machine: checkpoints cannot be renamed into place "
+            "there; give a folder, a network file system if there are several machines"
+        )
+    return Path(job.storage) / job.name
+
+
+def image_spec(job: Job) -> ImageSpec:
+    """The ImageSpec that a job's [data] and [augment] describe. Raises SpecError."""
+    known = {f.name for f in fields(ImageSpec)}
+    values = {**asdict(job.data), **asdict(job.augment)}
+    return ImageSpec(**{name: value for name, value in values.items() if name in known})
+
+
+def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
+    """The training and validation loaders of a job for one rank. Raises DataError."""
+    manifest = Manifest.load(job.manifest, root=job.data.root or None)
+    return loaders(
+        manifest,
+        image_spec(job),
+        global_batch=job.data.global_batch,
+        seed=job.seed,
+        rank=context.rank,
+        world_size=context.world_size,
+        device=context.device,
+        dtype=choose_precision(job.fit.precision, context.device).input_dtype,
+        engine=job.data.engine,
+        threads=job.data.threads or default_threads(_ranks_here(context)),
+    )
+
+
+def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
+    """Everything a run needs, on this rank. Collective."""
+    train, valid = job_loaders(job, context)
+    model = create(
+        job.model.name,
+        len(train.classes),
+        weights=job.model.weights,
+        dropout=job.model.dropout,
+        seed=job.seed,
+    )
+    exporter = stack.enter_context(
+        Exporter(
+            run=job.name,
+            rank=context.rank,
+            host=job.metrics.host,
+            port=job.metrics.port and job.metrics.port + context.local_rank,
+        )
+    )
+    endpoints = world.gather(exporter.endpoint)
+    if context.rank == 0:
+        targets = context.run_dir / "targets.json"
+        write_targets(targets, job.name, endpoints)
+        stack.callback(clear_targets, targets)
+    return Learner(
+        model,
+        train,
+        valid,
+        optimizer=job.optim.name,
+        weight_decay=job.optim.weight_decay,
+        precision=job.fit.precision,
+        seed=job.seed,
+        context=context,
+        sinks=[exporter],
+        log_every=job.log_every,
+        checkpoint_every_s=job.checkpoint.every_s,
+        keep=job.checkpoint.keep,
+    )
+
+
+def _phases(job: Job) -> tuple[Phase, ...]:
+    fit = job.fit
+    given = {"div": fit.div, "pct_start": fit.pct_start}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if fit.recipe == "one_cycle":
+        return one_cycle_phases(fit.epochs, fit.lr, **options)
+    return fine_tune_phases(fit.epochs, fit.lr, frozen_epochs=fit.frozen_epochs, **options)
+
+
+def _ranks_here(context: RunContext) -> int:
+    """Ranks that share this machine's cores; torchrun and Ray both say so in the environment."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size))
+
+
+def _together(make: Callable[[], T]) -> T:
+    """Call on every rank; if any rank fails in a way that a user can mend, all raise that. Collective."""
+    error: Exception | None = None
+    try:
+        value = make()
+    except USER_ERRORS as caught:
+        error = caught
+    for other in world.gather(error):
+        if other is not None:
+            raise other
+    return value
+
+
+def _description(job: Job, context: RunContext, learner: Learner) -> str:
+    """One line on what is about to happen."""
+    assert isinstance(learner.train, ImageLoader)
+    return (
+        f"{job.name}: {job.model.name} ({getattr(learner.model, 'origin', 'given')}), "
+        f"{learner.train.samples:,} training and {learner.valid.samples:,} validation images in "
+        f"{len(learner.train.classes)} classes; {context.world_size} worker(s) on {context.device.type}, "
+        f"{learner.precision.name}; {learner.train.engine}: {learner.train.choice.reason}"
+    )
+
+
+def _last_metrics(learner: Learner) -> dict[str, float]:
+    """What the last validation of the run measured: the final weights' metrics."""
+    row = learner.recorder.of_kind("valid")[-1]
+    names = ["train_loss", "valid_loss", *learner.meter.metrics]
+    return {name: float(row[name] or 0) for name in names}
+
+
+def _result(
+    job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]
+) -> Result:
+    windows = learner.recorder.of_kind("train")
+    total = {key: sum(float(row[key] or 0) for row in windows) for key in ("images", "window_s", "data_wait_s")}
+    progress = learner.progress
+    return {
+        "name": job.name,
+        "status": status,
+        "seed": job.seed,
+        "world_size": context.world_size,
+        "engine": learner.train.engine,
+        "device": str(context.device),
+        "precision": learner.precision.name,
+        "model": job.model.name,
+        "epochs": progress.epochs,
+        "steps": progress.step,
+        "samples_seen": progress.step * job.data.global_batch,
+        "valid_samples": learner.valid.samples,
+        "metrics": dict(metrics),
+        "images_per_s": total["images"] / total["window_s"] if windows else 0.0,
+        "data_wait_fraction": total["data_wait_s"] / total["window_s"] if windows else 0.0,
+        "train_s": total["window_s"],
+        "wall_s": progress.elapsed_s,
+        "stream_hash": progress.stream_hash,
+        "versions": doctor.versions(),
+        "hardware": doctor.hardware(),
+        "commit": doctor.commit(),
+    }
+
+
+def _write_json(file: Path, value: Result) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(file)

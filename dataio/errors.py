@@ -1,0 +1,40 @@
+"""Which errors can happen between a folder and a batch?
+
+    DataError
+    ├── SourceError      no folder, no images, a CSV without the column
+    ├── LabelError       a pattern that matches nothing, a missing label, one class only
+    ├── SplitError       a fraction out of range, an empty side
+    ├── ManifestError    not a manifest, files that moved, an unknown version
+    ├── SpecError        an ImageSpec that contradicts itself
+    └── EngineError      an engine that cannot run here, a file that cannot be decoded
+
+Every message says condition, value, consequence and remedy; every one is safe to show without a traceback.
+"""
+
+
+class DataError(Exception):
+    """Base of all that dataio raises for a user's input."""
+
+
+class SourceError(DataError):
+    """The images cannot be listed."""
+
+
+class LabelError(DataError):
+    """The images cannot be labelled."""
+
+
+class SplitError(DataError):
+    """The rows cannot be divided into train and valid."""
+
+
+class ManifestError(DataError):
+    """A manifest cannot be read, written or trusted."""
+
+
+class SpecError(DataError):
+    """An ImageSpec asks for what cannot be drawn."""
+
+
+class EngineError(DataError):
+    """No engine can run this spec here, or one failed while decoding."""

@@ -1,0 +1,209 @@
+"""Where does each output pixel come from, and how bright? One homography and one colour map a sample.
+
+A homography maps output pixel coordinates to source pixel coordinates, both with the origin at the image's
+corner (pixel centres at .5), x before y. Everything geometric of a sample is multiplied into that one 3x3, and
+everything photometric into one scale and shift per channel, so that engines resample once and normalise once.
+Between the two stands the unit square [-1, 1]^2: source <- presize <- perspective <- affine <- output.
+
+All is vectorised over a batch in float64; nothing here touches a pixel.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataio.hashing import uniforms
+from dataio.spec import ImageSpec
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# A bilinear warp reads 2x2 source pixels: shrinking by more than this skips some, which shows as aliasing.
+# Below it, a prefilter blurs more than it saves (benchmarks/LOG.md, "prefilter").
+MAX_SHRINK = 1.7
+
+# The streams of random numbers. Append only: a number's place decides what every run with its seed sees.
+_DRAWS = (
+    *("crop_x", "crop_y", "flip", "p_rotate", "rotate", "p_zoom", "zoom", "zoom_x", "zoom_y"),
+    *("p_warp", "warp_x", "warp_y", "p_brightness", "brightness", "p_contrast", "contrast"),
+    *("scale", "ratio", "scale_x", "scale_y"),
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the engines need to render a batch of n samples."""
+
+    homographies: Floats
+    """(n, 3, 3): output pixel -> pixel of the (prefiltered) source."""
+    prefilter_px: Ints
+    """(n, 2): height and width to filter the source down to first, or 0, 0 for none."""
+    scale: Floats
+    """(n, 3): colour map y = scale * x + shift per channel, x in [0, 1]."""
+    shift: Floats
+    """(n, 3)."""
+
+    def folded(self, spec: ImageSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Colour map and normalisation as one: (mean, std), (n, 3) float32, for y = (x - mean) / std, x 0..255."""
+        mean = 255 * (np.array(spec.mean) - self.shift) / self.scale
+        std = 255 * np.array(spec.std) / self.scale
+        return mean.astype(np.float32), std.astype(np.float32)
+
+
+def draw(
+    spec: ImageSpec, *, seed: int, epochs: Ints, ids: Ints, widths: NDArray[np.int32], heights: NDArray[np.int32]
+) -> Geometry:
+    """The training geometry of n samples: a function of (seed, epoch, id) and the source's size alone."""
+    which = np.arange(len(_DRAWS))
+    table = uniforms(seed, epochs[:, None], ids[:, None], which)
+    u = {name: table[:, i] for i, name in enumerate(_DRAWS)}
+    unit = _perspective(spec, u) @ _affine(spec, u)
+    if spec.min_scale < 1:
+        unit = _resized_crop(spec, u) @ unit
+    scale, shift = _lighting(spec, u)
+    return _finish(spec, unit, widths, heights, u["crop_x"], u["crop_y"], scale, shift)
+
+
+def centred(spec: ImageSpec, *, widths: NDArray[np.int32], heights: NDArray[np.int32]) -> Geometry:
+    """The validation geometry: the centre crop (or squish, or pad), no augmentation."""
+    n = len(widths)
+    half = np.full(n, 0.5)
+    return _finish(spec, _eye(n), widths, heights, half, half, np.ones((n, 3)), np.zeros((n, 3)))
+
+
+def project(matrices: Floats, points: Floats) -> Floats:
+    """Map points through homographies: (n, 3, 3) and (n, k, 2) x, y -> (n, k, 2).
+
+    `Geometry.homographies` take output pixels to source pixels; to see where a keypoint of the source appears in
+    the output, give their inverses (and scale it as the prefilter scaled its image, if it did).
+    """
+    h = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ matrices.transpose(0, 2, 1)
+    return h[..., :2] / h[..., 2:]
+
+
+def _eye(n: int) -> Floats:
+    return np.tile(np.eye(3), (n, 1, 1))
+
+
+def _scaling(sx: Floats, sy: Floats, tx: Floats, ty: Floats) -> Floats:
+    m = _eye(len(sx))
+    m[:, 0, 0], m[:, 1, 1], m[:, 0, 2], m[:, 1, 2] = sx, sy, tx, ty
+    return m
+
+
+def _affine(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
+    """Flip, then rotate, then zoom about a random point; in unit coordinates (n, 3, 3).
+
+    Source: fastai's aug_transforms (see the zoom: a window of side 1/zoom, its centre uniform where it fits).
+    """
+    n = len(u["flip"])
+    zero = np.zeros(n)
+    mirrored = np.where(spec.flip & (u["flip"] < 0.5), -1.0, 1.0)
+    flip = _scaling(mirrored, np.ones(n), zero, zero)
+    angle = np.deg2rad(spec.rotate_deg) * (2 * u["rotate"] - 1) * (u["p_rotate"] < spec.p_affine)
+    turn = _eye(n)
+    turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
+    turn[:, 0, 1], turn[:, 1, 0] = np.sin(angle), -np.sin(angle)
+    zoom = np.where(u["p_zoom"] < spec.p_affine, 1 + (spec.max_zoom - 1) * u["zoom"], 1.0)
+    s = 1 / zoom
+    window = _scaling(s, s, (1 - s) * (2 * u["zoom_x"] - 1), (1 - s) * (2 * u["zoom_y"] - 1))
+    return window @ turn @ flip
+
+
+def _perspective(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
+    """The projective map that takes the unit square's corners to a trapezium's: (n, 3, 3).
+
+    With tilts x and y the corner (-1, -1) samples from (-1 - y, -1 - x), and so on round the square.
+    Source: fastai's warp; the four-point solution is the textbook's eight linear equations.
+    """
+    on = u["p_warp"] < spec.p_affine
+    x = spec.max_warp * (2 * u["warp_x"] - 1) * on
+    y = spec.max_warp * (2 * u["warp_y"] - 1) * on
+    corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]], np.float64)
+    targets = np.stack(
+        [np.stack([px * (1 - py * y), py * (1 - px * x)], -1) for px, py in corners], axis=1
+    )  # (n, 4, 2)
+    n = len(x)
+    lhs, rhs = np.zeros((n, 8, 8)), np.zeros((n, 8))
+    for i, (px, py) in enumerate(corners):
+        tx, ty = targets[:, i, 0], targets[:, i, 1]
+        lhs[:, 2 * i, :3] = lhs[:, 2 * i + 1, 3:6] = (px, py, 1)
+        lhs[:, 2 * i, 6], lhs[:, 2 * i, 7] = -tx * px, -tx * py
+        lhs[:, 2 * i + 1, 6], lhs[:, 2 * i + 1, 7] = -ty * px, -ty * py
+        rhs[:, 2 * i], rhs[:, 2 * i + 1] = tx, ty
+    solved = np.linalg.solve(lhs, rhs[..., None])[..., 0]
+    return np.concatenate([solved, np.ones((n, 1))], axis=1).reshape(n, 3, 3)
+
+
+def _resized_crop(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
+    """A window of random area and aspect, placed at random within the unit square: (n, 3, 3).
+
+    Source: the random resized crop of Szegedy et al. (2015); area uniform, aspect uniform in its logarithm.
+    """
+    area = spec.min_scale + (1 - spec.min_scale) * u["scale"]
+    low, high = np.log(spec.ratio)
+    aspect = np.exp(low + (high - low) * u["ratio"])
+    w, h = np.minimum(1, np.sqrt(area * aspect)), np.minimum(1, np.sqrt(area / aspect))
+    return _scaling(w, h, (1 - w) * (2 * u["scale_x"] - 1), (1 - h) * (2 * u["scale_y"] - 1))
+
+
+def _lighting(spec: ImageSpec, u: dict[str, Floats]) -> tuple[Floats, Floats]:
+    """Brightness and contrast as scale and shift, (n, 3) each, equal over channels.
+
+    fastai moves pixels in logit space; an affine map is needed here, so this is its tangent at mid-grey, where
+    the two agree: brightness b ~ U(.5 -+ max/2) shifts by b - .5, contrast e^(+-|ln(1 - max)|) scales about .5.
+    """
+    change = spec.max_lighting * (u["brightness"] - 0.5) * (u["p_brightness"] < spec.p_lighting)
+    log_contrast = -np.log(1 - spec.max_lighting) * (2 * u["contrast"] - 1)
+    contrast = np.exp(log_contrast * (u["p_contrast"] < spec.p_lighting))
+    shift = change + 0.5 * (1 - contrast)
+    return np.repeat(contrast[:, None], 3, 1), np.repeat(shift[:, None], 3, 1)
+
+
+def _finish(
+    spec: ImageSpec,
+    unit: Floats,
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
+    crop_x: Floats,
+    crop_y: Floats,
+    scale: Floats,
+    shift: Floats,
+) -> Geometry:
+    """Put the unit-square map between the output's pixels and the source's, and decide the prefilter."""
+    w, h = widths.astype(np.float64), heights.astype(np.float64)
+    side = np.minimum(w, h) if spec.presize == "crop" else np.maximum(w, h)
+    sx, sy = (w, h) if spec.presize == "squish" else (side, side)
+    free_x, free_y = np.maximum(w - sx, 0), np.maximum(h - sy, 0)
+    if spec.presize == "pad":
+        free_x, free_y, crop_x, crop_y = w - sx, h - sy, np.full_like(w, 0.5), np.full_like(w, 0.5)
+    to_source = _scaling(sx / 2, sy / 2, free_x * crop_x + sx / 2, free_y * crop_y + sy / 2)
+    one = np.ones(len(w))
+    from_output = _scaling(one * 2 / spec.size_px, one * 2 / spec.size_px, -one, -one)
+    homographies = to_source @ unit @ from_output
+    factor = _prefilter_factor(spec, homographies)
+    filtered = np.maximum(1, np.round(np.stack([h, w], 1) * factor[:, None]))
+    prefilter_px = np.where(factor[:, None] < 1, filtered, 0).astype(np.int64)
+    shrunk = np.where(factor[:, None] < 1, filtered / np.stack([h, w], 1), 1.0)
+    zero = np.zeros_like(w)
+    homographies = _scaling(shrunk[:, 1], shrunk[:, 0], zero, zero) @ homographies
+    return Geometry(homographies / homographies[:, 2:, 2:], prefilter_px, scale, shift)
+
+
+def _prefilter_factor(spec: ImageSpec, homographies: Floats) -> Floats:
+    """How far to filter each source down first, (n,): 1 where the warp alone does not alias.
+
+    The shrink of a map is the larger singular value of its Jacobian at the output's centre: source pixels a step.
+    """
+    centre = np.array([spec.size_px / 2, spec.size_px / 2, 1.0])
+    x, y, z = np.moveaxis(homographies @ centre, -1, 0)
+    g, h = homographies[:, 2, 0], homographies[:, 2, 1]
+    a = (homographies[:, 0, 0] - g * x / z) / z
+    b = (homographies[:, 0, 1] - h * x / z) / z
+    c = (homographies[:, 1, 0] - g * y / z) / z
+    d = (homographies[:, 1, 1] - h * y / z) / z
+    total, det = a * a + b * b + c * c + d * d, a * d - b * c
+    shrink = np.sqrt((total + np.sqrt(np.maximum(total**2 - 4 * det**2, 0))) / 2)
+    target = min(spec.presize_px / spec.size_px, MAX_SHRINK)
+    return np.where(shrink > MAX_SHRINK, target / shrink, 1.0)

@@ -1,0 +1,73 @@
+"""Where do real images come from on a machine with no network?
+
+scikit-learn carries 1,797 handwritten digits of UCI's optical recognition set (Alpaydin and Kaynak, 1998).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataio.errors import SourceError
+
+
+def write_digits(
+    folder: str | Path,
+    *,
+    size_px: int = 96,
+    quality: int = 92,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write the digits as grey JPEGs, size_px x size_px, named DIGIT_INDEX.jpg; return how many there are.
+
+    The 8 x 8 originals, 0 to 16, are scaled to 0 to 255 and enlarged bicubically. Each file appears whole or
+    not at all; a folder that has all of them at this size is left as it is. `progress(done, total)` counts
+    files.
+
+    Raises: SourceError when scikit-learn is not installed, or the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    if size_px < 1:
+        raise SourceError(f"size_px={size_px} leaves no pixels: give 1 or more")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise SourceError(
+            "scikit-learn, which carries the digits, is not installed: pip install 'thawline[samples]'"
+        ) from error
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    names = [f"{digit}_{index:04d}.jpg" for index, digit in enumerate(digits.target)]
+    try:
+        if _complete(folder, names, size_px):
+            return len(names)
+        folder.mkdir(parents=True, exist_ok=True)
+        for done, (name, small) in enumerate(zip(names, pixels, strict=True), start=1):
+            image = Image.fromarray(small).resize((size_px, size_px), Image.Resampling.BICUBIC)
+            _save(image, folder / name, quality)
+            if progress is not None:
+                progress(done, len(names))
+    except OSError as error:
+        raise SourceError(
+            f"digits cannot go to {folder} ({error.strerror or error}): give one that you can write to"
+        ) from error
+    return len(names)
+
+
+def _save(image: Image.Image, file: Path, quality: int) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")  # hidden: from_folder never sees it
+    try:
+        image.save(temporary, format="JPEG", quality=quality)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _complete(folder: Path, names: list[str], size_px: int) -> bool:
+    if not folder.is_dir() or not {path.name for path in folder.iterdir()}.issuperset(names):
+        return False
+    with Image.open(folder / names[-1]) as last:  # written last: an earlier size would show here
+        return last.size == (size_px, size_px)

@@ -1,0 +1,18 @@
+"""Vision models: pretrained bodies, fastai's heads, and the layer groups that fine-tuning works on."""
+
+from models.backbones import Classifier, create
+from models.errors import ModelError, UnknownModelError, WeightsError
+from models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
+
+__all__ = [
+    "Classifier",
+    "ModelError",
+    "UnknownModelError",
+    "WeightsError",
+    "create",
+    "freeze",
+    "freeze_to",
+    "layer_groups",
+    "parameter_groups",
+    "unfreeze",
+]

@@ -1,0 +1,86 @@
+"""Which bodies are there, and how does one become a classifier?
+
+Normalisation is no part of the model: the data path applies it.
+"""
+
+import difflib
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from models.errors import UnknownModelError
+from models.heads import classification_head
+from models.weights import load_file, load_imagenet
+
+
+class Classifier(nn.Module):
+    """A torchvision body under fastai's head: images (N, 3, H, W) float -> logits (N, classes).
+
+    The body's children keep torchvision's names, so its state dict is torchvision's without `fc`.
+    """
+
+    name: str
+    """The backbone's name in torchvision."""
+    classes: int
+    """How many logits come out."""
+    origin: str
+    """Where the weights came from, in words; for the log."""
+
+    def __init__(self, body: nn.Sequential, head: nn.Sequential, *, name: str, classes: int) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.name, self.classes, self.origin = name, classes, "random weights"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+    def groups(self) -> list[list[nn.Module]]:
+        """Stem to layer2, layer3 and layer4, head: fastai's split of a ResNet."""
+        layers = list(self.body)
+        return [layers[:-2], layers[-2:], [self.head]]
+
+
+def names() -> list[str]:
+    """The backbones that `create` knows: torchvision's ResNet family."""
+    every = torchvision.models.list_models(module=torchvision.models)
+    family = torchvision.models.resnet.__name__
+    return [name for name in every if torchvision.models.get_model_builder(name).__module__ == family]
+
+
+def check_name(name: str) -> None:
+    """Raises UnknownModelError, with the nearest right names, if `create` does not know this one."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=3) or names()
+        raise UnknownModelError(
+            f"{name!r} is not among torchvision's ResNets: no model can be built; "
+            f"give one of {', '.join(near)}"
+        )
+
+
+def create(
+    name: str, classes: int, *, weights: str | Path = "none", dropout: float = 0.5, seed: int | None = None
+) -> Classifier:
+    """Build a classifier on the CPU, in training mode, everything trainable.
+
+    `weights` is "none" (torchvision's own initialisation), "imagenet" (downloaded once, checked) or a file.
+    With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
+    it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
+    Raises: UnknownModelError, ModelError (no classes, a wrong dropout), WeightsError.
+    """
+    check_name(name)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
+            torch.default_generator.manual_seed(seed)
+        network = torchvision.models.get_model(name, weights=None)
+        head = classification_head(network.fc.in_features, classes, dropout=dropout)
+    body = nn.Sequential(OrderedDict(c for c in network.named_children() if c[0] not in ("avgpool", "fc")))
+    model = Classifier(body, head, name=name, classes=classes)
+    if weights == "imagenet":
+        model.origin = load_imagenet(model, name)
+    elif weights != "none":
+        model.origin = load_file(model, weights)
+    return model

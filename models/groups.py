@@ -1,0 +1,77 @@
+"""Which layers train together, and which are frozen? Layer groups from stem to head.
+
+Works on any module with a method `groups()` that answers lists of its submodules, stem first. A model wrapped
+by DDP or torch.compile is to be unwrapped first; and DDP must be wrapped anew after each change made here.
+"""
+
+from collections import Counter
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.errors import ModelError
+
+
+def layer_groups(model: nn.Module) -> list[list[nn.Module]]:
+    """The model's submodules in groups, stem first and head last.
+
+    Raises: ModelError, when the model has no method `groups()`.
+    """
+    groups = getattr(model, "groups", None)
+    if not callable(groups):
+        raise ModelError(
+            f"{type(model).__name__} has no method groups(): what to freeze is not known; "
+            "give it one that returns lists of submodules, stem first"
+        )
+    return [list(group) for group in groups()]
+
+
+def parameter_groups(model: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
+    """The parameters by layer group, in order, each with its name in `model.state_dict()`; frozen ones too.
+
+    Raises: ModelError, when a parameter lies in no group or in two, or the model has no method `groups()`.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [
+        [(names[id(parameter)], parameter) for module in group for parameter in module.parameters()]
+        for group in layer_groups(model)
+    ]
+    placed = Counter(name for group in found for name, _ in group)
+    wrong = [name for name in names.values() if placed[name] != 1]
+    if wrong:
+        raise ModelError(
+            f"{type(model).__name__}.groups() holds {wrong[0]} {placed[wrong[0]]} times ({len(wrong)} "
+            "parameters so): it would not train as meant; put every layer in exactly one group"
+        )
+    return found
+
+
+def freeze_to(model: nn.Module, n: int) -> None:
+    """Train the groups from n on and freeze those before; -1 is the head only, as in indexing.
+
+    BatchNorm layers keep training in frozen groups too: their parameters ask for gradients, and since the
+    mode is left alone, `model.train()` keeps their statistics moving.
+    Raises: ModelError, when there is no group n.
+    Source: fastai, `Learner.freeze_to` with `train_bn=True`.
+    """
+    groups = layer_groups(model)
+    first = n + len(groups) if n < 0 else n
+    if not 0 <= first < len(groups):
+        raise ModelError(
+            f"freeze_to {n}: the model has {len(groups)} layer groups, so nothing would be left to train; "
+            f"give a value from {-len(groups)} to {len(groups) - 1}"
+        )
+    for i, group in enumerate(groups):
+        for layer in (inner for module in group for inner in module.modules()):
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(i >= first or isinstance(layer, _BatchNorm))
+
+
+def freeze(model: nn.Module) -> None:
+    """Train the last group only, and BatchNorm everywhere."""
+    freeze_to(model, -1)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Train everything."""
+    freeze_to(model, 0)

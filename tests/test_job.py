@@ -1,0 +1,203 @@
+"""Does a job mean what its file says, and does a mistake get its sentence?"""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import JobError
+from cluster.job import (
+    Augment,
+    Data,
+    Fit,
+    Job,
+    Model,
+    check,
+    differences,
+    from_dict,
+    from_toml,
+    load,
+    override,
+    resolved,
+    to_toml,
+)
+
+JOB = Job(manifest="pets.parquet")
+
+
+def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
+    job = replace(
+        JOB,
+        name='pets "2" \\ é',
+        seed=2**63 - 1,
+        augment=Augment(flip=False, rotate_deg=1 / 3),
+        fit=Fit(lr=(1e-6, 0.1 + 0.2), div=25.0, pct_start=None),
+    )
+    file = tmp_path / "job.toml"
+    for one in (Job(), JOB, job):
+        file.write_text(to_toml(one), encoding="utf-8")
+        assert from_toml(file) == one
+    assert "pct_start" not in to_toml(job)
+
+
+def test_absent_fields_have_their_defaults_and_whole_numbers_become_floats() -> None:
+    job = from_dict({"manifest": "x.parquet", "fit": {"lr": 1, "epochs": 2}, "checkpoint": {"every_s": 60}})
+    assert job == Job(manifest="x.parquet", fit=Fit(lr=1.0, epochs=2))
+    assert type(job.fit.lr) is float
+
+
+def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
+    manifest = tmp_path / "digits.parquet"
+    manifest.touch()
+    assert load(manifest) == Job(name="digits", manifest=str(manifest))
+    with pytest.raises(JobError, match=r"none\.parquet does not exist"):
+        load(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "sentence"),
+    [
+        ({"fit": {"epoch": 5}}, r"unknown field fit\.epoch in x\.toml: .*; did you mean fit\.epochs\?"),
+        ({"epochs": 5}, r"unknown field epochs in x\.toml: .*; did you mean fit\.epochs\?"),
+        ({"data": {"lr": 5}}, r"unknown field data\.lr in x\.toml: .*; did you mean fit\.lr\?"),
+        ({"optimizer": {}}, r"unknown field optimizer in .* did you mean optim\?"),
+        ({"optim": {"zzz": 5}}, r"there are optim\.name, optim\.weight_decay$"),
+        ({"fit": {"epochs": "5"}}, r"fit\.epochs='5' in x\.toml is of type str.*a whole number$"),
+        ({"fit": {"epochs": True}}, r"fit\.epochs=True in x\.toml is of type bool.*a whole number$"),
+        ({"fit": {"epochs": 5.0}}, r"of type float.*a whole number$"),
+        ({"augment": {"flip": 1}}, r"of type int.*true or false$"),
+        ({"fit": {"lr": [1e-6, 1e-5, 1e-4]}}, r"of type list.*a number or two of them"),
+        ({"fit": {"lr": [1e-6, True]}}, r"of type list.*a number or two of them"),
+        ({"fit": {"div": "x"}}, r"of type str.*a number$"),
+        ({"name": 5}, r"of type int.*a string$"),
+        ({"fit": {"recipe": "finetune"}}, r"none of fine_tune, one_cycle.*did you mean 'fine_tune'\?"),
+        ({"device": 0}, r"device=0 in x\.toml is none of auto, cpu, cuda"),
+        ({"fit": 5}, r"fit=5 in x\.toml is no section"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_named_with_the_right_one(mapping: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(JobError, match=sentence):
+        from_dict(mapping, source="x.toml")
+
+
+def test_a_file_that_is_no_job_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    with pytest.raises(JobError, match=r"x\.toml does not exist"):
+        load(file)
+    file.write_text('name = "a"\nseed = = 1\n')
+    with pytest.raises(JobError, match=r"not valid TOML.*line 2"):
+        load(file)
+    file.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(JobError, match="cannot be read as a job"):
+        load(file)
+    with pytest.raises(JobError, match="cannot be read as a job"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--name", ""], "no run folder"),
+        (["--name", ".."], "no run folder"),
+        (["--name", "a/b"], "no run folder"),
+        (["--manifest", ""], "thawline index"),
+        (["--seed", "-1"], r"0 <= seed < 2\*\*63"),
+        (["--seed", str(2**63)], r"0 <= seed < 2\*\*63"),
+        (["--workers", "0"], "workers >= 1"),
+        (["--workers", "33"], "fewer than 2 images.*global_batch >= 66"),
+        (["--data.size-px", "7"], r"data\.size_px >= 8"),
+        (
+            ["--data.presize-px", "200"],
+            "presize_px=200 is smaller than size_px=224: the warp would invent pixels; ",
+        ),
+        (["--augment.p-affine", "1.5"], r"0 <= augment\.p_affine <= 1"),
+        (["--augment.max-zoom", "0.9"], r"1 <= augment\.max_zoom"),
+        (["--fit.epochs", "0"], r"fit\.epochs=0 .* fit\.epochs >= 1"),
+        (["--fit.lr", "0"], "a finite number above 0"),
+        (["--fit.lr", "nan"], "a finite number above 0"),
+        (["--fit.lr", "1e-4", "-1"], "a finite number above 0"),
+        (["--fit.pct-start", "1"], r"0 < fit\.pct_start < 1"),
+        (["--optim.weight-decay", "-0.1"], r"optim\.weight_decay >= 0"),
+        (["--checkpoint.keep", "0"], r"checkpoint\.keep >= 1"),
+        (["--metrics.port", "65536"], r"metrics\.port < 65536"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_what_to_give(args: list[str], sentence: str) -> None:
+    with pytest.raises(JobError, match=sentence):
+        check(override(JOB, args))
+
+
+def test_the_ends_of_the_ranges_pass() -> None:
+    edge = replace(
+        JOB,
+        name="a b..c",
+        seed=0,
+        workers=32,
+        data=Data(size_px=8, presize_px=8),
+        augment=Augment(min_scale=0.01),
+    )
+    assert check(edge) == edge
+
+
+def test_a_choice_made_in_python_is_checked_too() -> None:
+    with pytest.raises(JobError, match="did you mean 'one_cycle'"):
+        check(replace(JOB, fit=Fit(recipe="onecycle")))  # type: ignore[arg-type]
+
+
+def test_flags_go_on_top_of_the_file() -> None:
+    assert override(JOB, []) == JOB
+    assert override(JOB, ["--fit.lr", "1e-3"]).fit == Fit(lr=1e-3)
+    assert override(JOB, ["--fit.lr", "1e-6", "1e-4"]).fit == Fit(lr=(1e-6, 1e-4))
+    assert override(replace(JOB, fit=Fit(lr=(1.0, 2.0))), ["--fit.epochs", "7"]).fit == Fit(
+        lr=(1.0, 2.0), epochs=7
+    )
+    assert override(JOB, ["--augment.no-flip"]).augment == Augment(flip=False)
+    assert override(JOB, ["--data.global_batch", "8"]) == override(JOB, ["--data.global-batch", "8"])
+    assert override(JOB, ["--workers", "2", "--name", "b", "--storage", "s3://c"]) == replace(
+        JOB, workers=2, name="b", storage="s3://c"
+    )
+
+
+def test_an_unknown_flag_exits_with_2_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        override(JOB, ["--fit.epoch", "7"])
+    assert stop.value.code == 2
+    assert "--fit.epochs" in capsys.readouterr().err
+
+
+def test_resolved_paths_do_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = resolved(replace(JOB, data=Data(root="images"), model=Model(weights="w.pt")))
+    paths = [job.manifest, job.storage, job.data.root, job.model.weights]
+    assert paths == [str(tmp_path / name) for name in ("pets.parquet", "runs", "images", "w.pt")]
+    assert resolved(job) == job
+    remote = resolved(replace(JOB, storage="s3://bucket/runs"))
+    assert (remote.storage, remote.data.root, remote.model.weights) == ("s3://bucket/runs", "", "imagenet")
+
+
+def test_only_what_changes_the_result_makes_it_another_run() -> None:
+    moved = ["--name", "b", "--manifest", "c", "--workers", "2", "--device", "cpu", "--data.engine", "dali"]
+    moved += ["--data.root", "d", "--data.threads", "3", "--checkpoint.keep", "1", "--metrics.port", "0"]
+    assert differences(JOB, override(JOB, moved)) == []
+    other = override(
+        JOB, ["--seed", "1", "--fit.epochs", "6", "--fit.lr", "1e-6", "1e-4", "--model.name", "resnet18"]
+    )
+    assert differences(JOB, other) == [
+        "seed: 42 -> 1",
+        "model.name: resnet34 -> resnet18",
+        "fit.epochs: 5 -> 6",
+        "fit.lr: 0.003 -> (1e-06, 0.0001)",
+    ]
+    assert differences(JOB, override(JOB, ["--name", "b"]), ignore=()) == ["name: run -> b"]
+
+
+def test_reading_a_job_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'ray', 'nvidia', 'pyarrow', 'numpy', 'tyro'} & set(sys.modules)"
+    code = f"import sys, cluster.job; sys.exit(str({heavy}) if {heavy} else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,116 @@
+"""How does a run survive being killed? Checkpoints that are either whole or not there.
+
+A checkpoint is a folder `step_00000123/` of parts (`model.pt`, `state.pt`) and `manifest.json` with their SHA-256
+sums. It is written under a temporary name, every file and then the folder is flushed to the disk, and it appears
+by one rename. Reading checks every sum; a damaged checkpoint is skipped, with the reason, for the one before.
+Only tensors and plain values are read back (`weights_only`): a checkpoint cannot carry code.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.errors import CheckpointError
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint whose sums have been checked."""
+
+    folder: Path
+    step: int
+
+    def load(self, part: str) -> dict[str, Any]:
+        """One part, tensors on the CPU."""
+        return torch.load(self.folder / f"{part}.pt", map_location="cpu", weights_only=True)
+
+
+def save(folder: Path, step: int, parts: dict[str, dict[str, Any]], *, keep: int) -> Path:
+    """Write checkpoint `step` into `folder`, whole or not at all, then remove all but the newest `keep`.
+
+    Raises CheckpointError when the storage refuses; what was there before is untouched.
+    """
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".tmp_{final.name}_{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        sums = {}
+        for name, part in parts.items():
+            with (temporary / f"{name}.pt").open("wb") as file:
+                torch.save(part, file)
+                os.fsync(file.fileno())
+            sums[f"{name}.pt"] = _sha256(temporary / f"{name}.pt")
+        with (temporary / _MANIFEST).open("w") as text:
+            json.dump({"format": FORMAT, "step": step, "sha256": sums}, text, indent=1)
+            text.flush()
+            os.fsync(text.fileno())
+        _flush_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {final} cannot be written ({error.strerror}): a kill now would cost the steps since the "
+            "last one; make room or give another storage, then start again to resume"
+        ) from error
+    _prune(folder, keep)
+    return final
+
+
+def newest(folder: Path) -> Saved | None:
+    """The newest checkpoint that is whole, or None. Damaged ones are skipped with a warning that says why."""
+    for candidate in sorted(folder.glob("step_*"), reverse=True):
+        fault = _fault(candidate)
+        if fault is None:
+            return Saved(candidate, int(candidate.name.removeprefix("step_")))
+        log.warning("checkpoint %s is skipped: %s; the one before it is used", candidate, fault)
+    return None
+
+
+def _fault(folder: Path) -> str | None:
+    """Why this checkpoint cannot be trusted, or None."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, and this thawline reads {FORMAT}"
+        if folder.name != f"step_{manifest['step']:08d}":
+            return f"it holds step {manifest['step']}"
+        if not manifest["sha256"]:
+            return "it lists no parts"
+        wrong = [name for name, digest in manifest["sha256"].items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return f"{', '.join(wrong)} changed since it was written" if wrong else None
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in sorted(folder.glob("step_*"))[: -max(1, keep)]:
+        shutil.rmtree(old, ignore_errors=True)
+    for stale in folder.glob(".tmp_step_*"):  # left by a process that was killed while it wrote
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""What must a training process know of the world around it? `RunContext`, and the one for a single process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+Row = dict[str, float | int | str | None]
+
+
+class RunContext(Protocol):
+    """Who this process is. Plain values, so that nothing below needs to know who launched it."""
+
+    @property
+    def rank(self) -> int:
+        """0 .. world_size - 1; rank 0 writes."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together."""
+
+    @property
+    def local_rank(self) -> int:
+        """This process among those of its machine."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives: "cpu", or "cuda" with its index."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder; the same storage for every rank."""
+
+    def should_stop(self) -> bool:
+        """Has somebody asked this process to end early? Cheap; asked once a window, decided by all ranks."""
+
+    def publish(self, rows: list[Row]) -> None:
+        """Show rows to whoever watches. Called by rank 0; must neither block nor fail."""
+
+
+class Sink(Protocol):
+    """Somewhere that numbers go besides the recorder: a Prometheus endpoint, a console."""
+
+    def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
+        """After every step on every rank. Must take microseconds."""
+
+    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+        """After every recorded row, on every rank."""
+
+
+@dataclass
+class LocalContext:
+    """One process by itself: a notebook, or `thawline train` in process."""
+
+    run_dir: Path = Path("runs/notebook")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    stop_requested: bool = False
+
+    def should_stop(self) -> bool:
+        """True once `stop_requested` is set (by a signal handler, say)."""
+        return self.stop_requested
+
+    def publish(self, rows: list[Row]) -> None:
+        """Nobody watches."""

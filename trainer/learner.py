@@ -1,0 +1,369 @@
+"""Who trains? `Learner`: the one owner of everything that changes during a run.
+
+The words are fastai's: fit_one_cycle, fine_tune, freeze, unfreeze. Underneath, a fit is a list of phases, a phase
+a number of steps of the infinite stream, and the whole position of a run is (phase, step in phase, step): that,
+the weights, the optimiser and the records are what a checkpoint holds. It knows no decoder, no Ray and no CLI.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dataio.batch import Batch, Loader
+from dataio.hashing import hash64
+from models import groups
+from trainer import checkpoint, optim, world
+from trainer.context import LocalContext, Row, RunContext, Sink
+from trainer.errors import CheckpointError, DivergedError
+from trainer.losses import default_loss
+from trainer.metrics import Meter, default_metrics
+from trainer.predictions import Predictions, collect
+from trainer.recorder import Recorder
+from trainer.schedule import OneCycle, Phase, fine_tune_phases, one_cycle_phases, spread
+from trainer.step import LossFunction, PrecisionName, choose_precision, distribute, eval_step, train_step
+from trainer.window import Reading, Window, extend_hash
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All of it goes into a checkpoint."""
+
+    phase: int = 0
+    """Phases of the current fit that are complete."""
+    phase_step: int = 0
+    """Steps taken in the phase under way."""
+    step: int = 0
+    """Steps taken since the run began; times global_batch, it is the stream's cursor."""
+    epochs: float = 0.0
+    """Epochs in phases that are complete."""
+    stream_hash: str = ""
+    """Over the ids of every step so far, as they arrived (see `window.extend_hash`)."""
+    elapsed_s: float = 0.0
+    """Wall time, over every process that worked on the run."""
+
+
+class Learner:
+    """Trains `model` on `train` and measures it on `valid`.
+
+    model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C).
+    optimizer, weight_decay: see optim.build. precision: see step.choose_precision.
+    loss: (logits, targets) -> (N,) per-sample losses; from the task when not given. metrics: as in metrics.Meter.
+    seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
+    log_every: steps a window; the device is read once in each. checkpoint_every_s, keep: see checkpoint.
+    With no context it is one process on the model's device, and nothing is written to disk.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Loader,
+        valid: Loader,
+        *,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.01,
+        precision: PrecisionName = "auto",
+        loss: LossFunction | None = None,
+        meter: Meter | None = None,
+        seed: int = 42,
+        context: RunContext | None = None,
+        sinks: Sequence[Sink] = (),
+        log_every: int = 10,
+        checkpoint_every_s: float = math.inf,
+        keep: int = 3,
+    ) -> None:
+        self.context = context or LocalContext(device=next(model.parameters()).device)
+        self.device = self.context.device
+        self.precision = choose_precision(precision, self.device)
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train, self.valid = train, valid
+        self.loss = loss or default_loss(train.task)
+        self.meter = (meter or Meter(default_metrics(train.task, len(train.classes)))).to(self.device)
+        self.recorder = Recorder(sinks=sinks)
+        self.progress = Progress()
+        self.stopped = False
+        self._optim = {"name": optimizer, "weight_decay": weight_decay}
+        self._seed, self._log_every = seed, max(1, log_every)
+        self._checkpoint_every_s, self._keep = checkpoint_every_s, keep
+        self._frozen_to = 0
+        self._stream: Iterator[Batch] | None = None
+        self._resuming = False
+        self._resumed: dict[str, Any] | None = None
+        self._clock = time.monotonic()
+        self._last_save = self._clock
+
+    # What a user calls ------------------------------------------------------------------------------------
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        lr: float | slice | Sequence[float] = 3e-3,
+        *,
+        div: float = 25.0,
+        div_final: float = 1e5,
+        pct_start: float = 0.25,
+    ) -> None:
+        """Train the groups that are not frozen for `epochs`, under one cycle. Source: Smith (2018), fastai."""
+        phases = one_cycle_phases(epochs, lr, div=div, div_final=div_final, pct_start=pct_start)
+        self.fit([replace(phase, freeze_to=self._frozen_to) for phase in phases])
+
+    def fine_tune(
+        self, epochs: int, lr: float = 2e-3, *, frozen_epochs: int = 1, pct_start: float = 0.3, div: float = 5.0
+    ) -> None:
+        """Train the head alone for `frozen_epochs`, then everything at discriminative rates. Source: fastai."""
+        self.fit(fine_tune_phases(epochs, lr, frozen_epochs=frozen_epochs, pct_start=pct_start, div=div))
+
+    def freeze(self) -> None:
+        """Only the head (and BatchNorm) will train in the next fit."""
+        self._freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Everything will train in the next fit."""
+        self._freeze_to(0)
+
+    def validate(self) -> dict[str, float]:
+        """The metrics over exactly the validation samples. Collective."""
+        return self._evaluate(keep=False)[0]
+
+    def predictions(self) -> Predictions | None:
+        """One prediction a validation sample, by id, on rank 0; None on other ranks. Collective."""
+        return self._evaluate(keep=True)[1]
+
+    def note(self, text: str) -> None:
+        """Tell whoever watches a line of text."""
+        if self.context.rank == 0:
+            self.context.publish([{"kind": "note", "text": text}])
+
+    def close(self) -> None:
+        """Give back the loaders' threads and memory."""
+        self._stream = None
+        self.train.close()
+        self.valid.close()
+
+    # Phases and steps -------------------------------------------------------------------------------------
+
+    def fit(self, phases: Sequence[Phase]) -> None:
+        """Run phases one after another; after `resume`, from where the run stood. Collective.
+
+        Returns early, with `stopped` set, when somebody asked to stop.
+        """
+        if not self._resuming:
+            self.progress = replace(self.progress, phase=0, phase_step=0)
+        self._resuming = self.stopped = False
+        for phase in phases[self.progress.phase :]:
+            self._run_phase(phase)
+            if self.stopped:
+                return
+            self.progress.phase, self.progress.phase_step = self.progress.phase + 1, 0
+            self.progress.epochs += phase.epochs
+
+    def _run_phase(self, phase: Phase) -> None:
+        self._freeze_to(phase.freeze_to)
+        # A fresh optimiser a phase: what is frozen has changed, and moments of other gradients would mislead it.
+        parameters = groups.parameter_groups(self.model)
+        optimizer = optim.build(parameters, device=self.device, **self._optim)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
+        if self._resumed is not None:
+            optimizer.load_state_dict(self._resumed["optimizer"])
+            scaler.load_state_dict(self._resumed["scaler"])
+            self._resumed = None
+        model = distribute(self.model, self.device)
+        total = self.train.steps(phase.epochs)
+        cycle = OneCycle(
+            lr=spread(phase.lr, len(parameters)),
+            steps=total,
+            div=phase.div,
+            div_final=phase.div_final,
+            pct_start=phase.pct_start,
+        )
+        epoch_ends = {self.train.steps(epoch) for epoch in range(1, phase.epochs + 1)}
+        share = self.train.global_batch / self.context.world_size
+        window = Window()
+        model.train()
+        while self.progress.phase_step < total:
+            lrs, momentum = cycle.at(self.progress.phase_step)
+            optim.set_hyper(optimizer, lrs, momentum)
+            batch, waited_s, began = self._next_batch()
+            torch.manual_seed(self._step_seed())
+            losses = train_step(
+                model,
+                batch,
+                loss=self.loss,
+                optimizer=optimizer,
+                scaler=scaler,
+                precision=self.precision,
+                share=share,
+            )
+            window.add(ids=batch.ids, losses=losses, data_wait_s=waited_s)
+            self.progress.step += 1
+            self.progress.phase_step += 1
+            for sink in self.recorder.sinks:
+                sink.step(images=len(batch.ids), step_s=time.perf_counter() - began, data_wait_s=waited_s)
+            at_epoch_end = self.progress.phase_step in epoch_ends
+            if len(window) < self._log_every and not at_epoch_end:
+                continue
+            reading = self._close_window(window, phase, total, lrs[-1], momentum)
+            if at_epoch_end:
+                self._validate_epoch(phase, total)
+                model.train()
+            done = self.progress.phase_step == total
+            if reading.save_due or reading.stop or done:
+                self._save(optimizer, scaler, phase, done=done)
+            window.restart_clock()
+            if reading.stop:
+                self.stopped = True
+                return
+
+    def _next_batch(self) -> tuple[Batch, float, float]:
+        """(batch, seconds waited for it, when the wait began). The stream is opened at the cursor, once."""
+        began = time.perf_counter()
+        if self._stream is None:
+            self._stream = self.train.stream(self.progress.step)
+        batch = next(self._stream)
+        return batch, time.perf_counter() - began, began
+
+    def _step_seed(self) -> int:
+        return int(hash64(self._seed, self.progress.step, self.context.rank) >> 1)
+
+    def _close_window(self, window: Window, phase: Phase, total: int, lr: float, momentum: float) -> Reading:
+        reading = window.close(
+            stop=self.context.should_stop(),
+            save_due=time.monotonic() - self._last_save >= self._checkpoint_every_s,
+        )
+        if not math.isfinite(reading.loss):
+            raise DivergedError(
+                f"the loss is {reading.loss} within the {reading.steps} steps before step {self.progress.step} "
+                f"(lr {lr:.2e}): the weights are spoilt from there on; start again from the last checkpoint with a "
+                "lower lr, or in fp32"
+            )
+        for ids in reading.ids:
+            self.progress.stream_hash = extend_hash(self.progress.stream_hash, ids)
+        self._record(
+            "train",
+            phase,
+            total,
+            loss=reading.loss,
+            lr=lr,
+            momentum=momentum,
+            images=reading.images,
+            window_s=reading.window_s,
+            images_per_s=reading.images / reading.window_s,
+            data_wait_s=reading.data_wait_s,
+            data_wait_fraction=min(1.0, reading.data_wait_s / reading.window_s),
+        )
+        return reading
+
+    def _record(self, kind: str, phase: Phase, total: int, **values: float | int | str | None) -> None:
+        now = time.monotonic()
+        self.progress.elapsed_s += now - self._clock
+        self._clock = now
+        row: Row = {
+            "kind": kind,
+            "phase": phase.name,
+            "step": self.progress.step,
+            "phase_step": self.progress.phase_step,
+            "phase_steps": total,
+            "epoch": self.progress.epochs + phase.epochs * self.progress.phase_step / total,
+            "time_s": self.progress.elapsed_s,
+            "unix_s": time.time(),
+        }
+        self.recorder.add({**row, **values})
+        if self.context.rank == 0:
+            self.context.publish([self.recorder.rows[-1]])
+
+    def _freeze_to(self, n: int) -> None:
+        groups.freeze_to(self.model, n)
+        self._frozen_to = n
+
+    # Evaluation -------------------------------------------------------------------------------------------
+
+    def _validate_epoch(self, phase: Phase, total: int) -> None:
+        """Measure, and record a "valid" row with the epoch's mean training loss beside it."""
+        began = time.monotonic()
+        values, _ = self._evaluate(keep=False)
+        before = [i for i, row in enumerate(self.recorder.rows) if row["kind"] == "valid"]
+        windows = [
+            (float(row["loss"] or 0), int(row["images"] or 0))
+            for row in self.recorder.rows[before[-1] + 1 if before else 0 :]
+            if row["kind"] == "train"
+        ]
+        train_loss = sum(loss * n for loss, n in windows) / sum(n for _, n in windows)
+        seconds = time.monotonic() - began
+        self._record("valid", phase, total, train_loss=train_loss, valid_s=seconds, **values)
+
+    def _evaluate(self, *, keep: bool) -> tuple[dict[str, float], Predictions | None]:
+        world.average_buffers(self.model)
+        self.model.eval()
+        self.meter.reset()
+        kept: list[tuple[torch.Tensor, ...]] = []
+        for batch in self.valid.stream():
+            logits, losses = eval_step(self.model, batch, loss=self.loss, precision=self.precision)
+            self.meter.update(logits, batch.targets, losses)
+            if keep:
+                kept.append((batch.ids, batch.targets, logits, losses))
+        values = self.meter.compute()
+        return values, collect(kept, task=self.valid.task) if keep else None
+
+    # Checkpoints ------------------------------------------------------------------------------------------
+
+    def _save(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, phase: Phase, *, done: bool
+    ) -> None:
+        """Write a checkpoint on rank 0. A storage that refuses is reported and does not end the training."""
+        if not math.isfinite(self._checkpoint_every_s):
+            return
+        began = time.monotonic()
+        world.average_buffers(self.model)
+        if self.context.rank == 0:
+            state = {
+                "progress": asdict(self.progress),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+                "rows": self.recorder.rows,
+            }
+            if done:  # the next phase starts with an optimiser of its own
+                finished = replace(
+                    self.progress,
+                    phase=self.progress.phase + 1,
+                    phase_step=0,
+                    epochs=self.progress.epochs + phase.epochs,
+                )
+                state.update(progress=asdict(finished), optimizer=None, scaler=None)
+            try:
+                parts = {"model": self.model.state_dict(), "state": state}
+                checkpoint.save(self.context.run_dir / "checkpoints", self.progress.step, parts, keep=self._keep)
+            except CheckpointError as error:
+                log.error("%s", error)
+        self._last_save = time.monotonic()
+        total = self.train.steps(phase.epochs)
+        self._record("checkpoint", phase, total, checkpoint_s=self._last_save - began)
+
+    def resume(self) -> bool:
+        """Go on from the newest valid checkpoint in the run's folder; False if there is none. Every rank calls it."""
+        saved = checkpoint.newest(self.context.run_dir / "checkpoints")
+        found = world.gather(None if saved is None else saved.step)
+        if len(set(found)) > 1:
+            raise CheckpointError(
+                f"ranks see different checkpoints (steps {found}): they would train different weights; give every "
+                "worker the same storage"
+            )
+        if saved is None:
+            return False
+        state = saved.load("state")
+        self.model.load_state_dict(saved.load("model"))
+        self.progress = Progress(**state["progress"])
+        self.recorder.rows = state["rows"]
+        self._resuming = True
+        self._resumed = state if state["optimizer"] is not None else None
+        self._stream = None
+        self.note(f"resumed at step {self.progress.step} from {saved.folder}")
+        if self.context.rank == 0:
+            self.context.publish(self.recorder.rows)
+        return True

@@ -1,0 +1,58 @@
+"""What did the model say of each validation sample? One row a sample, exactly once, in the order of the ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer import world
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per-sample results over N samples, sorted by id."""
+
+    ids: NDArray[np.int64]
+    """(N,)"""
+    targets: NDArray[np.int64] | NDArray[np.float32]
+    """(N,) class indices or (N, C) one-hot."""
+    probabilities: NDArray[np.float32]
+    """(N, C): softmax for a single label, sigmoid for several."""
+    losses: NDArray[np.float32]
+    """(N,)"""
+
+    def table(self, classes: Sequence[str]) -> pa.Table:
+        """Columns id, target, prediction (class names, or lists of them at 0.5), probability of the top class, loss."""
+        names = np.array(classes, dtype=object)
+        top = self.probabilities.argmax(1)
+        if self.targets.ndim == 1:
+            target, prediction = list(names[self.targets]), list(names[top])
+        else:
+            target = [list(names[row > 0]) for row in self.targets]
+            prediction = [list(names[row > 0.5]) for row in self.probabilities]
+        return pa.table(
+            {
+                "id": self.ids,
+                "target": target,
+                "prediction": prediction,
+                "probability": self.probabilities.max(1),
+                "loss": self.losses,
+            }
+        )
+
+
+def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | None:
+    """Bring (ids, targets, logits, losses) of every batch of every rank to rank 0. Collective; None elsewhere."""
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True)] if kept else None
+    ranks = [rank for rank in world.gather_to_first(columns) if rank is not None]
+    if not ranks:
+        return None
+    ids, targets, logits, losses = (np.concatenate(column) for column in zip(*ranks, strict=True))
+    order = np.argsort(ids, kind="stable")
+    scores = torch.from_numpy(logits[order])
+    probabilities = scores.softmax(1) if task == "single_label" else scores.sigmoid()
+    return Predictions(ids[order], targets[order], probabilities.numpy(), losses[order])
