@@ -125,7 +125,13 @@ def _index(arguments: list[str]) -> int:
         from cluster.index import make_manifest
 
         manifest = make_manifest(
-            source, label=label, delimiter=delimiter, valid=valid, seed=seed, root=root, path_column=path_column
+            source,
+            label=label,
+            delimiter=delimiter,
+            valid=valid,
+            seed=seed,
+            root=root,
+            path_column=path_column,
         )
         manifest.save(out)
         print(manifest.summary(), file=sys.stderr)

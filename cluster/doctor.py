@@ -210,10 +210,7 @@ def _gpus() -> list[dict[str, Any]]:
         if not torch.cuda.is_available():
             return []
         properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return [
-        {"name": p.name, "memory_gib": round(p.total_memory / 2**30, 1), "bf16": p.major >= 8}
-        for p in properties
-    ]
+    return [{"name": p.name, "memory_gib": round(p.total_memory / 2**30, 1), "bf16": p.major >= 8} for p in properties]
 
 
 def _cores() -> int:

@@ -1,9 +1,9 @@
 """Which errors can happen between a job file and its workers?
 
-    ClusterError
-    ├── JobError        a TOML that cannot be read, an unknown field, a value out of range
-    ├── LaunchError     too many workers, no GPU, a worker group that gave up
-    └── StorageError    a run folder that cannot be written, or that holds another run
+ClusterError
+├── JobError        a TOML that cannot be read, an unknown field, a value out of range
+├── LaunchError     too many workers, no GPU, a worker group that gave up
+└── StorageError    a run folder that cannot be written, or that holds another run
 """
 
 

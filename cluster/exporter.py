@@ -64,13 +64,12 @@ class Exporter(Collector):
         counters["step_seconds"] += step_s
         counters["data_wait_seconds"] += data_wait_s
 
-    def checkpoint(self, seconds: float) -> None:
-        """Count one committed checkpoint."""
-        self._counters["checkpoints"] += 1
-        self._counters["checkpoint_seconds"] += seconds
-
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         """Show the numbers of a recorder's row; other columns and empty cells change nothing."""
+        seconds = row.get("checkpoint_s")
+        if isinstance(seconds, float):
+            self._counters["checkpoints"] += 1
+            self._counters["checkpoint_seconds"] += seconds
         for column in _GAUGES:
             value = row.get(column)
             if isinstance(value, int | float) and not math.isnan(value):

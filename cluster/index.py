@@ -31,15 +31,15 @@ def make_manifest(
     table = labels.label(table, labeller)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("checking images", total=table.rows.num_rows)
-        return splits.split(
-            table, splitter, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+        return splits.split(table, splitter, progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _labeller(words: str, delimiter: str | None) -> labels.Labeller:
     kind, _, value = words.partition(":")
     if delimiter is not None and kind != "column":
-        raise LabelError(f"--delimiter splits a column's value, and --label is {words!r}: give column:C, or leave it out")
+        raise LabelError(
+            f"--delimiter splits a column's value, and --label is {words!r}: give column:C, or leave it out"
+        )
     if words == "parent":
         return labels.by_parent()
     if kind == "regex" and value:

@@ -3,8 +3,8 @@
     job = check(override(load("pets.toml"), ["--fit.epochs", "6"]))
 
 Reading refuses unknown fields, wrong types and unknown choices, and names the file; `check` refuses values
-out of range and is called once, after the flags. Nothing here opens a manifest or a run folder, and neither
-torch nor Ray nor DALI is imported.
+out of range and is called once, after the flags. What an image may become is dataio.ImageSpec's to refuse.
+Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DALI is imported.
 """
 
 import tomllib
@@ -142,16 +142,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "workers": (lambda v: v >= 1, "_ >= 1", "nobody would train"),
     "log_every": (lambda v: v >= 1, "_ >= 1", "a window has at least one step"),
     "failures": (lambda v: v >= 0, "_ >= 0", "a count is not negative"),
-    "data.size_px": (lambda v: v >= 8, "_ >= 8", "nothing is left of an image"),
     "data.global_batch": (lambda v: v >= 2, "_ >= 2", "BatchNorm cannot train on one image"),
     "data.threads": (lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative"),
-    "augment.rotate_deg": (lambda v: 0 <= v <= 180, "0 <= _ <= 180", "it is drawn from both sides of 0"),
-    "augment.max_zoom": (lambda v: 1 <= v <= 10, "1 <= _ <= 10", "zooming out would show borders"),
-    "augment.max_warp": (lambda v: 0 <= v <= 0.5, "0 <= _ <= 0.5", "the image would fold over"),
-    "augment.max_lighting": (lambda v: 0 <= v <= 0.9, "0 <= _ <= 0.9", "at 1 the image is black"),
-    "augment.p_affine": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a probability"),
-    "augment.p_lighting": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a probability"),
-    "augment.min_scale": (lambda v: 0.01 <= v <= 1, "0.01 <= _ <= 1", "it is a share of the image's area"),
     "model.name": (bool, "a backbone such as 'resnet34'", "there is nothing to train"),
     "model.weights": (bool, "none, imagenet or a file", "it would be no choice"),
     "model.dropout": (lambda v: 0 <= v < 1, "0 <= _ < 1", "it is a probability, and at 1 nothing passes"),
@@ -228,10 +220,7 @@ def check(job: Job) -> Job:
         if not all(map(inside, value if isinstance(value, tuple) else (value,))):
             wanted = wanted.replace("_", name, 1)
             raise JobError(f"{name}={value!r} is out of range: {consequence}; give {wanted}")
-    size, presize, batch, workers = job.data.size_px, job.data.presize_px, job.data.global_batch, job.workers
-    if presize < size:
-        problem = f"presize_px={presize} is smaller than size_px={size}: the warp would invent pixels"
-        raise JobError(f"{problem}; give presize_px >= {size}")
+    batch, workers = job.data.global_batch, job.workers
     if batch < 2 * workers:
         problem = f"global_batch={batch} over workers={workers} leaves one with fewer than 2 images a step"
         raise JobError(f"{problem}: BatchNorm cannot train on one; give global_batch >= {2 * workers}")

@@ -7,7 +7,6 @@ from cluster.job import Job
 from cluster.launch import check_room, choose_device
 from cluster.run import Result, image_spec, open_run
 from dataio.loader import choose_engine
-from dataio.manifest import Manifest
 from models.backbones import check_name
 from trainer.step import choose_precision
 
@@ -21,6 +20,4 @@ def preflight(job: Job) -> Result | None:
     choose_engine(job.data.engine)
     check_name(job.model.name)
     check_room(job)
-    manifest = Manifest.load(job.manifest, root=job.data.root or None)
-    manifest.check_paths()
     return open_run(job)

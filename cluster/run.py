@@ -16,7 +16,7 @@ import torch
 
 from cluster import doctor
 from cluster import job as jobs
-from cluster.discovery import clear_targets, write_targets
+from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import ClusterError, StorageError
 from cluster.exporter import Exporter
 from cluster.job import Job
@@ -68,16 +68,20 @@ def run(job: Job, context: RunContext) -> Result:
             write_parquet(learner.recorder.table(), context.run_dir / "rows.parquet")
             assert isinstance(learner.valid, ImageLoader)
             write_report(context.run_dir, result, learner.recorder.table(), predictions, learner.valid)
-            _write_json(context.run_dir / "result.json", result)  # last: where it stands, the run is whole
+            # Last: where it stands, the run is whole.
+            _write(context.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
         return result
 
 
 def open_run(job: Job) -> Result | None:
     """Claim the run's folder: the result if it has finished, else None, with `job.toml` in place.
 
-    Raises StorageError when the folder cannot be used or holds a run with other settings.
+    Raises StorageError when the folder cannot be used, holds a run with other settings, or one on other data;
+    DataError when the manifest cannot be trusted.
     """
     folder = run_dir(job)
+    manifest = Manifest.load(job.manifest, root=job.data.root or None)
+    manifest.check_paths()
     described = folder / "job.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,9 +95,14 @@ def open_run(job: Job) -> Result | None:
         result = folder / "result.json"
         if result.exists():
             return json.loads(result.read_text())
-        temporary = folder / f".job.toml.{os.getpid()}"
-        temporary.write_text(jobs.to_toml(job))
-        temporary.replace(described)
+        same_data = folder / "manifest.hash"
+        if same_data.exists() and same_data.read_text().strip() != manifest.fingerprint():
+            raise StorageError(
+                f"{folder} holds a run on another manifest than {job.manifest} is now: the stream would change in the "
+                "middle; give another --name, or remove the folder"
+            )
+        _write(same_data, manifest.fingerprint() + "\n")
+        _write(described, jobs.to_toml(job))
     except OSError as error:
         raise StorageError(
             f"{folder} cannot be written ({error.strerror}): checkpoints and results would be lost; give a --storage "
@@ -154,9 +163,10 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
             port=job.metrics.port and job.metrics.port + context.local_rank,
         )
     )
+    exporter.observe({"world_size": context.world_size})
     endpoints = world.gather(exporter.endpoint)
     if context.rank == 0:
-        targets = context.run_dir / "targets.json"
+        targets = targets_file(job.storage, job.name)
         write_targets(targets, job.name, endpoints)
         stack.callback(clear_targets, targets)
     return Learner(
@@ -220,9 +230,7 @@ def _last_metrics(learner: Learner) -> dict[str, float]:
     return {name: float(row[name] or 0) for name in names}
 
 
-def _result(
-    job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]
-) -> Result:
+def _result(job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]) -> Result:
     windows = learner.recorder.of_kind("train")
     total = {key: sum(float(row[key] or 0) for row in windows) for key in ("images", "window_s", "data_wait_s")}
     progress = learner.progress
@@ -251,7 +259,8 @@ def _result(
     }
 
 
-def _write_json(file: Path, value: Result) -> None:
+def _write(file: Path, text: str) -> None:
+    """Replace a small file as a whole."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

@@ -14,6 +14,7 @@ import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline, pipeline_def
+from torch.utils.dlpack import from_dlpack
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
@@ -140,9 +141,9 @@ class DaliEngine:
             except RuntimeError as error:
                 raise EngineError(_readable(error, [p for w, _ in self._alive for p in w.paths])) from error
             yield Batch(
-                images=torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
-                targets=torch.from_dlpack(targets.as_tensor()),
-                ids=torch.from_dlpack(ids.as_tensor()),
+                images=from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
+                targets=from_dlpack(targets.as_tensor()),
+                ids=from_dlpack(ids.as_tensor()),
             )
 
     def close(self) -> None:

@@ -52,12 +52,14 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
 def denormalise(images: torch.Tensor, spec: ImageSpec) -> NDArray[np.float32]:
     """(N, 3, H, W) as the model sees them -> (N, H, W, 3) float32 in [0, 1] as people do."""
     pixels = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-    return np.clip(pixels * np.float32(spec.std) + np.float32(spec.mean), 0, 1)
+    return np.clip(pixels * np.array(spec.std, np.float32) + np.array(spec.mean, np.float32), 0, 1)
 
 
 def show_batch(loader: ImageLoader, *, rows: int = 3, cols: int = 4) -> Figure:
     """A grid of samples as the model sees them, with their targets."""
-    wanted, images, titles = rows * cols, [], []
+    wanted = rows * cols
+    images: list[NDArray[np.float32]] = []
+    titles: list[str] = []
     for batch in loader.stream():
         images.extend(denormalise(batch.images, loader.spec))
         titles.extend(_target_words(target, loader.classes) for target in batch.targets.cpu().numpy())
@@ -88,5 +90,3 @@ def _target_words(target: NDArray[np.float32] | np.int64, classes: tuple[str, ..
 
 def _shape(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-

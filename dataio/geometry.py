@@ -52,7 +52,13 @@ class Geometry:
 
 
 def draw(
-    spec: ImageSpec, *, seed: int, epochs: Ints, ids: Ints, widths: NDArray[np.int32], heights: NDArray[np.int32]
+    spec: ImageSpec,
+    *,
+    seed: int,
+    epochs: Ints,
+    ids: Ints,
+    widths: NDArray[np.int32],
+    heights: NDArray[np.int32],
 ) -> Geometry:
     """The training geometry of n samples: a function of (seed, epoch, id) and the source's size alone."""
     which = np.arange(len(_DRAWS))

@@ -39,9 +39,7 @@ def by_regex(pattern: str) -> Labeller:
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise LabelError(
-            f"pattern {pattern!r} is not a regular expression ({error}): correct or escape it"
-        ) from error
+        raise LabelError(f"pattern {pattern!r} is not a regular expression ({error}): correct or escape it") from error
 
     def search(row: Row) -> str | None:
         match = regex.search(row["path"].rpartition("/")[2])
@@ -63,9 +61,7 @@ def by_column(name: str, *, delimiter: str | None = None) -> Labeller:
 
     def cell(row: Row) -> str | list[str] | None:
         if name not in row:
-            raise LabelError(
-                f"no column {name!r} to take labels from; there are {', '.join(row)}: name one of these"
-            )
+            raise LabelError(f"no column {name!r} to take labels from; there are {', '.join(row)}: name one of these")
         value = row[name]
         if isinstance(value, list):
             return value
@@ -113,9 +109,7 @@ def _check(labels: list[str | list[str] | None], paths: pa.ChunkedArray, name: s
         )
     singles = [index for index, value in enumerate(labels) if not isinstance(value, list)]
     if task == "multi_label" and singles:
-        raise LabelError(
-            f"{name} gives some images a list and others one text ({names(singles)}): give always lists"
-        )
+        raise LabelError(f"{name} gives some images a list and others one text ({names(singles)}): give always lists")
     if task == "single_label" and len(set(map(str, labels))) == 1:
         raise LabelError(
             f"{name} gives one class only: all {len(labels)} images are {labels[0]!r}, so there is nothing "

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dataio import geometry
 from dataio.batch import Batch
-from dataio.errors import EngineError, SplitError
+from dataio.errors import EngineError, ManifestError, SplitError
 from dataio.manifest import Manifest, Part
 from dataio.plan import Plan, part_bounds
 from dataio.reference import ReferenceEngine
@@ -85,6 +85,12 @@ class ImageLoader:
                 f"global_batch={self.global_batch} is smaller than world_size={self.world_size}: some ranks would "
                 "have nothing to do; give a larger global_batch or fewer workers"
             )
+        unknown = int((self.part.widths < 1).sum())
+        if unknown:
+            raise ManifestError(
+                f"{unknown} of {self.samples} images have no size in the manifest (it was made with verify=False): "
+                "their geometry cannot be drawn; split again with verify=True, or index again"
+            )
         self._engine: _Engine | None = None
 
     @property
@@ -116,9 +122,7 @@ class ImageLoader:
         epochs, rows = self.plan.at(positions) if self.train else (np.zeros_like(positions), positions)
         ids, widths, heights = self.part.ids[rows], self.part.widths[rows], self.part.heights[rows]
         if self.train:
-            drawn = geometry.draw(
-                self.spec, seed=self.seed, epochs=epochs, ids=ids, widths=widths, heights=heights
-            )
+            drawn = geometry.draw(self.spec, seed=self.seed, epochs=epochs, ids=ids, widths=widths, heights=heights)
         else:
             drawn = geometry.centred(self.spec, widths=widths, heights=heights)
         paths = [self.part.paths[row] for row in rows]
@@ -154,9 +158,7 @@ class ImageLoader:
         from dataio.dali import DaliEngine
 
         targets = self.part.targets
-        return DaliEngine(
-            self.spec, max_batch=self.batch, target=(targets.dtype, targets.ndim - 1), **common
-        )
+        return DaliEngine(self.spec, max_batch=self.batch, target=(targets.dtype, targets.ndim - 1), **common)
 
     def close(self) -> None:
         """Give back threads and memory."""

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from dataio.errors import ManifestError
 from dataio.labels import LABEL_TYPES
@@ -146,21 +147,26 @@ class Manifest:
                 "give their new place with --data.root, or index again"
             )
 
+    def fingerprint(self) -> str:
+        """A hash of what decides a run's stream and targets: ids, contents, labels, splits, sizes; not of paths."""
+        rows = self.rows.drop_columns(["path", "bytes"]).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        return xxhash.xxh3_128_hexdigest(memoryview(sink.getvalue()))
+
     def summary(self) -> str:
         """Return a few lines for people: splits, classes, sizes, and what is quarantined and why."""
         usable = self._usable()
         counts = Counter(usable["split"].to_pylist())
         shown = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
         lines = [
-            f"{usable.num_rows:,} images: "
-            + ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)),
+            f"{usable.num_rows:,} images: " + ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)),
             f"{len(self.classes)} classes ({self.task}): {shown}",
         ]
         width, height = (pc.min_max(usable[name]).as_py() for name in ("width", "height"))
         if width["min"] is not None:
-            lines.append(
-                f"{width['min']} to {width['max']} px wide, {height['min']} to {height['max']} px high"
-            )
+            lines.append(f"{width['min']} to {width['max']} px wide, {height['min']} to {height['max']} px high")
         bad = self.rows.filter(pc.not_equal(self.rows["status"], "ok")).select(["path", "status"])
         if bad.num_rows:
             first = "; ".join(f"{row['path']} ({row['status']})" for row in bad.slice(0, 3).to_pylist())
@@ -173,9 +179,7 @@ class Manifest:
 
     def _targets(self, labels: pa.Array) -> np.ndarray:
         single = self.task == "single_label"
-        indices = pc.index_in(
-            labels if single else pc.list_flatten(labels), pa.array(self.classes, pa.string())
-        )
+        indices = pc.index_in(labels if single else pc.list_flatten(labels), pa.array(self.classes, pa.string()))
         if indices.null_count:
             raise ManifestError(
                 f"{indices.null_count} labels are not among the {len(self.classes)} classes: the manifest "

@@ -76,9 +76,7 @@ class ReferenceEngine:
     def run(self, works: Iterator[Work]) -> Iterator[Batch]:
         """One Batch a Work, in order."""
         for work in works:
-            images = torch.stack(
-                list(self._pool.map(lambda i, w=work: render(w, i, self._spec), range(len(work.ids))))
-            )
+            images = torch.stack(list(self._pool.map(lambda i, w=work: render(w, i, self._spec), range(len(work.ids)))))
             yield Batch(
                 images=images.to(self._device, self._dtype).permute(0, 3, 1, 2),
                 targets=torch.from_numpy(work.targets).to(self._device),

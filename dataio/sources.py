@@ -88,9 +88,7 @@ def from_csv(
         as_text = csv.ConvertOptions(column_types={name: pa.string() for name in names})
         rows = csv.read_csv(file, parse_options=parse, convert_options=as_text)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(
-            f"{file} cannot be read as CSV: {error}; check its delimiter and encoding"
-        ) from error
+        raise SourceError(f"{file} cannot be read as CSV: {error}; check its delimiter and encoding") from error
     return _table(rows, names[0] if path_column is None else path_column, root or file.parent, str(file))
 
 
@@ -107,9 +105,7 @@ def from_table(frame: pa.Table | pd.DataFrame, *, path_column: str, root: str | 
     try:
         rows = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise SourceError(
-            f"the data frame does not fit an Arrow table: {error}; give each column one type"
-        ) from error
+        raise SourceError(f"the data frame does not fit an Arrow table: {error}; give each column one type") from error
     return _table(rows.replace_schema_metadata(None), path_column, root, "the data frame")
 
 
@@ -121,9 +117,7 @@ def from_lists(paths: Sequence[str | Path], labels: Sequence[Any], *, root: str 
     from dataio.labels import by_column, label  # labels.py stands on this file
 
     if len(paths) != len(labels):
-        raise SourceError(
-            f"{len(paths)} paths but {len(labels)} labels: they cannot be paired; give one label a path"
-        )
+        raise SourceError(f"{len(paths)} paths but {len(labels)} labels: they cannot be paired; give one label a path")
     texts = [_text(value) for value in labels]
     if len({type(text) for text in texts if text is not None}) > 1:
         raise SourceError("labels mix texts and lists: the task is unclear; give every path the same kind")
@@ -152,9 +146,7 @@ def _walk(root: Path) -> list[str]:
                 else:  # a broken link too: verify.py reports it, rather than nobody
                     found.append(below + entry.name)
     except OSError as error:
-        raise SourceError(
-            f"{error.filename} cannot be listed ({error.strerror}): allow reading, or move it"
-        ) from error
+        raise SourceError(f"{error.filename} cannot be listed ({error.strerror}): allow reading, or move it") from error
     return found
 
 
@@ -189,9 +181,7 @@ def _tidy(paths: list[Any], root: str, source: str) -> list[str]:
     tidy = []
     for row, path in enumerate(paths):
         if not isinstance(path, str) or not path or "\0" in path:
-            raise SourceError(
-                f"{source} has no usable path in row {row + 1} ({path!r}): fill it in, or drop the row"
-            )
+            raise SourceError(f"{source} has no usable path in row {row + 1} ({path!r}): fill it in, or drop the row")
         full = posixpath.normpath(path if path.startswith("/") else f"{root}/{path}")
         tidy.append(full.removeprefix(f"{root}/"))
     return tidy

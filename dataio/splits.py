@@ -32,9 +32,7 @@ def random_split(*, valid: float = 0.2, seed: int = 42) -> Splitter:
     Source: the count is that of fastai's RandomSplitter; the draw is numpy's PCG64 permutation.
     """
     if not 0 < valid < 1:
-        raise SplitError(
-            f"valid={valid} is not between 0 and 1: one side would be empty; give a fraction such as 0.2"
-        )
+        raise SplitError(f"valid={valid} is not between 0 and 1: one side would be empty; give a fraction such as 0.2")
     if seed < 0:
         raise SplitError(f"seed={seed} is negative: numpy's generator takes none; give 0 or more")
 
@@ -89,11 +87,7 @@ def by_function(fn: Callable[[Row], Any]) -> Splitter:
     def ask(rows: pa.Table) -> np.ndarray:
         try:
             return np.array(
-                [
-                    bool(fn(row))
-                    for batch in rows.to_batches(max_chunksize=65_536)
-                    for row in batch.to_pylist()
-                ],
+                [bool(fn(row)) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()],
                 np.bool_,
             )
         except Exception as error:
@@ -121,9 +115,7 @@ def split(
     """
     rows = table.rows
     if table.task is None or "label" not in rows.column_names:
-        raise SplitError(
-            "the table has no labels: it cannot be split into a manifest; call label(table, ...) first"
-        )
+        raise SplitError("the table has no labels: it cannot be split into a manifest; call label(table, ...) first")
     mask = _mask(splitter, rows)
     paths = rows["path"].to_pylist()
     checks = check_files(table.root, paths, progress=progress) if verify else _unchecked(len(paths))
@@ -131,9 +123,7 @@ def split(
     if not usable.any():
         pairs = zip(paths[:3], checks["status"].slice(0, 3).to_pylist(), strict=True)
         reasons = "; ".join(f"{path} ({status})" for path, status in pairs)
-        raise SplitError(
-            f"none of the {len(paths)} files in {table.root} can be used: {reasons}; correct the source"
-        )
+        raise SplitError(f"none of the {len(paths)} files in {table.root} can be used: {reasons}; correct the source")
     if not usable.all():
         mask = _mask(splitter, rows.filter(usable))
     _check_sides(mask)

@@ -65,9 +65,7 @@ def check_files(
                 if progress is not None:
                     progress(len(checks), len(paths))
     columns = zip(*checks, strict=True) if checks else ([] for _ in CHECKS)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, CHECKS, strict=True)], CHECKS
-    )
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, CHECKS, strict=True)], CHECKS)
 
 
 def _check(path: Path) -> Check:

@@ -27,9 +27,7 @@ def classification_head(features: int, outputs: int, *, dropout: float = 0.5) ->
     if outputs < 1:
         raise ModelError(f"a head with {outputs} outputs predicts nothing: give at least one class")
     if not 0 <= dropout < 1:  # catches NaN too
-        raise ModelError(
-            f"dropout={dropout} lies outside [0, 1): nothing could be learned; give a value within"
-        )
+        raise ModelError(f"dropout={dropout} lies outside [0, 1): nothing could be learned; give a value within")
     head = nn.Sequential(
         AdaptiveConcatPool2d(),
         nn.Flatten(),

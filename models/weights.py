@@ -95,9 +95,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}"
-        ) from error
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}") from error
     except Exception as error:  # an unpickler fed with arbitrary bytes raises anything
         raise WeightsError(
             f"{path} is not a torch file or holds pickled code, which is never run ({type(error).__name__}): "
@@ -136,9 +134,7 @@ def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         if key in state and state[key].shape != own[key].shape
     ]
     # torchvision's older files were saved before BatchNorm counted its batches; torch then fills in zero
-    missing = [
-        f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")
-    ]
+    missing = [f"{key} is missing" for key in own if key not in state and not key.endswith("num_batches_tracked")]
     return shapes + missing + [f"{key} is not in the model" for key in state if key not in own]
 
 

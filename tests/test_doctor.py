@@ -17,9 +17,7 @@ def shadowed_in(folder: Path, *paths: Path) -> str:
     code = "from cluster.doctor import shadowed; print(*shadowed(), sep='\\n')"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, doctor.HOME)))}
     command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, cwd=folder, env=env, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
@@ -127,9 +125,7 @@ def test_an_unusable_storage_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("state", "ok"), [("nvidia", True), ("missing", True), ("unrelated", False)])
-def test_the_wrong_apex_is_not_well_and_none_is(
-    state: str, ok: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_wrong_apex_is_not_well_and_none_is(state: str, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer import optim
 
     monkeypatch.setattr(optim, "find_apex", lambda: (state, f"it is {state}"))

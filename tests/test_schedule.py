@@ -33,8 +33,9 @@ def test_lr_and_momentum_equal_the_closed_form_at_every_step(steps: int, pct_sta
 
 def test_the_ends_and_the_peak_of_a_cycle() -> None:
     cycle = OneCycle((3e-3,), 100)
-    assert cycle.at(0) == ((pytest.approx(3e-3 / 25),), pytest.approx(0.95))
-    assert cycle.at(25) == ((pytest.approx(3e-3),), pytest.approx(0.85))
+    for step, lr, momentum in ((0, 3e-3 / 25, 0.95), (25, 3e-3, 0.85)):
+        assert cycle.at(step)[0] == pytest.approx((lr,))
+        assert cycle.at(step)[1] == pytest.approx(momentum)
     (last,), momentum = cycle.at(99)
     assert 3e-3 / 1e5 < last < 3e-3 / 1e3, "the last step comes just before the end, as in fastai"
     assert 0.949 < momentum < 0.95
@@ -73,8 +74,11 @@ def test_spread_follows_fastai_s_slice_rules(lr: Any, groups: int, expected: tup
 
 @pytest.mark.parametrize(
     "lr",
-    [0.0, -1e-3, math.nan, math.inf, True, None, "1e-3", slice(None), slice(0.0, 1e-3), slice(1e-4, 1e-3, 2)]
-    + [[], [1e-3], [1e-4, 1e-3, 1e-2], [1e-4, -1.0], [[1e-4, 1e-3], 1e-3], slice(1e-4, None)],
+    [
+        *(0.0, -1e-3, math.nan, math.inf, True, None, "1e-3"),
+        *(slice(None), slice(1e-4, None), slice(0.0, 1e-3), slice(1e-4, 1e-3, 2)),
+        *([], [1e-3], [1e-4, 1e-3, 1e-2], [1e-4, -1.0], [[1e-4, 1e-3], 1e-3]),
+    ],
 )
 def test_a_learning_rate_that_makes_no_sense_gets_a_sentence(lr: Any) -> None:
     with pytest.raises(RecipeError, match=r"lr=.*; (give|.*, or one number)|lr=.*: give"):

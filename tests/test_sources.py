@@ -34,9 +34,7 @@ def listed(*names: str, root: str = "/data") -> Table:
 
 
 def test_folder_lists_images_in_code_point_order_and_nothing_hidden(tmp_path: Path) -> None:
-    touch(
-        tmp_path, "b/2.JPG", "a.png", "B.Tiff", "b/10.jpeg", "notes.txt", ".x.jpg", ".git/y.jpg", "ä/z.webp"
-    )
+    touch(tmp_path, "b/2.JPG", "a.png", "B.Tiff", "b/10.jpeg", "notes.txt", ".x.jpg", ".git/y.jpg", "ä/z.webp")
     table = from_folder(tmp_path)
     assert paths(table) == ["B.Tiff", "a.png", "b/10.jpeg", "b/2.JPG", "ä/z.webp"]
     assert table.root == tmp_path.resolve()
@@ -169,9 +167,7 @@ def test_regex_sees_the_file_name_only() -> None:
 
 
 def test_column_gives_one_label_or_several() -> None:
-    rows = pa.table(
-        {"path": ["a", "b", "c"], "label": ["007", "7", "8"], "tags": ["x; y;", "", " z "], "n": [1, 2, 3]}
-    )
+    rows = pa.table({"path": ["a", "b", "c"], "label": ["007", "7", "8"], "tags": ["x; y;", "", " z "], "n": [1, 2, 3]})
     table = Table(rows, Path("/data"))
     assert label(table, labels.by_column("label")).rows["label"].to_pylist() == ["007", "7", "8"]
     assert label(table, labels.by_column("n")).rows["label"].to_pylist() == ["1", "2", "3"]

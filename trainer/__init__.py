@@ -6,4 +6,13 @@ from trainer.learner import Learner
 from trainer.predictions import Predictions
 from trainer.schedule import OneCycle, Phase, spread
 
-__all__ = ["Learner", "LocalContext", "OneCycle", "Phase", "Predictions", "RunContext", "TrainError", "spread"]
+__all__ = [
+    "Learner",
+    "LocalContext",
+    "OneCycle",
+    "Phase",
+    "Predictions",
+    "RunContext",
+    "TrainError",
+    "spread",
+]

@@ -1,9 +1,9 @@
 """Which errors can happen while a model is trained?
 
-    TrainError
-    ├── RecipeError          a schedule, optimiser or precision that makes no sense
-    ├── CheckpointError      no valid checkpoint where one is needed
-    └── DivergedError        the loss is not finite
+TrainError
+├── RecipeError          a schedule, optimiser or precision that makes no sense
+├── CheckpointError      no valid checkpoint where one is needed
+└── DivergedError        the loss is not finite
 """
 
 

@@ -89,7 +89,7 @@ class Learner:
         self.recorder = Recorder(sinks=sinks)
         self.progress = Progress()
         self.stopped = False
-        self._optim = {"name": optimizer, "weight_decay": weight_decay}
+        self._optim: dict[str, Any] = {"name": optimizer, "weight_decay": weight_decay}
         self._seed, self._log_every = seed, max(1, log_every)
         self._checkpoint_every_s, self._keep = checkpoint_every_s, keep
         self._frozen_to = 0
@@ -115,7 +115,13 @@ class Learner:
         self.fit([replace(phase, freeze_to=self._frozen_to) for phase in phases])
 
     def fine_tune(
-        self, epochs: int, lr: float = 2e-3, *, frozen_epochs: int = 1, pct_start: float = 0.3, div: float = 5.0
+        self,
+        epochs: int,
+        lr: float = 2e-3,
+        *,
+        frozen_epochs: int = 1,
+        pct_start: float = 0.3,
+        div: float = 5.0,
     ) -> None:
         """Train the head alone for `frozen_epochs`, then everything at discriminative rates. Source: fastai."""
         self.fit(fine_tune_phases(epochs, lr, frozen_epochs=frozen_epochs, pct_start=pct_start, div=div))
@@ -322,7 +328,7 @@ class Learner:
         began = time.monotonic()
         world.average_buffers(self.model)
         if self.context.rank == 0:
-            state = {
+            state: dict[str, Any] = {
                 "progress": asdict(self.progress),
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),

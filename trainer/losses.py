@@ -15,9 +15,7 @@ def default_loss(task: str) -> LossFunction:
     """
     losses = {"single_label": _cross_entropy, "multi_label": _binary_cross_entropy}
     if task not in losses:
-        raise RecipeError(
-            f"task={task!r} has no default loss: give {' or '.join(losses)}, or a loss of your own"
-        )
+        raise RecipeError(f"task={task!r} has no default loss: give {' or '.join(losses)}, or a loss of your own")
     return losses[task]
 
 

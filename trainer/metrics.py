@@ -66,9 +66,7 @@ def default_metrics(task: str, classes: int) -> MetricCollection:
         )
     if task == "multi_label":
         return MetricCollection({"accuracy_multi": AccuracyMulti()}, compute_groups=False)
-    raise RecipeError(
-        f"task={task!r} has no default metrics: give single_label or multi_label, or your own metrics"
-    )
+    raise RecipeError(f"task={task!r} has no default metrics: give single_label or multi_label, or your own metrics")
 
 
 class Meter:
@@ -94,9 +92,7 @@ class Meter:
         """valid_loss and every metric, over all samples of all ranks, the same on each. Collective."""
         with warnings.catch_warnings():
             # More ranks than samples leaves some without any; their zeros are right.
-            warnings.filterwarnings(
-                "ignore", message="The ``compute`` method of metric", category=UserWarning
-            )
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
             values = {"valid_loss": self.loss.compute(), **self.metrics.compute()}
         return {name: float(value) for name, value in values.items()}
 

@@ -49,9 +49,7 @@ def build(
     if name == "sgd":
         return torch.optim.SGD(params, lr=0.0, momentum=0.9, fused=True)
     if device.type != "cuda":
-        raise RecipeError(
-            f"optimiser name='lamb' on device {device.type!r}: it runs on a GPU only; give adamw or sgd"
-        )
+        raise RecipeError(f"optimiser name='lamb' on device {device.type!r}: it runs on a GPU only; give adamw or sgd")
     state, sentence = find_apex()
     if state != "nvidia":
         raise RecipeError(f"optimiser name='lamb' is apex's FusedLAMB, but {sentence}; or give adamw or sgd")

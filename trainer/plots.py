@@ -39,9 +39,9 @@ def plot_schedule(rows: pa.Table) -> Figure:
     right = axes.twinx()
     right.plot(*_series(rows, "train", "momentum"), color=ORANGE, label="momentum")
     right.set_ylabel("momentum", color=ORANGE)
-    right.spines[["top", "left"]].set_visible(False)
+    right.spines[["top", "left", "bottom"]].set_visible(False)
     right.spines["right"].set_color("#c4c9ce")
-    right.tick_params(colors=GREY)
+    right.tick_params(colors=GREY, labelsize=9)
     return figure
 
 
@@ -57,9 +57,7 @@ def plot_metric(rows: pa.Table, name: str) -> Figure:
     epoch, value = _series(rows, "valid", name)
     axes.plot(epoch, value, "o-", color=GREEN, label=words, markersize=4)
     if len(value):
-        axes.annotate(
-            f"{value[-1]:.4g}", (epoch[-1], value[-1]), (0, 7), textcoords="offset points", ha="center"
-        )
+        axes.annotate(f"{value[-1]:.3g}", (epoch[-1], value[-1]), (0, 7), textcoords="offset points", ha="center")
     axes.margins(x=0.06, y=0.15)
     return figure
 
@@ -90,7 +88,7 @@ def plot_data_wait(rows: pa.Table) -> Figure:
 
 
 def smooth(values: Floats) -> Floats:
-    """A centred Gaussian mean, as wide as a 50th of the curve; it lags nowhere and passes over NaN."""
+    """A centred Gaussian mean, as wide as a 50th of the curve, (N > 0,); lags nowhere, passes over NaN."""
     sigma = max(len(values) / 50, 1.0)
     reach = min(int(3 * sigma), (len(values) - 1) // 2)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)

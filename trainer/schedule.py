@@ -49,9 +49,9 @@ class OneCycle:
     def __post_init__(self) -> None:
         _whole("steps", self.steps)
         if not self.lr:
-            raise RecipeError(
-                "lr=() has no layer group: nothing would train; give one maximum per layer group"
-            )
+            raise RecipeError("lr=() has no layer group: nothing would train; give one maximum per layer group")
+        for lr in self.lr:
+            _rate(lr)
         _shape(self.div, self.div_final, self.pct_start)
         if len(self.momenta) != 3 or not all(0 <= m < 1 for m in self.momenta):
             raise RecipeError(
@@ -86,9 +86,7 @@ def spread(lr: LearningRate, groups: int) -> tuple[float, ...]:
     _whole("groups", groups)
     if isinstance(lr, slice):
         if lr.step is not None or lr.stop is None:
-            raise RecipeError(
-                f"lr={lr} is not a range of learning rates: give slice(low, high) or slice(high)"
-            )
+            raise RecipeError(f"lr={lr} is not a range of learning rates: give slice(low, high) or slice(high)")
         last = _rate(lr.stop)
         if lr.start is None:
             return (last / 10,) * (groups - 1) + (last,)
@@ -140,7 +138,7 @@ def one_cycle_phases(
 
 def fine_tune_phases(
     epochs: int,
-    base_lr: float = 2e-3,
+    base_lr: LearningRate = 2e-3,
     *,
     frozen_epochs: int = 1,
     lr_mult: float = 100.0,
@@ -173,9 +171,7 @@ def _rate(value: object) -> float:
 def _positive(name: str, value: object, remedy: str = "give a positive number") -> float:
     if isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf:
         return float(value)
-    raise RecipeError(
-        f"{name}={value!r} is not a positive, finite number: nothing would be learned; {remedy}"
-    )
+    raise RecipeError(f"{name}={value!r} is not a positive, finite number: nothing would be learned; {remedy}")
 
 
 def _whole(name: str, value: object, least: int = 1) -> None:

@@ -93,8 +93,8 @@ def train_step(
     with autocast(precision, batch.images.device):
         logits = model(batch.images)
     losses = loss(logits, batch.targets)
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(losses.sum() / share).backward()
+    optimizer.zero_grad()
+    scaler.scale(losses.sum() / share).backward()  # type: ignore[no-untyped-call]
     scaler.step(optimizer)
     scaler.update()
     return losses.detach()

@@ -51,5 +51,5 @@ def average_buffers(model: nn.Module) -> None:
     flat = torch.cat([b.detach().flatten().float() for b in buffers])
     dist.all_reduce(flat)
     flat /= world_size()
-    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+    for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
         buffer.copy_(mean.view_as(buffer))
