@@ -35,7 +35,7 @@ def choose_device(job: Job) -> str:
     has_gpu = torch.cuda.is_available()
     if job.device == "cuda" and not has_gpu:
         raise LaunchError(
-            "device='cuda', but torch sees no GPU here: nothing could train; `thawline doctor` tells more, or give --device cpu"
+            "device='cuda', but torch sees no GPU here: nothing could train; see `thawline doctor`, or --device cpu"
         )
     return job.device if job.device != "auto" else "cuda" if has_gpu else "cpu"
 

@@ -116,7 +116,7 @@ def test_one_cycle_is_one_phase_over_all_layer_groups() -> None:
         (lambda: fine_tune_phases(0), "epochs=0"),
         (lambda: fine_tune_phases(1, frozen_epochs=-1), "frozen_epochs=-1"),
         (lambda: fine_tune_phases(1, lr_mult=0), "lr_mult=0"),
-        (lambda: fine_tune_phases(1, [1e-5, 1e-3]), "with fine_tune"),  # type: ignore[arg-type]
+        (lambda: fine_tune_phases(1, [1e-5, 1e-3]), "with fine_tune"),
         (lambda: OneCycle((), 10), "no layer group"),
         (lambda: OneCycle((1e-3, 0.0), 10), "lr=0.0"),
         (lambda: OneCycle((1e-3,), 0), "steps=0"),
