@@ -6,7 +6,7 @@ never from DALI, so both give the same stream.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
+from dataio.reference import decode
 from dataio.spec import ImageSpec
 from dataio.work import Work
 
@@ -103,6 +104,8 @@ class DaliEngine:
         target: tuple[np.dtype[Any], int],
     ) -> None:
         self._spec, self._cuda = spec, device.type == "cuda"
+        # "cuda" without an index is torch's current device; to DALI, no index means no GPU.
+        index = torch.cuda.current_device() if self._cuda and device.index is None else device.index
         self._works: Iterator[Work] = iter(())
         # no_copy: DALI reads our arrays where they lie, so they must outlive its queues.
         self._alive: deque[tuple[Work, Any]] = deque(maxlen=2 * PREFETCH + 2)
@@ -115,7 +118,7 @@ class DaliEngine:
             dtype == torch.float16,
             batch_size=max_batch,
             num_threads=threads,
-            device_id=device.index if self._cuda else None,
+            device_id=index if self._cuda else None,
             prefetch_queue_depth=PREFETCH,
             set_affinity=False,
             exec_dynamic=True,  # outputs live as long as the tensors made from them
@@ -139,7 +142,7 @@ class DaliEngine:
                 self.reusable = True
                 return
             except RuntimeError as error:
-                raise EngineError(_readable(error, [p for w, _ in self._alive for p in w.paths])) from error
+                raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
             yield Batch(
                 images=from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
                 targets=from_dlpack(targets.as_tensor()),
@@ -151,13 +154,18 @@ class DaliEngine:
         del self._pipe
 
 
-def _readable(error: RuntimeError, paths: list[str]) -> str:
-    """DALI's message names operators; find the sentence that matters and the files it may be about."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    what = next((line for line in lines if "rror" in line and "thread pool" not in line), lines[0] if lines else "?")
+def _readable(error: RuntimeError, works: Iterable[Work]) -> str:
+    """DALI names operators, never files: find the file that Pillow cannot decode either; failing that, the cause."""
+    files = [file for work in works for file in zip(work.encoded, work.paths, strict=True)]
+    for encoded, path in files:
+        try:
+            decode(encoded, path=path)
+        except EngineError as culprit:
+            return str(culprit)
+    said, _, cause = str(error).partition("encountered:")
     return (
-        f"DALI failed while it rendered a batch ({what}): no further batch can be made; one of the last "
-        f"{len(paths)} files is to blame, {paths[0] if paths else '?'} among them; index again to find it"
+        f"DALI failed while it rendered a batch ({(cause or said).strip().splitlines()[0]}): no further batch can be "
+        f"made; every one of its last {len(files)} files can be read by Pillow, so try engine='reference'"
     )
 
 

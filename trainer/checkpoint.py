@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,15 @@ class Saved:
     step: int
 
     def load(self, part: str) -> dict[str, Any]:
-        """One part, tensors on the CPU."""
-        return torch.load(self.folder / f"{part}.pt", map_location="cpu", weights_only=True)
+        """One part, tensors on the CPU. Raises CheckpointError for a part that is missing or carries code."""
+        file = self.folder / f"{part}.pt"
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read ({str(error).partition(chr(10))[0]}): the run cannot go on from it; remove "
+                f"{self.folder} to go on from the checkpoint before it"
+            ) from error
 
 
 def save(folder: Path, step: int, parts: dict[str, dict[str, Any]], *, keep: int) -> Path:
@@ -60,19 +68,23 @@ def save(folder: Path, step: int, parts: dict[str, dict[str, Any]], *, keep: int
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _flush_folder(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        # torch.save hides what the storage said behind an error of its own.
+        fault = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(fault, OSError):
+            raise
         raise CheckpointError(
-            f"checkpoint {final} cannot be written ({error.strerror}): a kill now would cost the steps since the "
-            "last one; make room or give another storage, then start again to resume"
+            f"checkpoint {final} cannot be written ({fault.strerror or fault}): a kill now would cost the steps since "
+            "the last one; make room or give another storage, then start again to resume"
         ) from error
-    _prune(folder, keep)
+    _prune(folder, keep, step)
     return final
 
 
 def newest(folder: Path) -> Saved | None:
     """The newest checkpoint that is whole, or None. Damaged ones are skipped with a warning that says why."""
-    for candidate in sorted(folder.glob("step_*"), reverse=True):
+    for candidate in sorted(folder.glob("step_*"), key=lambda f: (len(f.name), f.name), reverse=True):
         fault = _fault(candidate)
         if fault is None:
             return Saved(candidate, int(candidate.name.removeprefix("step_")))
@@ -96,9 +108,12 @@ def _fault(folder: Path) -> str | None:
     return f"{', '.join(wrong)} changed since it was written" if wrong else None
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in sorted(folder.glob("step_*"))[: -max(1, keep)]:
-        shutil.rmtree(old, ignore_errors=True)
+def _prune(folder: Path, keep: int, step: int) -> None:
+    """Remove all but the newest `keep` up to `step`. Later ones are damaged or another run's: not ours to count."""
+    numbers = (old.name.removeprefix("step_") for old in folder.glob("step_*"))
+    steps = sorted(int(number) for number in numbers if number.isdecimal() and int(number) <= step)
+    for old in steps[: -max(1, keep)]:
+        shutil.rmtree(folder / f"step_{old:08d}", ignore_errors=True)
     for stale in folder.glob(".tmp_step_*"):  # left by a process that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
 

@@ -347,6 +347,8 @@ class Learner:
                 checkpoint.save(self.context.run_dir / "checkpoints", self.progress.step, parts, keep=self._keep)
             except CheckpointError as error:
                 log.error("%s", error)
+                self._last_save = time.monotonic()
+                return
         self._last_save = time.monotonic()
         total = self.train.steps(phase.epochs)
         self._record("checkpoint", phase, total, checkpoint_s=self._last_save - began)

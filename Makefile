@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all the set-up that a fresh machine needs; both work offline once .venv stands.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: demo test test-fast check bench prometheus clean help
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+data/digits.parquet: | $(READY)
+	$(BIN)/thawline sample digits data/digits
+	$(BIN)/thawline index data/digits --label 'regex:(.+)_\d+\.jpg$$' --valid 0.2 --seed 42 --out $@
+
+demo: $(READY) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
+	$(BIN)/python deploy/demo.py
+
+test: $(READY)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the tests that start neither Ray nor other processes
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: $(READY)  ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## the benchmarks, on this machine's CPU
+	for name in presize step train; do $(BIN)/python -m benchmarks $$name || exit 1; done
+
+prometheus: $(BIN)/prometheus  ## Debian's Prometheus into .venv, for the tests that scrape with it
+$(BIN)/prometheus: | $(READY)
+	folder=$$(mktemp -d) && chmod 755 $$folder && here=$$PWD && cd $$folder \
+	&& (apt-get download -qq prometheus || (apt-get update -qq && apt-get download -qq prometheus)) \
+	&& dpkg -x prometheus_*.deb out && cp out/usr/bin/prometheus out/usr/bin/promtool $$here/$(BIN)/ \
+	&& rm -r $$folder
+
+clean:  ## remove what was built and made here, the runs too
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache data runs
+	find . -name __pycache__ -type d -prune -exec rm -r {} +
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -1,0 +1,132 @@
+"""How fast is a training step on fixed data? The ceiling of the loop: no loader, no schedule, no records.
+
+One batch of noise lies on the device, channels_last, and goes through `trainer.step` again and again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.harness import DeviceName, check_positive, measure, open_device, report, say, torch_threads
+from dataio.batch import Batch
+from dataio.loader import default_threads
+from models import groups
+from models.backbones import create
+from trainer import optim
+from trainer.losses import default_loss
+from trainer.step import Precision, PrecisionName, choose_precision, eval_step, train_step
+
+QUESTION = "how fast is a training step on fixed data, the ceiling of the loop?"
+CLASSES = 37
+LR = 1e-3  # small enough for hundreds of steps on noise to stay finite
+_DEFAULTS = {"cpu": ("resnet18", 64, 64, 4), "cuda": ("resnet50", 256, 224, 20)}
+
+
+def main(
+    *,
+    device: DeviceName = "cpu",
+    model: str = "",
+    batch: int = 0,
+    size_px: int = 0,
+    steps: int = 0,
+    precision: PrecisionName = "auto",
+    repeats: int = 5,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Measure forward, backward and update of one batch, and the forward pass alone.
+
+    Args:
+        device: Where the model lives.
+        model: A torchvision ResNet; resnet18 for the CPU, resnet50 for a GPU unless given.
+        batch: Images a step; 64 for the CPU, 256 for a GPU unless given.
+        size_px: Side of the images; 64 for the CPU, 224 for a GPU unless given.
+        steps: Steps in a repeat; 4 for the CPU, 20 for a GPU unless given.
+        precision: As in a job.
+        repeats: Measured repeats.
+        out: Also write the JSON here.
+    """
+    where = open_device(device)
+    model, batch, size_px, steps = defaults(device, model, batch, size_px, steps)
+    chosen = choose_precision(precision, where)
+    network = prepared(model, CLASSES, device=where)
+    data = noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
+    calls = {
+        "train_step": training(network, data, precision=chosen),
+        "forward": forward(network, data, precision=chosen),
+    }
+    results = {}
+    with torch_threads(default_threads(1)):
+        for name, call in calls.items():
+            say(f"measuring {name} of {model}, batch {batch} at {size_px} px")
+            network.train(name == "train_step")
+            results[name] = measure(
+                lambda call=call: [call() for _ in range(steps)],  # type: ignore[misc]
+                images_per_call=steps * batch,
+                device=where,
+                repeats=repeats,
+            ).summary()
+    settings = {
+        "device": device,
+        "model": model,
+        "batch": batch,
+        "size_px": size_px,
+        "steps": steps,
+        "precision": chosen.name,
+        "optimizer": "adamw",
+        "classes": CLASSES,
+    }
+    return report("step", QUESTION, settings, results, out=out)
+
+
+def defaults(device: DeviceName, model: str, batch: int, size_px: int, steps: int) -> tuple[str, int, int, int]:
+    """What was given, and the device's own choice for what was not. Raises BenchmarkError for negative ones."""
+    usual = _DEFAULTS[device]
+    model, batch, size_px, steps = model or usual[0], batch or usual[1], size_px or usual[2], steps or usual[3]
+    check_positive(batch=batch, size_px=size_px, steps=steps)
+    return model, batch, size_px, steps
+
+
+def prepared(name: str, classes: int, *, device: torch.device) -> nn.Module:
+    """The model as the learner holds it: random weights, on the device, channels_last, training."""
+    network: nn.Module = create(name, classes, seed=0)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def noise(batch: int, size_px: int, classes: int, *, device: torch.device, dtype: torch.dtype) -> Batch:
+    """A batch as a loader makes it, of normal noise and random targets (seeded), on the device."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, size_px, size_px, generator=random)
+    return Batch(
+        images=images.to(device, dtype).contiguous(memory_format=torch.channels_last),
+        targets=torch.randint(classes, (batch,), generator=random).to(device),
+        ids=torch.arange(batch),
+    )
+
+
+def training(network: nn.Module, data: Batch, *, precision: Precision) -> Callable[[], object]:
+    """A function that takes one training step of everything on `data`, with the learner's optimiser."""
+    device = data.images.device
+    parameters = groups.parameter_groups(network)
+    optimizer = optim.build(parameters, device=device)
+    optim.set_hyper(optimizer, [LR] * len(parameters), 0.9)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
+    loss = default_loss("single_label")
+    return lambda: train_step(
+        network,
+        data,
+        loss=loss,
+        optimizer=optimizer,
+        scaler=scaler,
+        precision=precision,
+        share=float(len(data.ids)),
+    )
+
+
+def forward(network: nn.Module, data: Batch, *, precision: Precision) -> Callable[[], object]:
+    """A function that evaluates `data` once; the network should be in evaluation mode."""
+    loss = default_loss("single_label")
+    return lambda: eval_step(network, data, loss=loss, precision=precision)

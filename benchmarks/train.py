@@ -1,0 +1,200 @@
+"""How much of the ceiling does a real run reach? The loader alone, the step alone, and both in the Learner's loop.
+
+The files are read from a temporary folder, over and over: what a cold disk costs is not measured. One epoch is as long
+as the measurement, so that no validation falls into it, and no checkpoint is written.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.harness import (
+    DeviceName,
+    Timing,
+    check_positive,
+    measure,
+    open_device,
+    report,
+    say,
+    spread,
+    torch_threads,
+)
+from benchmarks.photos import write_photos
+from benchmarks.step import LR, defaults, noise, prepared, training
+from dataio.loader import EngineName, ImageLoader, choose_engine, default_threads
+from dataio.manifest import Part
+from dataio.samples import write_digits
+from dataio.spec import ImageSpec
+from trainer.learner import Learner
+from trainer.step import PrecisionName, choose_precision
+
+QUESTION = "how much of the ceiling does a real run reach?"
+CLASSES = tuple("0123456789")
+WARMUP = 2
+_DIGIT_PX = 96
+_PHOTO_PX = (500, 375)
+
+
+def main(
+    *,
+    device: DeviceName = "cpu",
+    data: Literal["digits", "photos"] = "digits",
+    photos: int = 512,
+    model: str = "",
+    batch: int = 0,
+    size_px: int = 0,
+    steps: int = 0,
+    engine: EngineName = "auto",
+    precision: PrecisionName = "auto",
+    threads: int = 0,
+    repeats: int = 5,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Measure images/s of loader, step and run, and the run's share of the slower of the two.
+
+    Args:
+        device: Where to train.
+        data: scikit-learn's digits at 96 px, or photo-like JPEGs of 500 x 375.
+        photos: How many different photos to make.
+        model: As in `step`; batch, size_px and steps too.
+        batch: Images a step.
+        size_px: Side of the images that the model sees.
+        steps: Steps in a repeat.
+        engine: Who renders.
+        precision: As in a job.
+        threads: Decoding threads; 0 is one a core, at most 8.
+        repeats: Measured repeats.
+        out: Also write the JSON here.
+    """
+    where = open_device(device)
+    model, batch, size_px, steps = defaults(device, model, batch, size_px, steps)
+    check_positive(photos=photos)
+    chosen = choose_precision(precision, where)
+    with tempfile.TemporaryDirectory() as folder, torch_threads(default_threads(1)):
+        part = _part(Path(folder), data, photos, samples=(WARMUP + repeats) * steps * batch)
+        loader = ImageLoader(
+            part=part,
+            # The demo's presize for digits, fastai's proportion for photos.
+            spec=ImageSpec(size_px=size_px, presize_px=round(size_px * (1.25 if data == "digits" else 460 / 224))),
+            task="single_label",
+            classes=CLASSES,
+            train=True,
+            global_batch=batch,
+            device=where,
+            dtype=chosen.input_dtype,
+            choice=choose_engine(engine),
+            threads=threads,
+        )
+        timings, waits = _timings(loader, model, precision=precision, steps=steps, repeats=repeats)
+    results = {name: timing.summary() for name, timing in timings.items()}
+    results["run"] |= {"data_wait": spread(waits), **_shares(timings)}
+    settings = {
+        "device": device,
+        "data": data,
+        "model": model,
+        "batch": batch,
+        "size_px": size_px,
+        "steps": steps,
+        "engine": loader.engine,
+        "precision": chosen.name,
+        "threads": threads or default_threads(1),
+    }
+    return report("train", QUESTION, settings, results, out=out)
+
+
+def _timings(
+    loader: ImageLoader, model: str, *, precision: PrecisionName, steps: int, repeats: int
+) -> tuple[dict[str, Timing], list[float]]:
+    """Of "loader", "step" and "run"; and the run's share of waiting for data, one a repeat."""
+    device, batch, classes = loader.device, loader.global_batch, len(loader.classes)
+
+    def timed(call: Callable[[], object]) -> Timing:
+        calls = partial(_repeat, call, steps)
+        return measure(calls, images_per_call=steps * batch, device=device, warmup=WARMUP, repeats=repeats)
+
+    say(f"measuring the loader ({loader.engine}: {loader.choice.reason})")
+    stream = loader.stream()
+    timings = {"loader": timed(lambda: next(stream))}
+    loader.close()
+    say(f"measuring the step ({model}, batch {batch} at {loader.spec.size_px} px)")
+    data = noise(batch, loader.spec.size_px, classes, device=device, dtype=loader.dtype)
+    network = prepared(model, classes, device=device)
+    timings["step"] = timed(training(network, data, precision=choose_precision(precision, device)))
+    say("measuring the run")
+    learner = Learner(
+        prepared(model, classes, device=device),
+        replace(loader),
+        replace(loader, part=_head(loader.part, batch), train=False),
+        precision=precision,
+        log_every=steps,
+        sinks=[clock := _Clock()],
+    )
+    learner.fit_one_cycle(1, LR)
+    learner.close()
+    return timings | {"run": clock.timing(images=steps * batch, repeats=repeats)}, clock.waits[-repeats:]
+
+
+def _repeat(call: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        call()
+
+
+@dataclass
+class _Clock:
+    """A sink that notes what each training window took. See trainer.context.Sink."""
+
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+    def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
+        """Windows are enough."""
+
+    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+        """Keep a training window, and the CPU time of the process at its end."""
+        if row["kind"] == "train":
+            self.wall_s.append(float(row["window_s"] or 0))
+            self.waits.append(float(row["data_wait_fraction"] or 0))
+            self.cpu_s.append(time.process_time())
+
+    def timing(self, *, images: int, repeats: int) -> Timing:
+        """The last `repeats` windows, of `images` each."""
+        return Timing(images, tuple(self.wall_s[-repeats:]), tuple(np.diff(self.cpu_s)[-repeats:].tolist()))
+
+
+def _shares(timings: Mapping[str, Timing]) -> dict[str, float]:
+    """of_ceiling: of the slower of loader and step. of_shared: of what they reach in turns, on the same cores."""
+    loader, step, run = (timings[name].images_per_s for name in ("loader", "step", "run"))
+    return {"of_ceiling": run / min(loader, step), "of_shared": run * (1 / loader + 1 / step)}
+
+
+def _part(folder: Path, data: str, photos: int, *, samples: int) -> Part:
+    """A split of `samples` images: the files made in `folder`, in turn, as often as it takes."""
+    say(f"writing {data}")
+    if data == "digits":
+        write_digits(folder, size_px=_DIGIT_PX)
+        files, (width, height) = sorted(folder.glob("*.jpg")), (_DIGIT_PX, _DIGIT_PX)
+    else:
+        width, height = _PHOTO_PX
+        files = [folder / f"{i % len(CLASSES)}_{i:05d}.jpg" for i in range(photos)]
+        for file, jpeg in zip(files, write_photos(photos, width=width, height=height, seed=0), strict=True):
+            file.write_bytes(jpeg.tobytes())
+    chosen = [files[i % len(files)] for i in range(samples)]
+    return Part(
+        ids=np.arange(samples),
+        paths=[str(file) for file in chosen],
+        targets=np.array([int(file.name[0]) for file in chosen]),
+        widths=np.full(samples, width, np.int32),
+        heights=np.full(samples, height, np.int32),
+    )
+
+
+def _head(part: Part, count: int) -> Part:
+    """The first `count` images: the epoch's end validates on something."""
+    return Part(part.ids[:count], part.paths[:count], part.targets[:count], part.widths[:count], part.heights[:count])

@@ -1,0 +1,20 @@
+"""What do several test files share? Manifests that are made once a session, and must not be changed."""
+
+from pathlib import Path
+
+import pytest
+
+from dataio.manifest import Manifest
+from tests.images import flat_manifest
+
+
+@pytest.fixture(scope="session")
+def flat(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """37 training and 11 validation images, one flat colour each: image i shows `images.flat_colour(i)`."""
+    return flat_manifest(tmp_path_factory.mktemp("flat"), train=37, valid=11)
+
+
+@pytest.fixture
+def own_flat(tmp_path: Path) -> Manifest:
+    """12 training and 4 validation images of which a test may remove or spoil files."""
+    return flat_manifest(tmp_path, train=12, valid=4)

@@ -1,0 +1,182 @@
+"""Do the benchmarks measure what they say? Their arithmetic against numpy; no test looks at a time."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import accumulate, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import harness, prefilter, presize
+from benchmarks.photos import write_photos
+from cluster import doctor
+from dataio import geometry, reference
+from dataio.spec import ImageSpec
+
+CPU = torch.device("cpu")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(
+        command, cwd=doctor.HOME, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+
+
+def clock(*durations: float) -> Callable[[], float]:
+    """A clock that is read at the start and at the end of each of these durations, one second apart."""
+    steps = [part for duration in durations for part in (duration, 1.0)]
+    return iter(accumulate(steps, initial=100.0)).__next__
+
+
+def test_statistics_are_numpys_over_every_repeat_and_none_of_the_warm_up() -> None:
+    wall, cpu = [2.0, 1.0, 4.0, 8.0, 1.5, 3.0], [3.0, 3.5, 5.0, 4.0, 2.0, 1.0]
+    calls = count()
+    timing = harness.measure(
+        lambda: next(calls),
+        images_per_call=12,
+        device=CPU,
+        warmup=3,
+        repeats=6,
+        wall=clock(*wall),
+        cpu=clock(*cpu),
+    )
+    assert next(calls) == 3 + 6
+    expected = {
+        "images_per_s": 12 / np.array(wall),
+        "ms_per_image": 1000 * np.array(wall) / 12,
+        "cpu_ms_per_image": 1000 * np.array(cpu) / 12,
+    }
+    summary = timing.summary()
+    assert list(summary) == list(expected)
+    for name, values in expected.items():
+        mad = np.percentile(np.abs(values - np.percentile(values, 50)), 50)
+        assert list(summary[name]) == ["median", "min", "max", "mad"]
+        np.testing.assert_allclose(
+            list(summary[name].values()), [np.percentile(values, 50), values.min(), values.max(), mad], rtol=1e-12
+        )
+    assert timing.images_per_s == pytest.approx(np.percentile(expected["images_per_s"], 50))
+
+
+def test_too_few_repeats_are_refused() -> None:
+    with pytest.raises(harness.BenchmarkError, match=r"repeats=4 .* give 5 or more"):
+        harness.measure(lambda: None, images_per_call=1, device=CPU, repeats=4)
+
+
+def test_a_report_ends_in_the_json_that_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "results.json"
+    results: dict[str, dict[str, Any]] = {
+        "one": {"images_per_s": harness.spread([1.0, 2.0, 4.0]), "share": 0.5},
+        "two": {"psnr_db": 40.0},
+    }
+    found = harness.report("step", "why?", {"batch": 4}, results, out=out)
+    printed = capsys.readouterr()
+    *table, last = printed.out.splitlines()
+    assert json.loads(last) == json.loads(out.read_text()) == found
+    assert found["results"] == results
+    assert found["settings"] == {"batch": 4}
+    assert found["hardware"] == doctor.hardware()
+    assert found["versions"] == doctor.versions()
+    assert found["commit"] == doctor.commit()
+    assert [line.split() for line in table[1:]] == [
+        ["images_per_s", "share", "psnr_db"],
+        ["one", "2", "±1", "0.5", "-"],
+        ["two", "-", "-", "40"],
+    ]
+    assert list(out.parent.iterdir()) == [out]
+    assert str(out) in printed.err
+
+
+def test_a_result_that_cannot_be_written_is_printed_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(harness.BenchmarkError, match="cannot be written"):
+        harness.report("step", "why?", {}, {"one": {"share": 0.5}}, out=tmp_path / "file" / "results.json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == {"one": {"share": 0.5}}
+
+
+def test_the_ideal_of_an_integer_shrink_is_the_box_average() -> None:
+    # With as many samples as source pixels an output pixel, each falls on a centre: bilinear is exact there.
+    shrink, size = 8, 12
+    source = np.random.default_rng(0).integers(0, 256, (shrink * size, shrink * size, 3), np.uint8)
+    found = presize.ideal(source, np.diag([shrink, shrink, 1.0]), size_px=size, border="reflect", sub=shrink)
+    box = source.reshape(size, shrink, size, shrink, 3).astype(np.float64).mean(axis=(1, 3))
+    np.testing.assert_allclose(found, box, atol=1e-9)
+
+
+def test_the_ideal_of_a_shifted_copy_is_the_shifted_ideal() -> None:
+    source = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+    shift = np.array([[2.0, 0.0, 4.0], [0.0, 2.0, 8.0], [0.0, 0.0, 1.0]])  # x by two output pixels, y by four
+    plain = presize.ideal(source, np.diag([2.0, 2.0, 1.0]), size_px=16, border="reflect")
+    moved = presize.ideal(source, shift, size_px=12, border="reflect")
+    np.testing.assert_allclose(moved[:, :], plain[4:16, 2:14], atol=1e-9)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 240), (640, 520)])
+def test_taking_the_prefilter_out_gives_the_map_to_the_decoded_source(width: int, height: int) -> None:
+    ids, zeros = np.arange(20), np.zeros(20, np.int64)
+    sizes: dict[str, Any] = {"widths": np.full(20, width, np.int32), "heights": np.full(20, height, np.int32)}
+    filtered = geometry.draw(ImageSpec(size_px=160), seed=3, epochs=zeros, ids=ids, **sizes)
+    corners = np.tile([[0.0, 0.0], [160.0, 0.0], [160.0, 160.0], [0.0, 160.0]], (20, 1, 1))
+    there = geometry.project(filtered.homographies, corners)
+    scale = np.where(filtered.prefilter_px > 0, filtered.prefilter_px / np.array([height, width]), 1.0)[:, None, ::-1]
+    found = geometry.project(presize.from_source(filtered, width, height), corners)
+    np.testing.assert_allclose(found * scale, there, rtol=1e-9, atol=1e-9)
+    assert (filtered.prefilter_px > 0).all() == (height > 500)
+
+
+def test_psnr_is_the_definition() -> None:
+    black = np.zeros((4, 4, 3))
+    assert presize.psnr(black + 255.0, black) == 0.0
+    assert presize.psnr(black + 25.5, black) == pytest.approx(20.0)
+
+
+def test_shrinks_are_the_larger_stretch_of_the_map() -> None:
+    turn = np.array([[0.6, -0.8, 3.0], [0.8, 0.6, 5.0], [0.0, 0.0, 1.0]])
+    homographies = np.stack([turn @ np.diag([1.5, 3.0, 1.0]), np.diag([2.0, 1.0, 1.0]) @ turn])
+    np.testing.assert_allclose(prefilter.shrinks(homographies, size_px=64), [3.0, 2.0], rtol=1e-6)
+
+
+def test_photos_are_seeded_jpegs_of_the_right_size_in_px_and_bytes() -> None:
+    photos = write_photos(3, width=500, height=375, seed=7)
+    for photo in photos:
+        assert photo.dtype == np.uint8
+        with Image.open(io.BytesIO(photo.tobytes())) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (500, 375))
+        assert reference.decode(photo).std() > 20
+        assert 60_000 < len(photo) < 110_000
+    again = write_photos(2, width=500, height=375, seed=7)
+    assert [photo.tobytes() for photo in again] == [photo.tobytes() for photo in photos[:2]]
+    other = write_photos(1, width=500, height=375, seed=8)
+    assert len({photo.tobytes() for photo in photos + other}) == 4
+    assert len(write_photos(1, width=500, height=375, seed=7, quality=50)[0]) < len(photos[0])
+
+
+def test_presize_ends_in_one_json_object_with_speed_and_quality_of_both_engines(tmp_path: Path) -> None:
+    out = tmp_path / "presize.json"
+    done = run("presize", "--images", "3", "--batch", "2", "--quality-images", "3", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == json.loads(out.read_text())
+    assert {"name", "question", "date_utc", "settings", "results", "hardware", "versions", "commit"} <= set(found)
+    assert list(found["results"]) == ["dali", "reference"]
+    for engine in found["results"].values():
+        assert list(engine) == ["images_per_s", "ms_per_image", "cpu_ms_per_image", "psnr_db"]
+        assert all(0 < value["min"] <= value["median"] <= value["max"] for value in engine.values())
+        assert 35 < engine["psnr_db"]["min"] < 60
+
+
+def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
+    done = run("presise")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert all(name in done.stderr for name in ("'presise'", "presize", "step", "train"))

@@ -1,0 +1,243 @@
+"""Do DALI and torch render the same, and what the geometry says? Pixels on odd images, keypoints, memory, ids."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dataio import geometry
+from dataio.errors import EngineError
+from dataio.manifest import Manifest
+from dataio.reference import decode
+from dataio.spec import Border, ImageSpec
+from dataio.work import Work
+from tests.images import (
+    EVERYTHING,
+    PLAIN,
+    colour_numbers,
+    encode,
+    first,
+    make_work,
+    odd_files,
+    photo,
+    pixels_of,
+    psnr,
+    run_engine,
+    take_work,
+    upright_sizes,
+)
+
+dali = pytest.importorskip("dataio.dali", reason="DALI is not installed")
+FILES = odd_files()
+SIZES = upright_sizes(FILES.values())
+ENGINES = ("dali", "reference")
+
+
+def spec_of(**changes: Any) -> ImageSpec:
+    return ImageSpec(**{"size_px": 64, "presize_px": 80, **EVERYTHING, **changes})
+
+
+def odd_work(spec: ImageSpec, *, epoch: int = 0) -> Work:
+    """Every odd file once, with its training geometry."""
+    n = len(FILES)
+    ids, epochs = np.arange(n, dtype=np.int64), np.full(n, epoch, np.int64)
+    drawn = geometry.draw(spec, seed=42, epochs=epochs, ids=ids, widths=SIZES[0], heights=SIZES[1])
+    return make_work(list(FILES.values()), drawn)
+
+
+# Parity ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("border", ["reflect", "replicate", "constant"])
+def test_dali_equals_reference_on_odd_images_under_every_augmentation(border: Border) -> None:
+    spec = spec_of(border=border)
+    works = [odd_work(spec, epoch=epoch) for epoch in range(4)]
+    assert any((work.geometry.prefilter_px > 0).any() for work in works)
+    outside = [geometry.project(w.geometry.homographies, np.zeros((len(w.ids), 1, 2))).min() < 0 for w in works]
+    assert all(outside)  # the border is in the picture
+    pairs = zip(works, run_engine("dali", works, spec), run_engine("reference", works, spec), strict=True)
+    for epoch, (work, ours, oracle) in enumerate(pairs):
+        worst = psnr(pixels_of(ours, work, spec), pixels_of(oracle, work, spec))
+        low = {name: round(float(db), 1) for name, db in zip(FILES, worst, strict=True) if db < 45}
+        assert not low, f"epoch {epoch}, dB: {low}"
+
+
+@pytest.mark.parametrize("presize", ["crop", "squish", "pad"])
+def test_dali_equals_reference_in_validation(presize: str) -> None:
+    spec = spec_of(presize=presize)
+    work = make_work(list(FILES.values()), geometry.centred(spec, widths=SIZES[0], heights=SIZES[1]))
+    (ours,), (oracle,) = (run_engine(name, [work], spec) for name in ENGINES)
+    assert psnr(pixels_of(ours, work, spec), pixels_of(oracle, work, spec)).min() >= 45
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_half_precision_is_single_precision_rounded(name: str) -> None:
+    spec = spec_of()
+    (single,), (half,) = (run_engine(name, [odd_work(spec)], spec, dtype=t) for t in (torch.float32, torch.float16))
+    assert half.images.dtype == torch.float16
+    one_step = 2.0**-10 * half.images.float().abs().clamp(min=2.0**-14)
+    assert ((half.images.float() - single.images).abs() <= one_step).all()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_unwarped_image_keeps_its_pixels(name: str) -> None:
+    spec = spec_of(**{**PLAIN, "min_scale": 1.0})
+    pixels = photo(64, 64, seed=9)
+    size = np.array([64], np.int32)
+    work = make_work([encode(pixels, "PNG")], geometry.centred(spec, widths=size, heights=size))
+    (batch,) = run_engine(name, [work], spec)
+    np.testing.assert_allclose(pixels_of(batch, work, spec)[0], pixels, atol=1e-3)
+    expected = (pixels / 255 - np.array(spec.mean)) / np.array(spec.std)
+    np.testing.assert_allclose(batch.images[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+# Decoding --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reference_decodes_upright(orientation: int) -> None:
+    lying = photo(96, 61, seed=3)
+    turns: dict[int, NDArray[np.uint8]] = {
+        1: lying,
+        2: lying[:, ::-1],
+        3: lying[::-1, ::-1],
+        4: lying[::-1],
+        5: lying.transpose(1, 0, 2),
+        6: np.rot90(lying, -1),
+        7: lying[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(lying),
+    }
+    found = decode(encode(lying, "PNG", orientation=orientation))
+    np.testing.assert_array_equal(found, turns[orientation])
+
+
+def test_reference_decodes_every_kind_to_rgb() -> None:
+    colour = (51, 102, 204)  # in Pillow's palette, so nothing is dithered
+    for mode, kind in (("RGB", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG")):
+        found = decode(encode(np.full((9, 12, 3), colour, np.uint8), kind, mode=mode))
+        assert (found.shape, found.dtype) == ((9, 12, 3), np.uint8)
+        np.testing.assert_allclose(found, np.broadcast_to(colour, found.shape), atol=3)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("spoiled", ["truncated", "empty", "text"])
+def test_a_file_that_cannot_be_decoded_is_named(name: str, spoiled: str, capfd: pytest.CaptureFixture[str]) -> None:
+    spec = spec_of()
+    good = odd_work(spec)
+    whole = good.encoded[7]
+    bad = {"truncated": whole[: len(whole) // 2], "empty": whole[:0], "text": np.frombuffer(b"not an image", np.uint8)}
+    work = take_work(good, range(4, 12))
+    work.encoded[3] = bad[spoiled]
+    with pytest.raises(EngineError, match=r"image7 cannot be decoded \(.+remove or mend the file and index again"):
+        run_engine(name, [take_work(good, range(8)), work], spec)
+    capfd.readouterr()  # nvImageCodec writes to stderr by itself
+
+
+# Memory and order ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_batches_are_channels_last_with_what_was_asked_for(name: str, dtype: torch.dtype) -> None:
+    spec = spec_of()
+    (batch,) = run_engine(name, [odd_work(spec)], spec, dtype=dtype)
+    assert batch.images.shape == (len(FILES), 3, 64, 64)
+    assert batch.images.dtype == dtype
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.targets.dtype, batch.ids.dtype) == (torch.int64, torch.int64)
+    assert batch.targets.tolist() == batch.ids.tolist() == list(range(len(FILES)))
+
+
+def test_dali_hands_its_memory_over_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    lent: list[int] = []
+    take = dali.from_dlpack
+    monkeypatch.setattr(dali, "from_dlpack", lambda tensor: (lent.append(tensor.data_ptr()), take(tensor))[1])
+    spec = spec_of()
+    (batch,) = run_engine("dali", [odd_work(spec)], spec, dtype=torch.float16)
+    assert [batch.images.data_ptr(), batch.targets.data_ptr(), batch.ids.data_ptr()] == lent
+
+
+def test_batches_that_are_kept_are_not_overwritten_by_later_ones() -> None:
+    spec = spec_of()
+    works = [take_work(odd_work(spec, epoch=epoch), range(8)) for epoch in range(12)]
+    kept = run_engine("dali", works, spec)
+    for i in range(6):  # one at a time: nothing comes after it
+        (fresh,) = run_engine("dali", [works[i]], spec)
+        assert torch.equal(kept[i].images, fresh.images)
+        assert torch.equal(kept[i].ids, fresh.ids)
+    assert len({batch.images.data_ptr() for batch in kept}) == len(kept)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_rendering_of_a_sample_does_not_depend_on_its_companions(name: str) -> None:
+    spec = spec_of()
+    whole = odd_work(spec)
+    (together,) = run_engine(name, [whole], spec)
+    mixed = np.random.default_rng(0).permutation(len(FILES)).tolist()
+    parts = [mixed[:1], mixed[1:3], mixed[3:10], mixed[10:]]
+    for batch, rows in zip(run_engine(name, [take_work(whole, p) for p in parts], spec), parts, strict=True):
+        assert batch.ids.tolist() == rows
+        assert torch.equal(batch.images, together.images[rows])
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_ids_and_targets_arrive_beside_their_own_pixels(name: Any, flat: Manifest) -> None:
+    """Every image's colour says which it is, whatever the plan thinks."""
+    from dataio.loader import loaders
+
+    spec = ImageSpec(size_px=16, presize_px=16, **{**EVERYTHING, "max_lighting": 0.0})
+    for loader in loaders(flat, spec, global_batch=8, engine=name, threads=2):
+        seen = 0
+        for batch in first(loader, 12):
+            assert colour_numbers(loader, batch) == batch.ids.tolist()
+            assert batch.targets.tolist() == [i % 3 for i in batch.ids.tolist()]
+            seen += len(batch.ids)
+        assert seen == (96 if loader.train else 11)
+        loader.close()
+
+
+# Keypoints -------------------------------------------------------------------------------------------------
+
+
+def dots(width: int, height: int, *, sigma: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """A black image with one soft dot in each channel, and where they are: (3, 2), x before y."""
+    draw = np.random.default_rng(seed)
+    at = draw.uniform(4 * sigma, [width - 4 * sigma, height - 4 * sigma], (3, 2))
+    across, down = (
+        np.exp(-((np.arange(size)[:, None] + 0.5 - at[:, i]) ** 2) / (2 * sigma**2))
+        for i, size in enumerate((width, height))
+    )
+    image = down[:, None] * across
+    return (image * 255).round().astype(np.uint8), at
+
+
+def centroid(channel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The centre of what is bright in (h, w), x before y, in coordinates with pixel centres at .5."""
+    weight = np.where(channel > 0.2 * channel.max(), channel, 0)
+    y, x = np.mgrid[: channel.shape[0], : channel.shape[1]] + 0.5
+    return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(("width", "height", "sigma"), [(110, 84, 1.2), (640, 500, 6.0)])
+def test_keypoints_land_where_the_warped_image_shows_them(name: str, width: int, height: int, sigma: float) -> None:
+    count = 60
+    spec = spec_of(size_px=72, presize_px=90, border="constant")
+    images, points = zip(*(dots(width, height, sigma=sigma, seed=i) for i in range(count)), strict=True)
+    ids, epochs = np.arange(count), np.arange(count) % 5
+    size = np.full(count, width, np.int32), np.full(count, height, np.int32)
+    drawn = geometry.draw(spec, seed=5, epochs=epochs, ids=ids, widths=size[0], heights=size[1])
+    filtered = drawn.prefilter_px[:, 0] > 0
+    assert filtered.all() if width > 200 else not filtered.any()
+    work = make_work([encode(image, "PNG") for image in images], drawn)
+    (batch,) = run_engine(name, [work], spec)
+    seen = pixels_of(batch, work, spec)
+    factor = np.where(filtered[:, None], drawn.prefilter_px / np.array([height, width]), 1.0)[:, ::-1]
+    expected = geometry.project(np.linalg.inv(drawn.homographies), np.array(points) * factor[:, None])
+    margin = 8  # several widths of a dot in the output: nothing of it is cut off
+    visible = ((expected > margin) & (expected < spec.size_px - margin)).all(axis=-1)
+    assert visible.sum() > 50
+    found = np.array([centroid(seen[i, ..., channel]) for i, channel in np.argwhere(visible)])
+    assert np.abs(found - expected[visible]).max() < 0.5

@@ -1,0 +1,280 @@
+"""Does the stream follow the plan: at any world size, from any step, with either engine, to the last sample?"""
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dataio import geometry
+from dataio.errors import EngineError, ManifestError, SplitError
+from dataio.loader import EngineName, ImageLoader, choose_engine, default_threads, loaders
+from dataio.manifest import Manifest
+from dataio.plan import Plan
+from dataio.sources import from_folder
+from dataio.spec import ImageSpec
+from dataio.splits import by_folder, split
+from dataio.work import read_ahead
+from tests.images import EVERYTHING, colour_numbers, first, flat_manifest
+
+pytest.importorskip("dataio.dali", reason="DALI is not installed")
+SPEC = ImageSpec(size_px=16, presize_px=20, **EVERYTHING)  # type: ignore[arg-type]
+both_engines = pytest.mark.parametrize("engine", ["dali", "reference"])
+
+
+def pair(manifest: Manifest, engine: EngineName = "dali", **options: Any) -> tuple[ImageLoader, ImageLoader]:
+    options = {"global_batch": 8, "seed": 5, "threads": 1, **options}
+    return loaders(manifest, SPEC, engine=engine, **options)
+
+
+def ids_of(loader: ImageLoader, count: int, *, step: int = 0) -> list[list[int]]:
+    return [batch.ids.tolist() for batch in first(loader, count, step=step)]
+
+
+# The training stream ---------------------------------------------------------------------------------------
+
+
+@both_engines
+def test_training_stream_equals_the_plan(flat: Manifest, engine: EngineName) -> None:
+    train, _ = pair(flat, engine)
+    ids = flat.part("train").ids
+    assert (train.samples, len(ids)) == (37, 37)
+    plan = Plan(n=37, global_batch=8, seed=5)
+    expected = [ids[plan.at(plan.positions(step))[1]].tolist() for step in range(14)]
+    assert ids_of(train, 14) == expected
+    stream = [i for step in expected for i in step]
+    assert sorted(stream[:37]) == sorted(stream[37:74]) == sorted(ids.tolist())  # a whole epoch, then the next
+    assert stream[:37] != stream[37:74]
+
+
+@both_engines
+def test_images_are_drawn_anew_each_epoch_by_seed_epoch_and_id(flat: Manifest, engine: EngineName) -> None:
+    train, _ = pair(flat, engine, global_batch=37)
+    work = train.work(np.arange(30, 45, dtype=np.int64))
+    part = flat.part("train")
+    rows = np.searchsorted(part.ids, work.ids)
+    drawn = geometry.draw(
+        SPEC,
+        seed=5,
+        epochs=np.repeat([0, 1], [7, 8]),
+        ids=work.ids,
+        widths=part.widths[rows],
+        heights=part.heights[rows],
+    )
+    np.testing.assert_array_equal(work.geometry.homographies, drawn.homographies)
+    one, two = first(train, 2)
+    order = [two.ids.tolist().index(i) for i in one.ids.tolist()]
+    different = (one.images != two.images[order]).flatten(1).any(1)
+    assert different.float().mean() > 0.9  # flat images: the lighting, drawn for nine in ten, tells epochs apart
+
+
+@both_engines
+@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def test_a_stream_opened_at_a_step_equals_the_tail_of_the_whole(
+    flat: Manifest, engine: EngineName, step: int
+) -> None:
+    whole = first(pair(flat, engine)[0], 11)
+    for tail, expected in zip(first(pair(flat, engine)[0], 11 - step, step=step), whole[step:], strict=True):
+        assert torch.equal(tail.ids, expected.ids)
+        assert torch.equal(tail.targets, expected.targets)
+        assert torch.equal(tail.images, expected.images)
+
+
+@both_engines
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_parts_of_the_ranks_are_the_batch_of_one(flat: Manifest, engine: EngineName, world_size: int) -> None:
+    whole = first(pair(flat, engine)[0], 6)
+    ranks = [first(pair(flat, engine, rank=r, world_size=world_size)[0], 6) for r in range(world_size)]
+    for step, parts in enumerate(zip(*ranks, strict=True)):
+        assert torch.equal(torch.cat([part.ids for part in parts]), whole[step].ids)
+        assert torch.equal(torch.cat([part.targets for part in parts]), whole[step].targets)
+        assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
+
+
+def test_64_over_3_ranks_is_22_21_21_in_some_order_every_step(flat: Manifest) -> None:
+    options = {"global_batch": 64, "world_size": 3}
+    trains = [pair(flat, rank=rank, **options)[0] for rank in range(3)]
+    assert {train.batch for train in trains} == {22}
+    sizes = [[len(batch.ids) for batch in first(train, 4)] for train in trains]
+    assert all(len(set(of_rank)) == 1 for of_rank in sizes)
+    assert sorted(of_rank[0] for of_rank in sizes) == [21, 21, 22]
+
+
+@both_engines
+def test_an_abandoned_stream_can_be_opened_anew(flat: Manifest, engine: EngineName) -> None:
+    train, _ = pair(flat, engine)
+    expected = ids_of(train, 5)
+    for count in (1, 3):
+        assert ids_of(train, count) == expected[:count]
+    half_read = train.stream()
+    next(half_read)
+    assert ids_of(train, 3, step=2) == expected[2:]
+
+
+# Validation ------------------------------------------------------------------------------------------------
+
+
+@both_engines
+@pytest.mark.parametrize("world_size", [1, 2, 3, 13])
+@pytest.mark.parametrize("global_batch", [13, 64])
+def test_validation_shows_every_sample_once_in_order(
+    flat: Manifest, engine: EngineName, world_size: int, global_batch: int
+) -> None:
+    """Eleven samples: fewer than a batch, and fewer than 13 ranks, two of which then have nothing."""
+    seen = list[int]()
+    for rank in range(world_size):
+        _, valid = pair(flat, engine, rank=rank, world_size=world_size, global_batch=global_batch)
+        batches = list(valid.stream())
+        assert all(0 < len(batch.ids) <= valid.batch for batch in batches)
+        seen += [i for batch in batches for i in batch.ids.tolist()]
+        valid.close()
+    assert seen == flat.part("valid").ids.tolist()
+
+
+@both_engines
+def test_validation_repeats_itself_and_has_a_short_last_batch(flat: Manifest, engine: EngineName) -> None:
+    _, valid = pair(flat, engine, global_batch=4)
+    once, again = list(valid.stream()), list(valid.stream())
+    assert [len(batch.ids) for batch in once] == [4, 4, 3]
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one.images, other.images)
+    assert len(list(islice(valid.stream(), 1))) == 1  # abandoned
+    assert [len(batch.ids) for batch in valid.stream()] == [4, 4, 3]
+
+
+# Targets ---------------------------------------------------------------------------------------------------
+
+
+@both_engines
+def test_multi_label_targets_are_one_hot_float32(tmp_path: Path, engine: EngineName) -> None:
+    manifest = flat_manifest(tmp_path, train=9, valid=4, multi_label=True)
+    assert manifest.classes == ("even", "third0", "third1", "third2")
+    for loader in pair(manifest, engine, global_batch=4):
+        assert loader.task == "multi_label"
+        for batch in first(loader, 3):
+            assert batch.targets.dtype == torch.float32
+            expected = [[i % 2 == 0, i % 3 == 0, i % 3 == 1, i % 3 == 2] for i in batch.ids.tolist()]
+            assert batch.targets.tolist() == np.array(expected, float).tolist()
+
+
+def test_half_precision_is_handed_out_when_asked_for(flat: Manifest) -> None:
+    for engine in ("dali", "reference"):
+        for loader in pair(flat, engine, dtype=torch.float16):
+            (batch,) = first(loader, 1)
+            assert batch.images.dtype == torch.float16
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+# What goes wrong -------------------------------------------------------------------------------------------
+
+
+@both_engines
+def test_a_vanished_file_is_named_and_the_loader_lives_on(own_flat: Manifest, engine: EngineName) -> None:
+    train, _ = pair(own_flat, engine, global_batch=4)
+    expected = ids_of(train, 3)
+    gone = Path(own_flat.part("train").paths[3])
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(EngineError, match=rf"{gone} cannot be read \(No such file.*put it back, or index again"):
+        first(train, 3)
+    gone.write_bytes(content)
+    assert ids_of(train, 3) == expected
+
+
+@both_engines
+def test_a_truncated_file_is_named_and_the_loader_lives_on(
+    own_flat: Manifest, engine: EngineName, capfd: pytest.CaptureFixture[str]
+) -> None:
+    _, valid = pair(own_flat, engine, global_batch=2)
+    bad = Path(own_flat.part("valid").paths[3])
+    content = bad.read_bytes()
+    bad.write_bytes(content[: len(content) // 2])
+    with pytest.raises(EngineError, match=rf"{bad} cannot be decoded \(.*remove or mend the file and index again"):
+        list(valid.stream())
+    bad.write_bytes(content)
+    assert [i for batch in valid.stream() for i in colour_numbers(valid, batch)] == valid.part.ids.tolist()
+    capfd.readouterr()  # nvImageCodec writes to stderr by itself
+
+
+def test_files_that_moved_are_found_before_anything_is_opened(own_flat: Manifest) -> None:
+    Path(own_flat.part("valid").paths[0]).unlink()
+    with pytest.raises(ManifestError, match="1 of 16 files looked at"):
+        pair(own_flat)
+
+
+def test_a_batch_smaller_than_the_world_is_refused(flat: Manifest) -> None:
+    with pytest.raises(SplitError, match="global_batch=2 is smaller than world_size=3: some ranks.*fewer workers"):
+        pair(flat, global_batch=2, world_size=3)
+
+
+def test_a_manifest_without_sizes_is_refused(own_flat: Manifest) -> None:
+    from dataio.labels import by_parent, label
+
+    unverified = split(label(from_folder(own_flat.root), by_parent), by_folder("valid"), verify=False)
+    with pytest.raises(ManifestError, match=r"12 of 12 images have no size.*verify=False.*verify=True"):
+        pair(unverified)
+
+
+# The choice of an engine -----------------------------------------------------------------------------------
+
+
+def test_the_engine_is_chosen_with_a_reason(flat: Manifest) -> None:
+    assert (choose_engine().engine, choose_engine().reason) == ("dali", "DALI is installed")
+    assert (choose_engine("dali").engine, choose_engine("dali").reason) == ("dali", "asked for")
+    assert (choose_engine("reference").engine, choose_engine("reference").reason) == ("reference", "asked for")
+    assert [loader.engine for loader in pair(flat, "auto")] == ["dali", "dali"]
+
+
+def test_without_dali_the_reference_engine_steps_in(flat: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataio
+
+    monkeypatch.delattr(dataio, "dali")
+    monkeypatch.setitem(sys.modules, "dataio.dali", None)
+    found = choose_engine("auto")
+    assert found.engine == "reference"
+    assert found.reason.startswith("DALI does not import (")
+    (batch,) = first(pair(flat, "auto")[0], 1)
+    assert len(batch.ids) == 8
+    with pytest.raises(EngineError, match="engine='dali' was asked for, but DALI does not import.*engine='reference'"):
+        pair(flat, "dali")
+
+
+def test_batch_is_per_rank_and_global_batch_for_the_world(flat: Manifest) -> None:
+    assert [loader.global_batch for loader in loaders(flat, SPEC, batch=6, world_size=3)] == [18, 18]
+    assert [loader.global_batch for loader in loaders(flat, SPEC, world_size=2)] == [128, 128]
+    train, valid = pair(flat)
+    assert (train.steps(1), train.steps(3)) == (5, 14)
+    assert (train.classes, train.task, valid.samples) == (("third0", "third1", "third2"), "single_label", 11)
+
+
+def test_threads_are_a_share_of_the_cores_from_1_to_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(20)))
+    assert [default_threads(world_size) for world_size in (1, 4, 20, 64)] == [8, 5, 1, 1]
+
+
+# Reading ahead ---------------------------------------------------------------------------------------------
+
+
+def test_reading_ahead_keeps_the_order_and_stays_within_its_bound() -> None:
+    begun = list[int]()
+
+    def make(i: int) -> int:
+        begun.append(i)
+        return i * i
+
+    made = read_ahead(make, range(10**9), ahead=3, threads=2)
+    for expected in range(20):
+        assert next(made) == expected**2
+        assert max(begun) <= expected + 3
+    made.close()  # type: ignore[attr-defined]
+    assert list(read_ahead(make, range(7), ahead=3, threads=2)) == [i * i for i in range(7)]
+
+
+def test_an_error_while_reading_ahead_comes_out_at_its_own_place() -> None:
+    made = read_ahead(lambda i: 1 // (3 - i), range(10), ahead=3, threads=2)
+    assert [next(made) for _ in range(3)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(made)

@@ -1,0 +1,228 @@
+"""Whole runs: does a job become the files it promises, and is it the same run wherever and however it is made?"""
+
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cluster import job as jobs
+from cluster import run as runs
+from cluster.errors import StorageError
+from cluster.launch import in_process
+from dataio.errors import ManifestError
+from dataio.manifest import Manifest
+from dataio.plan import Plan
+from tests.runs import counted_error_rate, digits_manifest, result, start, thawline, torchrun, wait_for_step, write_job
+from trainer.window import extend_hash
+
+VALID = 60  # of 300 digits
+STEPS = 20  # two epochs of 240 in batches of 24
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits_manifest(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
+    """The folder of a run that nothing disturbed, made by the command line in one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = thawline("train", write_job(folder, manifest))
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "run"
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(run / f"checkpoints/step_{STEPS:08d}/model.pt", weights_only=True)
+    return weights
+
+
+def planned_hash(manifest: Path) -> str:
+    part = Manifest.load(manifest).part("train")
+    plan = Plan(n=len(part.ids), global_batch=24, seed=7)
+    digest = ""
+    for step in range(STEPS):
+        digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])
+    return digest
+
+
+def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
+    made = result(whole)
+    wanted = {
+        *("name", "status", "seed", "world_size", "engine", "device", "precision", "epochs", "steps"),
+        *("samples_seen", "metrics", "images_per_s", "data_wait_fraction", "wall_s", "stream_hash"),
+        *("versions", "hardware", "commit"),
+    }
+    assert wanted <= set(made)
+    assert (made["status"], made["steps"], made["samples_seen"]) == ("finished", STEPS, STEPS * 24)
+    assert made["epochs"] == 2
+    rows = pq.read_table(whole / "rows.parquet").to_pylist()
+    assert [row["step"] for row in rows if row["kind"] == "valid"] == [10, 20]
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert sum(row["images"] for row in trained) == STEPS * 24
+    assert made["images_per_s"] == pytest.approx(STEPS * 24 / sum(row["window_s"] for row in trained))
+    last = [row for row in rows if row["kind"] == "valid"][-1]
+    assert made["metrics"]["valid_loss"] == last["valid_loss"]
+    assert jobs.differences(jobs.from_toml(whole / "job.toml"), jobs.from_toml(whole.parent.parent / "job.toml")) == []
+    page = (whole / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 7
+    assert "http" not in page.replace("http-equiv", ""), "the report must not need a network"
+
+
+def test_the_hash_is_over_the_planned_stream(whole: Path, manifest: Path) -> None:
+    assert result(whole)["stream_hash"] == planned_hash(manifest)
+
+
+def test_validation_counts_every_image_once(whole: Path) -> None:
+    images, errors = counted_error_rate(whole)
+    assert images == VALID
+    assert result(whole)["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)
+
+
+def test_a_finished_run_says_so_and_trains_no_more(whole: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    again = thawline("train", whole.parent.parent / "job.toml")
+    assert again.returncode == 0
+    assert "has finished" in again.stderr
+    assert result(whole)["stream_hash"] in again.stdout
+    assert {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()} == before
+
+
+def test_the_reference_engine_sees_the_same_stream(tmp_path: Path, manifest: Path, whole: Path) -> None:
+    done = thawline("train", write_job(tmp_path, manifest), "--data.engine", "reference")
+    assert done.returncode == 0, done.stderr
+    made = result(tmp_path / "runs/run")
+    assert made["engine"] == "reference"
+    assert made["stream_hash"] == result(whole)["stream_hash"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_more_ranks_see_the_same_stream_and_count_exactly(
+    tmp_path: Path, manifest: Path, whole: Path, workers: int
+) -> None:
+    done = torchrun(workers, "train", write_job(tmp_path, manifest))
+    assert done.returncode == 0, done.stderr
+    made = result(tmp_path / "runs/run")
+    assert made["world_size"] == workers
+    assert made["stream_hash"] == result(whole)["stream_hash"]
+    images, errors = counted_error_rate(tmp_path / "runs/run")
+    assert images == VALID
+    assert made["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [4, 14])
+def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, manifest: Path, whole: Path, step: int) -> None:
+    job = write_job(tmp_path, manifest)
+    process = start("train", job)
+    wait_for_step(tmp_path / "runs/run", step, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "runs/run/result.json").exists(), "it was too quick to be killed"
+    done = thawline("train", job)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    run = tmp_path / "runs/run"
+    assert result(run)["stream_hash"] == result(whole)["stream_hash"]
+    assert result(run)["samples_seen"] == STEPS * 24
+    weights, unbroken = final_weights(run), final_weights(whole)
+    assert weights.keys() == unbroken.keys()
+    for name, tensor in unbroken.items():
+        assert torch.equal(weights[name], tensor), name
+    mine, theirs = (pq.read_table(folder / "rows.parquet").to_pylist() for folder in (run, whole))
+    assert [row["loss"] for row in mine if row["kind"] == "train"] == [
+        row["loss"] for row in theirs if row["kind"] == "train"
+    ]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Path, whole: Path) -> None:
+    job = write_job(tmp_path, manifest)
+    process = start("train", job, "--checkpoint.every_s", "1000")
+    deadline = threading.Timer(120, process.kill)
+    deadline.start()
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "training and" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate()
+    deadline.cancel()
+    assert process.returncode == 0, talk
+    assert "the same command resumes it" in talk
+    assert not (tmp_path / "runs/run/result.json").exists()
+    done = thawline("train", job)
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path / "runs/run")["stream_hash"] == result(whole)["stream_hash"]
+
+
+def loaded(tmp_path: Path, manifest: Path) -> jobs.Job:
+    return jobs.resolved(jobs.load(write_job(tmp_path, manifest)))
+
+
+def test_another_job_under_the_same_name_is_refused(tmp_path: Path, manifest: Path) -> None:
+    job = loaded(tmp_path, manifest)
+    assert runs.open_run(job) is None
+    longer = replace(job, fit=replace(job.fit, epochs=3))
+    with pytest.raises(StorageError, match=r"fit\.epochs: 2 -> 3.*another --name"):
+        runs.open_run(longer)
+    assert runs.open_run(replace(job, workers=2)) is None, "a run may go on with other workers"
+
+
+def test_another_manifest_under_the_same_name_is_refused(tmp_path: Path, manifest: Path) -> None:
+    job = loaded(tmp_path, manifest)
+    runs.open_run(job)
+    other = Manifest.load(manifest)
+    labels = ["7"] * other.rows.num_rows
+    rows = other.rows.set_column(other.rows.schema.get_field_index("label"), "label", [labels])
+    replace(other, rows=rows).save(tmp_path / "other.parquet")
+    with pytest.raises(StorageError, match="another manifest"):
+        runs.open_run(replace(job, manifest=str(tmp_path / "other.parquet")))
+
+
+def test_a_manifest_whose_files_moved_is_refused_before_anything_is_written(tmp_path: Path, manifest: Path) -> None:
+    job = loaded(tmp_path, manifest)
+    moved = replace(job, data=replace(job.data, root=str(tmp_path / "elsewhere")))
+    with pytest.raises(ManifestError, match="240|300"):
+        runs.open_run(moved)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    job = replace(loaded(tmp_path, manifest), storage=str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="cannot be written.*another|cannot be written.*--storage"):
+        runs.open_run(job)
+
+
+def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[tuple[float, ...]] = []
+    from trainer import optim
+
+    real = optim.set_hyper
+
+    def spy(optimizer: torch.optim.Optimizer, lrs: Any, momentum: float) -> None:
+        rates.append(tuple(lrs))
+        real(optimizer, lrs, momentum)
+
+    monkeypatch.setattr(optim, "set_hyper", spy)
+    job = loaded(tmp_path, manifest)
+    job = replace(job, fit=replace(job.fit, recipe="fine_tune", epochs=1, frozen_epochs=1, lr=3e-3))
+    made = in_process(job)
+    assert made["epochs"] == 2
+    second = np.array(rates[10:])
+    np.testing.assert_allclose(second.max(0), [1.5e-5, 1.5e-4, 1.5e-3], rtol=1e-9)
+
+
+def test_signals_are_left_as_they_were(tmp_path: Path, manifest: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    in_process(replace(loaded(tmp_path, manifest), fit=jobs.Fit(recipe="one_cycle", epochs=1)))
+    assert signal.getsignal(signal.SIGTERM) is before

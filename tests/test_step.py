@@ -1,0 +1,169 @@
+"""One step against plain numpy and plain autograd."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataio.batch import Batch
+from tests.toy import ToyModel, same, samples, snapshot
+from trainer.errors import RecipeError
+from trainer.losses import default_loss
+from trainer.step import Precision, autocast, choose_precision, distribute, eval_step, train_step
+
+CPU = torch.device("cpu")
+FP32 = choose_precision("fp32", CPU)
+BF16 = choose_precision("bf16", CPU)
+
+
+def exact_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in the logits' own precision."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def make_batch(number: int = 6, *, dtype: torch.dtype = torch.float64) -> Batch:
+    images, targets = samples(number, seed=3, dtype=dtype)
+    return Batch(images=images, targets=targets, ids=torch.arange(number))
+
+
+def step(model: nn.Module, batch: Batch, *, share: float, lr: float = 0.5, precision: Precision = FP32) -> Tensor:
+    return train_step(
+        model,
+        batch,
+        loss=exact_loss,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        precision=precision,
+        share=share,
+    )
+
+
+@pytest.mark.parametrize("share", [6.0, 7 / 3], ids=["even", "uneven"])
+def test_a_step_of_a_linear_model_equals_plain_numpy(share: float) -> None:
+    batch = make_batch()
+    linear = nn.Linear(48, 3, dtype=torch.float64)
+    x, y = batch.images.flatten(1).numpy(), np.eye(3)[batch.targets.numpy()]
+    w, b = linear.weight.detach().numpy().copy(), linear.bias.detach().numpy().copy()
+    z = x @ w.T + b
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+
+    losses = step(nn.Sequential(nn.Flatten(), linear), batch, share=share)
+
+    np.testing.assert_allclose(losses, -np.log((p * y).sum(1)), rtol=1e-12)
+    np.testing.assert_allclose(linear.weight.detach(), w - 0.5 * (p - y).T @ x / share, rtol=1e-12)
+    np.testing.assert_allclose(linear.bias.detach(), b - 0.5 * (p - y).sum(0) / share, rtol=1e-12)
+
+
+def test_with_equal_parts_the_step_follows_the_gradient_of_the_mean_loss() -> None:
+    batch, model = make_batch(), ToyModel(dropout=0.0, dtype=torch.float64)
+    plain = ToyModel(dropout=0.0, dtype=torch.float64)
+    loss = F.cross_entropy(plain(batch.images), batch.targets)
+    gradients = torch.autograd.grad(loss, list(plain.parameters()))
+    step(model, batch, share=6.0)
+    for stepped, before, gradient in zip(model.parameters(), plain.parameters(), gradients, strict=True):
+        torch.testing.assert_close(stepped, before - 0.5 * gradient, rtol=1e-12, atol=1e-14)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
+
+
+def test_uneven_parts_with_one_share_add_up_to_the_mean_over_the_whole() -> None:
+    """What DDP does over two ranks: the mean of their gradients, here of 4 and 3 samples of 7."""
+    whole = make_batch(7)
+    weights = []
+    for part, share in ((slice(0, 4), 3.5), (slice(4, 7), 3.5), (slice(0, 7), 7.0)):
+        model = ToyModel(norm=False, dropout=0.0, dtype=torch.float64)
+        step(model, Batch(whole.images[part], whole.targets[part], whole.ids[part]), share=share)
+        weights.append(list(model.parameters())[-2].detach())
+    torch.testing.assert_close((weights[0] + weights[1]) / 2, weights[2], rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_starts_from_no_gradient() -> None:
+    batch = make_batch()
+    clean, dirty = (ToyModel(dropout=0.0, dtype=torch.float64) for _ in range(2))
+    for parameter in dirty.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    step(clean, batch, share=6.0)
+    step(dirty, batch, share=6.0)
+    assert same(snapshot(clean), snapshot(dirty))
+
+
+def test_losses_of_a_step_are_those_before_the_update_and_hold_no_graph() -> None:
+    batch, model = make_batch(), ToyModel(dropout=0.0, dtype=torch.float64)
+    expected = exact_loss(ToyModel(dropout=0.0, dtype=torch.float64)(batch.images), batch.targets)
+    losses = step(model, batch, share=6.0)
+    assert torch.equal(losses, expected)
+    assert not losses.requires_grad
+
+
+def test_bf16_runs_layers_in_bfloat16_and_keeps_weights_gradients_and_losses_in_float32() -> None:
+    batch, model = make_batch(dtype=torch.float32), ToyModel(dropout=0.0)
+    seen: list[torch.dtype] = []
+    model.head[3].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    losses = train_step(
+        model,
+        batch,
+        loss=default_loss("single_label"),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        precision=BF16,
+        share=6.0,
+    )
+    assert (seen, losses.dtype) == ([torch.bfloat16], torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    exact = default_loss("single_label")(ToyModel(dropout=0.0)(batch.images), batch.targets)
+    torch.testing.assert_close(losses, exact.detach(), rtol=0.05, atol=0.02)
+    assert not torch.equal(losses, exact)  # eight bits of mantissa were really used
+
+
+@pytest.mark.parametrize("precision", [FP32, BF16], ids=["fp32", "bf16"])
+def test_evaluation_leaves_gradients_weights_and_batchnorm_alone(precision: Precision) -> None:
+    batch, model = make_batch(dtype=torch.float32), ToyModel().eval()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = snapshot(model)
+    logits, losses = eval_step(model, batch, loss=default_loss("single_label"), precision=precision)
+    assert same(before, snapshot(model))
+    assert all(p.grad is not None and bool((p.grad == 1).all()) for p in model.parameters())
+    assert not logits.requires_grad
+    assert not losses.requires_grad
+    assert (logits.dtype, losses.dtype, logits.shape) == (torch.float32, torch.float32, (6, 3))
+    if precision is FP32:
+        expected = model(batch.images)
+        assert torch.equal(logits, expected)
+        assert torch.equal(losses, F.cross_entropy(expected, batch.targets, reduction="none"))
+
+
+def test_precision_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    assert choose_precision("auto", CPU).name == "fp32"
+    for has_bf16, name in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulation, has_bf16=has_bf16: has_bf16)
+        assert choose_precision("auto", gpu).name == name
+    assert choose_precision("fp16", gpu) == Precision("fp16", torch.float16, scaled=True)
+    assert choose_precision("bf16", gpu) == Precision("bf16", torch.bfloat16, scaled=False)
+    assert [choose_precision(name, gpu).input_dtype for name in ("fp32", "bf16", "fp16")] == [
+        torch.float32,
+        torch.float16,
+        torch.float16,
+    ]
+
+
+def test_precisions_that_cannot_be_are_refused_with_what_can() -> None:
+    with pytest.raises(RecipeError, match=r"precision='fp16' on a CPU: .* give fp32 or bf16"):
+        choose_precision("fp16", CPU)
+    with pytest.raises(RecipeError, match=r"precision='fp64' is not known: give auto, fp32, bf16, fp16"):
+        choose_precision("fp64", CPU)  # type: ignore[arg-type]  # what a TOML file may hold
+
+
+def test_fp32_has_no_autocast_region() -> None:
+    x = torch.ones(2, 2)
+    with autocast(FP32, CPU):
+        assert (x @ x).dtype == torch.float32
+    with autocast(BF16, CPU):
+        assert (x @ x).dtype == torch.bfloat16
+
+
+def test_one_rank_is_not_wrapped() -> None:
+    model = ToyModel()
+    assert distribute(model, CPU) is model
