@@ -57,15 +57,15 @@ def run(job: Job, context: RunContext) -> Result:
         stack.callback(learner.close)
         learner.note(_description(job, context, learner))
         learner.resume()
-        learner.fit(_phases(job))
+        learner.fit(phases(job))
+        if context.rank == 0:
+            write_parquet(learner.recorder.table(), context.run_dir / "rows.parquet")
         if learner.stopped:
             return _result(job, context, learner, status="stopped", metrics={})
         predictions = learner.predictions()
-        metrics = _last_metrics(learner)
-        result = _result(job, context, learner, status="finished", metrics=metrics)
-        if context.rank == 0 and predictions is not None:
+        result = _result(job, context, learner, status="finished", metrics=_last_metrics(learner))
+        if predictions is not None:  # on rank 0
             write_parquet(predictions.table(learner.valid.classes), context.run_dir / "valid.parquet")
-            write_parquet(learner.recorder.table(), context.run_dir / "rows.parquet")
             assert isinstance(learner.valid, ImageLoader)
             write_report(context.run_dir, result, learner.recorder.table(), predictions, learner.valid)
             # Last: where it stands, the run is whole.
@@ -85,7 +85,8 @@ def open_run(job: Job) -> Result | None:
     described = folder / "job.toml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if described.exists():
+        begun = any((folder / "checkpoints").glob("step_*"))
+        if begun and described.exists():
             different = jobs.differences(jobs.from_toml(described), job)
             if different:
                 raise StorageError(
@@ -93,10 +94,10 @@ def open_run(job: Job) -> Result | None:
                     "give another --name, or remove the folder"
                 )
         result = folder / "result.json"
-        if result.exists():
+        if begun and result.exists():
             return json.loads(result.read_text())
         same_data = folder / "manifest.hash"
-        if same_data.exists() and same_data.read_text().strip() != manifest.fingerprint():
+        if begun and same_data.exists() and same_data.read_text().strip() != manifest.fingerprint():
             raise StorageError(
                 f"{folder} holds a run on another manifest than {job.manifest} is now: the stream would change in the "
                 "middle; give another --name, or remove the folder"
@@ -185,7 +186,8 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
     )
 
 
-def _phases(job: Job) -> tuple[Phase, ...]:
+def phases(job: Job) -> tuple[Phase, ...]:
+    """What a job's [fit] comes to. Raises RecipeError."""
     fit = job.fit
     given = {"div": fit.div, "pct_start": fit.pct_start}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

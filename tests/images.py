@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,8 +27,14 @@ from dataio.work import Work
 
 Pixels = NDArray[np.uint8]
 CPU = torch.device("cpu")
-PLAIN = {"flip": False, "rotate_deg": 0.0, "max_zoom": 1.0, "max_warp": 0.0, "max_lighting": 0.0}
-EVERYTHING = {"rotate_deg": 30.0, "max_warp": 0.3, "min_scale": 0.5, "max_zoom": 1.3, "max_lighting": 0.4}
+PLAIN: dict[str, Any] = {"flip": False, "rotate_deg": 0.0, "max_zoom": 1.0, "max_warp": 0.0, "max_lighting": 0.0}
+EVERYTHING: dict[str, Any] = {
+    "rotate_deg": 30.0,
+    "max_warp": 0.3,
+    "min_scale": 0.5,
+    "max_zoom": 1.3,
+    "max_lighting": 0.4,
+}
 SIZES = [(31, 57), (57, 31), (33, 33), (97, 640), (640, 97), (200, 90), (90, 333), (500, 375), (375, 500), (1000, 700)]
 
 
@@ -132,6 +139,20 @@ def pixels_of(batch: Batch, work: Work, spec: ImageSpec) -> NDArray[np.float64]:
 def psnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Peak signal to noise of each image of (n, h, w, 3), 0..255: (n,) dB."""
     return 10 * np.log10(255**2 / np.maximum(((a - b) ** 2).mean(axis=(1, 2, 3)), 1e-12))
+
+
+def lent_memory(patch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the address of every tensor that DALI lends to torch from now on."""
+    import dataio.dali as dali
+
+    lent, take = list[int](), dali.from_dlpack  # type: ignore[attr-defined]
+
+    def watched(tensor: Any) -> torch.Tensor:
+        lent.append(tensor.data_ptr())
+        return take(tensor)
+
+    patch.setattr(dali, "from_dlpack", watched)
+    return lent
 
 
 def flat_colour(number: int) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from tests.images import (
     colour_numbers,
     encode,
     first,
+    lent_memory,
     make_work,
     odd_files,
     photo,
@@ -29,7 +30,7 @@ from tests.images import (
     upright_sizes,
 )
 
-dali = pytest.importorskip("dataio.dali", reason="DALI is not installed")
+pytest.importorskip("dataio.dali", reason="DALI is not installed")
 FILES = odd_files()
 SIZES = upright_sizes(FILES.values())
 ENGINES = ("dali", "reference")
@@ -117,7 +118,8 @@ def test_reference_decodes_every_kind_to_rgb() -> None:
     colour = (51, 102, 204)  # in Pillow's palette, so nothing is dithered
     for mode, kind in (("RGB", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG")):
         found = decode(encode(np.full((9, 12, 3), colour, np.uint8), kind, mode=mode))
-        assert (found.shape, found.dtype) == ((9, 12, 3), np.uint8)
+        assert found.dtype == np.uint8
+        assert found.shape == (9, 12, 3)
         np.testing.assert_allclose(found, np.broadcast_to(colour, found.shape), atol=3)
 
 
@@ -151,9 +153,7 @@ def test_batches_are_channels_last_with_what_was_asked_for(name: str, dtype: tor
 
 
 def test_dali_hands_its_memory_over_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    lent: list[int] = []
-    take = dali.from_dlpack
-    monkeypatch.setattr(dali, "from_dlpack", lambda tensor: (lent.append(tensor.data_ptr()), take(tensor))[1])
+    lent = lent_memory(monkeypatch)
     spec = spec_of()
     (batch,) = run_engine("dali", [odd_work(spec)], spec, dtype=torch.float16)
     assert [batch.images.data_ptr(), batch.targets.data_ptr(), batch.ids.data_ptr()] == lent
@@ -234,8 +234,10 @@ def test_keypoints_land_where_the_warped_image_shows_them(name: str, width: int,
     work = make_work([encode(image, "PNG") for image in images], drawn)
     (batch,) = run_engine(name, [work], spec)
     seen = pixels_of(batch, work, spec)
-    factor = np.where(filtered[:, None], drawn.prefilter_px / np.array([height, width]), 1.0)[:, ::-1]
-    expected = geometry.project(np.linalg.inv(drawn.homographies), np.array(points) * factor[:, None])
+    factor = np.ones((count, 2))
+    factor[filtered] = drawn.prefilter_px[filtered][:, ::-1] / [width, height]
+    back = np.linalg.inv(drawn.homographies).astype(np.float64)
+    expected = geometry.project(back, np.array(points) * factor[:, None])
     margin = 8  # several widths of a dot in the output: nothing of it is cut off
     visible = ((expected > margin) & (expected < spec.size_px - margin)).all(axis=-1)
     assert visible.sum() > 50

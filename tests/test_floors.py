@@ -56,9 +56,9 @@ def violations(files: Mapping[str, str]) -> list[str]:
             at = f"{path}:{line} imports {name}"
             if other in FLOORS and other != mine and FLOORS[other] >= FLOORS[mine]:
                 wrong.append(f"{at}: {mine} is floor {FLOORS[mine]}, {other} {FLOORS[other]}")
-            if mine == "trainer" and other in ("dataio", "models"):
-                if not any(within(name, known) for known in TRAINER_KNOWS):
-                    wrong.append(f"{at}: trainer knows only {', '.join(TRAINER_KNOWS)}")
+            known = any(within(name, module) for module in TRAINER_KNOWS)
+            if mine == "trainer" and other in ("dataio", "models") and not known:
+                wrong.append(f"{at}: trainer knows only {', '.join(TRAINER_KNOWS)}")
             wrong += [
                 f"{at}: {module} belongs to {place}"
                 for module, place in ONLY_IN.items()

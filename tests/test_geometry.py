@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from dataio import geometry
 from dataio.errors import SpecError
@@ -21,14 +21,14 @@ from tests.images import EVERYTHING, PLAIN
 Floats = NDArray[np.float64]
 
 # Which counter each draw has. Recorded runs and seeds rest on these places.
-PLACES = {
-    **{"crop_x": 0, "crop_y": 1, "flip": 2, "p_rotate": 3, "rotate": 4, "p_zoom": 5, "zoom": 6, "zoom_x": 7},
-    **{"zoom_y": 8, "p_warp": 9, "warp_x": 10, "warp_y": 11, "p_brightness": 12, "brightness": 13},
-    **{"p_contrast": 14, "contrast": 15, "scale": 16, "ratio": 17, "scale_x": 18, "scale_y": 19},
-}
+_NAMES = (
+    *("crop_x", "crop_y", "flip", "p_rotate", "rotate", "p_zoom", "zoom", "zoom_x", "zoom_y", "p_warp", "warp_x"),
+    *("warp_y", "p_brightness", "brightness", "p_contrast", "contrast", "scale", "ratio", "scale_x", "scale_y"),
+)
+PLACES = {name: place for place, name in enumerate(_NAMES)}
 SEED, EPOCH = 42, 3
 SIZE = 32
-SPEC = ImageSpec(size_px=SIZE, presize_px=48, p_affine=0.6, p_lighting=0.6, **EVERYTHING)  # type: ignore[arg-type]
+SPEC = ImageSpec(size_px=SIZE, presize_px=48, p_affine=0.6, p_lighting=0.6, **EVERYTHING)
 CORNERS = np.array([[0, 0], [SIZE, 0], [SIZE, SIZE], [0, SIZE]], np.float64)
 GRID = np.stack(np.meshgrid(np.linspace(0, SIZE, 5), np.linspace(0, SIZE, 5)), -1).reshape(-1, 2)
 ALONE: dict[str, dict[str, Any]] = {
@@ -154,7 +154,7 @@ def test_crop_place_is_uniform_over_what_is_free() -> None:
 def test_flip_mirrors_half_of_the_samples_and_leaves_the_rest() -> None:
     plain, found = unit(alone("nothing"), GRID), unit(alone("flip"), GRID)
     same = np.isclose(found, plain).all(axis=(1, 2))
-    mirrored = np.isclose(found, plain * [-1, 1]).all(axis=(1, 2))
+    mirrored = np.asarray(np.isclose(found, plain * [-1, 1]).all(axis=(1, 2)))
     assert (same ^ mirrored).all()
     assert stats.binomtest(int(mirrored.sum()), len(mirrored), 0.5).pvalue > 0.01
 
@@ -232,7 +232,8 @@ def test_geometry_depends_on_seed_epoch_and_id_alone() -> None:
 def test_folded_colour_map_equals_lighting_then_normalisation() -> None:
     g = drawn(SPEC, 50)
     mean, std = g.folded(SPEC)
-    assert (mean.dtype, std.dtype, mean.shape) == (np.float32, np.float32, (50, 3))
+    assert mean.dtype == std.dtype == np.float32
+    assert mean.shape == std.shape == (50, 3)
     x = np.arange(256.0)[:, None, None]
     expected = ((g.scale * x / 255 + g.shift) - np.array(SPEC.mean)) / np.array(SPEC.std)
     np.testing.assert_allclose((x - mean) / std, expected, atol=2e-6)
@@ -269,7 +270,7 @@ def shrink(spec: ImageSpec, g: Geometry) -> Floats:
     )
     p = project(g.homographies, np.tile(points, (len(g.scale), 1, 1)))
     jacobian = np.stack([p[:, 1] - p[:, 0], p[:, 3] - p[:, 2]], -1) / (2 * step)
-    return np.linalg.svd(jacobian, compute_uv=False)[:, 0]
+    return np.linalg.svd(jacobian, compute_uv=False)[:, 0].astype(np.float64)
 
 
 @pytest.mark.parametrize("side", [20, 32, 48, 54, 55, 64, 300])

@@ -11,6 +11,7 @@ import torch
 
 from dataio import geometry
 from dataio.errors import EngineError, ManifestError, SplitError
+from dataio.labels import by_parent, label
 from dataio.loader import EngineName, ImageLoader, choose_engine, default_threads, loaders
 from dataio.manifest import Manifest
 from dataio.plan import Plan
@@ -21,7 +22,7 @@ from dataio.work import read_ahead
 from tests.images import EVERYTHING, colour_numbers, first, flat_manifest
 
 pytest.importorskip("dataio.dali", reason="DALI is not installed")
-SPEC = ImageSpec(size_px=16, presize_px=20, **EVERYTHING)  # type: ignore[arg-type]
+SPEC = ImageSpec(size_px=16, presize_px=20, **EVERYTHING)
 both_engines = pytest.mark.parametrize("engine", ["dali", "reference"])
 
 
@@ -73,9 +74,7 @@ def test_images_are_drawn_anew_each_epoch_by_seed_epoch_and_id(flat: Manifest, e
 
 @both_engines
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
-def test_a_stream_opened_at_a_step_equals_the_tail_of_the_whole(
-    flat: Manifest, engine: EngineName, step: int
-) -> None:
+def test_a_stream_opened_at_a_step_equals_the_tail_of_the_whole(flat: Manifest, engine: EngineName, step: int) -> None:
     whole = first(pair(flat, engine)[0], 11)
     for tail, expected in zip(first(pair(flat, engine)[0], 11 - step, step=step), whole[step:], strict=True):
         assert torch.equal(tail.ids, expected.ids)
@@ -95,7 +94,7 @@ def test_parts_of_the_ranks_are_the_batch_of_one(flat: Manifest, engine: EngineN
 
 
 def test_64_over_3_ranks_is_22_21_21_in_some_order_every_step(flat: Manifest) -> None:
-    options = {"global_batch": 64, "world_size": 3}
+    options: dict[str, Any] = {"global_batch": 64, "world_size": 3}
     trains = [pair(flat, rank=rank, **options)[0] for rank in range(3)]
     assert {train.batch for train in trains} == {22}
     sizes = [[len(batch.ids) for batch in first(train, 4)] for train in trains]
@@ -206,14 +205,12 @@ def test_files_that_moved_are_found_before_anything_is_opened(own_flat: Manifest
 
 
 def test_a_batch_smaller_than_the_world_is_refused(flat: Manifest) -> None:
-    with pytest.raises(SplitError, match="global_batch=2 is smaller than world_size=3: some ranks.*fewer workers"):
+    with pytest.raises(SplitError, match=r"global_batch=2 is smaller than world_size=3: some ranks.*fewer workers"):
         pair(flat, global_batch=2, world_size=3)
 
 
 def test_a_manifest_without_sizes_is_refused(own_flat: Manifest) -> None:
-    from dataio.labels import by_parent, label
-
-    unverified = split(label(from_folder(own_flat.root), by_parent), by_folder("valid"), verify=False)
+    unverified = split(label(from_folder(own_flat.root), by_parent()), by_folder("valid"), verify=False)
     with pytest.raises(ManifestError, match=r"12 of 12 images have no size.*verify=False.*verify=True"):
         pair(unverified)
 
@@ -238,7 +235,7 @@ def test_without_dali_the_reference_engine_steps_in(flat: Manifest, monkeypatch:
     assert found.reason.startswith("DALI does not import (")
     (batch,) = first(pair(flat, "auto")[0], 1)
     assert len(batch.ids) == 8
-    with pytest.raises(EngineError, match="engine='dali' was asked for, but DALI does not import.*engine='reference'"):
+    with pytest.raises(EngineError, match=r"engine='dali' was asked for, but DALI does not import.*engine='reference'"):
         pair(flat, "dali")
 
 

@@ -354,7 +354,8 @@ class Learner:
         self._record("checkpoint", phase, total, checkpoint_s=self._last_save - began)
 
     def resume(self) -> bool:
-        """Go on from the newest valid checkpoint in the run's folder; False if there is none. Every rank calls it."""
+        """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
+        world.gather(None)  # after a stop in this process, rank 0 may still be writing the last one
         saved = checkpoint.newest(self.context.run_dir / "checkpoints")
         found = world.gather(None if saved is None else saved.step)
         if len(set(found)) > 1:

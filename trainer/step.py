@@ -4,6 +4,7 @@ No line in `train_step` makes the host wait for the device: nothing is read back
 Losses come back as device tensors; the learner reads their sum once a logging window.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -65,13 +66,16 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if world.world_size() == 1:
         return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # BatchNorm statistics are averaged where they are used: before evaluation
-        gradient_as_bucket_view=True,
-        static_graph=True,
-    )
+    with warnings.catch_warnings():
+        # torch 2.15's word for it, forward_sync_buffers, is unknown to 2.11.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # BatchNorm statistics are averaged where they are used: before evaluation
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
 
 
 def train_step(

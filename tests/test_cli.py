@@ -1,0 +1,212 @@
+"""The command line: does a mistake become one sentence, the right exit code, and nothing half-written?"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cluster import cli
+from tests.runs import digits_manifest, environment, write_job
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits_manifest(tmp_path_factory.mktemp("digits"), count=60)
+
+
+@pytest.fixture
+def thawline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, stdout, stderr) of `thawline ARGUMENTS`, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["thawline", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def pictures(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (90, 120, 40)).save(folder / name)
+    return folder
+
+
+def one_sentence(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("thawline: ")
+    return lines[0]
+
+
+def test_a_missing_folder(thawline: Run, tmp_path: Path) -> None:
+    code, _, err = thawline("index", tmp_path / "nowhere", "--out", tmp_path / "out.parquet")
+    assert code == 1
+    assert str(tmp_path / "nowhere") in one_sentence(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder(thawline: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = thawline("index", tmp_path / "empty", "--out", tmp_path / "out.parquet")
+    assert code == 1
+    assert "no images" in one_sentence(err)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_a_pattern_that_matches_nothing_names_what_it_tried(thawline: Run, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", ["cat-1.jpg", "dog-2.jpg"])
+    code, _, err = thawline("index", folder, "--label", r"regex:^(.+)_\d+\.jpg$", "--out", tmp_path / "out.parquet")
+    sentence = one_sentence(err)
+    assert code == 1
+    assert "cat-1.jpg" in sentence
+    assert "dog-2.jpg" in sentence
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_one_class_only(thawline: Run, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", [f"cat/{i}.png" for i in range(10)])
+    code, _, err = thawline("index", folder, "--out", tmp_path / "out.parquet")
+    assert code == 1
+    assert "cat" in one_sentence(err)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_index_words_that_mean_nothing(thawline: Run, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "in", ["a/1.png", "b/1.png"])
+    for words in (["--label", "parents"], ["--valid", "some"], ["--delimiter", ";"], ["--valid", "1.5"]):
+        code, _, err = thawline("index", folder, *words, "--out", tmp_path / "out.parquet")
+        assert code == 1
+        assert words[0] in one_sentence(err) or words[1] in one_sentence(err)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_more_workers_than_the_machine_can_hold(thawline: Run, tmp_path: Path, manifest: Path) -> None:
+    code, _, err = thawline("train", write_job(tmp_path, manifest), "--workers", "12")
+    sentence = one_sentence(err)
+    assert code == 1
+    assert f"{len(os.sched_getaffinity(0))} CPU cores" in sentence
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_field_names_the_nearest(thawline: Run, tmp_path: Path, manifest: Path) -> None:
+    job = write_job(tmp_path, manifest)
+    job.write_text(job.read_text().replace("epochs = 2", "epoch = 2"))
+    code, _, err = thawline("train", job)
+    assert code == 1
+    assert "did you mean fit.epochs?" in one_sentence(err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_manifest_whose_files_moved(thawline: Run, tmp_path: Path) -> None:
+    made = digits_manifest(tmp_path, count=30)
+    (tmp_path / "digits").rename(tmp_path / "elsewhere")
+    job = write_job(tmp_path, made)
+    code, _, err = thawline("train", job)
+    sentence = one_sentence(err)
+    assert code == 1
+    assert "--data.root" in sentence
+    assert str(tmp_path / "digits") in sentence
+    assert not (tmp_path / "runs").exists()
+    code, out, _ = thawline("explain", job, "--data.root", tmp_path / "elsewhere")
+    assert code == 0, "the remedy that the sentence gives works"
+    assert str(tmp_path / "elsewhere") in out
+
+
+def test_storage_that_cannot_be_written(thawline: Run, tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    code, _, err = thawline("train", write_job(tmp_path, manifest), "--storage", tmp_path / "taken" / "runs")
+    assert code == 1
+    assert str(tmp_path / "taken") in one_sentence(err)
+
+
+def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path, manifest: Path) -> None:
+    job = write_job(tmp_path, manifest)
+    for flags, words in (
+        (["--data.presize_px", "20"], "presize_px=20 is smaller than size_px=32"),
+        (["--augment.max_zoom", "0.5"], "max_zoom=0.5"),
+        (["--model.name", "resnet19"], "resnet18"),
+        (["--fit.precision", "fp16", "--device", "cpu"], "fp16"),
+        (["--data.global_batch", "1"], "global_batch"),
+        (["--fit.recipe", "fine_tune", "--fit.lr", "1e-6", "1e-4"], "fine_tune"),
+        (["--model.weights", str(tmp_path / "none.pt")], "none.pt"),
+    ):
+        code, _, err = thawline("train", job, *flags)
+        assert code == 1, flags
+        assert words in err.strip().splitlines()[-1]
+        assert "Traceback" not in err
+
+
+def test_misuse_exits_2(thawline: Run, tmp_path: Path) -> None:
+    assert thawline()[0] == 2
+    code, _, err = thawline("trian", "x.toml")
+    assert code == 2
+    assert "did you mean train?" in err
+    assert thawline("train")[0] == 2
+    assert thawline("sample", "cats", tmp_path / "cats")[0] == 2
+    assert thawline("show", "x.toml")[0] == 2
+    assert not (tmp_path / "cats").exists()
+
+
+def test_help_names_every_verb(thawline: Run) -> None:
+    code, out, _ = thawline("--help")
+    assert code == 0
+    assert all(f"\n  {verb} " in out for verb in ("sample", "index", "explain", "show", "train", "doctor"))
+
+
+def test_index_by_parent_by_column_and_by_several_labels(thawline: Run, tmp_path: Path) -> None:
+    from dataio.manifest import Manifest
+
+    folder = pictures(tmp_path / "in", [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)])
+    code, out, _ = thawline("index", folder, "--valid", "0.2", "--out", tmp_path / "parent.parquet")
+    assert (code, out.strip()) == (0, str(tmp_path / "parent.parquet"))
+    made = Manifest.load(tmp_path / "parent.parquet")
+    assert made.classes == ("cat", "dog")
+    assert len(made.part("valid").ids) == 2
+
+    rows = [f"{name}/{i}.png,{name};{'big' if i else 'small'},{i == 0}" for name in ("cat", "dog") for i in range(5)]
+    (folder / "labels.csv").write_text("\n".join(["file,what,valid", *rows]))
+    code, _, err = thawline(
+        *("index", folder / "labels.csv", "--label", "column:what", "--delimiter", ";"),
+        *("--valid", "column:valid", "--out", tmp_path / "column.parquet"),
+    )
+    assert code == 0, err
+    made = Manifest.load(tmp_path / "column.parquet")
+    assert (made.task, made.classes) == ("multi_label", ("big", "cat", "dog", "small"))
+    assert made.part("valid").targets.tolist() == [[0, 1, 0, 1], [0, 0, 1, 1]]
+
+
+def test_explain_show_and_doctor(thawline: Run, tmp_path: Path, manifest: Path) -> None:
+    job = write_job(tmp_path, manifest)
+    code, out, _ = thawline("explain", job)
+    assert code == 0
+    assert "(24, 3, 32, 32) float32 channels_last" in out
+    code, out, _ = thawline("show", job, "--out", tmp_path / "deep" / "show.png")
+    assert code == 0
+    with Image.open(tmp_path / "deep" / "show.png") as picture:
+        assert picture.width > 800
+    code, out, _ = thawline("explain", manifest)
+    assert code == 0, "a manifest is a job with all defaults"
+    assert "(64, 3, 224, 224)" in out
+    code, out, _ = thawline("doctor", "--storage", tmp_path / "runs")
+    assert "engine dali" in out
+    assert code == 0
+
+
+def test_a_real_process_shows_no_traceback_and_debug_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cluster.cli", "train", str(tmp_path / "none.toml")]
+    quiet = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert quiet.returncode == 1
+    assert quiet.stdout == ""
+    one_sentence(quiet.stderr)
+    loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, env=environment(), check=False)
+    assert "Traceback" in loud.stderr
