@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.board import Board
 from cluster.console import Console
 from cluster.errors import LaunchError
 from cluster.job import Job
@@ -136,42 +137,6 @@ def under_torchrun(job: Job) -> Result:
 
 
 # Ray ------------------------------------------------------------------------------------------------------
-
-
-class Board:
-    """A Ray actor between the driver and its workers: rows one way, a request to stop the other."""
-
-    def __init__(self) -> None:
-        self._rows: list[Row] = []
-        self._stop = False
-        self._error: Exception | None = None
-        self._result: Result | None = None
-
-    def publish(self, rows: list[Row]) -> bool:
-        """Rank 0 leaves rows, and learns whether to stop."""
-        self._rows += rows
-        return self._stop
-
-    def take(self) -> list[Row]:
-        """The driver takes what has come."""
-        rows, self._rows = self._rows, []
-        return rows
-
-    def request_stop(self) -> None:
-        """The driver asks for a graceful end."""
-        self._stop = True
-
-    def finish(self, result: Result) -> None:
-        """Rank 0 hands over the result."""
-        self._result = result
-
-    def fail(self, error: Exception) -> None:
-        """A worker met what only a user can mend: trying again would end the same way."""
-        self._error = self._error or error
-
-    def outcome(self) -> tuple[Result | None, Exception | None]:
-        """What the run came to."""
-        return self._result, self._error
 
 
 @dataclass

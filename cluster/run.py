@@ -31,6 +31,7 @@ from trainer import world
 from trainer.context import RunContext
 from trainer.errors import TrainError
 from trainer.learner import Learner
+from trainer.predictions import Predictions
 from trainer.recorder import write_parquet
 from trainer.schedule import Phase, fine_tune_phases, one_cycle_phases
 from trainer.step import choose_precision
@@ -58,18 +59,13 @@ def run(job: Job, context: RunContext) -> Result:
         learner.note(_description(job, context, learner))
         learner.resume()
         learner.fit(phases(job))
-        if context.rank == 0:
-            write_parquet(learner.recorder.table(), context.run_dir / "rows.parquet")
         if learner.stopped:
-            return _result(job, context, learner, status="stopped", metrics={})
-        predictions = learner.predictions()
-        result = _result(job, context, learner, status="finished", metrics=_last_metrics(learner))
-        if predictions is not None:  # on rank 0
-            write_parquet(predictions.table(learner.valid.classes), context.run_dir / "valid.parquet")
-            assert isinstance(learner.valid, ImageLoader)
-            write_report(context.run_dir, result, learner.recorder.table(), predictions, learner.valid)
-            # Last: where it stands, the run is whole.
-            _write(context.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+            result, predictions = _result(job, context, learner, status="stopped", metrics={}), None
+        else:
+            predictions = learner.predictions()
+            result = _result(job, context, learner, status="finished", metrics=_last_metrics(learner))
+        if context.rank == 0:
+            _write_outcome(context.run_dir, learner, result, predictions)
         return result
 
 
@@ -212,6 +208,23 @@ def _together(make: Callable[[], T]) -> T:
         if other is not None:
             raise other
     return value
+
+
+def _write_outcome(folder: Path, learner: Learner, result: Result, predictions: Predictions | None) -> None:
+    """The files of a run that has ended; `result.json` last, so that where it stands, the run is whole."""
+    try:
+        write_parquet(learner.recorder.table(), folder / "rows.parquet")
+        if predictions is None:
+            return
+        write_parquet(predictions.table(learner.valid.classes), folder / "valid.parquet")
+        assert isinstance(learner.valid, ImageLoader)
+        write_report(folder, result, learner.recorder.table(), predictions, learner.valid)
+        _write(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot take the results ({error.strerror or error}): the weights are in its last checkpoint; "
+            "make room and start the run again, which then writes the results alone"
+        ) from error
 
 
 def _description(job: Job, context: RunContext, learner: Learner) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -37,7 +38,9 @@ def main() -> int:
     scraper = Scraper()
     scraper.start()
     command = [str(Path(sys.executable).with_name("thawline")), "train", str(HERE / "demo.toml")]
-    status = subprocess.run(command, check=False).returncode
+    # Ctrl-C reaches the child as well, which ends with a checkpoint: wait for it instead of killing it.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    status = subprocess.Popen(command).wait()
     scraper.done.set()
     scraper.join()
     if status:

@@ -165,10 +165,11 @@ class Learner:
         self._resuming = self.stopped = False
         for phase in phases[self.progress.phase :]:
             self._run_phase(phase)
+            if self.progress.phase_step == self.train.steps(phase.epochs):
+                self.progress.phase, self.progress.phase_step = self.progress.phase + 1, 0
+                self.progress.epochs += phase.epochs
             if self.stopped:
                 return
-            self.progress.phase, self.progress.phase_step = self.progress.phase + 1, 0
-            self.progress.epochs += phase.epochs
 
     def _run_phase(self, phase: Phase) -> None:
         self._freeze_to(phase.freeze_to)

@@ -1,0 +1,38 @@
+"""What passes between a driver and its workers: nothing is lost, and the first error is the one that counts."""
+
+import subprocess
+import sys
+
+from cluster.board import Board
+
+
+def test_rows_are_taken_once_and_in_order() -> None:
+    board = Board()
+    board.publish([{"step": 1}, {"step": 2}])
+    board.publish([{"step": 3}])
+    assert [row["step"] for row in board.take()] == [1, 2, 3]
+    assert board.take() == []
+
+
+def test_a_request_to_stop_reaches_the_next_publisher() -> None:
+    board = Board()
+    assert board.publish([]) is False
+    board.request_stop()
+    assert board.publish([]) is True
+
+
+def test_the_first_error_is_kept() -> None:
+    board = Board()
+    board.fail(ValueError("the cause"))
+    board.fail(RuntimeError("what followed from it"))
+    result, error = board.outcome()
+    assert result is None
+    assert str(error) == "the cause"
+
+
+def test_its_process_imports_nothing_heavy() -> None:
+    heavy = "print([m for m in ('torch', 'ray', 'nvidia.dali', 'pyarrow') if m in __import__('sys').modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import cluster.board; {heavy}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
