@@ -19,8 +19,9 @@ from dataio.spec import ImageSpec
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# A bilinear warp reads 2x2 source pixels: shrinking by more than this skips some, which shows as aliasing.
-# Below it, a prefilter blurs more than it saves (benchmarks/LOG.md, "prefilter").
+# A bilinear warp reads 2x2 source pixels: the more it shrinks, the more of them it skips, which shows as aliasing.
+# Above this a prefilter comes first and leaves just this much. Filtering earlier would look better still, at twice
+# the cost for the commonest photos (benchmarks/LOG.md, "prefilter").
 MAX_SHRINK = 1.7
 
 # The streams of random numbers. Append only: a number's place decides what every run with its seed sees.
@@ -211,5 +212,5 @@ def _prefilter_factor(spec: ImageSpec, homographies: Floats) -> Floats:
     d = (homographies[:, 1, 1] - h * y / z) / z
     total, det = a * a + b * b + c * c + d * d, a * d - b * c
     shrink = np.sqrt((total + np.sqrt(np.maximum(total**2 - 4 * det**2, 0))) / 2)
-    target = min(spec.presize_px / spec.size_px, MAX_SHRINK)
-    return np.where(shrink > MAX_SHRINK, target / shrink, 1.0)
+    # Filtered down until the warp shrinks by just what it may: less would blur twice (LOG.md, "prefilter").
+    return np.where(shrink > MAX_SHRINK, MAX_SHRINK / shrink, 1.0)

@@ -23,7 +23,8 @@ class ImageSpec:
     size_px: int = 224
     """Side of the square the model sees."""
     presize_px: int = 460
-    """Side of the square that augmentation works from; sources far above it are filtered down towards it."""
+    """fastai's item size: the square that augmentation is thought to work on. Nothing is resampled to it here, since
+    one warp goes straight from the decoded image to size_px; it only has to be large enough to make that honest."""
     presize: Presize = "crop"
     """How a rectangle becomes the square: crop (random in training), squish, or pad with the border."""
     flip: bool = True
