@@ -50,6 +50,21 @@ class Progress:
     """Wall time, over every process that worked on the run."""
 
 
+@dataclass(frozen=True)
+class _Running:
+    """What a phase needs while it runs; made at its start, gone at its end."""
+
+    phase: Phase
+    steps: int
+    epoch_ends: frozenset[int]
+    """Steps of the phase after which an epoch has ended."""
+    cycle: OneCycle
+    model: nn.Module
+    """The learner's model, wrapped for the ranks."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
 class Learner:
     """Trains `model` on `train` and measures it on `valid`.
 
@@ -172,6 +187,26 @@ class Learner:
                 return
 
     def _run_phase(self, phase: Phase) -> None:
+        running = self._open_phase(phase)
+        window = Window()
+        running.model.train()
+        while self.progress.phase_step < running.steps:
+            self._take_step(running, window)
+            at_epoch_end = self.progress.phase_step in running.epoch_ends
+            if len(window) < self._log_every and not at_epoch_end:
+                continue
+            reading = self._close_window(running, window)
+            if at_epoch_end:
+                self._validate_epoch(running)
+                running.model.train()
+            if reading.save_due or reading.stop or self.progress.phase_step == running.steps:
+                self._save(running)
+            window.restart_clock()
+            if reading.stop:
+                self.stopped = True
+                return
+
+    def _open_phase(self, phase: Phase) -> _Running:
         self._freeze_to(phase.freeze_to)
         # A fresh optimiser a phase: what is frozen has changed, and moments of other gradients would mislead it.
         parameters = groups.parameter_groups(self.model)
@@ -181,65 +216,53 @@ class Learner:
             optimizer.load_state_dict(self._resumed["optimizer"])
             scaler.load_state_dict(self._resumed["scaler"])
             self._resumed = None
-        model = distribute(self.model, self.device)
-        total = self.train.steps(phase.epochs)
-        cycle = OneCycle(
-            lr=spread(phase.lr, len(parameters)),
-            steps=total,
-            div=phase.div,
-            div_final=phase.div_final,
-            pct_start=phase.pct_start,
+        steps = self.train.steps(phase.epochs)
+        return _Running(
+            phase=phase,
+            steps=steps,
+            epoch_ends=frozenset(self.train.steps(epoch) for epoch in range(1, phase.epochs + 1)),
+            cycle=OneCycle(
+                lr=spread(phase.lr, len(parameters)),
+                steps=steps,
+                div=phase.div,
+                div_final=phase.div_final,
+                pct_start=phase.pct_start,
+            ),
+            model=distribute(self.model, self.device),
+            optimizer=optimizer,
+            scaler=scaler,
         )
-        epoch_ends = {self.train.steps(epoch) for epoch in range(1, phase.epochs + 1)}
-        share = self.train.global_batch / self.context.world_size
-        window = Window()
-        model.train()
-        while self.progress.phase_step < total:
-            lrs, momentum = cycle.at(self.progress.phase_step)
-            optim.set_hyper(optimizer, lrs, momentum)
-            batch, waited_s, began = self._next_batch()
-            torch.manual_seed(self._step_seed())
-            losses = train_step(
-                model,
-                batch,
-                loss=self.loss,
-                optimizer=optimizer,
-                scaler=scaler,
-                precision=self.precision,
-                share=share,
-            )
-            window.add(ids=batch.ids, losses=losses, data_wait_s=waited_s)
-            self.progress.step += 1
-            self.progress.phase_step += 1
-            for sink in self.recorder.sinks:
-                sink.step(images=len(batch.ids), step_s=time.perf_counter() - began, data_wait_s=waited_s)
-            at_epoch_end = self.progress.phase_step in epoch_ends
-            if len(window) < self._log_every and not at_epoch_end:
-                continue
-            reading = self._close_window(window, phase, total, lrs[-1], momentum)
-            if at_epoch_end:
-                self._validate_epoch(phase, total)
-                model.train()
-            done = self.progress.phase_step == total
-            if reading.save_due or reading.stop or done:
-                self._save(optimizer, scaler, phase, done=done)
-            window.restart_clock()
-            if reading.stop:
-                self.stopped = True
-                return
 
-    def _next_batch(self) -> tuple[Batch, float, float]:
-        """(batch, seconds waited for it, when the wait began). The stream is opened at the cursor, once."""
+    def _take_step(self, running: _Running, window: Window) -> None:
+        optim.set_hyper(running.optimizer, *running.cycle.at(self.progress.phase_step))
         began = time.perf_counter()
-        if self._stream is None:
+        batch = self._next_batch()
+        waited_s = time.perf_counter() - began
+        # Dropout is a function of (seed, step, rank), so a resumed run needs no random state.
+        torch.manual_seed(int(hash64(self._seed, self.progress.step, self.context.rank) >> 1))
+        losses = train_step(
+            running.model,
+            batch,
+            loss=self.loss,
+            optimizer=running.optimizer,
+            scaler=running.scaler,
+            precision=self.precision,
+            share=self.train.global_batch / self.context.world_size,
+        )
+        window.add(ids=batch.ids, losses=losses, data_wait_s=waited_s)
+        self.progress.step += 1
+        self.progress.phase_step += 1
+        step_s = time.perf_counter() - began - waited_s
+        for sink in self.recorder.sinks:
+            sink.step(images=len(batch.ids), step_s=step_s, data_wait_s=waited_s)
+
+    def _next_batch(self) -> Batch:
+        if self._stream is None:  # opened at the cursor, once: phases and fits go on in the same stream
             self._stream = self.train.stream(self.progress.step)
-        batch = next(self._stream)
-        return batch, time.perf_counter() - began, began
+        return next(self._stream)
 
-    def _step_seed(self) -> int:
-        return int(hash64(self._seed, self.progress.step, self.context.rank) >> 1)
-
-    def _close_window(self, window: Window, phase: Phase, total: int, lr: float, momentum: float) -> Reading:
+    def _close_window(self, running: _Running, window: Window) -> Reading:
+        lrs, momentum = running.cycle.at(self.progress.phase_step - 1)
         reading = window.close(
             stop=self.context.should_stop(),
             save_due=time.monotonic() - self._last_save >= self._checkpoint_every_s,
@@ -247,17 +270,16 @@ class Learner:
         if not math.isfinite(reading.loss):
             raise DivergedError(
                 f"the loss is {reading.loss} within the {reading.steps} steps before step {self.progress.step} "
-                f"(lr {lr:.2e}): the weights are spoilt from there on; start again from the last checkpoint with a "
-                "lower lr, or in fp32"
+                f"(lr {lrs[-1]:.2e}): the weights are spoilt from there on; start again from the last checkpoint with "
+                "a lower lr, or in fp32"
             )
         for ids in reading.ids:
             self.progress.stream_hash = extend_hash(self.progress.stream_hash, ids)
         self._record(
             "train",
-            phase,
-            total,
+            running,
             loss=reading.loss,
-            lr=lr,
+            lr=lrs[-1],
             momentum=momentum,
             images=reading.images,
             window_s=reading.window_s,
@@ -267,8 +289,8 @@ class Learner:
         )
         return reading
 
-    def _record(self, kind: str, phase: Phase, total: int, **values: float | int | str | None) -> None:
-        now = time.monotonic()
+    def _record(self, kind: str, running: _Running, **values: float | int | str | None) -> None:
+        phase, now = running.phase, time.monotonic()
         self.progress.elapsed_s += now - self._clock
         self._clock = now
         row: Row = {
@@ -276,8 +298,8 @@ class Learner:
             "phase": phase.name,
             "step": self.progress.step,
             "phase_step": self.progress.phase_step,
-            "phase_steps": total,
-            "epoch": self.progress.epochs + phase.epochs * self.progress.phase_step / total,
+            "phase_steps": running.steps,
+            "epoch": self.progress.epochs + phase.epochs * self.progress.phase_step / running.steps,
             "time_s": self.progress.elapsed_s,
             "unix_s": time.time(),
         }
@@ -291,7 +313,7 @@ class Learner:
 
     # Evaluation -------------------------------------------------------------------------------------------
 
-    def _validate_epoch(self, phase: Phase, total: int) -> None:
+    def _validate_epoch(self, running: _Running) -> None:
         """Measure, and record a "valid" row with the epoch's mean training loss beside it."""
         began = time.monotonic()
         values, _ = self._evaluate(keep=False)
@@ -303,7 +325,7 @@ class Learner:
         ]
         train_loss = sum(loss * n for loss, n in windows) / sum(n for _, n in windows)
         seconds = time.monotonic() - began
-        self._record("valid", phase, total, train_loss=train_loss, valid_s=seconds, **values)
+        self._record("valid", running, train_loss=train_loss, valid_s=seconds, **values)
 
     def _evaluate(self, *, keep: bool) -> tuple[dict[str, float], Predictions | None]:
         world.average_buffers(self.model)
@@ -320,39 +342,31 @@ class Learner:
 
     # Checkpoints ------------------------------------------------------------------------------------------
 
-    def _save(
-        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, phase: Phase, *, done: bool
-    ) -> None:
+    def _save(self, running: _Running) -> None:
         """Write a checkpoint on rank 0. A storage that refuses is reported and does not end the training."""
         if not math.isfinite(self._checkpoint_every_s):
             return
         began = time.monotonic()
         world.average_buffers(self.model)
+        self._last_save = began
         if self.context.rank == 0:
-            state: dict[str, Any] = {
-                "progress": asdict(self.progress),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(),
-                "rows": self.recorder.rows,
-            }
-            if done:  # the next phase starts with an optimiser of its own
-                finished = replace(
-                    self.progress,
-                    phase=self.progress.phase + 1,
-                    phase_step=0,
-                    epochs=self.progress.epochs + phase.epochs,
-                )
-                state.update(progress=asdict(finished), optimizer=None, scaler=None)
+            parts = {"model": self.model.state_dict(), "state": self._state(running)}
             try:
-                parts = {"model": self.model.state_dict(), "state": state}
                 checkpoint.save(self.context.run_dir / "checkpoints", self.progress.step, parts, keep=self._keep)
             except CheckpointError as error:
                 log.error("%s", error)
-                self._last_save = time.monotonic()
                 return
-        self._last_save = time.monotonic()
-        total = self.train.steps(phase.epochs)
-        self._record("checkpoint", phase, total, checkpoint_s=self._last_save - began)
+        self._record("checkpoint", running, checkpoint_s=time.monotonic() - began)
+
+    def _state(self, running: _Running) -> dict[str, Any]:
+        """All of a checkpoint but the weights. At a phase's end the next one starts, with its own optimiser."""
+        progress, rows = self.progress, self.recorder.rows
+        if progress.phase_step < running.steps:
+            optimizer, scaler = running.optimizer.state_dict(), running.scaler.state_dict()
+            return {"progress": asdict(progress), "rows": rows, "optimizer": optimizer, "scaler": scaler}
+        epochs = progress.epochs + running.phase.epochs
+        finished = replace(progress, phase=progress.phase + 1, phase_step=0, epochs=epochs)
+        return {"progress": asdict(finished), "rows": rows, "optimizer": None, "scaler": None}
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""

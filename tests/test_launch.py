@@ -1,0 +1,68 @@
+"""Starting and stopping: what this machine can hold, and what a signal means."""
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.errors import LaunchError, StorageError
+from cluster.job import Job
+from cluster.launch import ProcessContext, check_room, choose_device, stop_on_signal
+from cluster.run import run_dir
+
+JOB = Job(manifest="m.parquet")
+
+
+def test_the_device_is_the_best_there_is() -> None:
+    assert choose_device(JOB) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device(replace(JOB, device="cpu")) == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(LaunchError, match=r"no GPU here.*--device cpu"):
+        choose_device(replace(JOB, device="cuda"))
+
+
+def test_there_is_room_for_a_worker_a_core_and_no_more() -> None:
+    cores = len(os.sched_getaffinity(0))
+    check_room(replace(JOB, device="cpu", workers=cores))
+    with pytest.raises(LaunchError, match=f"workers={cores + 1}.*{cores} CPU cores.*--workers {cores} or fewer"):
+        check_room(replace(JOB, device="cpu", workers=cores + 1))
+
+
+def test_the_first_signal_asks_and_a_second_interrupt_insists() -> None:
+    context = ProcessContext(Path("unused"), torch.device("cpu"))
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stop_on_signal(context.stop.set):
+        assert not context.should_stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert context.should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    failures: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with stop_on_signal(lambda: None):
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+def test_an_object_store_is_refused_with_what_to_give() -> None:
+    with pytest.raises(StorageError, match=r"s3://bucket.*give a folder"):
+        run_dir(replace(JOB, storage="s3://bucket/runs"))
