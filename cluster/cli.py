@@ -45,7 +45,17 @@ def main() -> None:
         print(f"thawline: {verb!r} is not a verb; {hint}", file=sys.stderr)
         sys.exit(2)
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    sys.exit(_guarded(lambda: _VERBS[verb](rest), debug=debug))
+    sys.exit(_guarded(lambda: _run_verb(verb, rest), debug=debug))
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    from cluster.doctor import shadowed
+    from cluster.errors import LaunchError
+
+    intruders = [] if verb == "doctor" else shadowed()  # doctor lists them itself
+    if intruders:
+        raise LaunchError("; ".join(intruders))
+    return _VERBS[verb](arguments)
 
 
 def _guarded(action: Callable[[], int], *, debug: bool) -> int:
@@ -166,10 +176,6 @@ def _show(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from cluster import doctor
-
-    for sentence in doctor.shadowed():
-        print(f"thawline: {sentence}", file=sys.stderr)
     job, _ = _job(arguments, "train")
     from cluster.job import to_toml
     from cluster.launch import launch

@@ -4,6 +4,7 @@ Each way makes a `RunContext` and calls `run(job, context)`; what differs is onl
 watches, and how a request to stop reaches rank 0. The one file that imports ray.train.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -11,7 +12,6 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -84,11 +84,12 @@ class ProcessContext:
             self.console.show(rows)
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into a request to stop; a second SIGINT interrupts at once."""
 
     def handler(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"\nstopping at the end of this window, with a checkpoint; Ctrl-C again to end at once\n")
         request()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -206,13 +207,15 @@ def on_ray(job: Job) -> Result:
     device = choose_device(job)
     console = Console()
     scratch = Path(tempfile.mkdtemp(prefix="thawline-ray-train-"))
-    ray.init(
-        address="local",
-        num_cpus=max(job.workers, len(os.sched_getaffinity(0))),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # Ray puts the folder it is started from first on its workers' path: a user's own models/ would shadow ours.
+    with contextlib.chdir(scratch):
+        ray.init(
+            address="local",
+            num_cpus=max(job.workers, len(os.sched_getaffinity(0))),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         board = ray.remote(num_cpus=0)(Board).remote()
         with stop_on_signal(lambda: board.request_stop.remote()):

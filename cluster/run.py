@@ -53,6 +53,7 @@ def run(job: Job, context: RunContext) -> Result:
     if finished is not None:
         return finished
     torch.set_num_threads(default_threads(_ranks_here(context)))
+    torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape: the search pays once
     with ExitStack() as stack:
         learner = _together(lambda: _build(job, context, stack))
         stack.callback(learner.close)

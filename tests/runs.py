@@ -76,7 +76,7 @@ def thawline(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess
 
 def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     """`thawline ARGUMENTS`, going on."""
-    command = [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
+    command = [str(Path(sys.executable).with_name("thawline")), *map(str, arguments)]  # as a user starts it
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**more)
     )

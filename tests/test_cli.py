@@ -202,6 +202,17 @@ def test_explain_show_and_doctor(thawline: Run, tmp_path: Path, manifest: Path) 
     assert code == 0
 
 
+def test_a_package_that_shadows_ours_is_named(tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/__init__.py").write_text("raise RuntimeError('foreign code ran')")
+    root = str(Path(cli.__file__).parent.parent)
+    command = [sys.executable, "-m", "cluster.cli", "train", str(write_job(tmp_path, manifest))]
+    env = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), root]))
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path / "models", check=False)
+    assert done.returncode == 1
+    assert str(tmp_path / "models") in one_sentence(done.stderr)
+
+
 def test_a_real_process_shows_no_traceback_and_debug_does(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cluster.cli", "train", str(tmp_path / "none.toml")]
     quiet = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)

@@ -59,9 +59,15 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(tmp_path: Path, manifest: Path) -> None:
+def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = uuid.uuid4().hex
     job = write_job(tmp_path, manifest)
+    # A folder that is called as one of ours, where the user stands, must not be taken for it.
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer/__init__.py").write_text("raise RuntimeError('foreign code ran')")
+    monkeypatch.chdir(tmp_path)
     process = start("train", job, "--workers", "2", "--fit.epochs", str(EPOCHS), THAWLINE_TEST_MARK=mark)
     run = tmp_path / "runs/run"
     wait_for_step(run, 10, process)
