@@ -1,9 +1,6 @@
 """The learner on a toy: schedules really set, freezing, exact numbers, and a run that survives being interrupted."""
 
-import logging
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.toy import ToyLoader, ToyModel, Watched, ids_of, learner, loaders, same, snapshot, stream_hash
-from trainer import checkpoint
+from tests.toy import Spy, ToyLoader, ToyModel, Watched, ids_of, learner, loaders, same, snapshot, stream_hash
 from trainer import learner as learner_module
-from trainer.context import Row
-from trainer.errors import CheckpointError, DivergedError, RecipeError
-from trainer.learner import Learner
+from trainer.errors import RecipeError
 from trainer.step import train_step
 
 STEPS = 5  # an epoch: 20 samples in batches of 4
@@ -260,20 +254,6 @@ def test_every_step_draws_another_dropout() -> None:
     assert not any(bool(mask.any()) for mask in masks[STEPS:])  # none in validation
 
 
-class Spy:
-    """A sink that remembers."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, float, float]] = []
-        self.rows: list[Row] = []
-
-    def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
-        self.steps.append((images, step_s, data_wait_s))
-
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
-        self.rows.append(dict(row))
-
-
 def test_a_sink_gets_one_call_a_step_and_every_row() -> None:
     spy = Spy()
     learn = learner(sinks=[spy])
@@ -296,214 +276,3 @@ def test_a_precision_or_optimiser_that_makes_no_sense_is_refused() -> None:
         learner(precision="fp16")
     with pytest.raises(RecipeError, match="did you mean 'adamw'"):
         learner(optimizer="adam").fit_one_cycle(1)
-
-
-# Interruptions ----------------------------------------------------------------------------------------------
-
-RECIPES: dict[str, Callable[[Learner], None]] = {
-    "one_cycle": lambda learn: learn.fit_one_cycle(2, 1e-2),
-    "fine_tune": lambda learn: learn.fine_tune(2, 1e-2),
-    "no frozen phase": lambda learn: learn.fine_tune(1, 1e-2, frozen_epochs=0),
-}
-
-
-def on_disk(folder: Path, *, data: tuple[ToyLoader, ToyLoader] | None = None, stop_at_window: int = 0) -> Learner:
-    """A new learner on that run's folder that writes a checkpoint at every window."""
-    context = Watched(run_dir=folder, stop_at_window=stop_at_window)
-    return learner(context=context, checkpoint_every_s=0.0, data=data or loaders(train=22))
-
-
-def outcome(learn: Learner) -> tuple[object, ...]:
-    """All that two equal runs share; times differ."""
-    rows = [
-        {name: value for name, value in row.items() if not name.endswith("_s") and name != "data_wait_fraction"}
-        for row in learn.recorder.rows
-        if row["kind"] != "checkpoint"
-    ]
-    progress = learn.progress
-    return rows, progress.step, progress.phase, progress.phase_step, progress.epochs, progress.stream_hash
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_stopped_at_any_checkpoint_and_resumed_equals_the_unbroken_one_bit_by_bit(
-    tmp_path: Path, recipe: str
-) -> None:
-    unbroken = on_disk(tmp_path / "unbroken")
-    RECIPES[recipe](unbroken)
-    windows = len(unbroken.recorder.of_kind("train"))
-    assert windows >= 3
-    for stop in range(1, windows + 1):
-        first = on_disk(tmp_path / str(stop), stop_at_window=stop)
-        RECIPES[recipe](first)
-        assert first.stopped
-        second = on_disk(tmp_path / str(stop))
-        assert second.resume()
-        RECIPES[recipe](second)
-        assert not second.stopped
-        assert second.recorder.rows[0]["time_s"] == first.recorder.rows[0]["time_s"]
-        assert outcome(second) == outcome(unbroken)
-        assert same(second.model.state_dict(), unbroken.model.state_dict())
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of ours catches it."""
-
-
-def test_a_run_killed_before_any_step_and_resumed_equals_the_unbroken_one_bit_by_bit(tmp_path: Path) -> None:
-    unbroken = on_disk(tmp_path / "unbroken")
-    unbroken.fine_tune(1, 1e-2)
-    for fatal in range(unbroken.progress.step):
-
-        def kill(step: int, fatal: int = fatal) -> None:
-            if step == fatal:
-                raise Killed
-
-        with pytest.raises(Killed):
-            on_disk(tmp_path / str(fatal), data=loaders(train=22, before=kill)).fine_tune(1, 1e-2)
-        second = on_disk(tmp_path / str(fatal))
-        assert second.resume() == (fatal >= 2)  # the first window closes after two steps
-        assert fatal - 2 < second.progress.step <= fatal
-        second.fine_tune(1, 1e-2)
-        assert outcome(second) == outcome(unbroken)
-        assert same(second.model.state_dict(), unbroken.model.state_dict())
-
-
-def test_a_run_interrupted_at_every_window_in_turn_equals_the_unbroken_one(tmp_path: Path) -> None:
-    unbroken = on_disk(tmp_path / "unbroken")
-    unbroken.fine_tune(2, 1e-2)
-    tries = 0
-    while True:
-        learn = on_disk(tmp_path / "broken", stop_at_window=1)
-        assert learn.resume() == (tries > 0)
-        learn.fine_tune(2, 1e-2)
-        if not learn.stopped:
-            break
-        tries += 1
-    assert tries == len(unbroken.recorder.of_kind("train"))
-    assert outcome(learn) == outcome(unbroken)
-    assert same(learn.model.state_dict(), unbroken.model.state_dict())
-
-
-def test_the_same_learner_can_go_on_after_a_stop(tmp_path: Path) -> None:
-    unbroken = on_disk(tmp_path / "unbroken")
-    unbroken.fine_tune(2, 1e-2)
-    learn = on_disk(tmp_path / "stopped", stop_at_window=4)
-    learn.fine_tune(2, 1e-2)
-    assert learn.stopped
-    assert learn.resume()
-    learn.fine_tune(2, 1e-2)
-    assert outcome(learn) == outcome(unbroken)
-    assert same(learn.model.state_dict(), unbroken.model.state_dict())
-
-
-def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    unbroken = on_disk(tmp_path / "unbroken")
-    unbroken.fine_tune(2, 1e-2)
-    on_disk(tmp_path / "broken", stop_at_window=5).fine_tune(2, 1e-2)
-    (tmp_path / "broken/checkpoints/step_00000010/state.pt").write_bytes(b"")
-    learn = on_disk(tmp_path / "broken")
-    assert learn.resume()
-    assert "step_00000010" in caplog.text
-    assert learn.progress.step == 8
-    learn.fine_tune(2, 1e-2)
-    assert outcome(learn) == outcome(unbroken)
-    assert same(learn.model.state_dict(), unbroken.model.state_dict())
-
-
-def test_without_a_checkpoint_there_is_nothing_to_resume_and_nothing_changes(tmp_path: Path) -> None:
-    learn = on_disk(tmp_path)
-    before = snapshot(learn.model)
-    assert learn.resume() is False
-    assert same(before, learn.model.state_dict())
-    assert learn.progress.step == 0
-
-
-def test_a_finished_run_resumes_to_its_end_without_another_step(tmp_path: Path) -> None:
-    first = on_disk(tmp_path)
-    first.fine_tune(1, 1e-2)
-    second = on_disk(tmp_path, data=loaders(train=22, before=lambda step: pytest.fail("a batch was asked for")))
-    assert second.resume()
-    second.fine_tune(1, 1e-2)
-    assert outcome(second) == outcome(first)
-    assert same(second.model.state_dict(), first.model.state_dict())
-
-
-def test_what_is_resumed_is_announced_and_shown_again(tmp_path: Path) -> None:
-    on_disk(tmp_path, stop_at_window=2).fit_one_cycle(1, 1e-2)
-    learn = on_disk(tmp_path)
-    assert learn.resume()
-    assert isinstance(learn.context, Watched)
-    note, *rows = learn.context.published
-    assert note["kind"] == "note"
-    assert "resumed at step 4" in str(note["text"])
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [2, 4]
-
-
-def test_checkpoints_are_written_when_due_and_at_the_end_of_a_phase(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learn = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=1e6, keep=9)
-    learn.fine_tune(1, 1e-3)
-    folder = tmp_path / "checkpoints"
-    assert sorted(file.name for file in folder.iterdir()) == ["step_00000005", "step_00000010"]
-    learner(context=Watched(run_dir=tmp_path / "silent")).fit_one_cycle(1, 1e-3)
-    assert not (tmp_path / "silent").exists()  # none were asked for
-
-
-@pytest.mark.parametrize("bad_step", [0, 1, 7])
-def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(tmp_path: Path, bad_step: int) -> None:
-    calls = 0
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        nonlocal calls
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        if losses.requires_grad:
-            calls += 1
-            return losses * math.nan if calls == bad_step + 1 else losses
-        return losses
-
-    learn = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=0.0, log_every=1, loss=loss)
-    with pytest.raises(DivergedError, match=rf"loss is nan within the 1 steps before step {bad_step + 1} \(lr "):
-        learn.fit_one_cycle(2, 1e-3)
-    saved = checkpoint.newest(tmp_path / "checkpoints")
-    assert (saved.step if saved else 0) == bad_step
-    if saved:
-        assert all(bool(value.isfinite().all()) for value in saved.load("model").values())
-
-
-def test_a_checkpoint_that_cannot_be_written_is_reported_and_training_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "checkpoints").write_text("a file in the way")
-    spy, plain = Spy(), learner()
-    learn = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=0.0, sinks=[spy])
-    for each in (plain, learn):
-        each.fit_one_cycle(1, 1e-2)
-    assert same(plain.model.state_dict(), learn.model.state_dict())
-    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(errors) == 3
-    assert all("cannot be written" in error for error in errors)
-    assert not [row for row in spy.rows if row["kind"] == "checkpoint"]  # what failed is not counted as committed
-
-
-def test_after_a_failed_write_the_one_before_it_still_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken = on_disk(tmp_path / "unbroken")
-    unbroken.fine_tune(2, 1e-2)
-    write = checkpoint.save
-
-    def refuse(folder: Path, step: int, *args: Any, **kwargs: Any) -> Path:
-        if step >= 8:
-            raise CheckpointError("no space")
-        return write(folder, step, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", refuse)
-        on_disk(tmp_path / "full", stop_at_window=6).fine_tune(2, 1e-2)
-    learn = on_disk(tmp_path / "full")
-    assert learn.resume()
-    assert learn.progress.step == 6
-    learn.fine_tune(2, 1e-2)
-    assert outcome(learn) == outcome(unbroken)
-    assert same(learn.model.state_dict(), unbroken.model.state_dict())

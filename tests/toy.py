@@ -4,7 +4,7 @@ No files, no decoder: a fit takes milliseconds, and the order of the stream is d
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -157,3 +157,17 @@ class Watched(LocalContext):
 
     def publish(self, rows: list[Row]) -> None:
         self.published += rows
+
+
+class Spy:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float, float]] = []
+        self.rows: list[Row] = []
+
+    def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
+        self.steps.append((images, step_s, data_wait_s))
+
+    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+        self.rows.append(dict(row))
