@@ -77,8 +77,9 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
 
 def _is_users(error: Exception) -> bool:
     from cluster.errors import ClusterError
+    from dataio.errors import DataError
 
-    if isinstance(error, ClusterError):
+    if isinstance(error, ClusterError | DataError):
         return True
     from cluster.run import USER_ERRORS
 
@@ -153,7 +154,7 @@ def _index(arguments: list[str]) -> int:
 
 def _explain(arguments: list[str]) -> int:
     from cluster.run import job_loaders
-    from dataio.explain import explain
+    from dataio.explanation import explain
 
     job, _ = _job(arguments, "explain")
     train, valid = job_loaders(job, _alone(job))
@@ -164,7 +165,7 @@ def _explain(arguments: list[str]) -> int:
 
 def _show(arguments: list[str]) -> int:
     from cluster.run import job_loaders
-    from dataio.explain import show_batch
+    from dataio.explanation import show_batch
 
     job, options = _job(arguments, "show", out=True)
     train, _ = job_loaders(job, _alone(job))
@@ -178,7 +179,6 @@ def _show(arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> int:
     job, _ = _job(arguments, "train")
     from cluster.job import to_toml
-    from cluster.launch import launch
     from cluster.preflight import preflight
 
     first = os.environ.get("RANK", "0") == "0"
@@ -189,6 +189,8 @@ def _train(arguments: list[str]) -> int:
         return 0
     if first:
         print(to_toml(job), file=sys.stderr)
+    from cluster.launch import launch
+
     result = launch(job)
     if first:
         _print_result(job, result, already=False)
@@ -197,7 +199,7 @@ def _train(arguments: list[str]) -> int:
 
 def _print_result(job: Any, result: dict[str, Any], *, already: bool) -> None:
     from cluster.console import epoch_table
-    from cluster.run import run_dir
+    from cluster.storage import run_dir
 
     folder = run_dir(job)
     if result["status"] == "stopped":

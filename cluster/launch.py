@@ -24,7 +24,9 @@ from cluster.board import Board
 from cluster.console import Console
 from cluster.errors import LaunchError
 from cluster.job import Job
-from cluster.run import USER_ERRORS, Result, run, run_dir
+from cluster.preflight import check_cores
+from cluster.run import USER_ERRORS, run
+from cluster.storage import Result, run_dir
 from trainer.context import Row
 
 # "cpu:gloo" beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU wait.
@@ -41,16 +43,12 @@ def choose_device(job: Job) -> str:
     return job.device if job.device != "auto" else "cuda" if has_gpu else "cpu"
 
 
-def check_room(job: Job) -> None:
-    """Raises LaunchError when this machine cannot hold the job's workers: one a core, or one a GPU."""
-    if choose_device(job) == "cuda":
-        room, what = torch.cuda.device_count(), "GPUs"
-    else:
-        room, what = len(os.sched_getaffinity(0)), "CPU cores"
-    if job.workers > room:
+def check_gpus(job: Job) -> None:
+    """Raises LaunchError when the job's workers train on GPUs and there are fewer of them."""
+    if choose_device(job) == "cuda" and job.workers > (gpus := torch.cuda.device_count()):
         raise LaunchError(
-            f"workers={job.workers}, but this machine has {room} {what}: the rest would never start; "
-            f"give --workers {room} or fewer"
+            f"workers={job.workers}, but this machine has {gpus} GPUs: the rest would never start; "
+            f"give --workers {gpus} or fewer"
         )
 
 
@@ -58,7 +56,8 @@ def launch(job: Job) -> Result:
     """Run the job where its `workers` and the environment say. Raises USER_ERRORS."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return under_torchrun(job)
-    check_room(job)
+    check_cores(job)
+    check_gpus(job)
     return in_process(job) if job.workers == 1 else on_ray(job)
 
 

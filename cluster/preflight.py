@@ -1,26 +1,49 @@
 """Can this job run here? Everything that can be known before a worker starts, in the user's own process.
 
-Cheap by intent: a mistake should cost seconds, not a Ray cluster's start.
+Cheap by intent, the cheapest first: a mistake should cost a moment, not the import of torch or the start of Ray.
 """
 
+import os
+
+from cluster.errors import LaunchError
 from cluster.job import Job
-from cluster.launch import check_room, choose_device
-from cluster.run import Result, image_spec, open_run, phases
-from dataio.loader import choose_engine
-from models.backbones import check_name, create
-from trainer.step import choose_precision
+from cluster.storage import Result, image_spec, look, open_run
 
 
 def preflight(job: Job) -> Result | None:
-    """The result if the run has finished, else None when nothing stands in its way. Raises USER_ERRORS."""
+    """The result if the run has finished, else None when nothing stands in its way; then its folder is claimed.
+
+    Raises: one of cluster.run.USER_ERRORS.
+    """
+    image_spec(job)
+    finished = look(job)
+    if finished is not None:
+        return finished
+    check_cores(job)
+
     import torch
 
-    image_spec(job)
+    from cluster.launch import check_gpus, choose_device
+    from cluster.run import phases
+    from dataio.loader import choose_engine
+    from models.backbones import check_name, create
+    from trainer.step import choose_precision
+
     choose_precision(job.fit.precision, torch.device(choose_device(job)))
     choose_engine(job.data.engine)
     check_name(job.model.name)
     phases(job)
-    check_room(job)
+    check_gpus(job)
     if job.model.weights != "none":  # fetched once here, not by every worker at the same time
         create(job.model.name, 2, weights=job.model.weights)
     return open_run(job)
+
+
+def check_cores(job: Job) -> None:
+    """Raises LaunchError when there are more workers than cores: on GPUs, too, each needs one to feed it."""
+    cores = len(os.sched_getaffinity(0))
+    if job.workers > cores:
+        raise LaunchError(
+            f"workers={job.workers}, but this machine has {cores} CPU cores: the rest would never start; "
+            f"give --workers {cores} or fewer"
+        )

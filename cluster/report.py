@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from cluster.console import metric_names
-from dataio.explain import denormalise, grid
+from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader
 from dataio.reference import render
 from trainer import plots

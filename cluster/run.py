@@ -8,23 +8,21 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from cluster import doctor
-from cluster import job as jobs
 from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import ClusterError, StorageError
 from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.report import write_report
+from cluster.storage import Result, image_spec, open_run, write_text
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders
 from dataio.manifest import Manifest
-from dataio.spec import ImageSpec
 from models.backbones import create
 from models.errors import ModelError
 from trainer import world
@@ -37,7 +35,6 @@ from trainer.schedule import Phase, fine_tune_phases, one_cycle_phases
 from trainer.step import choose_precision
 
 T = TypeVar("T")
-Result = dict[str, Any]
 
 USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
 """What a user can mend: shown as a sentence, never as a traceback."""
@@ -68,62 +65,6 @@ def run(job: Job, context: RunContext) -> Result:
         if context.rank == 0:
             _write_outcome(context.run_dir, learner, result, predictions)
         return result
-
-
-def open_run(job: Job) -> Result | None:
-    """Claim the run's folder: the result if it has finished, else None, with `job.toml` in place.
-
-    Raises StorageError when the folder cannot be used, holds a run with other settings, or one on other data;
-    DataError when the manifest cannot be trusted.
-    """
-    folder = run_dir(job)
-    manifest = Manifest.load(job.manifest, root=job.data.root or None)
-    manifest.check_paths()
-    described = folder / "job.toml"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = any((folder / "checkpoints").glob("step_*"))
-        if begun and described.exists():
-            different = jobs.differences(jobs.from_toml(described), job)
-            if different:
-                raise StorageError(
-                    f"{folder} holds a run with other settings ({'; '.join(different)}): going on would mix the two; "
-                    "give another --name, or remove the folder"
-                )
-        result = folder / "result.json"
-        if begun and result.exists():
-            return json.loads(result.read_text())
-        same_data = folder / "manifest.hash"
-        if begun and same_data.exists() and same_data.read_text().strip() != manifest.fingerprint():
-            raise StorageError(
-                f"{folder} holds a run on another manifest than {job.manifest} is now: the stream would change in the "
-                "middle; give another --name, or remove the folder"
-            )
-        _write(same_data, manifest.fingerprint() + "\n")
-        _write(described, jobs.to_toml(job))
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written ({error.strerror}): checkpoints and results would be lost; give a --storage "
-            "that this user may write"
-        ) from error
-    return None
-
-
-def run_dir(job: Job) -> Path:
-    """Where a job's run lies: STORAGE/NAME. Raises StorageError for what is not a local folder."""
-    if "://" in job.storage:
-        raise StorageError(
-            f"storage={job.storage!r} is not a folder of this machine: checkpoints cannot be renamed into place "
-            "there; give a folder, a network file system if there are several machines"
-        )
-    return Path(job.storage) / job.name
-
-
-def image_spec(job: Job) -> ImageSpec:
-    """The ImageSpec that a job's [data] and [augment] describe. Raises SpecError."""
-    known = {f.name for f in fields(ImageSpec)}
-    values = {**asdict(job.data), **asdict(job.augment)}
-    return ImageSpec(**{name: value for name, value in values.items() if name in known})
 
 
 def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
@@ -220,7 +161,7 @@ def _write_outcome(folder: Path, learner: Learner, result: Result, predictions: 
         write_parquet(predictions.table(learner.valid.classes), folder / "valid.parquet")
         assert isinstance(learner.valid, ImageLoader)
         write_report(folder, result, learner.recorder.table(), predictions, learner.valid)
-        _write(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise StorageError(
             f"{folder} cannot take the results ({error.strerror or error}): the weights are in its last checkpoint; "
@@ -273,10 +214,3 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "hardware": doctor.hardware(),
         "commit": doctor.commit(),
     }
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)

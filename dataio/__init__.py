@@ -1,14 +1,35 @@
 """Images and labels to batches: folder -> Table -> Manifest -> plan -> batches. Knows no model."""
 
-from dataio.batch import Batch, Loader
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dataio.errors import DataError
-from dataio.explain import explain, show_batch
 from dataio.labels import by_column, by_function, by_parent, by_regex, label
-from dataio.loader import ImageLoader, choose_engine, loaders
 from dataio.manifest import Manifest
 from dataio.sources import Table, from_csv, from_folder, from_lists, from_table
 from dataio.spec import ImageSpec
 from dataio.splits import by_folder, random_split, split
+
+if TYPE_CHECKING:
+    from dataio.batch import Batch, Loader
+    from dataio.explanation import explain, show_batch
+    from dataio.loader import ImageLoader, choose_engine, loaders
+
+# These bring torch, which costs seconds: they are imported when they are first asked for, so that `thawline index` and
+# a mistyped path answer at once.
+_LATE = {
+    **dict.fromkeys(("Batch", "Loader"), "dataio.batch"),
+    **dict.fromkeys(("explain", "show_batch"), "dataio.explanation"),
+    **dict.fromkeys(("ImageLoader", "choose_engine", "loaders"), "dataio.loader"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module 'dataio' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATE[name]), name)
+    return value
+
 
 __all__ = [
     "Batch",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataio.explain import denormalise, explain, grid, show_batch
+from dataio.explanation import denormalise, explain, grid, show_batch
 from dataio.geometry import centred, project
 from dataio.labels import by_parent, label
 from dataio.loader import ImageLoader, loaders

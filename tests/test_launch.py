@@ -11,8 +11,9 @@ import torch
 
 from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
-from cluster.launch import ProcessContext, check_room, choose_device, stop_on_signal
-from cluster.run import run_dir
+from cluster.launch import ProcessContext, check_gpus, choose_device, stop_on_signal
+from cluster.preflight import check_cores
+from cluster.storage import run_dir
 
 JOB = Job(manifest="m.parquet")
 
@@ -30,9 +31,10 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 
 def test_there_is_room_for_a_worker_a_core_and_no_more() -> None:
     cores = len(os.sched_getaffinity(0))
-    check_room(replace(JOB, device="cpu", workers=cores))
+    check_cores(replace(JOB, workers=cores))
+    check_gpus(replace(JOB, device="cpu", workers=cores))
     with pytest.raises(LaunchError, match=f"workers={cores + 1}.*{cores} CPU cores.*--workers {cores} or fewer"):
-        check_room(replace(JOB, device="cpu", workers=cores + 1))
+        check_cores(replace(JOB, workers=cores + 1))
 
 
 def test_the_first_signal_asks_and_a_second_interrupt_insists() -> None:
