@@ -15,7 +15,7 @@ import torch
 
 from cluster import doctor
 from cluster.discovery import clear_targets, targets_file, write_targets
-from cluster.errors import ClusterError, StorageError
+from cluster.errors import ClusterError, LaunchError, StorageError
 from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.report import write_report
@@ -46,7 +46,7 @@ def run(job: Job, context: RunContext) -> Result:
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
     Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins.
     """
-    finished = _together(lambda: open_run(job) if context.rank == 0 else None)
+    finished = world.gather(_together(lambda: open_run(job) if context.rank == 0 else None))[0]
     if finished is not None:
         return finished
     torch.set_num_threads(default_threads(_ranks_here(context)))
@@ -54,6 +54,7 @@ def run(job: Job, context: RunContext) -> Result:
     with ExitStack() as stack:
         learner = _together(lambda: _build(job, context, stack))
         stack.callback(learner.close)
+        _announce(job, context, learner, stack)
         learner.note(_description(job, context, learner))
         learner.resume()
         learner.fit(phases(job))
@@ -85,7 +86,7 @@ def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader
 
 
 def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
-    """Everything a run needs, on this rank. Collective."""
+    """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
     train, valid = job_loaders(job, context)
     model = create(
         job.model.name,
@@ -94,20 +95,15 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
         dropout=job.model.dropout,
         seed=job.seed,
     )
-    exporter = stack.enter_context(
-        Exporter(
-            run=job.name,
-            rank=context.rank,
-            host=job.metrics.host,
-            port=job.metrics.port and job.metrics.port + context.local_rank,
-        )
-    )
+    port = job.metrics.port and job.metrics.port + context.local_rank
+    try:
+        exporter = stack.enter_context(Exporter(run=job.name, rank=context.rank, host=job.metrics.host, port=port))
+    except OSError as error:
+        raise LaunchError(
+            f"metrics.host={job.metrics.host!r} cannot be listened on ({error.strerror}): nobody could read this "
+            "worker's metrics; give an address of this machine, or 0.0.0.0"
+        ) from error
     exporter.observe({"world_size": context.world_size})
-    endpoints = world.gather(exporter.endpoint)
-    if context.rank == 0:
-        targets = targets_file(job.storage, job.name)
-        write_targets(targets, job.name, endpoints)
-        stack.callback(clear_targets, targets)
     return Learner(
         model,
         train,
@@ -122,6 +118,16 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
         checkpoint_every_s=job.checkpoint.every_s,
         keep=job.checkpoint.keep,
     )
+
+
+def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack) -> None:
+    """Tell Prometheus where every rank answers, until the run ends. Collective."""
+    (exporter,) = (sink for sink in learner.recorder.sinks if isinstance(sink, Exporter))
+    endpoints = world.gather(exporter.endpoint)
+    if context.rank == 0:
+        targets = targets_file(job.storage, job.name)
+        write_targets(targets, job.name, endpoints)
+        stack.callback(clear_targets, targets)
 
 
 def phases(job: Job) -> tuple[Phase, ...]:

@@ -1,6 +1,8 @@
 """Whole runs: does a job become the files it promises, and is it the same run wherever and however it is made?"""
 
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,22 @@ import torch
 
 from cluster import job as jobs
 from cluster import storage
-from cluster.errors import StorageError
+from cluster.errors import LaunchError, StorageError
 from cluster.launch import in_process
 from dataio.errors import ManifestError
 from dataio.manifest import Manifest
 from dataio.plan import Plan
-from tests.runs import counted_error_rate, digits_manifest, result, start, thawline, torchrun, wait_for_step, write_job
+from tests.runs import (
+    counted_error_rate,
+    digits_manifest,
+    environment,
+    result,
+    start,
+    thawline,
+    torchrun,
+    wait_for_step,
+    write_job,
+)
 from trainer.window import extend_hash
 
 VALID = 60  # of 300 digits
@@ -223,6 +235,51 @@ def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch:
     assert made["epochs"] == 2
     second = np.array(rates[10:])
     np.testing.assert_allclose(second.max(0), [1.5e-5, 1.5e-4, 1.5e-3], rtol=1e-9)
+
+
+ONE_RANK_FAILS = """
+import os, sys
+import torch, torch.distributed as dist
+from dataclasses import replace
+from cluster import job as jobs
+from cluster.launch import ProcessContext
+from cluster.run import USER_ERRORS, run
+from cluster.storage import run_dir
+
+rank = int(os.environ["RANK"])
+dist.init_process_group("gloo")
+job = jobs.resolved(jobs.load(sys.argv[1]))
+if rank == 1:
+    job = replace(job, data=replace(job.data, root="/nowhere"))
+try:
+    run(job, ProcessContext(run_dir(job), torch.device("cpu"), rank, 2, rank))
+except USER_ERRORS as error:
+    print(f"rank {rank} raised {type(error).__name__}: {error}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_what_one_rank_cannot_do_all_ranks_refuse_together(tmp_path: Path, manifest: Path) -> None:
+    (tmp_path / "script.py").write_text(ONE_RANK_FAILS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "script.py"), str(write_job(tmp_path, manifest))],
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=str(Path(storage.__file__).parent.parent)),
+        timeout=120,
+        check=False,
+    )
+    for rank in (0, 1):
+        assert f"rank {rank} raised ManifestError" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("/nowhere") >= 2
+
+
+def test_an_address_that_is_not_here_is_refused(tmp_path: Path, manifest: Path) -> None:
+    job = loaded(tmp_path, manifest)
+    with pytest.raises(LaunchError, match=r"metrics\.host='192\.0\.2\.1'.*0\.0\.0\.0"):
+        in_process(replace(job, metrics=jobs.Metrics(host="192.0.2.1")))
 
 
 def test_signals_are_left_as_they_were(tmp_path: Path, manifest: Path) -> None:
