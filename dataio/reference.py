@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
@@ -28,8 +28,10 @@ def decode(encoded: NDArray[np.uint8], *, path: str = "the image") -> NDArray[np
         with Image.open(io.BytesIO(encoded.tobytes())) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
+        # Pillow's own sentence for what is no image names an object in memory.
+        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise EngineError(
-            f"{path} cannot be decoded ({error}): the batch cannot be made; remove or mend the file and index again"
+            f"{path} cannot be decoded ({why}): the batch cannot be made; remove or mend the file and index again"
         ) from error
 
 
