@@ -1,6 +1,6 @@
 """Do imports run downward only? Every import is read with ast, also those inside functions and type checks.
 
-The rules, as design.md has them and the code stands:
+The rules, as CONTRIBUTING.md draws them and the code stands:
 - dataio and models are floor 1, trainer 2, cluster 3, benchmarks 4; a package imports itself and lower floors only,
   so dataio and models never see one another, and nobody imports tests or benchmarks;
 - of dataio, trainer knows `batch` (the Batch and the Loader protocol) and `hashing`; of models, `groups`;
