@@ -49,15 +49,16 @@ def read_file(path: str) -> NDArray[np.uint8]:
 
 def read_ahead(make: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int) -> Iterator[R]:
     """Yield make(item) for each item, in order, keeping up to `ahead` of them under way in `threads` threads."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="thawline-read") as pool:
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(make, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-read")
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(make, item))
+            if len(pending) > ahead:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        # Never wait here: an abandoned generator ends wherever the garbage collector happens to run, in a thread that
+        # may hold the very lock that joining another thread needs. The pool's threads end by themselves.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,7 @@
 """Does the stream follow the plan: at any world size, from any step, with either engine, to the last sample?"""
 
 import sys
+import threading
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,17 @@ def test_an_error_while_reading_ahead_comes_out_at_its_own_place() -> None:
     assert [next(made) for _ in range(3)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):
         next(made)
+
+
+def test_an_abandoned_stream_ends_without_waiting_for_its_threads() -> None:
+    """The garbage collector may end it while it holds the lock that a join needs: then waiting is for ever."""
+    gate = threading.Event()
+    made = read_ahead(lambda i: i == 0 or gate.wait(60), range(9), ahead=1, threads=1)
+    next(made)  # the second item is under way now, and stuck
+    closing = threading.Thread(target=made.close)  # type: ignore[attr-defined]
+    closing.start()
+    closing.join(timeout=10)
+    waited = closing.is_alive()
+    gate.set()
+    closing.join()
+    assert not waited
