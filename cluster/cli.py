@@ -156,7 +156,7 @@ def _explain(arguments: list[str]) -> int:
     from cluster.run import job_loaders
     from dataio.explanation import explain
 
-    job, _ = _job(arguments, "explain")
+    job = _job(arguments, "explain")
     train, valid = job_loaders(job, _alone(job))
     print(explain(train), end="\n\n")
     print(explain(valid))
@@ -167,9 +167,13 @@ def _show(arguments: list[str]) -> int:
     from cluster.run import job_loaders
     from dataio.explanation import show_batch
 
-    job, options = _job(arguments, "show", out=True)
+    if "--out" not in arguments[:-1]:
+        print("thawline show: give --out FILE.png", file=sys.stderr)
+        return 2
+    at = arguments.index("--out")
+    out = Path(arguments[at + 1])
+    job = _job(arguments[:at] + arguments[at + 2 :], "show")
     train, _ = job_loaders(job, _alone(job))
-    out = Path(options["out"])
     out.parent.mkdir(parents=True, exist_ok=True)
     show_batch(train, rows=4, cols=8).savefig(out, dpi=110)
     print(out)
@@ -177,7 +181,7 @@ def _show(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    job, _ = _job(arguments, "train")
+    job = _job(arguments, "train")
     from cluster.job import to_toml
     from cluster.preflight import preflight
 
@@ -248,36 +252,25 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _job(arguments: list[str], verb: str, *, out: bool = False) -> tuple[Any, dict[str, str]]:
-    """The job that comes first among the arguments, with the flags after it on top; `--out` is the verb's own."""
+def _job(arguments: list[str], verb: str) -> Any:
+    """The job that comes first among the arguments, with the flags after it on top."""
     from cluster import job as jobs
 
-    options: dict[str, str] = {}
-    if out:
-        if "--out" not in arguments[:-1]:
-            print(f"thawline {verb}: give --out FILE.png", file=sys.stderr)
-            sys.exit(2)
-        at = arguments.index("--out")
-        options["out"] = arguments[at + 1]
-        arguments = arguments[:at] + arguments[at + 2 :]
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
             jobs.override(jobs.Job(), ["--help"])  # prints every field and exits
         print(f"usage: thawline {verb} JOB [--field VALUE ...]; JOB is a .toml or a manifest", file=sys.stderr)
         sys.exit(2)
     job = jobs.check(jobs.override(jobs.load(arguments[0]), arguments[1:]))
-    return jobs.resolved(job), options
+    return jobs.resolved(job)
 
 
 def _alone(job: Any) -> Any:
     """The context of a verb that looks at data in this process."""
-    import torch
-
-    from cluster.launch import choose_device
+    from cluster.launch import local_device
     from trainer.context import LocalContext
 
-    name = choose_device(job)
-    return LocalContext(device=torch.device(name, 0) if name == "cuda" else torch.device(name))
+    return LocalContext(device=local_device(job))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ file therefore lies beside the run's folder, not in it.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from cluster.storage import write_text
 
 
 def targets_file(storage: str | Path, run: str) -> Path:
@@ -36,6 +37,4 @@ def clear_targets(file: str | Path) -> None:
 
 def _replace(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")  # not .json, so no glob finds it
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(file)
+    write_text(file, text + "\n")  # its temporary name does not end in .json, so no glob finds it

@@ -214,6 +214,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _cores() -> int:
+    # dataio.cores says the same, but doctor must work where a stranger's dataio comes first.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -7,12 +7,11 @@ watches, and how a request to stop reaches rank 0. The one file that imports ray
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +26,8 @@ from cluster.job import Job
 from cluster.preflight import check_cores
 from cluster.run import USER_ERRORS, run
 from cluster.storage import Result, run_dir
-from trainer.context import Row
+from dataio.cores import usable_cores
+from trainer.context import LocalContext, Row
 
 # "cpu:gloo" beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU wait.
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -41,6 +41,12 @@ def choose_device(job: Job) -> str:
             "device='cuda', but torch sees no GPU here: nothing could train; see `thawline doctor`, or --device cpu"
         )
     return job.device if job.device != "auto" else "cuda" if has_gpu else "cpu"
+
+
+def local_device(job: Job, local_rank: int = 0) -> torch.device:
+    """The device of this machine's process number `local_rank`. Raises as `choose_device` does."""
+    name = choose_device(job)
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
 def check_gpus(job: Job) -> None:
@@ -62,20 +68,10 @@ def launch(job: Job) -> Result:
 
 
 @dataclass
-class ProcessContext:
-    """A process that torchrun started, or the only one. See trainer.context.RunContext."""
+class ProcessContext(LocalContext):
+    """A process that torchrun started, or the only one, with somebody at its terminal."""
 
-    run_dir: Path
-    device: torch.device
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
     console: Console | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def should_stop(self) -> bool:
-        """Has a signal come?"""
-        return self.stop.is_set()
 
     def publish(self, rows: list[Row]) -> None:
         """Show rows on this terminal."""
@@ -105,35 +101,31 @@ def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
 
 def in_process(job: Job) -> Result:
     """Train in this process, on its first GPU or the CPU."""
-    name = choose_device(job)
-    console = Console()
-    device = torch.device(name, 0) if name == "cuda" else torch.device(name)
-    context = ProcessContext(run_dir(job), device, console=console)
-    try:
-        with stop_on_signal(context.stop.set):
-            return run(job, context)
-    finally:
-        console.close()
+    return _run_here(job, ProcessContext(run_dir(job), local_device(job), console=Console()))
 
 
 def under_torchrun(job: Job) -> Result:
     """Train as one of the processes that torchrun started: rank and address come from the environment."""
-    name = choose_device(job)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    device = torch.device(name, local_rank) if name == "cuda" else torch.device(name)
-    if name == "cuda":
+    device = local_device(job, local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(_BACKENDS[name])
+    dist.init_process_group(_BACKENDS[device.type])
     console = Console() if rank == 0 else None
-    context = ProcessContext(run_dir(job), device, rank, size, local_rank, console)
     try:
-        with stop_on_signal(context.stop.set):
+        return _run_here(job, ProcessContext(run_dir(job), device, rank, size, local_rank, console=console))
+    finally:
+        dist.destroy_process_group()
+
+
+def _run_here(job: Job, context: ProcessContext) -> Result:
+    try:
+        with stop_on_signal(context.request_stop):
             return run(job, context)
     finally:
-        if console is not None:
-            console.close()
-        dist.destroy_process_group()
+        if context.console is not None:
+            context.console.close()
 
 
 # Ray ------------------------------------------------------------------------------------------------------
@@ -205,25 +197,24 @@ def on_ray(job: Job) -> Result:
 
     device = choose_device(job)
     console = Console()
-    scratch = Path(tempfile.mkdtemp(prefix="thawline-ray-train-"))
-    # Ray puts the folder it is started from first on its workers' path: a user's own models/ would shadow ours.
-    with contextlib.chdir(scratch):
-        ray.init(
-            address="local",
-            num_cpus=max(job.workers, len(os.sched_getaffinity(0))),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        board = ray.remote(num_cpus=0)(Board).remote()
-        with stop_on_signal(lambda: board.request_stop.remote()):
-            failure = _fit_and_watch(job, device, board, scratch, console)
-        result, error = ray.get(board.outcome.remote())
-    finally:
-        console.close()
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="thawline-ray-train-", ignore_cleanup_errors=True) as scratch:
+        # Ray puts the folder it is started from first on its workers' path: a user's own models/ would shadow ours.
+        with contextlib.chdir(scratch):
+            ray.init(
+                address="local",
+                num_cpus=max(job.workers, usable_cores()),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        try:
+            board = ray.remote(num_cpus=0)(Board).remote()
+            with stop_on_signal(lambda: board.request_stop.remote()):
+                failure = _fit_and_watch(job, device, board, scratch, console)
+            result, error = ray.get(board.outcome.remote())
+        finally:
+            console.close()
+            ray.shutdown()
     if error is not None:
         raise error
     if result is None:
@@ -234,7 +225,7 @@ def on_ray(job: Job) -> Result:
     return result
 
 
-def _fit_and_watch(job: Job, device: str, board: Any, scratch: Path, console: Console) -> Exception | None:
+def _fit_and_watch(job: Job, device: str, board: Any, scratch: str, console: Console) -> Exception | None:
     """Run the Ray Train controller in a thread and show rows meanwhile; the exception that ended it, or None."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -247,7 +238,7 @@ def _fit_and_watch(job: Job, device: str, board: Any, scratch: Path, console: Co
         torch_config=TorchConfig(backend=_BACKENDS[device]),
         run_config=RunConfig(
             name=job.name,
-            storage_path=str(scratch),  # Ray keeps only its own notes there: checkpoints are the run folder's
+            storage_path=scratch,  # Ray keeps only its own notes there: checkpoints are the run folder's
             failure_config=FailureConfig(max_failures=job.failures),
         ),
     )

@@ -3,15 +3,14 @@
 Cheap by intent, the cheapest first: a mistake should cost a moment, not the import of torch or the start of Ray.
 """
 
-import os
-
 from cluster.errors import LaunchError
 from cluster.job import Job
-from cluster.storage import Result, image_spec, look, open_run
+from cluster.storage import Result, image_spec, look
+from dataio.cores import usable_cores
 
 
 def preflight(job: Job) -> Result | None:
-    """The result if the run has finished, else None when nothing stands in its way; then its folder is claimed.
+    """The result if the run has finished, else None when nothing stands in its way. Writes nothing.
 
     Raises: one of cluster.run.USER_ERRORS.
     """
@@ -36,12 +35,12 @@ def preflight(job: Job) -> Result | None:
     check_gpus(job)
     if job.model.weights != "none":  # fetched once here, not by every worker at the same time
         create(job.model.name, 2, weights=job.model.weights)
-    return open_run(job)
+    return None
 
 
 def check_cores(job: Job) -> None:
     """Raises LaunchError when there are more workers than cores: on GPUs, too, each needs one to feed it."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if job.workers > cores:
         raise LaunchError(
             f"workers={job.workers}, but this machine has {cores} CPU cores: the rest would never start; "

@@ -13,19 +13,20 @@ import torch
 from matplotlib.figure import Figure
 
 from cluster.console import metric_names
+from cluster.storage import write_text
 from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader
 from dataio.reference import render
 from trainer import plots
-from trainer.predictions import Predictions
 
 _SHOWN = 24
 
 
-def write_report(
-    folder: Path, result: dict[str, Any], rows: pa.Table, predictions: Predictions, valid: ImageLoader
-) -> Path:
-    """Write `folder/report.html`: the result, the epoch table, curves, validation images with their predictions."""
+def write_report(folder: Path, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
+    """Write `folder/report.html`: the result, the epoch table, curves, validation images with their predictions.
+
+    rows: the recorder's. outcomes: as Predictions.table makes them, one row a validation image.
+    """
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
     names = ["train_loss", "valid_loss", *metric_names(epochs[-1])]
     figures = [plots.plot_loss(rows), plots.plot_schedule(rows)]
@@ -37,24 +38,22 @@ def write_report(
         epochs=epochs,
         names=names,
         curves=[_embedded(figure) for figure in figures],
-        worst=_embedded(_pictures(predictions, valid, np.argsort(-predictions.losses)[:_SHOWN])),
-        sample=_embedded(_pictures(predictions, valid, _spread(len(predictions.ids)))),
+        worst=_embedded(_pictures(outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN])),
+        sample=_embedded(_pictures(outcomes, valid, _spread(len(outcomes)))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    temporary = folder / ".report.html"
-    temporary.write_text(page, encoding="utf-8")
-    return temporary.replace(folder / "report.html")
+    write_text(folder / "report.html", page)
 
 
 def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).astype(np.int64))
 
 
-def _pictures(predictions: Predictions, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
+def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
     """Validation images as the model saw them, titled prediction / truth, red where they differ."""
-    work = valid.work(np.searchsorted(valid.part.ids, predictions.ids[which]))
+    rows = outcomes.take(which).to_pylist()
+    work = valid.work(np.searchsorted(valid.part.ids, [row["id"] for row in rows]))
     pixels = torch.stack([render(work, i, valid.spec) for i in range(len(which))]).permute(0, 3, 1, 2)
-    rows = predictions.table(valid.classes).take(which).to_pylist()
     titles = [f"{_words(row['prediction'])} / {_words(row['target'])}" for row in rows]
     colours = ["#1a7f37" if row["prediction"] == row["target"] else "#c62828" for row in rows]
     return grid(list(denormalise(pixels, valid.spec)), titles, cols=8, colours=colours)

@@ -164,9 +164,10 @@ def _write_outcome(folder: Path, learner: Learner, result: Result, predictions: 
         write_parquet(learner.recorder.table(), folder / "rows.parquet")
         if predictions is None:
             return
-        write_parquet(predictions.table(learner.valid.classes), folder / "valid.parquet")
+        outcomes = predictions.table(learner.valid.classes)
+        write_parquet(outcomes, folder / "valid.parquet")
         assert isinstance(learner.valid, ImageLoader)
-        write_report(folder, result, learner.recorder.table(), predictions, learner.valid)
+        write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
         write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise StorageError(

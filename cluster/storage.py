@@ -36,6 +36,11 @@ def look(job: Job) -> Result | None:
     Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
     DataError when the manifest cannot be trusted.
     """
+    return _look(job)[0]
+
+
+def _look(job: Job) -> tuple[Result | None, str]:
+    """`look`'s answer, and unless it is a result, the fingerprint of the job's manifest."""
     folder = run_dir(job)
     begun = any((folder / "checkpoints").glob("step_*"))
     if begun and (folder / "job.toml").exists():
@@ -47,30 +52,30 @@ def look(job: Job) -> Result | None:
             )
     if begun and (folder / "result.json").exists():
         result: Result = json.loads((folder / "result.json").read_text())
-        return result
+        return result, ""
     standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         raise _unwritable(folder, f"{standing} is no folder that this user may write")
     manifest = Manifest.load(job.manifest, root=job.data.root or None)
     manifest.check_paths()
+    fingerprint = manifest.fingerprint()
     same_data = folder / "manifest.hash"
-    if begun and same_data.exists() and same_data.read_text().strip() != manifest.fingerprint():
+    if begun and same_data.exists() and same_data.read_text().strip() != fingerprint:
         raise StorageError(
             f"{folder} holds a run on another manifest than {job.manifest} is now: the stream would change in the "
             "middle; give another --name, or remove the folder"
         )
-    return None
+    return None, fingerprint
 
 
 def open_run(job: Job) -> Result | None:
     """`look`, and unless the run has finished, claim its folder: `job.toml` says what runs. Raises as `look` does."""
     folder = run_dir(job)
     try:
-        finished = look(job)
+        finished, fingerprint = _look(job)
         if finished is None:
             folder.mkdir(parents=True, exist_ok=True)
-            manifest = Manifest.load(job.manifest, root=job.data.root or None)
-            write_text(folder / "manifest.hash", manifest.fingerprint() + "\n")
+            write_text(folder / "manifest.hash", fingerprint + "\n")
             write_text(folder / "job.toml", jobs.to_toml(job))
         return finished
     except OSError as error:

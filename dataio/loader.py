@@ -1,6 +1,5 @@
 """How do a manifest and a spec become batches? The loaders, and which engine was chosen and why."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from dataio import geometry
 from dataio.batch import Batch
+from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, SplitError
 from dataio.manifest import Manifest, Part
 from dataio.plan import Plan, part_bounds
@@ -169,8 +169,7 @@ class ImageLoader:
 
 def default_threads(world_size: int) -> int:
     """Decoding threads for a rank: its share of the usable cores, at most 8, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(8, cores // world_size))
+    return max(1, min(8, usable_cores() // world_size))
 
 
 def loaders(

@@ -7,7 +7,6 @@ the middle of a run. Nothing is deleted or changed; the reason goes into `status
 from __future__ import annotations
 
 import io
-import os
 import stat
 import threading
 import warnings
@@ -18,6 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 from PIL import Image, UnidentifiedImageError
+
+from dataio.cores import usable_cores
 
 DECODABLE = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")  # an MPO is a JPEG followed by others
 
@@ -57,7 +58,7 @@ def check_files(
     checks: list[Check] = []
     # the filters of warnings belong to the process, so a worker must not touch them: one change around the
     # whole pool, of Pillow's warnings alone, and one pool at a time
-    with _quiet, warnings.catch_warnings(), ThreadPoolExecutor(threads or _cores()) as pool:
+    with _quiet, warnings.catch_warnings(), ThreadPoolExecutor(threads or usable_cores()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for start in range(0, len(paths), _WINDOW):
             for check in pool.map(lambda path: _check(root / path), paths[start : start + _WINDOW]):
@@ -135,7 +136,3 @@ def _quirk(image: Image.Image, data: bytes) -> str | None:
 
 def _foreign(name: str) -> str:
     return f"{name}: the engine cannot decode this format"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

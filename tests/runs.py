@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.index import make_manifest
+from dataio.manifest import Manifest
+from dataio.plan import Plan
 from dataio.samples import write_digits
+from trainer.window import extend_hash
 
 # 300 digits at 32 px: a step takes about a tenth of a second on one core.
 JOB = """
@@ -117,3 +120,13 @@ def counted_error_rate(run: Path) -> tuple[int, float]:
     assert len(np.unique(ids)) == len(ids), "a validation image was predicted twice"
     wrong = np.array(table["target"].to_pylist()) != np.array(table["prediction"].to_pylist())
     return len(ids), float(wrong.sum() / len(wrong))
+
+
+def planned_hash(manifest: Path, steps: int) -> str:
+    """The stream hash of JOB's first `steps` steps, from the plan alone."""
+    part = Manifest.load(manifest).part("train")
+    plan = Plan(n=len(part.ids), global_batch=24, seed=7)
+    digest = ""
+    for step in range(steps):
+        digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])
+    return digest

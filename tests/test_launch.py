@@ -40,7 +40,7 @@ def test_there_is_room_for_a_worker_a_core_and_no_more() -> None:
 def test_the_first_signal_asks_and_a_second_interrupt_insists() -> None:
     context = ProcessContext(Path("unused"), torch.device("cpu"))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with stop_on_signal(context.stop.set):
+    with stop_on_signal(context.request_stop):
         assert not context.should_stop()
         signal.raise_signal(signal.SIGTERM)
         assert context.should_stop()

@@ -20,10 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dataio.manifest import Manifest
-from dataio.plan import Plan
-from tests.runs import counted_error_rate, digits_manifest, result, start, wait_for_step, write_job
-from trainer.window import extend_hash
+from tests.runs import counted_error_rate, digits_manifest, planned_hash, result, start, wait_for_step, write_job
 
 pytestmark = pytest.mark.slow
 
@@ -35,26 +32,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits_manifest(tmp_path_factory.mktemp("digits"))
 
 
-def worker_pids(mark: str) -> list[int]:
-    """The Ray Train workers among the processes that carry this mark in their environment, so ours alone."""
+def processes_with(mark: str, name: bytes = b"") -> list[int]:
+    """The processes that carry this mark in their environment, so ours alone, and `name` in their command line."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             ours = f"THAWLINE_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes()
-            if ours and b"RayTrainWorker" in (folder / "cmdline").read_bytes():
+            if ours and name in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:  # it ended while we looked
-            continue
-    return found
-
-
-def processes_with(mark: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"THAWLINE_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
             continue
     return found
 
@@ -71,7 +57,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     process = start("train", job, "--workers", "2", "--fit.epochs", str(EPOCHS), THAWLINE_TEST_MARK=mark)
     run = tmp_path / "runs/run"
     wait_for_step(run, 10, process)
-    victims = worker_pids(mark)
+    victims = processes_with(mark, b"RayTrainWorker")
     assert len(victims) == 2
     os.kill(victims[-1], signal.SIGKILL)
     _, talk = process.communicate(timeout=200)
@@ -80,12 +66,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
 
     made = result(run)
     assert (made["status"], made["world_size"], made["steps"]) == ("finished", 2, STEPS)
-    part = Manifest.load(manifest).part("train")
-    plan = Plan(n=len(part.ids), global_batch=24, seed=7)
-    digest = ""
-    for step in range(STEPS):
-        digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])
-    assert made["stream_hash"] == digest
+    assert made["stream_hash"] == planned_hash(manifest, STEPS)
     images, errors = counted_error_rate(run)
     assert images == 60
     assert made["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)

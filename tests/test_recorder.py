@@ -26,7 +26,7 @@ class Spy:
         self.rows: list[Row] = []
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
-        raise NotImplementedError
+        raise AssertionError("steps are the learner's to announce, not the recorder's")
 
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         self.rows.append(dict(row))

@@ -19,11 +19,11 @@ from cluster.errors import LaunchError, StorageError
 from cluster.launch import in_process
 from dataio.errors import ManifestError
 from dataio.manifest import Manifest
-from dataio.plan import Plan
 from tests.runs import (
     counted_error_rate,
     digits_manifest,
     environment,
+    planned_hash,
     result,
     start,
     thawline,
@@ -31,7 +31,6 @@ from tests.runs import (
     wait_for_step,
     write_job,
 )
-from trainer.window import extend_hash
 
 VALID = 60  # of 300 digits
 STEPS = 20  # two epochs of 240 in batches of 24
@@ -54,15 +53,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = torch.load(run / f"checkpoints/step_{STEPS:08d}/model.pt", weights_only=True)
     return weights
-
-
-def planned_hash(manifest: Path) -> str:
-    part = Manifest.load(manifest).part("train")
-    plan = Plan(n=len(part.ids), global_batch=24, seed=7)
-    digest = ""
-    for step in range(STEPS):
-        digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])
-    return digest
 
 
 def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
@@ -89,7 +79,7 @@ def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
 
 
 def test_the_hash_is_over_the_planned_stream(whole: Path, manifest: Path) -> None:
-    assert result(whole)["stream_hash"] == planned_hash(manifest)
+    assert result(whole)["stream_hash"] == planned_hash(manifest, STEPS)
 
 
 def test_validation_counts_every_image_once(whole: Path) -> None:

@@ -61,8 +61,12 @@ class LocalContext:
     local_rank: int = 0
     stop_requested: bool = False
 
+    def request_stop(self) -> None:
+        """Ask for an end at the next window (from a signal handler, say)."""
+        self.stop_requested = True
+
     def should_stop(self) -> bool:
-        """True once `stop_requested` is set (by a signal handler, say)."""
+        """Has `request_stop` been called?"""
         return self.stop_requested
 
     def publish(self, rows: list[Row]) -> None:
