@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-NAMES = ("presize", "step", "train", "prefilter")
+NAMES = ("presize", "presize_quality", "prefilter", "shards", "step", "train")
 """Each is a module beside this one, its docstring beginning with its question, with a main()."""
 
 
@@ -41,7 +41,7 @@ def _usage() -> str:
     lines = ["usage: python -m benchmarks NAME [--device cpu|cuda] [--out FILE.json]; NAME --help tells more"]
     for name in NAMES:
         text = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
-        lines.append(f"  {name:10} {(ast.get_docstring(ast.parse(text)) or '').splitlines()[0]}")
+        lines.append(f"  {name:15} {(ast.get_docstring(ast.parse(text)) or '').splitlines()[0]}")
     return "\n".join(lines)
 
 

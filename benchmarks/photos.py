@@ -1,8 +1,8 @@
 """What can be decoded where there are no photographs? Seeded pictures that cost a decoder what photographs do.
 
 Colour noise with the 1/f spectrum of natural scenes over flat shapes with clean edges: detail at every scale, most of
-the power in luma, and JPEG files of the size that cameras write. They stand for speed and for resampling quality; a
-network learns nothing from them.
+the power in luma, and JPEG files of the size that cameras write. They stand for speed; a network learns nothing from
+them. For quality there are cuts of the two photographs that scikit-learn carries, which are rougher (LOG.md).
 """
 
 import io
@@ -10,6 +10,8 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+from benchmarks.harness import BenchmarkError
 
 _SHAPES = 14
 _POWER = 1.2  # of natural scenes: 1.0 to 1.3
@@ -20,6 +22,33 @@ _CHROMA = 9.0
 def write_photos(count: int, *, width: int, height: int, seed: int, quality: int = 90) -> list[NDArray[np.uint8]]:
     """Make `count` RGB JPEGs of width x height in memory; each (bytes,) uint8, a function of (seed, its index)."""
     return [_encode(_pixels(np.random.default_rng([seed, i]), width, height), quality) for i in range(count)]
+
+
+def real_photos(count: int, *, width: int, height: int, seed: int, quality: int = 90) -> list[NDArray[np.uint8]]:
+    """Cut `count` RGB JPEGs of width x height at random, unscaled, from scikit-learn's two photographs in turn.
+
+    They are `china.jpg` and `flower.jpg`, 640 x 427, CC BY. Each (bytes,) uint8, a function of (seed, its index).
+    Raises: BenchmarkError without scikit-learn, and for cuts larger than the photographs.
+    """
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError as error:
+        raise BenchmarkError(
+            "scikit-learn is not installed: there is no photograph to judge quality by; pip install 'thawline[samples]'"
+        ) from error
+    sources = load_sample_images().images
+    full_height, full_width = sources[0].shape[:2]
+    if width > full_width or height > full_height:
+        raise BenchmarkError(
+            f"a cut of {width} x {height} is larger than the photographs of {full_width} x {full_height}: "
+            "nothing can be cut; ask for less"
+        )
+    cuts = []
+    for i in range(count):
+        random = np.random.default_rng([seed, i])
+        left, top = random.integers(0, (full_width - width + 1, full_height - height + 1))
+        cuts.append(_encode(sources[i % 2][top : top + height, left : left + width], quality))
+    return cuts
 
 
 def _pixels(random: np.random.Generator, width: int, height: int) -> NDArray[np.uint8]:

@@ -1,12 +1,13 @@
 """What does one image cost from JPEG bytes to normalised tensor, and how good are its pixels?
 
 The training stream's own work (presize, every default augmentation and a random resized crop) on photo-like JPEGs that
-lie in memory, through each engine. Quality is each engine's distance from an ideal that no engine could afford. What
-reading files costs is not here (train.py measures whole loaders).
+lie in memory, through each engine and, on the CPU, through fastai's and torchvision's way (peers.py), which get the
+same files and show the same views. Quality is each way's distance from an ideal that none could afford, over the
+pixels that all of them see. What reading files costs is not here (train.py measures whole loaders).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,20 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from benchmarks.harness import DeviceName, check_positive, measure, open_device, report, say, spread, torch_threads
-from benchmarks.photos import write_photos
+from benchmarks import peers
+from benchmarks.harness import (
+    DeviceName,
+    Timing,
+    check_positive,
+    measure,
+    open_device,
+    report,
+    say,
+    spread,
+    torch_threads,
+)
+from benchmarks.peers import Views
+from benchmarks.photos import real_photos, write_photos
 from dataio import geometry, reference
 from dataio.batch import Batch
 from dataio.geometry import Floats, Geometry
@@ -29,11 +42,47 @@ from trainer.step import choose_precision
 
 QUESTION = "what does one image cost from JPEG bytes to normalised tensor, and how good are its pixels?"
 WIDTH, HEIGHT = 500, 375  # the usual size of the photos in Pets and ImageNet
-SPEC = ImageSpec(size_px=224, presize_px=460, min_scale=0.75)
+SPEC = ImageSpec(size_px=224, presize_px=460, min_scale=0.75, ratio=(1.0, 1.0))
+"""fastai's Resize(460) and aug_transforms(size=224, min_scale=.75), whose crop is square."""
 SEED = 42
 SUB = 8
+FASTAI_BATCHES = (16, 64)
+"""64 is fastai's default; on the CPU the smaller one may be cheaper, since its tensors are reused."""
 
-Run = Callable[[Iterator[Work]], Iterator[Batch]]
+Jpegs = Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A batch as each way wants it: the same files and the same views."""
+
+    work: Work
+    views: Views
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to render: a stream of batches to time, one a piece, and what the warp left of a piece, 0 to 255."""
+
+    stream: Callable[[Iterator[Piece]], Iterator[object]]
+    pixels: Callable[[Piece], Floats]
+    batch: int
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images that quality is judged by, what they should look like, and where all ways look at the same."""
+
+    piece: Piece
+    ideals: list[Floats]
+    seen: NDArray[np.bool_]
+    """(n, size_px, size_px)"""
+
+    def scores(self, way: Way) -> Floats:
+        """PSNR of each image, (n,) dB."""
+        both = zip(way.pixels(self.piece), self.ideals, self.seen, strict=True)
+        return np.array([psnr(image[seen], best[seen]) for image, best, seen in both])
 
 
 def main(
@@ -46,13 +95,13 @@ def main(
     repeats: int = 5,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure each engine on the same JPEGs and the same geometry.
+    """Measure each engine on the same JPEGs and the same geometry; on the CPU, fastai's and torchvision's way too.
 
     Args:
         device: Where DALI runs; the reference engine renders on the CPU and copies there.
         images: JPEGs in a repeat.
-        batch: JPEGs an engine gets at once.
-        quality_images: How many of them are compared with the ideal.
+        batch: JPEGs an engine gets at once (fastai's way is measured at 16 and at 64).
+        quality_images: How many real photographs, and how many synthetic ones, are compared with the ideal.
         threads: Threads an engine may use; 0 is 1 for the CPU, all cores beside a GPU.
         repeats: Measured passes over the images.
         out: Also write the JSON here.
@@ -60,94 +109,145 @@ def main(
     check_positive(images=images, batch=batch, quality_images=quality_images)
     where = open_device(device)
     threads = threads or (1 if device == "cpu" else default_threads(1))
-    say(f"making {images} JPEGs of {WIDTH} x {HEIGHT}")
-    works = make_works(write_photos(images, width=WIDTH, height=HEIGHT, seed=SEED), batch)
-    ideals = _ideals(works, min(quality_images, images))
+    say(f"making {images} JPEGs of {WIDTH} x {HEIGHT} and {2 * quality_images} ideals")
+    size: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "seed": SEED}
+    jpegs = write_photos(images, **size)
+    scenes = {"psnr_db": make_scene(real_photos(quality_images, **size))}
+    scenes["psnr_synthetic_db"] = make_scene(write_photos(quality_images, **size))
     common: dict[str, Any] = {"device": where, "threads": threads, "dtype": choose_precision("auto", where).input_dtype}
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Floats]] = {}
     with torch_threads(threads):
-        for name in ("dali", "reference"):
+        for name in _names(device):
             say(f"measuring {name}")
-            engine = _engine(name, batch, common)
-            results[name] = _measured(engine.run, works, ideals, device=where, repeats=repeats)
-            engine.close()
-    size = float(np.mean([len(encoded) for work in works for encoded in work.encoded]))
+            way = _way(name, batch, max(batch, quality_images), common)
+            scores[name] = {key: scene.scores(way) for key, scene in scenes.items()}
+            timing = _timed(way, jpegs, device=where, repeats=repeats)
+            way.close()
+            results[name] = {**timing.summary(), **{key: spread(found) for key, found in scores[name].items()}}
+    if device == "cpu":
+        results["dali against fastai"] = _compared(results, scores)
     settings = {
         "device": device,
         "images": images,
         "batch": batch,
         "threads": threads,
-        "quality_images": len(ideals),
+        "quality_images": quality_images,
         "jpeg_px": [WIDTH, HEIGHT],
-        "jpeg_bytes": round(size),
+        "jpeg_bytes": round(float(np.mean([len(jpeg) for jpeg in jpegs]))),
+        "compared_share": float(scenes["psnr_db"].seen.mean()),
         "spec": asdict(SPEC),
         "dtype": str(common["dtype"]),
     }
     return report("presize", QUESTION, settings, results, out=out)
 
 
-def make_works(jpegs: Sequence[NDArray[np.uint8]], batch: int) -> list[Work]:
-    """The JPEGs, all WIDTH x HEIGHT, in batches with SPEC's training geometry; ids count from 0, targets are 0."""
-    return [_work(jpegs[start : start + batch], start) for start in range(0, len(jpegs), batch)]
-
-
-def _work(jpegs: Sequence[NDArray[np.uint8]], first_id: int) -> Work:
+def make_piece(jpegs: Jpegs, first_id: int = 0) -> Piece:
+    """The JPEGs, all WIDTH x HEIGHT, with SPEC's training geometry; ids count from first_id, targets are 0."""
     n = len(jpegs)
     ids, zeros = np.arange(first_id, first_id + n), np.zeros(n, np.int64)
-    widths, heights = np.full(n, WIDTH, np.int32), np.full(n, HEIGHT, np.int32)
-    drawn = geometry.draw(SPEC, seed=SEED, epochs=zeros, ids=ids, widths=widths, heights=heights)
-    paths = [f"photo {i}" for i in ids]
-    return Work(encoded=list(jpegs), paths=paths, geometry=drawn, ids=ids, targets=zeros)
+    who: dict[str, Any] = {"seed": SEED, "epochs": zeros, "ids": ids}
+    sizes: dict[str, Any] = {"widths": np.full(n, WIDTH, np.int32), "heights": np.full(n, HEIGHT, np.int32)}
+    work = make_work(jpegs, geometry.draw(SPEC, **who, **sizes), ids, size_px=SPEC.size_px)
+    return Piece(work, peers.draw(SPEC, width=WIDTH, height=HEIGHT, **who))
 
 
-def _engine(name: str, batch: int, common: dict[str, Any]) -> Any:
+def make_work(jpegs: Jpegs, drawn: Geometry, ids: NDArray[np.int64], *, size_px: int) -> Work:
+    """What an engine gets to render, targets 0."""
+    return Work(
+        encoded=list(jpegs),
+        paths=[f"photo {i}" for i in ids],
+        geometry=drawn,
+        ids=ids,
+        targets=np.zeros_like(ids),
+        size_px=size_px,
+        positions=ids,
+    )
+
+
+def make_scene(jpegs: Jpegs) -> Scene:
+    """The JPEGs, their geometry and their ideals."""
+    piece = make_piece(jpegs)
+    ideals = [
+        ideal(reference.decode(jpeg), homography, size_px=SPEC.size_px, border=SPEC.border)
+        for jpeg, homography in zip(jpegs, piece.views.totals, strict=True)
+    ]
+    return Scene(piece, ideals, peers.interior(piece.views, SPEC))
+
+
+def _names(device: DeviceName) -> list[str]:
+    """The peers run on the CPU alone: beside a GPU there is nothing to compare them with."""
+    return ["dali", "reference"] + (
+        [*(f"fastai, {n}" for n in FASTAI_BATCHES), "torchvision"] if device == "cpu" else []
+    )
+
+
+def _way(name: str, batch: int, max_batch: int, common: dict[str, Any]) -> Way:
+    kind, _, of = name.partition(", ")
+    if kind == "fastai":
+        return Way(
+            lambda pieces: peers.fastai(((p.work.encoded, p.views) for p in pieces), SPEC),
+            lambda piece: _hwc(255 * peers.fastai_pixels(piece.work.encoded, piece.views, SPEC)),
+            batch=int(of),
+        )
+    if kind == "torchvision":
+        return Way(
+            lambda pieces: peers.torchvision(((p.work.encoded, p.views) for p in pieces), SPEC),
+            lambda piece: _hwc(torch.stack(peers.torchvision_pixels(piece.work.encoded, piece.views, SPEC))),
+            batch=batch,
+        )
+    engine = make_engine(name, SPEC, max_batch=max_batch, **common)
+    return Way(
+        lambda pieces: engine.run(piece.work for piece in pieces),
+        lambda piece: rendered(engine, piece.work, SPEC),
+        batch=batch,
+        close=engine.close,
+    )
+
+
+def make_engine(name: str, spec: ImageSpec, *, max_batch: int, **common: Any) -> Any:
+    """The reference engine or DALI's; `common` are its device, threads and dtype."""
     if name == "reference":
-        return ReferenceEngine(SPEC, **common)
+        return ReferenceEngine(spec, **common)
     from dataio.dali import DaliEngine
 
-    return DaliEngine(SPEC, max_batch=batch, target=(np.dtype(np.int64), 0), **common)
+    return DaliEngine(spec, max_batch=max_batch, target=(np.dtype(np.int64), 0), **common)
 
 
-def _measured(
-    run: Run, works: Sequence[Work], ideals: Sequence[Floats], *, device: torch.device, repeats: int
-) -> dict[str, Any]:
-    """Quality on the first images, then speed on all of them, over and over."""
-    found = [image for work, done in zip(works, run(iter(works)), strict=True) for image in pixels(done, work)]
-    quality = spread([psnr(image, best) for image, best in zip(found, ideals, strict=False)])
-    stream = run(cycle(works))
-    timing = measure(
-        lambda: [next(stream) for _ in works],
-        images_per_call=sum(len(work.ids) for work in works),
-        device=device,
-        repeats=repeats,
-    )
-    return {**timing.summary(), "psnr_db": quality}
+def rendered(engine: Any, work: Work, spec: ImageSpec) -> Floats:
+    """What an engine's warp left of one batch: (N, H, W, 3) float64, 0 to 255."""
+    (batch,) = engine.run(iter([work]))
+    return pixels(batch, work, spec)
 
 
-def pixels(batch: Batch, work: Work) -> Floats:
+def pixels(batch: Batch, work: Work, spec: ImageSpec) -> Floats:
     """Undo colour map and normalisation: (N, H, W, 3) float64 as the warp left them, 0 to 255."""
-    mean, std = work.geometry.folded(SPEC)
-    images: Floats = batch.images.permute(0, 2, 3, 1).double().cpu().numpy()
-    return images * std[:, None, None].astype(np.float64) + mean[:, None, None]
+    mean, std = work.geometry.folded(spec)
+    return _hwc(batch.images) * std[:, None, None].astype(np.float64) + mean[:, None, None]
 
 
-def _ideals(works: Sequence[Work], count: int) -> list[Floats]:
-    found: list[Floats] = []
-    for work in works:
-        for encoded, homography in zip(work.encoded, from_source(work.geometry, WIDTH, HEIGHT), strict=True):
-            if len(found) == count:
-                return found
-            source = reference.decode(encoded)
-            found.append(ideal(source, homography, size_px=SPEC.size_px, border=SPEC.border))
+def _hwc(images: torch.Tensor) -> Floats:
+    found: Floats = images.permute(0, 2, 3, 1).double().cpu().numpy()
     return found
 
 
-def from_source(drawn: Geometry, width: int, height: int) -> Floats:
-    """The homographies with any prefilter taken out: output pixel -> pixel of the decoded source, (n, 3, 3)."""
-    source = np.array([height, width], np.float64)
-    ratio = np.where(drawn.prefilter_px > 0, source / np.maximum(drawn.prefilter_px, 1), 1.0)
-    back: Floats = np.stack([ratio[:, 1], ratio[:, 0], np.ones(len(ratio))], axis=1)[:, :, None]
-    return back * drawn.homographies
+def _timed(way: Way, jpegs: Jpegs, *, device: torch.device, repeats: int) -> Timing:
+    """Speed on all the files, over and over."""
+    pieces = [make_piece(jpegs[start : start + way.batch], start) for start in range(0, len(jpegs), way.batch)]
+    stream = way.stream(cycle(pieces))
+    return measure(lambda: [next(stream) for _ in pieces], images_per_call=len(jpegs), device=device, repeats=repeats)
+
+
+def _compared(results: dict[str, dict[str, Any]], scores: dict[str, dict[str, Floats]]) -> dict[str, Any]:
+    """How many times DALI's CPU time fastai takes, at its better batch and at its own default; how much worse it looks.
+
+    The gains are over the same image, DALI's PSNR less fastai's.
+    """
+    cost = {name: values["cpu_ms_per_image"]["median"] for name, values in results.items()}
+    times = {n: cost[f"fastai, {n}"] / cost["dali"] for n in FASTAI_BATCHES}
+    fastai = scores[f"fastai, {FASTAI_BATCHES[0]}"]  # its batch changes no pixel
+    gains = {key.replace("psnr", "gain"): spread(found - fastai[key]) for key, found in scores["dali"].items()}
+    return {"cpu_times": min(times.values()), f"cpu_times_{FASTAI_BATCHES[-1]}": times[FASTAI_BATCHES[-1]], **gains}
 
 
 def ideal(source: NDArray[np.uint8], homography: Floats, *, size_px: int, border: Border, sub: int = SUB) -> Floats:

@@ -27,10 +27,11 @@ from benchmarks.harness import (
 )
 from benchmarks.photos import write_photos
 from benchmarks.step import LR, defaults, noise, prepared, training
-from dataio.loader import EngineName, ImageLoader, choose_engine, default_threads
-from dataio.manifest import Part
+from dataio.loader import EngineName, ImageLoader, default_threads, split_loader
+from dataio.manifest import Manifest, build
 from dataio.samples import write_digits
 from dataio.spec import ImageSpec
+from dataio.verify import check_files
 from trainer.learner import Learner
 from trainer.step import PrecisionName, choose_precision
 
@@ -77,18 +78,16 @@ def main(
     check_positive(photos=photos)
     chosen = choose_precision(precision, where)
     with tempfile.TemporaryDirectory() as folder, torch_threads(default_threads(1)):
-        part = _part(Path(folder), data, photos, samples=(WARMUP + repeats) * steps * batch)
-        loader = ImageLoader(
-            part=part,
+        manifest = _manifest(Path(folder), data, photos, samples=(WARMUP + repeats) * steps * batch)
+        loader = split_loader(
+            manifest,
             # The demo's presize for digits, fastai's proportion for photos.
-            spec=ImageSpec(size_px=size_px, presize_px=round(size_px * (1.25 if data == "digits" else 460 / 224))),
-            task="single_label",
-            classes=CLASSES,
-            train=True,
+            ImageSpec(size_px=size_px, presize_px=round(size_px * (1.25 if data == "digits" else 460 / 224))),
+            "train",
             global_batch=batch,
             device=where,
             dtype=chosen.input_dtype,
-            choice=choose_engine(engine),
+            engine=engine,
             threads=threads,
         )
         timings, waits = _timings(loader, model, precision=precision, steps=steps, repeats=repeats)
@@ -130,7 +129,7 @@ def _timings(
     learner = Learner(
         prepared(model, classes, device=device),
         replace(loader),
-        replace(loader, part=_head(loader.part, batch), train=False),
+        replace(loader, part=replace(loader.part, rows=loader.part.rows[:batch]), train=False),
         precision=precision,
         log_every=steps,
         sinks=[clock := _Clock()],
@@ -174,27 +173,26 @@ def _shares(timings: Mapping[str, Timing]) -> dict[str, float]:
     return {"of_ceiling": run / min(loader, step), "of_shared": run * (1 / loader + 1 / step)}
 
 
-def _part(folder: Path, data: str, photos: int, *, samples: int) -> Part:
-    """A split of `samples` images: the files made in `folder`, in turn, as often as it takes."""
+def _manifest(folder: Path, data: str, photos: int, *, samples: int) -> Manifest:
+    """A training split of `samples` images: the files made in `folder`, in turn, as often as it takes."""
     say(f"writing {data}")
     if data == "digits":
         write_digits(folder, size_px=_DIGIT_PX)
-        files, (width, height) = sorted(folder.glob("*.jpg")), (_DIGIT_PX, _DIGIT_PX)
+        files = sorted(folder.glob("*.jpg"))
     else:
-        width, height = _PHOTO_PX
         files = [folder / f"{i % len(CLASSES)}_{i:05d}.jpg" for i in range(photos)]
-        for file, jpeg in zip(files, write_photos(photos, width=width, height=height, seed=0), strict=True):
+        for file, jpeg in zip(
+            files, write_photos(photos, width=_PHOTO_PX[0], height=_PHOTO_PX[1], seed=0), strict=True
+        ):
             file.write_bytes(jpeg.tobytes())
-    chosen = [files[i % len(files)] for i in range(samples)]
-    return Part(
-        ids=np.arange(samples),
-        paths=[str(file) for file in chosen],
-        targets=np.array([int(file.name[0]) for file in chosen]),
-        widths=np.full(samples, width, np.int32),
-        heights=np.full(samples, height, np.int32),
-    )
-
-
-def _head(part: Part, count: int) -> Part:
-    """The first `count` images: the epoch's end validates on something."""
-    return Part(part.ids[:count], part.paths[:count], part.targets[:count], part.widths[:count], part.heights[:count])
+    checks = check_files(str(folder), [file.name for file in files])
+    chosen = np.arange(samples) % len(files)
+    names = [file.name for file in files]
+    columns = {
+        **{name: checks[name].take(chosen) for name in checks.column_names},
+        "id": np.arange(samples),
+        "path": [names[i] for i in chosen],
+        "label": [names[i][0] for i in chosen],
+        "split": ["train"] * samples,
+    }
+    return build(columns, root=str(folder), task="single_label", classes=CLASSES)

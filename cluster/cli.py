@@ -7,8 +7,10 @@ Data goes to stdout, talk to stderr; exit 0 done, 1 failed, 2 misuse. Heavy impo
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from tyro.conf import Positional
 
 _EPILOGUE = """\
 verbs:
-  sample digits DIR                 write scikit-learn's handwritten digits as JPEGs
-  index SOURCE --out FILE.parquet   a folder or CSV of images -> a manifest
+  sample digits|pets DIR            scikit-learn's handwritten digits as JPEGs; the Oxford-IIIT Pet photos
+  index SOURCE --out FILE.parquet   a folder, CSV or table of images, here or at a URI -> a manifest
+  pack MANIFEST DEST                its images into shards: Arrow files that are read at the speed of memory
   explain JOB                       one sample through every step, with shapes
   show JOB --out FILE.png           a batch as the model sees it
   train JOB [--workers N] ...       train, or resume, or show a finished run's result
@@ -94,62 +97,170 @@ def _sample(arguments: list[str]) -> int:
         """Write sample images to train on.
 
         Args:
-            what: digits: scikit-learn's 1,797 handwritten digits, 96 px.
-            folder: Where to write them, as 7_0123.jpg and so on.
+            what: digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to
+                fetch; what was interrupted is continued.
+            folder: Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet.
         """
-        from dataio.samples import write_digits
+        from dataio.samples import fetch_pets, write_digits
 
-        if what != "digits":
-            print(f"thawline: sample {what!r} is not known: give digits", file=sys.stderr)
+        if what == "digits":
+            count = write_digits(folder)
+            print(f"{count} images in {folder}", file=sys.stderr)
+            return 0
+        if what != "pets":
+            print(f"thawline: sample {what!r} is not known: give digits or pets", file=sys.stderr)
             return 2
-        count = write_digits(folder)
-        print(f"{count} images in {folder}", file=sys.stderr)
+        with _transfer() as progress:
+            images = fetch_pets(folder, progress=progress)
+        label = r"--label 'regex:(.+)_\d+\.jpg$'"
+        print(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet", file=sys.stderr)
+        print(images)
         return 0
 
     return tyro.cli(sample, args=arguments, prog="thawline sample")
 
 
+@contextmanager
+def _transfer() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show how far files have come: a bar on a terminal, a line every tenth elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    known: dict[str, Any] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+
+        def show(name: str, done: int, total: int | None) -> None:
+            if console.is_terminal:
+                if name not in known:
+                    known[name] = bar.add_task(name)
+                bar.update(known[name], completed=done, total=total)
+            elif total and (tenth := 10 * done // total) != known.get(name):
+                known[name] = tenth
+                print(f"{name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", file=sys.stderr)
+
+        yield show
+
+
 def _index(arguments: list[str]) -> int:
     def index(
-        source: Positional[Path],
+        source: Positional[str],
         *,
-        out: Path,
+        out: str,
         label: str = "parent",
         delimiter: str | None = None,
+        classes: str | None = None,
+        values: str | None = None,
         valid: str = "0.2",
+        test: str | None = None,
         seed: int = 42,
-        root: Path | None = None,
+        root: str | None = None,
         path_column: str | None = None,
+        folder: str = "",
+        suffix: str = "",
+        column_names: tuple[str, ...] = (),
+        folders: tuple[str, ...] = (),
+        extensions: tuple[str, ...] = (),
+        recursive: bool = True,
+        max_bad: float = 0.01,
     ) -> int:
-        """Make a manifest: which images there are, what each shows, which are for validation.
+        """Make a manifest: which images there are, what each shows, which are for validation and test.
 
         Args:
-            source: A folder of images, or a CSV/TSV with a column of paths.
-            out: The manifest to write, a .parquet file.
-            label: parent (the folder's name), regex:R (its first group, on the file's name), column:C (of the CSV).
+            source: A folder of images, or a CSV, TSV, Parquet or Arrow file with a column of paths; or the URI of one
+                (s3://, gs://, hdfs://).
+            out: The manifest to write: .parquet, or .arrow, which opens at once however large.
+            label: parent (the folder's name), regex:R (its first group, on the file's name), path-regex:R (on the
+                path), column:C (of the CSV or table), mask:TEMPLATE (such as masks/{stem}.png; {parent} and {name} too)
+                or mask-column:C, points:x0,y0,x1,y1 (columns) or points-column:C.
             delimiter: Splits a column's value into several labels (multi-label).
-            valid: A fraction drawn at random, column:C (true or valid), or folder:N (a folder of that name).
-            seed: Of the random split.
-            root: Where a CSV's paths start; its own folder if not given.
-            path_column: The CSV's column of paths; the first if not given.
+            classes: The vocabulary: a,b,c, a .txt file with a class a line, or another manifest, whose classes these
+                are; the sorted labels if not given.
+            values: The pixel values of a mask's classes, such as 0,255; those that occur if not given.
+            valid: A fraction drawn at random, stratified:F, fold:I/K (0/5 to 4/5), stratified-fold:I/K, column:C (true
+                or valid, test), or folder:N (a folder of that name).
+            test: The same for the test, but no folds; or all. Fractions are of all images; but where one of the two is
+                no fraction, the test is picked first and --valid divides the rest.
+            seed: Of what is drawn.
+            root: Where the paths of a CSV or table start; its own folder if not given.
+            path_column: The column of paths; the first if not given.
+            folder: Put before every path.
+            suffix: Put behind every path, such as .jpg.
+            column_names: Of a CSV that does not begin with them.
+            folders: Of a folder, look only into these.
+            extensions: What images end in, such as png.
+            recursive: Look into folders of the folder too.
+            max_bad: The share of files that may be unusable; 1 for any.
         """
         from cluster.index import make_manifest
+        from dataio.duplicates import report
 
         manifest = make_manifest(
             source,
             label=label,
             delimiter=delimiter,
+            classes=classes,
+            values=values,
             valid=valid,
+            test=test,
             seed=seed,
             root=root,
             path_column=path_column,
+            folder=folder,
+            suffix=suffix,
+            column_names=column_names,
+            folders=folders,
+            extensions=extensions,
+            recursive=recursive,
+            max_bad=max_bad,
         )
         manifest.save(out)
-        print(manifest.summary(), file=sys.stderr)
+        print("\n".join(filter(None, (manifest.summary(), report(manifest)))), file=sys.stderr)
         print(out)
         return 0
 
     return tyro.cli(index, args=arguments, prog="thawline index")
+
+
+def _pack(arguments: list[str]) -> int:
+    def pack(
+        manifest: Positional[str],
+        dest: Positional[str],
+        *,
+        max_side_px: int | None = None,
+        quality: int = 92,
+        shard_mib: int = 512,
+        max_bad: float = 0.01,
+        check: bool = False,
+    ) -> int:
+        """Put a manifest's images into shards: large Arrow files that training maps into memory, or fetches once a
+        machine from an object store. An interrupted pack goes on when it is started again.
+
+        Args:
+            manifest: The manifest, as thawline index made it.
+            dest: A folder, or a URI such as s3://bucket/photos; manifest.arrow in it is what to train on.
+            max_side_px: Make larger images smaller, so that their longer side has this many pixels.
+            quality: Of the JPEGs that become smaller.
+            shard_mib: Size of a shard, about.
+            max_bad: Share of the images that may turn out missing or changed since they were indexed.
+            check: Write nothing: read what was packed there and report damage (exit 1).
+        """
+        from cluster.pack import MANIFEST, check_shards, pack_shards
+        from dataio import files
+
+        if check:
+            damages = check_shards(manifest, dest)
+            print("\n".join([*damages, f"{len(damages)} damages" if damages else "whole"]), file=sys.stderr)
+            return 1 if damages else 0
+        packed = pack_shards(
+            manifest, dest, max_side_px=max_side_px, quality=quality, shard_mib=shard_mib, max_bad=max_bad
+        )
+        print(packed.summary(), file=sys.stderr)
+        print(files.below(packed.home, MANIFEST))
+        return 0
+
+    return tyro.cli(pack, args=arguments, prog="thawline pack")
 
 
 def _explain(arguments: list[str]) -> int:
@@ -245,6 +356,7 @@ def _doctor(arguments: list[str]) -> int:
 _VERBS: dict[str, Callable[[list[str]], int]] = {
     "sample": _sample,
     "index": _index,
+    "pack": _pack,
     "explain": _explain,
     "show": _show,
     "train": _train,

@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 _NOT_METRICS = {
     *("kind", "phase", "step", "phase_step", "phase_steps", "epoch", "time_s", "unix_s"),
-    *("train_loss", "valid_loss", "valid_s"),
+    *("train_loss", "valid_loss", "valid_s", "valid_samples"),
 }
 
 

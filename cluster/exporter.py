@@ -29,6 +29,7 @@ _GAUGES = {
     "lr": ("learning_rate", "Learning rate of the head"),
     "epoch": ("epoch", "Epochs, with their fraction"),
     "error_rate": ("error_rate", "Error rate of the last validation"),
+    "quarantined": ("quarantined_files", "Files that turned out unusable since the run began, over all workers"),
     "world_size": ("world_size", "Workers in this run"),
 }
 """Column of a recorder's row -> the gauge that shows it."""

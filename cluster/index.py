@@ -1,64 +1,207 @@
 """How do the words of `thawline index` become a manifest? Everything that needs no Python function of the user."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from dataio import labels, sources, splits
-from dataio.errors import LabelError, SourceError, SplitError
+from dataio.errors import LabelError, ManifestError, SourceError, SplitError
 from dataio.manifest import Manifest
+
+_LISTS, _TABLES, _MANIFESTS = (".csv", ".tsv"), (".parquet", ".arrow", ".feather"), (".parquet", ".arrow")
 
 
 def make_manifest(
-    source: Path,
+    source: str | Path,
     *,
     label: str = "parent",
     delimiter: str | None = None,
+    classes: str | None = None,
+    values: str | None = None,
     valid: str = "0.2",
+    test: str | None = None,
     seed: int = 42,
-    root: Path | None = None,
+    root: str | Path | None = None,
     path_column: str | None = None,
+    folder: str = "",
+    suffix: str = "",
+    column_names: Sequence[str] = (),
+    folders: Sequence[str] = (),
+    extensions: Sequence[str] = (),
+    recursive: bool = True,
+    max_bad: float = 0.01,
 ) -> Manifest:
-    """List, label, check and split. Raises SourceError, LabelError or SplitError; writes nothing."""
-    labeller, splitter = _labeller(label, delimiter), _splitter(valid, seed)
-    if source.is_file() and source.suffix.lower() in (".csv", ".tsv"):
-        table = sources.from_csv(source, path_column=path_column, root=root)
-    elif root is not None or path_column is not None:
-        raise SourceError(f"--root and --path-column go with a CSV, and {source} is none: leave them out")
+    """List, label, check and split; writes nothing.
+
+    Raises: SourceError, LabelError, SplitError, QuarantineError; ManifestError where the classes of another manifest
+        are asked for and it cannot give them.
+    """
+    labeller, task = _labeller(label, delimiter)
+    splitter = _splitter(valid, test, seed)
+    names, pixels, other = _vocabulary(classes, values)
+    text = str(source)
+    in_list = text.lower().endswith((*_LISTS, *_TABLES)) and not Path(text).expanduser().is_dir()
+    if in_list:
+        _refuse("a folder", text, folders=folders, extensions=extensions, no_recursive=not recursive)
+        table = _listed(text, root, path_column, folder, suffix, column_names)
     else:
-        table = sources.from_folder(source)
-    table = labels.label(table, labeller)
+        options = {"root": root, "path_column": path_column, "folder": folder, "suffix": suffix}
+        _refuse("a CSV or table", text, **options, column_names=column_names)
+        kinds = [kind for words in extensions for kind in words.split(",")] or sources.IMAGE_EXTENSIONS
+        table = sources.from_folder(text, extensions=kinds, folders=folders or None, recursive=recursive)
+    table = labels.label(table, labeller, task=task, classes=names, values=pixels)
+    if other is not None and table.task != other.task:
+        raise ManifestError(
+            f"--classes {classes} is for {other.task} and --label {label} gives {table.task}: their targets do not "
+            "mean the same; label in the same way, or leave --classes out"
+        )
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("checking images", total=table.rows.num_rows)
-        return splits.split(table, splitter, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        checking = bar.add_task("checking images", total=table.rows.num_rows)
+        return splits.split(
+            table,
+            splitter,
+            max_bad=max_bad,
+            progress=lambda done, total: bar.update(checking, completed=done, total=total),
+        )
 
 
-def _labeller(words: str, delimiter: str | None) -> labels.Labeller:
+def _listed(
+    source: str,
+    root: str | Path | None,
+    path_column: str | None,
+    folder: str,
+    suffix: str,
+    column_names: Sequence[str],
+) -> sources.Table:
+    if source.lower().endswith(_LISTS):
+        return sources.from_csv(
+            source,
+            path_column=path_column,
+            root=root,
+            folder=folder,
+            suffix=suffix,
+            column_names=[name for words in column_names for name in words.split(",")] or None,
+        )
+    _refuse("a CSV", source, column_names=column_names)
+    return sources.from_file(source, path_column=path_column, root=root, folder=folder, suffix=suffix)
+
+
+def _refuse(kind: str, source: str, **options: object) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        verb = "go" if len(given) > 1 else "goes"
+        raise SourceError(f"{' and '.join(given)} {verb} with {kind}, and {source} is none: leave it out")
+
+
+# What the words mean --------------------------------------------------------------------------------------
+
+
+def _labeller(words: str, delimiter: str | None) -> tuple[labels.Labeller, str | None]:
+    """The labeller, and the task where it does not tell itself."""
     kind, _, value = words.partition(":")
-    if delimiter is not None and kind != "column":
+    if delimiter is not None and kind not in ("column", "points-column"):
         raise LabelError(
             f"--delimiter splits a column's value, and --label is {words!r}: give column:C, or leave it out"
         )
     if words == "parent":
-        return labels.by_parent()
-    if kind == "regex" and value:
-        return labels.by_regex(value)
-    if kind == "column" and value:
-        return labels.by_column(value, delimiter=delimiter)
-    raise LabelError(f"--label {words!r} is not known: give parent, regex:PATTERN or column:NAME")
+        return labels.by_parent(), None
+    if kind in ("regex", "path-regex") and value:
+        return labels.by_regex(value, whole_path=kind == "path-regex"), None
+    if kind in ("column", "points-column", "mask-column") and value:
+        task = {"points-column": "points", "mask-column": "mask"}.get(kind)
+        return labels.by_column(value, delimiter=delimiter), task
+    if kind == "mask" and value:
+        return labels.mask_path(value), None
+    if kind == "points" and value:
+        return labels.points_by_columns(value.split(",")), None
+    raise LabelError(
+        f"--label {words!r} is not known: give parent, regex:PATTERN, path-regex:PATTERN, column:C, "
+        "mask:TEMPLATE, mask-column:C, points:X0,Y0,... or points-column:C"
+    )
 
 
-def _splitter(words: str, seed: int) -> splits.Splitter:
-    kind, _, value = words.partition(":")
+def _vocabulary(
+    classes: str | None, values: str | None
+) -> tuple[Sequence[str] | None, Sequence[int] | None, Manifest | None]:
+    """The classes, the values of masks, and the manifest that both come from."""
+    pixels: Sequence[int] | None = None
+    if values is not None:
+        try:
+            pixels = [int(value) for value in values.split(",")]
+        except ValueError:
+            raise LabelError(f"--values {values!r} are not numbers: give the pixel values, such as 0,1,2") from None
+    if classes is None:
+        return None, pixels, None
+    if classes.endswith(_MANIFESTS):
+        other = Manifest.load(classes)
+        return other.classes, pixels or other.values or None, other
+    if classes.endswith(".txt"):
+        try:
+            lines = Path(classes).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise LabelError(
+                f"--classes {classes} cannot be read ({error}): give a text file, a class a line"
+            ) from error
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        names = [name.strip() for name in classes.split(",")]
+    return names, pixels, None
+
+
+def _splitter(valid: str, test: str | None, seed: int) -> splits.Splitter:
+    if test == "all":
+        return lambda rows: np.full(rows.num_rows, "test", object)
+    if test is None:
+        return _divide(valid, seed, flag="--valid")
+    (kind, value), (test_kind, test_value) = _kind(valid), _kind(test)
+    if kind == test_kind == "folder":
+        return splits.by_folder(value, test=test_value)
+    if kind in ("fraction", "stratified") and test_kind in ("fraction", kind):
+        return _draw(kind, _fraction(value, "--valid"), seed, test=_fraction(test_value, "--test"))
+    if test_kind not in ("fraction", "stratified", "column", "folder"):
+        raise SplitError(
+            f"--test {test!r} is not known: give a fraction such as 0.1, stratified:F, column:C, folder:N, all"
+        )
+    return splits.hold_out(_divide(test, seed, flag="--test"), _divide(valid, seed, flag="--valid"))
+
+
+def _divide(words: str, seed: int, *, flag: str) -> splits.Splitter:
+    """The splitter of one flag."""
+    kind, value = _kind(words)
+    if kind in ("fraction", "stratified"):
+        return _draw(kind, _fraction(value, flag), seed)
     if kind == "column" and value:
         return splits.by_column(value)
     if kind == "folder" and value:
         return splits.by_folder(value)
+    fold = re.fullmatch(r"(\d+)/(\d+)", value)
+    if kind in ("fold", "stratified-fold") and fold:
+        return splits.k_fold(int(fold[2]), int(fold[1]), seed=seed, stratify=kind != "fold")
+    raise SplitError(
+        f"{flag} {words!r} is not known: give a fraction such as 0.2, stratified:F, fold:I/K, stratified-fold:I/K, "
+        "column:NAME or folder:NAME"
+    )
+
+
+def _kind(words: str) -> tuple[str, str]:
+    """What a word of --valid or --test is, and its value; a bare number is a fraction."""
+    kind, colon, value = words.partition(":")
+    if colon:
+        return kind, value
+    return ("fraction", words) if re.fullmatch(r"[-+.\deE]+|nan|inf", words) else (words, "")
+
+
+def _fraction(words: str, flag: str) -> float:
     try:
-        fraction = float(words)
+        return float(words)
     except ValueError:
-        raise SplitError(
-            f"--valid {words!r} is not known: give a fraction such as 0.2, column:NAME or folder:NAME"
-        ) from None
-    return splits.random_split(valid=fraction, seed=seed)
+        raise SplitError(f"{flag} has {words!r} for a fraction: give a number such as 0.2") from None
+
+
+def _draw(kind: str, valid: float, seed: int, *, test: float = 0.0) -> splits.Splitter:
+    draw = splits.stratified if kind == "stratified" else splits.random_split
+    return draw(valid=valid, test=test, seed=seed)

@@ -9,6 +9,7 @@ Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DAL
 
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
 from math import inf
@@ -29,27 +30,44 @@ class Data:
     """Which pixels reach the model, and how many at a time."""
 
     size_px: int = 224  # side of the square that the model sees
+    stages: tuple[tuple[float, int], ...] = ()  # progressive resizing: from this epoch on this side, ...; last: size_px
     presize_px: int = 460  # side of the square that augmentation works on
     global_batch: int = 64  # images a step, over all workers
     engine: Literal["auto", "dali", "reference"] = "auto"  # what decodes and warps
     threads: int = 0  # decoding threads a worker; 0 = choose
+    valid: str = ""  # another manifest, whose validation images to take; it must have the same classes
     root: str = ""  # the folder that holds the images, if they moved since indexing
     presize: Literal["crop", "squish", "pad"] = "crop"  # how an image becomes a square
+    mean: tuple[float, float, float] | None = None  # subtracted from the channels, 0 to 1; None = the model's own
+    std: tuple[float, float, float] | None = None  # divides the channels; None = the model's own
+    max_quarantined: float = 0.01  # share of the training images that may turn out unusable while training
+    cache: str = ""  # folder for shards fetched from an object store; empty = the user's cache folder
+    cache_gib: float = 100.0  # how large that folder may become
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What training images go through; validation images never do."""
+    """What training images go through; validation images never do.
 
+    A preset sets what a file or the flags do not set themselves, as they are read; afterwards it is only a name.
+    """
+
+    preset: Literal["default", "satellite", "plain", "digits"] = "default"  # dataio.spec.PRESETS, as a start
     flip: bool = True  # mirror left to right, every second image
+    dihedral: bool = False  # one of the square's eight symmetries, mirrors included
     rotate_deg: float = 10.0  # rotate by up to this, either way
+    min_zoom: float = 1.0  # zoom by this to max_zoom; below 1 shows the border
     max_zoom: float = 1.1  # zoom in by up to this factor
     max_warp: float = 0.2  # tilt the perspective by up to this
     max_lighting: float = 0.2  # change brightness and contrast by up to this
+    max_saturation: float = 0.0  # change saturation by up to this
     p_affine: float = 0.75  # probability of each of rotation, zoom and warp
-    p_lighting: float = 0.75  # probability of a change of light
+    p_lighting: float = 0.75  # probability of each change of light
     min_scale: float = 1.0  # below 1: random resized crop of at least this share of the area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # least and largest width / height of that crop
     border: Literal["reflect", "replicate", "constant"] = "reflect"  # what lies outside the image
+    mixup: float = 0.0  # alpha of the Beta distribution by which two images are blended; 0 = never
+    cutmix: float = 0.0  # alpha of the same for a rectangle of one image pasted into another; 0 = never
 
 
 @dataclass(frozen=True)
@@ -121,11 +139,11 @@ class Job:
 
 MAY_DIFFER = (
     # Where and under what name the run goes on: a run started on one machine may continue on another.
-    *("name", "manifest", "storage", "data.root"),
+    *("name", "manifest", "storage", "data.root", "data.valid", "data.cache", "data.cache_gib"),
     # What the stream and the reduction do not depend on, by design: the same steps over the same ids.
     *("workers", "device", "data.engine", "data.threads"),
     # What is written and survived, not what is computed.
-    *("log_every", "failures", "checkpoint", "metrics"),
+    *("log_every", "failures", "checkpoint", "metrics", "data.max_quarantined"),
 )
 """Fields, or whole sections, in which a run and its continuation may differ."""
 
@@ -144,6 +162,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "failures": (lambda v: v >= 0, "_ >= 0", "a count is not negative"),
     "data.global_batch": (lambda v: v >= 2, "_ >= 2", "BatchNorm cannot train on one image"),
     "data.threads": (lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative"),
+    "data.max_quarantined": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a share of the training images"),
+    "data.cache_gib": (lambda v: v > 0, "_ > 0", "no shard would find room"),
+    "augment.mixup": (lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha"),
+    "augment.cutmix": (lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha"),
     "model.name": (bool, "a backbone such as 'resnet34'", "there is nothing to train"),
     "model.weights": (bool, "none, imagenet or a file", "it would be no choice"),
     "model.dropout": (lambda v: 0 <= v < 1, "0 <= _ < 1", "it is a probability, and at 1 nothing passes"),
@@ -193,12 +215,15 @@ def from_toml(file: str | Path) -> Job:
 
 
 def from_dict(mapping: Mapping[str, Any], *, source: str = "the job") -> Job:
-    """The job that nested tables describe; `source` is what error messages call them.
+    """The job that nested tables describe, its augmentation's preset applied; `source` is what errors call them.
 
     Raises:
         JobError: an unknown field, a wrong type, an unknown choice.
     """
-    return _build(Job, mapping, prefix="", source=source)
+    job = _build(Job, mapping, prefix="", source=source)
+    given = mapping.get("augment", {})
+    preset = {name: value for name, value in _preset(job.augment.preset).items() if name not in given}
+    return replace(job, augment=replace(job.augment, **preset))
 
 
 def to_toml(job: Job) -> str:
@@ -231,7 +256,10 @@ def resolved(job: Job) -> Job:
     """`job` with absolute paths (against the working directory), so that another process may run it."""
     weights = job.model.weights
     weights = weights if weights in ("none", "imagenet") else _absolute(weights)
-    data, model = replace(job.data, root=_absolute(job.data.root)), replace(job.model, weights=weights)
+    data = replace(
+        job.data, root=_absolute(job.data.root), valid=_absolute(job.data.valid), cache=_absolute(job.data.cache)
+    )
+    model = replace(job.model, weights=weights)
     manifest, storage = _absolute(job.manifest), _absolute(job.storage)
     return replace(job, manifest=manifest, storage=storage, data=data, model=model)
 
@@ -249,11 +277,31 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
 def override(job: Job, args: list[str]) -> Job:
     """`job` with command-line flags on top: ["--fit.lr", "1e-6", "1e-4", "--augment.no-flip"].
 
+    Another preset than the job's replaces what that one set; what the job set itself stays, and flags win.
     Misuse prints its reason on stderr and exits 2; --help prints every field and exits 0.
     """
     import tyro  # 0.1 s that reading a job does not need
 
-    return tyro.cli(Job, default=job, args=args, prog="thawline train JOB")
+    def parse(default: Job) -> Job:
+        return tyro.cli(Job, default=default, args=args, prog="thawline train JOB")
+
+    parsed = parse(job)
+    preset = parsed.augment.preset
+    if preset == job.augment.preset:
+        return parsed
+    old = Augment(**_preset(job.augment.preset))
+    own = {name: value for name, value in asdict(job.augment).items() if value != getattr(old, name)}
+    # Parsed again on top of the new preset: the flags win whatever their order, and whatever they say.
+    return parse(replace(job, augment=Augment(**{**_preset(preset), **own, "preset": preset})))
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """The fields of [augment] that a preset sets."""
+    if name == "default":  # sets none, so that reading most jobs imports nothing of dataio
+        return {}
+    from dataio.spec import PRESETS
+
+    return PRESETS[name]
 
 
 def _absolute(path: str) -> str:
@@ -314,17 +362,32 @@ def _read(hint: Any, value: Any, *, where: str) -> Any:
         remedy = f"did you mean {close[0]!r}?" if close else f"give one, {choices[0]!r} for instance"
         raise JobError(f"{where} is none of {', '.join(choices)}, so nothing could run: {remedy}")
     accepted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if float in accepted and _is_number(value):
-        return float(value)
-    if tuple[float, float] in accepted and isinstance(value, list | tuple):
-        if len(value) == 2 and all(map(_is_number, value)):
-            return (float(value[0]), float(value[1]))
-    elif type(value) in accepted:  # isinstance would take True for a count
-        return value
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-    wanted = " or ".join(words.get(kind, "two of them in [ ]") for kind in accepted if kind is not NoneType)
+    for kind in accepted:
+        with suppress(TypeError, ValueError):
+            return _fit(kind, value)
+    wanted = " or ".join(_WORDS.get(kind, str(kind)) for kind in accepted if kind is not NoneType)
     raise JobError(f"{where} is of type {type(value).__name__}, which does not fit there: give {wanted}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple[float, float]: "two numbers in [ ]",
+    tuple[float, float, float]: "three numbers in [ ]",
+    tuple[tuple[float, int], ...]: "[ ] of pairs, each [a number, a whole number]",
+}
+
+
+def _fit(kind: Any, value: Any) -> Any:
+    """`value` as a `kind`. Raises TypeError or ValueError where it is none."""
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return tuple(_fit(*pair) for pair in zip(kinds, value, strict=True))
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:  # isinstance would take True for a count
+        raise TypeError
+    return value

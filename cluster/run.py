@@ -6,8 +6,10 @@ folder decides what it does: absent, it begins; holding checkpoints, it goes on;
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +21,12 @@ from cluster.errors import ClusterError, LaunchError, StorageError
 from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.report import write_report
-from cluster.storage import Result, image_spec, open_run, write_text
+from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders
-from dataio.manifest import Manifest
-from models.backbones import create
+from dataio.mix import Mix
+from dataio.spec import ImageSpec
+from models.backbones import create, normalisation
 from models.errors import ModelError
 from trainer import world
 from trainer.context import RunContext
@@ -35,6 +38,8 @@ from trainer.schedule import Phase, fine_tune_phases, one_cycle_phases
 from trainer.step import choose_precision
 
 T = TypeVar("T")
+
+_TELL_S = 5.0
 
 USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
 """What a user can mend: shown as a sentence, never as a traceback."""
@@ -68,12 +73,18 @@ def run(job: Job, context: RunContext) -> Result:
         return result
 
 
+def job_spec(job: Job) -> ImageSpec:
+    """What a job's model shall see: `image_spec`, normalised as the model expects unless the job says otherwise."""
+    mean, std = normalisation(job.model.name)
+    return replace(image_spec(job), mean=job.data.mean or mean, std=job.data.std or std)
+
+
 def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
     """The training and validation loaders of a job for one rank. Raises DataError."""
-    manifest = Manifest.load(job.manifest, root=job.data.root or None)
+    manifest, valid = load_manifests(job)
     return loaders(
         manifest,
-        image_spec(job),
+        job_spec(job),
         global_batch=job.data.global_batch,
         seed=job.seed,
         rank=context.rank,
@@ -81,8 +92,27 @@ def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader
         device=context.device,
         dtype=choose_precision(job.fit.precision, context.device).input_dtype,
         engine=job.data.engine,
+        max_quarantined=job.data.max_quarantined,
+        valid=valid,
+        cache=job.data.cache or None,
+        cache_gib=job.data.cache_gib,
+        progress=_told(context),
         threads=job.data.threads or default_threads(_ranks_here(context)),
     )
+
+
+def _told(context: RunContext) -> Callable[[int, int], None]:
+    """Tells whoever watches, every few seconds, how far the shards have come from an object store."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if context.rank == 0 and time.monotonic() - last > _TELL_S:
+            last = time.monotonic()
+            text = f"fetching shards: {done / 2**30:.1f} of {total / 2**30:.1f} GiB"
+            context.publish([{"kind": "note", "text": text}])
+
+    return tell
 
 
 def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
@@ -103,7 +133,7 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
             f"metrics.host={job.metrics.host!r} cannot be listened on ({error.strerror}): nobody could read this "
             "worker's metrics; give an address of this machine, or 0.0.0.0"
         ) from error
-    exporter.observe({"world_size": context.world_size})
+    exporter.observe({"world_size": context.world_size, "quarantined": 0})
     return Learner(
         model,
         train,
@@ -111,12 +141,28 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
         optimizer=job.optim.name,
         weight_decay=job.optim.weight_decay,
         precision=job.fit.precision,
+        batch_transform=_mix(job, context, train),
         seed=job.seed,
         context=context,
         sinks=[exporter],
         log_every=job.log_every,
         checkpoint_every_s=job.checkpoint.every_s,
         keep=job.checkpoint.keep,
+    )
+
+
+def _mix(job: Job, context: RunContext, train: ImageLoader) -> Mix | None:
+    """MixUp and CutMix, if the job asks for either. Raises SpecError."""
+    if not (job.augment.mixup or job.augment.cutmix):
+        return None
+    return Mix(
+        mixup=job.augment.mixup,
+        cutmix=job.augment.cutmix,
+        classes=len(train.classes),
+        global_batch=job.data.global_batch,
+        seed=job.seed,
+        rank=context.rank,
+        world_size=context.world_size,
     )
 
 
@@ -210,7 +256,8 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "epochs": progress.epochs,
         "steps": progress.step,
         "samples_seen": progress.step * job.data.global_batch,
-        "valid_samples": learner.valid.samples,
+        "valid_samples": learner.valid.samples - len(learner.valid.quarantined),
+        "quarantined": [str(row["reason"]) for row in learner.recorder.of_kind("quarantine")],
         "metrics": dict(metrics),
         "images_per_s": total["images"] / total["window_s"] if windows else 0.0,
         "data_wait_fraction": total["data_wait_s"] / total["window_s"] if windows else 0.0,

@@ -56,9 +56,10 @@ def _look(job: Job) -> tuple[Result | None, str]:
     standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         raise _unwritable(folder, f"{standing} is no folder that this user may write")
-    manifest = Manifest.load(job.manifest, root=job.data.root or None)
-    manifest.check_paths()
-    fingerprint = manifest.fingerprint()
+    manifests = load_manifests(job)
+    for manifest in filter(None, manifests):
+        manifest.check_paths(allowed=job.data.max_quarantined)
+    fingerprint = " ".join(manifest.fingerprint() for manifest in manifests if manifest)
     same_data = folder / "manifest.hash"
     if begun and same_data.exists() and same_data.read_text().strip() != fingerprint:
         raise StorageError(
@@ -66,6 +67,16 @@ def _look(job: Job) -> tuple[Result | None, str]:
             "middle; give another --name, or remove the folder"
         )
     return None, fingerprint
+
+
+def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
+    """The job's manifest, and the other one to validate on, if it names one. Raises ManifestError."""
+    manifest = Manifest.load(job.manifest, root=job.data.root or None)
+    if not job.data.valid:
+        return manifest, None
+    other = Manifest.load(job.data.valid)
+    manifest.check_vocabulary(other, name=job.data.valid)
+    return manifest, other
 
 
 def open_run(job: Job) -> Result | None:
@@ -89,10 +100,10 @@ def _unwritable(folder: Path, why: str) -> StorageError:
 
 
 def image_spec(job: Job) -> ImageSpec:
-    """The ImageSpec that a job's [data] and [augment] describe. Raises SpecError."""
+    """The ImageSpec that a job's [data] and [augment] describe, its defaults where they say None. Raises SpecError."""
     known = {f.name for f in fields(ImageSpec)}
     values = {**asdict(job.data), **asdict(job.augment)}
-    return ImageSpec(**{name: value for name, value in values.items() if name in known})
+    return ImageSpec(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
 def write_text(file: Path, text: str) -> None:

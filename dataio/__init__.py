@@ -4,23 +4,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dataio.errors import DataError
-from dataio.labels import by_column, by_function, by_parent, by_regex, label
+from dataio.labels import (
+    by_column,
+    by_function,
+    by_parent,
+    by_regex,
+    label,
+    mask_path,
+    points_by_columns,
+    points_by_function,
+)
 from dataio.manifest import Manifest
-from dataio.sources import Table, from_csv, from_folder, from_lists, from_table
+from dataio.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
 from dataio.spec import ImageSpec
-from dataio.splits import by_folder, random_split, split
+from dataio.splits import by_folder, hold_out, k_fold, random_split, split, stratified
 
 if TYPE_CHECKING:
     from dataio.batch import Batch, Loader
     from dataio.explanation import explain, show_batch
-    from dataio.loader import ImageLoader, choose_engine, loaders
+    from dataio.loader import ImageLoader, choose_engine, loaders, split_loader
 
 # These bring torch, which costs seconds: they are imported when they are first asked for, so that `thawline index` and
 # a mistyped path answer at once.
 _LATE = {
     **dict.fromkeys(("Batch", "Loader"), "dataio.batch"),
     **dict.fromkeys(("explain", "show_batch"), "dataio.explanation"),
-    **dict.fromkeys(("ImageLoader", "choose_engine", "loaders"), "dataio.loader"),
+    **dict.fromkeys(("ImageLoader", "choose_engine", "loaders", "split_loader"), "dataio.loader"),
 }
 
 
@@ -47,12 +56,20 @@ __all__ = [
     "choose_engine",
     "explain",
     "from_csv",
+    "from_file",
     "from_folder",
     "from_lists",
     "from_table",
+    "hold_out",
+    "k_fold",
     "label",
     "loaders",
+    "mask_path",
+    "points_by_columns",
+    "points_by_function",
     "random_split",
     "show_batch",
     "split",
+    "split_loader",
+    "stratified",
 ]

@@ -1,6 +1,6 @@
 """What does training receive? `Batch`, and the `Loader` protocol that the trainer knows instead of an engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +17,9 @@ class Batch:
     images: torch.Tensor
     """(N, 3, H, W) float32 or float16, normalised, channels_last in memory, on the loader's device."""
     targets: torch.Tensor
-    """(N,) int64 class indices, or (N, C) float32 one-hot; on the loader's device."""
+    """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. points: (N, K, 2) float32 x, y in
+    [-1, 1], NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the loader's
+    device."""
     ids: torch.Tensor
     """(N,) int64 manifest ids, on the CPU."""
 
@@ -27,7 +29,7 @@ class Loader(Protocol):
 
     @property
     def task(self) -> str:
-        """single_label or multi_label."""
+        """single_label, multi_label, points or mask."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,7 +51,18 @@ class Loader(Protocol):
         """Training steps that this many passes take."""
 
     def stream(self, first_step: int = 0) -> Iterator[Batch]:
-        """Training: endless, from that step on. Validation: this rank's part of the samples, once, in order."""
+        """Training: endless, from that step on. Validation: this rank's part of the samples, once, in order, at the
+        size that training has at that step."""
+
+    def augmented(self, view: int) -> "Loader":
+        """The validation samples in the same order under training's augmentation: other draws for each view."""
+
+    @property
+    def quarantined(self) -> Mapping[int, str]:
+        """What turned out unusable since the manifest was made: id -> file and reason."""
+
+    def quarantine(self, files: Mapping[int, str]) -> None:
+        """Use these no more, whoever found them. Raises when they are more than the user allows."""
 
     def close(self) -> None:
         """Give back threads and memory. A closed loader cannot be used again."""

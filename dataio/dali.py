@@ -6,86 +6,130 @@ never from DALI, so both give the same stream.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
+from numpy.typing import NDArray
 from nvidia.dali import Pipeline, pipeline_def
+from nvidia.dali.pipeline import do_not_convert
 from torch.utils.dlpack import from_dlpack
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
+from dataio.readers import transcode
 from dataio.reference import decode
 from dataio.spec import ImageSpec
-from dataio.work import Work
+from dataio.targets import VOID
+from dataio.work import Mend, Work
 
 PREFETCH = 2
 # The JPEG engines take this share of a batch, CUDA cores and the host's threads the rest. DALI's default, to be
 # swept on the GPU at hand: with few CPU cores beside a big GPU a higher share pays.
 HW_DECODER_LOAD = 0.65
 
-_INPUTS: tuple[tuple[Any, int], ...] = (  # DALI type and dimensions of each input, in the order of `_inputs`
-    (types.UINT8, 1),  # encoded bytes
-    (types.INT64, 0),  # id
-    (types.BOOL, 0),  # does it need a prefilter?
-    (types.FLOAT, 1),  # prefilter height, width
-    (types.FLOAT, 2),  # homography
-    (types.FLOAT, 1),  # mean
-    (types.FLOAT, 1),  # std
-)
+_KINDS: dict[str, tuple[Any, int]] = {  # DALI type and dimensions of a sample's share of each input
+    "encoded": (types.UINT8, 1),
+    "ids": (types.INT64, 0),
+    "size": (types.FLOAT, 1),  # height, width of the output
+    "filtered": (types.BOOL, 0),  # does it need a prefilter?
+    "filter_px": (types.FLOAT, 1),  # height, width
+    "homography": (types.FLOAT, 2),
+    "mean": (types.FLOAT, 1),
+    "std": (types.FLOAT, 1),
+    "mask": (types.UINT8, 3),  # class indices
+    "to_mask": (types.FLOAT, 2),  # its homography
+}
+
+# What is neither a homography nor an affine colour map, by its name in the spec and in Geometry; in this order.
+_EFFECTS: dict[str, Callable[[Any, Any], Any]] = {
+    "saturation": lambda images, by: fn.saturation(images, saturation=by),
+}
 
 
-def _inputs(work: Work, spec: ImageSpec) -> tuple[Any, ...]:
+def _inputs(work: Work, spec: ImageSpec) -> dict[str, Any]:
+    """What the pipeline is fed, by name: just what this spec needs, since DALI objects to more."""
     geometry = work.geometry
-    needed = geometry.prefilter_px[:, 0] > 0
     mean, std = geometry.folded(spec)
-    return (
-        work.encoded,
-        work.ids,
-        needed,
-        np.maximum(geometry.prefilter_px, 1).astype(np.float32),
-        np.ascontiguousarray(geometry.homographies, np.float32),
-        mean,
-        std,
-        work.targets,
-    )
+    inputs: dict[str, Any] = {
+        "encoded": work.encoded,
+        "ids": work.ids,
+        "size": np.full((len(work.ids), 2), work.size_px, np.float32),
+        "filtered": geometry.prefilter_px[:, 0] > 0,
+        "filter_px": np.maximum(geometry.prefilter_px, 1).astype(np.float32),
+        "homography": np.ascontiguousarray(geometry.homographies, np.float32),
+        "mean": mean,
+        "std": std,
+    }
+    inputs |= {name: getattr(geometry, name).astype(np.float32) for name in spec.effects}
+    if work.masks is None:
+        return {**inputs, "targets": work.targets}
+    sizes = np.array([mask.shape for mask in work.masks])
+    inputs["mask"] = [mask[..., None] for mask in work.masks]
+    return {**inputs, "to_mask": np.ascontiguousarray(geometry.onto(sizes), np.float32)}
 
 
-@pipeline_def(enable_conditionals=True)
-def _pipeline(source: Callable[[], Any], spec: ImageSpec, target: tuple[Any, int], cuda: bool, half: bool) -> Any:
-    kinds = (*_INPUTS, target)
-    encoded, ids, filtered, filter_px, homography, mean, std, targets = fn.external_source(
+@do_not_convert  # DALI rewrites a pipeline's Python for conditionals, and knows no strict zip
+def _feed(source: Callable[[], Any], kinds: dict[str, tuple[Any, int]]) -> dict[str, Any]:
+    values = fn.external_source(
         source=source,
         num_outputs=len(kinds),
-        dtype=[kind for kind, _ in kinds],
-        ndim=[dims for _, dims in kinds],
+        dtype=[kind for kind, _ in kinds.values()],
+        ndim=[dims for _, dims in kinds.values()],
         batch=True,
         no_copy=True,
     )
+    return dict(zip(kinds, values, strict=True))
+
+
+@do_not_convert
+def _with_effects(images: Any, fed: dict[str, Any]) -> Any:
+    for name, effect in _EFFECTS.items():
+        images = effect(images, fed[name]) if name in fed else images
+    return images
+
+
+@pipeline_def(enable_conditionals=True)
+def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple[Any, int]], half: bool) -> Any:
+    """kinds: of each input, in the order of what `source` returns."""
+    cuda = Pipeline.current().device_id is not None
+    fed = _feed(source, kinds)
+    decoding: dict[str, Any] = {"device": "cpu"}
     if cuda:
-        images = fn.decoders.image(encoded, device="mixed", output_type=types.RGB, hw_decoder_load=HW_DECODER_LOAD)
-        targets = targets.gpu()
-    else:
-        images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+        decoding = {"device": "mixed", "hw_decoder_load": HW_DECODER_LOAD}
+        fed |= {name: fed[name].gpu() for name in ("mask", "targets") if name in fed}
+    images = fn.decoders.image(fed["encoded"], output_type=types.RGB, **decoding)
+    filtered = fed["filtered"]
     if filtered:
-        source_images = fn.resize(images, size=filter_px, antialias=True, interp_type=types.INTERP_LINEAR)
+        source_images = fn.resize(images, size=fed["filter_px"], antialias=True, interp_type=types.INTERP_LINEAR)
     else:
         source_images = images
+    warping: dict[str, Any] = {"size": fed["size"], "border_mode": spec.border, "pixel_origin": "corner"}
     warped = fn.experimental.warp_perspective(
-        source_images,
-        matrix=homography,
-        size=[spec.size_px, spec.size_px],
-        border_mode=spec.border,
-        pixel_origin="corner",
-        interp_type=types.INTERP_LINEAR,
+        source_images, matrix=fed["homography"], interp_type=types.INTERP_LINEAR, **warping
     )
     normalised = fn.crop_mirror_normalize(
-        warped, mean=mean, std=std, dtype=types.FLOAT16 if half else types.FLOAT, output_layout="HWC"
+        _with_effects(warped, fed),
+        mean=fed["mean"],
+        std=fed["std"],
+        dtype=types.FLOAT16 if half else types.FLOAT,
+        output_layout="HWC",
     )
-    return normalised, targets, ids
+    if "mask" not in fed:
+        return normalised, fed["targets"], fed["ids"]
+    mask = fn.experimental.warp_perspective(
+        fn.reinterpret(fed["mask"], layout="HWC"),
+        matrix=fed["to_mask"],
+        interp_type=types.INTERP_NN,
+        fill_value=VOID,
+        **warping,
+    )
+    return normalised, fn.cast(mask, dtype=types.INT64), fed["ids"]
 
 
 class DaliEngine:
@@ -101,39 +145,54 @@ class DaliEngine:
         dtype: torch.dtype,
         threads: int,
         max_batch: int,
-        target: tuple[np.dtype[Any], int],
+        target: tuple[np.dtype[Any], int] | None,
     ) -> None:
-        self._spec, self._cuda = spec, device.type == "cuda"
-        # "cuda" without an index is torch's current device; to DALI, no index means no GPU.
-        index = torch.cuda.current_device() if self._cuda and device.index is None else device.index
+        self._spec = spec
+        index = device.index if device.type == "cuda" else None  # to DALI, no index means no GPU
+        if device.type == "cuda" and index is None:  # torch's current one
+            index = torch.cuda.current_device()
+        kinds = {**_KINDS, **dict.fromkeys(spec.effects, (types.FLOAT, 0))}
+        if target is not None:
+            del kinds["mask"], kinds["to_mask"]
+            kinds["targets"] = (
+                {np.dtype(np.int64): types.INT64, np.dtype(np.float32): types.FLOAT}[target[0]],
+                target[1],
+            )
+        self._options: dict[str, Any] = {
+            "spec": spec,
+            "kinds": kinds,
+            "half": dtype == torch.float16,
+            "batch_size": max_batch,
+            "num_threads": threads,
+            "device_id": index,
+            "prefetch_queue_depth": PREFETCH,
+            "set_affinity": False,
+            "exec_dynamic": True,  # outputs live as long as the tensors made from them
+        }
+        self._masks = target is None
         self._works: Iterator[Work] = iter(())
         # no_copy: DALI reads our arrays where they lie, so they must outlive its queues.
         self._alive: deque[tuple[Work, Any]] = deque(maxlen=2 * PREFETCH + 2)
-        kind = {np.dtype(np.int64): types.INT64, np.dtype(np.float32): types.FLOAT}[target[0]]
-        self._pipe: Pipeline = _pipeline(
-            self._next,
-            spec,
-            (kind, target[1]),
-            self._cuda,
-            dtype == torch.float16,
-            batch_size=max_batch,
-            num_threads=threads,
-            device_id=index if self._cuda else None,
-            prefetch_queue_depth=PREFETCH,
-            set_affinity=False,
-            exec_dynamic=True,  # outputs live as long as the tensors made from them
-        )
+        self._fed: deque[Work] = deque()
+        """Work that the pipeline has taken and not yet returned."""
+        self._pipe: Pipeline = _pipeline(self._next, **self._options)
         self.reusable = True
 
     def _next(self) -> tuple[Any, ...]:
         work = next(self._works)
         inputs = _inputs(work, self._spec)
         self._alive.append((work, inputs))
-        return inputs
+        self._fed.append(work)
+        return tuple(inputs[name] for name in self._options["kinds"])
 
-    def run(self, works: Iterator[Work]) -> Iterator[Batch]:
-        """One Batch a Work, in order. Once a run has ended, `reusable` says that another may begin."""
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]:
+        """One Batch a Work, in order. Once a run has ended, `reusable` says that another may begin.
+
+        A file that cannot be decoded breaks DALI's pipeline for good: it goes to `mend`, and a new pipeline takes up
+        the work that the old one had not returned. Without `mend` it raises EngineError.
+        """
         self._works, self.reusable = works, False
+        self._fed.clear()
         self._pipe.reset()
         while True:
             try:
@@ -142,10 +201,18 @@ class DaliEngine:
                 self.reusable = True
                 return
             except RuntimeError as error:
-                raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
+                again = [_without_broken(work, mend) for work in self._fed] if mend else []
+                if all(new is old for new, old in zip(again, self._fed, strict=False)):
+                    raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
+                self._works = chain([work for work in again if len(work.ids)], works)
+                self._fed.clear()
+                self._pipe = _pipeline(self._next, **self._options)
+                continue
+            self._fed.popleft()
+            pixels, made = from_dlpack(images.as_tensor()), from_dlpack(targets.as_tensor())
             yield Batch(
-                images=from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
-                targets=from_dlpack(targets.as_tensor()),
+                images=pixels.permute(0, 3, 1, 2),
+                targets=made.squeeze(-1) if self._masks else made,
                 ids=from_dlpack(ids.as_tensor()),
             )
 
@@ -154,18 +221,64 @@ class DaliEngine:
         del self._pipe
 
 
-def _readable(error: RuntimeError, works: Iterable[Work]) -> str:
-    """DALI names operators, never files: find the file that Pillow cannot decode either; failing that, the cause."""
-    files = [file for work in works for file in zip(work.encoded, work.paths, strict=True)]
-    for encoded, path in files:
-        try:
-            decode(encoded, path=path)
-        except EngineError as culprit:
-            return str(culprit)
+def _without_broken(work: Work, mend: Mend) -> Work:
+    """The work itself if DALI can decode all of it; else mended, or read by Pillow where only DALI cannot."""
+    while broken := {i: why for i, why in enumerate(decodable(work.encoded)) if isinstance(why, str)}:
+        encoded, hopeless = list(work.encoded), dict[int, str]()
+        for i in broken:
+            try:
+                encoded[i] = transcode(work.encoded[i])
+            except EngineError as error:
+                hopeless[i] = str(error)
+        work = mend(work, hopeless) if hopeless else replace(work, encoded=encoded)
+    return work
+
+
+@pipeline_def
+def _decoding(encoded: Sequence[NDArray[np.uint8]]) -> Any:
+    # the same decoder and options as training's, on the CPU
+    files = fn.external_source(source=lambda: encoded, dtype=types.UINT8, ndim=1, batch=True)
+    return fn.decoders.image(files, device="cpu", output_type=types.RGB).shape()
+
+
+def decodable(encoded: Sequence[NDArray[np.uint8]], *, threads: int = 1) -> list[tuple[int, int] | str]:
+    """For each file (bytes,) uint8: its height and width as DALI's CPU decoder turns it out, or why it cannot.
+
+    All are decoded in full, at once: give no more than fit into memory.
+    """
+    if not encoded:
+        return []
+    options: dict[str, Any] = {"num_threads": threads, "device_id": None, "set_affinity": False}
+    pipe = _decoding(encoded, batch_size=len(encoded), prefetch_queue_depth=1, **options)  # more would decode all twice
+    try:
+        (shapes,) = pipe.run()
+        return [(int(height), int(width)) for height, width, _ in shapes.as_array()]
+    except RuntimeError as error:
+        if len(encoded) == 1:
+            return [_cause(error)]
+    half = len(encoded) // 2
+    return [found for part in (encoded[:half], encoded[half:]) for found in decodable(part, threads=threads)]
+
+
+def _cause(error: RuntimeError) -> str:
+    """DALI's reason, without the operator that gives it."""
     said, _, cause = str(error).partition("encountered:")
+    return (cause or said).strip().splitlines()[0]
+
+
+def _readable(error: RuntimeError, works: Iterable[Work]) -> str:
+    """DALI names operators, never files: find the first that cannot be decoded; failing that, give the cause."""
+    files = [file for work in works for file in zip(work.encoded, work.paths, strict=True)]
+    for why, (encoded, path) in zip(decodable([encoded for encoded, _ in files]), files, strict=True):
+        if isinstance(why, str):
+            try:
+                decode(encoded, path=path)
+            except EngineError as plain:  # Pillow's reasons are for people, DALI's are numbers
+                return str(plain)
+            return f"{path} cannot be decoded ({why}): the batch cannot be made; remove or mend it and index again"
     return (
-        f"DALI failed while it rendered a batch ({(cause or said).strip().splitlines()[0]}): no further batch can be "
-        f"made; every one of its last {len(files)} files can be read by Pillow, so try engine='reference'"
+        f"DALI failed while it rendered a batch ({_cause(error)}): no further batch can be made; each of its last "
+        f"{len(files)} files can be decoded, so try engine='reference'"
     )
 
 
@@ -181,3 +294,27 @@ def probe() -> str | None:
     except Exception as error:  # whatever it is, the answer is "not here", and doctor prints it
         return f"{type(error).__name__}: {error}"
     return None if shape == (1, 4, 4, 3) else f"a 4 x 4 resize came out as {shape}"
+
+
+@pipeline_def
+def _sinking(source: Callable[[], list[NDArray[np.uint8]]], touch: bool) -> Any:
+    encoded = fn.external_source(source=source, dtype=types.UINT8, ndim=1, batch=True, no_copy=True)
+    return fn.copy(encoded) if touch else encoded.shape()
+
+
+def sink(source: Callable[[], list[NDArray[np.uint8]]], *, batch: int, touch: bool) -> Callable[[], int]:
+    """For benchmarks: a call takes a batch of files from `source` as training does, decodes none, and counts them.
+
+    With `touch`, DALI reads every byte. The arrays must live for another 2 * PREFETCH calls.
+    """
+    pipe = _sinking(
+        source,
+        touch,
+        batch_size=batch,
+        num_threads=1,
+        device_id=None,
+        set_affinity=False,
+        prefetch_queue_depth=PREFETCH,
+        exec_dynamic=True,
+    )
+    return lambda: len(pipe.run()[0])

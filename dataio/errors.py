@@ -6,6 +6,8 @@
     ├── SplitError       a fraction out of range, an empty side
     ├── ManifestError    not a manifest, files that moved, an unknown version
     ├── SpecError        an ImageSpec that contradicts itself
+    ├── ShardError       packed files that are missing, changed, or do not fit the cache
+    ├── QuarantineError  too many files turned out unusable
     └── EngineError      an engine that cannot run here, a file that cannot be decoded
 
 Every message says condition, value, consequence and remedy; every one is safe to show without a traceback.
@@ -34,6 +36,14 @@ class ManifestError(DataError):
 
 class SpecError(DataError):
     """An ImageSpec asks for what cannot be drawn."""
+
+
+class ShardError(DataError):
+    """Packed files are missing, are not what was packed, or cannot be kept here."""
+
+
+class QuarantineError(DataError):
+    """More files turned out unusable than the user allows."""
 
 
 class EngineError(DataError):

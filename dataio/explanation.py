@@ -1,16 +1,20 @@
 """What happens to one sample, and what do batches look like? For people: text and pictures, no training."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dataio.geometry import project
 from dataio.loader import ImageLoader
-from dataio.reference import decode
+from dataio.reference import decode, render_mask
 from dataio.spec import ImageSpec
+from dataio.targets import VOID
+from dataio.work import Work
 
 
 def explain(loader: ImageLoader, *, position: int = 0) -> str:
@@ -18,13 +22,13 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
 
     position: in the stream (training) or the row (validation).
     """
-    work = loader.work(np.array([position], np.int64))
+    work = loader.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
     spec, geometry = loader.spec, work.geometry
     height, width = decode(work.encoded[0], path=work.paths[0]).shape[:2]
     filter_h, filter_w = (int(v) for v in geometry.prefilter_px[0])
     matrix = geometry.homographies[0]
-    scale, shift = geometry.scale[0, 0], geometry.shift[0, 0]
-    size = float(spec.size_px)
+    scale, shift, saturation = geometry.scale[0, 0], geometry.shift[0, 0], geometry.saturation[0]
+    size = float(work.size_px)
     corners = np.array([[[0, 0], [size, 0], [size, size], [0, size]]], np.float64)
     seen = project(matrix[None], corners)[0]
     batch = next(iter(islice(loader.stream(), 1)))
@@ -32,12 +36,13 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     lines = [
         f"{'training' if loader.train else 'validation'} sample: {epoch}position {position}, id {work.ids[0]}",
         f"  file       {work.paths[0]}  {len(work.encoded[0]):,} bytes",
-        f"  target     {_target_words(work.targets[0], loader.classes)}",
+        f"  target     {_target_words(_target(work, spec), loader.classes, work.size_px)}",
         f"  decoded    ({height}, {width}, 3) uint8 RGB, upright",
         f"  prefilter  {f'({filter_h}, {filter_w}, 3): the warp alone would alias' if filter_h else 'not needed'}",
-        f"  warp       ({spec.size_px}, {spec.size_px}, 3) uint8, one bilinear interpolation, {spec.border} border",
+        f"  warp       ({work.size_px}, {work.size_px}, 3) uint8, one bilinear interpolation, {spec.border} border",
         "             the model's corners see x,y = " + "  ".join(f"{x:.1f},{y:.1f}" for x, y in seen),
         *(f"             [{row[0]:9.4f} {row[1]:9.4f} {row[2]:9.4f}]" for row in matrix),
+        *([f"  saturation {saturation:.3f}"] if spec.max_saturation else []),
         f"  lighting   y = {scale:.3f} x {'+' if shift >= 0 else '-'} {abs(shift):.3f}, then (y - mean) / std",
         f"engine: {loader.engine} on {loader.device} ({loader.choice.reason})",
         f"batch: images {_shape(batch.images)} channels_last, mean {batch.images.float().mean():.3f}, "
@@ -56,16 +61,38 @@ def denormalise(images: torch.Tensor, spec: ImageSpec) -> NDArray[np.float32]:
 
 
 def show_batch(loader: ImageLoader, *, rows: int = 3, cols: int = 4) -> Figure:
-    """A grid of samples as the model sees them, with their targets."""
+    """A grid of samples as the model sees them, with their targets: names, points, or the mask over the image."""
     wanted = rows * cols
     images: list[NDArray[np.float32]] = []
-    titles: list[str] = []
+    targets: list[Any] = []
     for batch in loader.stream():
         images.extend(denormalise(batch.images, loader.spec))
-        titles.extend(_target_words(target, loader.classes) for target in batch.targets.cpu().numpy())
+        targets.extend(batch.targets.cpu().numpy())
         if len(images) >= wanted:
             break
-    return grid(images[:wanted], titles[:wanted], cols=cols)
+    images, targets = images[:wanted], targets[:wanted]
+    if loader.task in ("points", "mask"):
+        figure = grid(images, [""] * len(images), cols=cols)
+        for axes, target in zip(figure.axes, targets, strict=False):
+            (_draw_points if loader.task == "points" else _draw_mask)(axes, target, len(loader.classes))
+        return figure
+    titles = [_target_words(target, loader.classes, loader.spec.size_px) for target in targets]
+    return grid(images, titles, cols=cols)
+
+
+def _draw_points(axes: Axes, target: NDArray[np.float32], classes: int) -> None:
+    """Points in the model's coordinates, a colour each; what lies outside the picture is not drawn."""
+    height, width = axes.images[0].get_size()
+    x, y = (target[:, 0] + 1) / 2 * width - 0.5, (target[:, 1] + 1) / 2 * height - 0.5
+    axes.scatter(x, y, c=np.arange(classes), cmap="tab10", vmin=0, vmax=10, s=14, edgecolors="white", linewidths=0.6)
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+
+
+def _draw_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
+    """The mask half transparent over its image, a colour a class, nothing where there is none."""
+    shown = np.ma.masked_equal(target, VOID)
+    axes.imshow(shown, cmap="tab10", vmin=0, vmax=max(9, classes - 1), alpha=0.5, interpolation="nearest")
 
 
 def grid(
@@ -82,10 +109,23 @@ def grid(
     return figure
 
 
-def _target_words(target: NDArray[np.float32] | np.int64, classes: tuple[str, ...]) -> str:
+def _target(work: Work, spec: ImageSpec) -> Any:
+    """The first sample's target as the model gets it."""
+    return work.targets[0] if work.masks is None else render_mask(work, 0, spec).numpy()
+
+
+def _target_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    """A class; the classes; the points in pixels of what the model sees; or a mask's share of each class."""
     if np.ndim(target) == 0:
         return classes[int(target)]
-    return ", ".join(name for name, on in zip(classes, np.asarray(target), strict=True) if on) or "(none)"
+    if np.ndim(target) == 1:
+        return ", ".join(name for name, on in zip(classes, target, strict=True) if on) or "(none)"
+    if target.shape == (len(classes), 2):
+        placed = (target + 1) / 2 * size_px
+        there = [f"{name} {x:.1f},{y:.1f}" for name, (x, y) in zip(classes, placed, strict=True) if not np.isnan(x)]
+        return "; ".join(there) or "(none)"
+    shares = [(np.mean(target == i), name) for i, name in [*enumerate(classes), (VOID, "no class")]]
+    return f"{target.shape} " + ", ".join(f"{name} {share:.0%}" for share, name in shares if share)
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -2,7 +2,8 @@
 
 A homography maps output pixel coordinates to source pixel coordinates, both with the origin at the image's
 corner (pixel centres at .5), x before y. Everything geometric of a sample is multiplied into that one 3x3, and
-everything photometric into one scale and shift per channel, so that engines resample once and normalise once.
+everything photometric but saturation, which mixes the channels, into one scale and shift per channel, so that engines
+resample once and normalise once.
 Between the two stands the unit square [-1, 1]^2: source <- presize <- perspective <- affine <- output.
 
 All is vectorised over a batch in float64; nothing here touches a pixel.
@@ -29,6 +30,7 @@ _DRAWS = (
     *("crop_x", "crop_y", "flip", "p_rotate", "rotate", "p_zoom", "zoom", "zoom_x", "zoom_y"),
     *("p_warp", "warp_x", "warp_y", "p_brightness", "brightness", "p_contrast", "contrast"),
     *("scale", "ratio", "scale_x", "scale_y"),
+    *("dihedral", "p_saturation", "saturation"),
 )
 
 
@@ -44,12 +46,40 @@ class Geometry:
     """(n, 3): colour map y = scale * x + shift per channel, x in [0, 1]."""
     shift: Floats
     """(n, 3)."""
+    source_px: Ints
+    """(n, 2): height and width of the source, decoded and upright."""
+    saturation: Floats
+    """(n,): before the colour map each channel x becomes grey + saturation (x - grey); 1 where it stays.
+
+    grey = .299 R + .587 G + .114 B, as in JPEG.
+    """
 
     def folded(self, spec: ImageSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Colour map and normalisation as one: (mean, std), (n, 3) float32, for y = (x - mean) / std, x 0..255."""
         mean = 255 * (np.array(spec.mean) - self.shift) / self.scale
         std = 255 * np.array(spec.std) / self.scale
         return mean.astype(np.float32), std.astype(np.float32)
+
+    def onto(self, sizes: Ints) -> Floats:
+        """The homographies for another picture of the same scene, such as a mask: (n, 3, 3).
+
+        sizes: (n, 2), its height and width; the source's own (`source_px`) give the map onto the unfiltered source.
+        """
+        seen_px = np.where(self.prefilter_px > 0, self.prefilter_px, self.source_px)
+        y, x = (sizes.astype(np.float64) / seen_px.astype(np.float64)).T
+        return _scaling(x, y, np.zeros_like(x), np.zeros_like(y)) @ self.homographies
+
+    def place(self, points: Floats, *, size_px: int) -> Floats:
+        """Where the model sees keypoints of the source: (n, k, 2) x, y in its pixels -> (n, k, 2) x, y.
+
+        -1 is the outer edge of the output's first pixel, +1 of its last; what the crop left out lies beyond. NaN stays
+        NaN, and so becomes a point that the perspective puts behind the viewer. size_px: the output's side.
+        """
+        h = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
+        h = h @ np.linalg.inv(self.onto(self.source_px)).transpose(0, 2, 1)
+        ahead = np.where(h[..., 2:] > 0, h[..., 2:], np.nan)
+        placed: Floats = h[..., :2] / ahead * (2 / size_px) - 1
+        return placed
 
 
 def draw(
@@ -60,8 +90,12 @@ def draw(
     ids: Ints,
     widths: NDArray[np.int32],
     heights: NDArray[np.int32],
+    size_px: int | None = None,
 ) -> Geometry:
-    """The training geometry of n samples: a function of (seed, epoch, id) and the source's size alone."""
+    """The training geometry of n samples: a function of (seed, epoch, id) and the source's size alone.
+
+    size_px: side of the output, if it is not the spec's; a sample shows the same part of its source at any.
+    """
     which = np.arange(len(_DRAWS))
     table = uniforms(seed, epochs[:, None], ids[:, None], which)
     u = {name: table[:, i] for i, name in enumerate(_DRAWS)}
@@ -69,22 +103,24 @@ def draw(
     if spec.min_scale < 1:
         unit = _resized_crop(spec, u) @ unit
     scale, shift = _lighting(spec, u)
-    return _finish(spec, unit, widths, heights, u["crop_x"], u["crop_y"], scale, shift)
+    sizes = np.stack([heights, widths], axis=1).astype(np.int64)
+    homographies, prefilter_px = _finish(spec, unit, sizes, u["crop_x"], u["crop_y"], size_px or spec.size_px)
+    return Geometry(homographies, prefilter_px, scale, shift, sizes, _saturation(spec, u))
 
 
-def centred(spec: ImageSpec, *, widths: NDArray[np.int32], heights: NDArray[np.int32]) -> Geometry:
-    """The validation geometry: the centre crop (or squish, or pad), no augmentation."""
+def centred(
+    spec: ImageSpec, *, widths: NDArray[np.int32], heights: NDArray[np.int32], size_px: int | None = None
+) -> Geometry:
+    """The validation geometry: the centre crop (or squish, or pad), no augmentation. size_px: as for `draw`."""
     n = len(widths)
     half = np.full(n, 0.5)
-    return _finish(spec, _eye(n), widths, heights, half, half, np.ones((n, 3)), np.zeros((n, 3)))
+    sizes = np.stack([heights, widths], axis=1).astype(np.int64)
+    homographies, prefilter_px = _finish(spec, _eye(n), sizes, half, half, size_px or spec.size_px)
+    return Geometry(homographies, prefilter_px, np.ones((n, 3)), np.zeros((n, 3)), sizes, np.ones(n))
 
 
 def project(matrices: Floats, points: Floats) -> Floats:
-    """Map points through homographies: (n, 3, 3) and (n, k, 2) x, y -> (n, k, 2).
-
-    `Geometry.homographies` take output pixels to source pixels; to see where a keypoint of the source appears in
-    the output, give their inverses (and scale it as the prefilter scaled its image, if it did).
-    """
+    """Map points through homographies: (n, 3, 3) and (n, k, 2) x, y -> (n, k, 2); `Geometry.place` goes back."""
     h = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ matrices.transpose(0, 2, 1)
     return h[..., :2] / h[..., 2:]
 
@@ -100,22 +136,32 @@ def _scaling(sx: Floats, sy: Floats, tx: Floats, ty: Floats) -> Floats:
 
 
 def _affine(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
-    """Flip, then rotate, then zoom about a random point; in unit coordinates (n, 3, 3).
+    """Flip (or turn by a symmetry), then rotate, then zoom about a random point; in unit coordinates (n, 3, 3).
 
     Source: fastai's aug_transforms (see the zoom: a window of side 1/zoom, its centre uniform where it fits).
     """
     n = len(u["flip"])
     zero = np.zeros(n)
     mirrored = np.where(spec.flip & (u["flip"] < 0.5), -1.0, 1.0)
-    flip = _scaling(mirrored, np.ones(n), zero, zero)
+    flip = _symmetry(u["dihedral"]) if spec.dihedral else _scaling(mirrored, np.ones(n), zero, zero)
     angle = np.deg2rad(spec.rotate_deg) * (2 * u["rotate"] - 1) * (u["p_rotate"] < spec.p_affine)
     turn = _eye(n)
     turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
     turn[:, 0, 1], turn[:, 1, 0] = np.sin(angle), -np.sin(angle)
-    zoom = np.where(u["p_zoom"] < spec.p_affine, 1 + (spec.max_zoom - 1) * u["zoom"], 1.0)
+    zoom = spec.min_zoom + (spec.max_zoom - spec.min_zoom) * u["zoom"]
+    zoom = np.where(u["p_zoom"] < spec.p_affine, zoom, 1.0)
     s = 1 / zoom
     window = _scaling(s, s, (1 - s) * (2 * u["zoom_x"] - 1), (1 - s) * (2 * u["zoom_y"] - 1))
     return window @ turn @ flip
+
+
+def _symmetry(u: Floats) -> Floats:
+    """One of the eight symmetries of the square, each for an eighth of [0, 1): mirror x, mirror y, swap them."""
+    which = (8 * u).astype(np.int64)
+    zero, swapped = np.zeros(len(u)), which >= 4
+    m = _scaling(np.where(which & 1, -1.0, 1.0), np.where(which & 2, -1.0, 1.0), zero, zero)
+    m[swapped] = m[swapped][:, [1, 0, 2]]
+    return m
 
 
 def _perspective(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
@@ -168,18 +214,21 @@ def _lighting(spec: ImageSpec, u: dict[str, Floats]) -> tuple[Floats, Floats]:
     return np.repeat(contrast[:, None], 3, 1), np.repeat(shift[:, None], 3, 1)
 
 
+def _saturation(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
+    """How far each sample's colours stand from grey, (n,): e^(+-|ln(1 - max)|), as contrast from mid-grey."""
+    log_saturation = -np.log(1 - spec.max_saturation) * (2 * u["saturation"] - 1)
+    factor: Floats = np.exp(log_saturation * (u["p_saturation"] < spec.p_lighting))
+    return factor
+
+
 def _finish(
-    spec: ImageSpec,
-    unit: Floats,
-    widths: NDArray[np.int32],
-    heights: NDArray[np.int32],
-    crop_x: Floats,
-    crop_y: Floats,
-    scale: Floats,
-    shift: Floats,
-) -> Geometry:
-    """Put the unit-square map between the output's pixels and the source's, and decide the prefilter."""
-    w, h = widths.astype(np.float64), heights.astype(np.float64)
+    spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: Floats, size_px: int
+) -> tuple[Floats, Ints]:
+    """Put the unit-square map between the output's pixels and the source's, and decide the prefilter.
+
+    sizes: (n, 2), the sources' heights and widths. Returns `Geometry.homographies` and `Geometry.prefilter_px`.
+    """
+    h, w = sizes.T.astype(np.float64)
     side = np.minimum(w, h) if spec.presize == "crop" else np.maximum(w, h)
     sx, sy = (w, h) if spec.presize == "squish" else (side, side)
     free_x, free_y = np.maximum(w - sx, 0), np.maximum(h - sy, 0)
@@ -187,23 +236,23 @@ def _finish(
         free_x, free_y, crop_x, crop_y = w - sx, h - sy, np.full_like(w, 0.5), np.full_like(w, 0.5)
     to_source = _scaling(sx / 2, sy / 2, free_x * crop_x + sx / 2, free_y * crop_y + sy / 2)
     one = np.ones(len(w))
-    from_output = _scaling(one * 2 / spec.size_px, one * 2 / spec.size_px, -one, -one)
+    from_output = _scaling(one * 2 / size_px, one * 2 / size_px, -one, -one)
     homographies = to_source @ unit @ from_output
-    factor = _prefilter_factor(spec, homographies)
+    factor = _prefilter_factor(homographies, size_px)
     filtered = np.maximum(1, np.round(np.stack([h, w], 1) * factor[:, None]))
     prefilter_px = np.where(factor[:, None] < 1, filtered, 0).astype(np.int64)
     shrunk = np.where(factor[:, None] < 1, filtered / np.stack([h, w], 1), 1.0)
     zero = np.zeros_like(w)
     homographies = _scaling(shrunk[:, 1], shrunk[:, 0], zero, zero) @ homographies
-    return Geometry(homographies / homographies[:, 2:, 2:], prefilter_px, scale, shift)
+    return homographies / homographies[:, 2:, 2:], prefilter_px
 
 
-def _prefilter_factor(spec: ImageSpec, homographies: Floats) -> Floats:
+def _prefilter_factor(homographies: Floats, size_px: int) -> Floats:
     """How far to filter each source down first, (n,): 1 where the warp alone does not alias.
 
     The shrink of a map is the larger singular value of its Jacobian at the output's centre: source pixels a step.
     """
-    centre = np.array([spec.size_px / 2, spec.size_px / 2, 1.0])
+    centre = np.array([size_px / 2, size_px / 2, 1.0])
     x, y, z = np.moveaxis(homographies @ centre, -1, 0)
     g, h = homographies[:, 2, 0], homographies[:, 2, 1]
     a = (homographies[:, 0, 0] - g * x / z) / z

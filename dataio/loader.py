@@ -1,9 +1,12 @@
 """How do a manifest and a spec become batches? The loaders, and which engine was chosen and why."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,24 +16,29 @@ from numpy.typing import NDArray
 from dataio import geometry
 from dataio.batch import Batch
 from dataio.cores import usable_cores
-from dataio.errors import EngineError, ManifestError, SplitError
-from dataio.manifest import Manifest, Part
+from dataio.errors import EngineError, ManifestError, QuarantineError, SplitError
+from dataio.manifest import Manifest
+from dataio.part import Part
 from dataio.plan import Plan, part_bounds
+from dataio.readers import Encoded, Reader
 from dataio.reference import ReferenceEngine
+from dataio.shards import Progress, open_reader
 from dataio.spec import ImageSpec
-from dataio.work import Work, read_ahead, read_file
+from dataio.targets import decode_mask, make_targets, value_table
+from dataio.work import Mend, Work, read_ahead
 
 EngineName = Literal["auto", "dali", "reference"]
 
 _AHEAD = 3  # batches read ahead of the engine; the files of three batches hide a slow disk's latency
 _READERS = 2
+_ATTEMPTS = 100  # to fill a hole: with even nine files of ten gone, one hole in 37,000 would stay
 
 
 class _Engine(Protocol):
     name: str
     reusable: bool
 
-    def run(self, works: Iterator[Work]) -> Iterator[Batch]: ...
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]: ...
     def close(self) -> None: ...
 
 
@@ -62,15 +70,19 @@ def choose_engine(wanted: EngineName = "auto") -> Choice:
 class ImageLoader:
     """Batches of one split for one rank: satisfies `dataio.batch.Loader`.
 
-    Nothing is opened before the first batch is asked for.
+    Nothing is opened before the first batch is asked for. A file that turns out unusable never ends a stream. In
+    training another sample takes its place (see plan.Plan.at); in validation there is one sample less.
     """
 
     part: Part
     spec: ImageSpec
     task: str
     classes: tuple[str, ...]
+    reader: Reader
     train: bool
     global_batch: int
+    epoch_samples: int
+    """Training samples an epoch: what `spec.stages` count by."""
     seed: int = 42
     rank: int = 0
     world_size: int = 1
@@ -78,6 +90,12 @@ class ImageLoader:
     dtype: torch.dtype = torch.float32
     choice: Choice = field(default_factory=choose_engine)
     threads: int = 0
+    values: tuple[int, ...] = ()
+    """Of a mask: see manifest.Manifest."""
+    max_quarantined: float = 0.01
+    """Share of the samples that may turn out unusable before training stops."""
+    view: int | None = None
+    """For test-time augmentation: which of the augmented views of the validation samples; None is the plain one."""
 
     def __post_init__(self) -> None:
         if self.global_batch < self.world_size:
@@ -85,18 +103,19 @@ class ImageLoader:
                 f"global_batch={self.global_batch} is smaller than world_size={self.world_size}: some ranks would "
                 "have nothing to do; give a larger global_batch or fewer workers"
             )
-        unknown = int((self.part.widths < 1).sum())
-        if unknown:
+        if self.part.take(np.zeros(1, np.int64)).widths[0] < 1:  # all rows were verified, or none
             raise ManifestError(
-                f"{unknown} of {self.samples} images have no size in the manifest (it was made with verify=False): "
+                f"the {self.samples} images have no size in the manifest (it was made with verify=False): "
                 "their geometry cannot be drawn; split again with verify=True, or index again"
             )
         self._engine: _Engine | None = None
+        self._lost: dict[int, str] = {}
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def samples(self) -> int:
         """Samples in the split, over all ranks."""
-        return len(self.part.ids)
+        return len(self.part)
 
     @property
     def engine(self) -> str:
@@ -117,38 +136,130 @@ class ImageLoader:
         """Training steps that this many passes take."""
         return self.plan.steps(epochs)
 
-    def work(self, positions: NDArray[np.int64]) -> Work:
-        """What the engine must render at these stream positions (training) or rows (validation)."""
-        epochs, rows = self.plan.at(positions) if self.train else (np.zeros_like(positions), positions)
-        ids, widths, heights = self.part.ids[rows], self.part.widths[rows], self.part.heights[rows]
-        if self.train:
-            drawn = geometry.draw(self.spec, seed=self.seed, epochs=epochs, ids=ids, widths=widths, heights=heights)
-        else:
-            drawn = geometry.centred(self.spec, widths=widths, heights=heights)
-        paths = [self.part.paths[row] for row in rows]
-        return Work(
-            encoded=[read_file(path) for path in paths],
-            paths=paths,
-            geometry=drawn,
-            ids=ids,
-            targets=self.part.targets[rows],
+    def size_px(self, step: int) -> int:
+        """The side of the images that training takes at a step."""
+        return self.spec.size_at(step * self.global_batch / self.epoch_samples)
+
+    def augmented(self, view: int) -> "ImageLoader":
+        """The same samples in the same order, each with training's augmentation: another one for each view."""
+        other = replace(self, view=view)
+        other._lost = self._lost
+        return other
+
+    # What turned out unusable -----------------------------------------------------------------------------
+
+    @property
+    def quarantined(self) -> Mapping[int, str]:
+        """What turned out unusable since the manifest was made: id -> file and reason."""
+        return dict(self._lost)  # reading threads add to it
+
+    def quarantine(self, files: Mapping[int, str]) -> None:
+        """Use these no more, whoever found them. Raises QuarantineError when they are more than `max_quarantined`."""
+        self._lost |= files
+        allowed = math.ceil(self.max_quarantined * self.samples)
+        if len(self._lost) > allowed:
+            named = "; ".join(list(self._lost.values())[:3])
+            raise QuarantineError(
+                f"{len(self._lost)} of {self.samples} {'training' if self.train else 'validation'} images turned out "
+                f"unusable since they were indexed ({named}), more than the {allowed} that "
+                f"max_quarantined={self.max_quarantined:g} allows: mend the files, or index again, or give a higher "
+                "data.max_quarantined"
+            )
+
+    # From positions to work -------------------------------------------------------------------------------
+
+    def work(self, positions: NDArray[np.int64], *, size_px: int | None = None) -> Work:
+        """What the engine must render at these stream positions (training) or rows (validation).
+
+        In validation, what cannot be used is left out, so there may be fewer samples than positions.
+        Raises: QuarantineError when no usable file can be found for a position.
+        """
+        attempts = np.zeros(len(positions), np.int64)
+        while True:
+            epochs, index = self.plan.at(positions, attempts) if self.train else (np.zeros_like(positions), positions)
+            rows = self.part.take(index)
+            loaded = self._load(rows)
+            good = np.array([isinstance(sample, Encoded) for sample in loaded], np.bool_)
+            if good.all():
+                break
+            self._lost |= {
+                int(rows.ids[i]): f"{self.reader.where(rows, i)}: {loaded[i]}"
+                for i in map(int, np.flatnonzero(~good))
+                if int(rows.ids[i]) not in self._lost
+            }
+            if not self.train:
+                positions, attempts = positions[good], attempts[good]
+                if len(positions) == 0:
+                    return _nothing(self.spec.size_px)
+                continue
+            attempts[~good] += 1
+            if attempts.max() > _ATTEMPTS:
+                where = int(rows.ids[attempts.argmax()])
+                raise QuarantineError(
+                    f"no usable file was found in {_ATTEMPTS} attempts to fill a batch (last: {self._lost[where]}): "
+                    "nearly all files are gone; bring them back, then start the run again to go on"
+                )
+        return self._work(
+            positions, epochs, rows, [sample for sample in loaded if isinstance(sample, Encoded)], size_px
         )
+
+    def _work(self, positions: Any, epochs: Any, rows: Any, loaded: list[Encoded], size_px: int | None) -> Work:
+        size_px = size_px or self.spec.size_px
+        sizes: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights, "size_px": size_px}
+        if self.train or self.view is not None:
+            epochs = epochs if self.train else epochs + self.view
+            drawn = geometry.draw(self.spec, seed=self.seed, epochs=epochs, ids=rows.ids, **sizes)
+        else:
+            drawn = geometry.centred(self.spec, **sizes)
+        table = value_table(self.values)
+        return Work(
+            encoded=[sample.image for sample in loaded],
+            paths=[self.reader.where(rows, i) for i in range(len(rows))],
+            geometry=drawn,
+            ids=rows.ids,
+            targets=make_targets(rows, task=self.task, classes=self.classes, geometry=drawn, size_px=size_px),
+            size_px=size_px,
+            positions=positions,
+            masks=[table[decode_mask(sample.mask)] for sample in loaded if sample.mask is not None] or None,
+        )
+
+    def _load(self, rows: Any) -> list[Encoded | str]:
+        def one(i: int) -> Encoded | str:
+            lost = self._lost.get(int(rows.ids[i]))
+            return lost if lost is not None else self.reader.read(rows, i)
+
+        if self.reader.threads == 1:
+            return [one(i) for i in range(len(rows))]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.reader.threads, thread_name_prefix="thawline-fetch")
+        return list(self._pool.map(one, range(len(rows))))
+
+    def _mend(self, work: Work, reasons: dict[int, str]) -> Work:
+        self._lost |= {int(work.ids[i]): reason for i, reason in reasons.items()}
+        return self.work(work.positions, size_px=work.size_px)
+
+    # From work to batches ---------------------------------------------------------------------------------
 
     def stream(self, first_step: int = 0) -> Iterator[Batch]:
         """Training: endless, from that step on. Validation: this rank's part, once, in order, the last one short."""
         if self._engine is None or not self._engine.reusable:  # an abandoned stream leaves batches in its queues
             self._engine = self._make_engine()
-        works = read_ahead(self.work, self._positions(first_step), ahead=_AHEAD, threads=_READERS)
-        return self._engine.run(works)
+        works = read_ahead(self._make, self._asked(first_step), ahead=_AHEAD, threads=_READERS)
+        return self._engine.run((work for work in works if len(work.ids)), self._mend)
 
-    def _positions(self, first_step: int) -> Iterator[NDArray[np.int64]]:
+    def _make(self, asked: tuple[NDArray[np.int64], int]) -> Work:
+        positions, size_px = asked
+        return self.work(positions, size_px=size_px)
+
+    def _asked(self, first_step: int) -> Iterator[tuple[NDArray[np.int64], int]]:
         if self.train:
             for step in count(first_step):
-                yield self.plan.positions(step, self.rank, self.world_size)
+                yield self.plan.positions(step, self.rank, self.world_size), self.size_px(step)
         else:
             lo, hi = part_bounds(self.samples, self.rank, self.world_size)
+            size_px = self.size_px(first_step)
             for start in range(lo, hi, self.batch):
-                yield np.arange(start, min(start + self.batch, hi), dtype=np.int64)
+                yield np.arange(start, min(start + self.batch, hi), dtype=np.int64), size_px
 
     def _make_engine(self) -> _Engine:
         threads = self.threads or default_threads(self.world_size)
@@ -157,14 +268,32 @@ class ImageLoader:
             return ReferenceEngine(self.spec, **common)
         from dataio.dali import DaliEngine
 
-        targets = self.part.targets
-        return DaliEngine(self.spec, max_batch=self.batch, target=(targets.dtype, targets.ndim - 1), **common)
+        target = None if self.task == "mask" else _TARGETS[self.task]
+        return DaliEngine(self.spec, max_batch=self.batch, target=target, **common)
 
     def close(self) -> None:
         """Give back threads and memory."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self.reader.close()
+
+
+_TARGETS: dict[str, tuple[np.dtype[Any], int]] = {
+    "single_label": (np.dtype(np.int64), 0),
+    "multi_label": (np.dtype(np.float32), 1),
+    "points": (np.dtype(np.float32), 2),
+}
+"""Type and dimensions of a sample's target."""
+
+
+def _nothing(size_px: int) -> Work:
+    none = np.zeros(0, np.int64)
+    drawn = geometry.centred(ImageSpec(), widths=none.astype(np.int32), heights=none.astype(np.int32))
+    return Work(encoded=[], paths=[], geometry=drawn, ids=none, targets=none, size_px=size_px, positions=none)
 
 
 def default_threads(world_size: int) -> int:
@@ -178,6 +307,31 @@ def loaders(
     *,
     global_batch: int | None = None,
     batch: int | None = None,
+    valid: Manifest | None = None,
+    **options: Any,
+) -> tuple[ImageLoader, ImageLoader]:
+    """The training and the validation loader of a manifest, for one rank.
+
+    Give `batch` (samples a step and rank) or `global_batch` (over all ranks); 64 a rank if neither. `valid`: another
+    manifest, whose valid split is validated on; it must have the same classes. Options: as `split_loader` takes them.
+    Raises ManifestError (files gone, other classes), SplitError (batch sizes), EngineError (no such engine here).
+    """
+    if global_batch is None:
+        global_batch = (batch or 64) * options.get("world_size", 1)
+    train = split_loader(manifest, spec, "train", global_batch=global_batch, **options)
+    if valid is not None:
+        manifest.check_vocabulary(valid, name="the manifest to validate on")
+    options |= {"global_batch": global_batch, "epoch_samples": train.samples}
+    return train, split_loader(valid or manifest, spec, "valid", **options)
+
+
+def split_loader(
+    manifest: Manifest,
+    spec: ImageSpec,
+    split: str,
+    *,
+    global_batch: int = 64,
+    epoch_samples: int | None = None,
     seed: int = 42,
     rank: int = 0,
     world_size: int = 1,
@@ -185,28 +339,34 @@ def loaders(
     dtype: torch.dtype = torch.float32,
     engine: EngineName = "auto",
     threads: int = 0,
-) -> tuple[ImageLoader, ImageLoader]:
-    """The training and the validation loader of a manifest, for one rank.
+    max_quarantined: float = 0.01,
+    cache: str | Path | None = None,
+    cache_gib: float = 100.0,
+    progress: Progress | None = None,
+) -> ImageLoader:
+    """The loader of one split: 'train' endless and augmented, any other once, in order, plain.
 
-    Give `batch` (samples a step and rank) or `global_batch` (over all ranks); 64 a rank if neither.
-    Raises ManifestError (files gone), SplitError (batch sizes), EngineError (no such engine here).
+    `cache`, `cache_gib`, `progress`: where the shards of a packed manifest in an object store are kept, and who is told
+    while they come; see shards.open_reader. Raises: as `loaders`, and ShardError.
     """
-    if global_batch is None:
-        global_batch = (batch or 64) * world_size
-    manifest.check_paths()
-    common: dict[str, Any] = {
-        "spec": spec,
-        "task": manifest.task,
-        "classes": manifest.classes,
-        "global_batch": global_batch,
-        "seed": seed,
-        "rank": rank,
-        "world_size": world_size,
-        "device": torch.device(device),
-        "dtype": dtype,
-        "choice": choose_engine(engine),
-        "threads": threads,
-    }
-    train = ImageLoader(part=manifest.part("train"), train=True, **common)
-    valid = ImageLoader(part=manifest.part("valid"), train=False, **common)
-    return train, valid
+    manifest.check_paths(allowed=max_quarantined)
+    part = manifest.part(split)
+    return ImageLoader(
+        part=part,
+        spec=spec,
+        task=manifest.task,
+        classes=manifest.classes,
+        values=manifest.values,
+        reader=open_reader(manifest, cache=cache, cache_gib=cache_gib, progress=progress),
+        train=split == "train",
+        global_batch=global_batch,
+        epoch_samples=epoch_samples or len(part),
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        device=torch.device(device),
+        dtype=dtype,
+        choice=choose_engine(engine),
+        threads=threads,
+        max_quarantined=max_quarantined,
+    )

@@ -1,16 +1,17 @@
 """What is a checked data set, and how does it lie on disk?
 
-A manifest is a table with one row an image, classes and a task; on disk it is a Parquet file that any tool
-reads. It holds no pixels and no order (plan.py).
+A manifest is a table with one row an image, classes and a task. On disk it is a Parquet file that any tool reads, or an
+Arrow file (.arrow) that is mapped into memory: ten million rows then open at once and are shared by all ranks of a
+machine. It holds no pixels (shards.py may, beside it) and no order (plan.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,212 +20,335 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
+from numpy.typing import NDArray
 
-from dataio.errors import ManifestError
+from dataio import files
+from dataio.atomic import whole
+from dataio.errors import ManifestError, SourceError
 from dataio.labels import LABEL_TYPES
-from dataio.sources import absolute
+from dataio.part import Part
 
-VERSION = 1
+VERSION = 2
 _KEY = b"thawline"
+_ARROW_MAGIC = b"ARROW1"
+_HASHED_ROWS = 65_536
 
 
 @dataclass(frozen=True)
-class Part:
-    """The usable rows of one split, in id order, ready to index.
+class Shard:
+    """A file of packed samples, beside the manifest: rows [first, first + rows) of it."""
 
-    `ids` (N,) int64; `paths` N absolute paths; `targets` (N,) int64 indices into the classes for
-    single_label, (N, C) float32 zeros and ones for multi_label; `widths` and `heights` (N,) int32 in px
-    after EXIF orientation, 0 where the files were not verified.
-    """
-
-    ids: np.ndarray
-    paths: list[str]
-    targets: np.ndarray
-    widths: np.ndarray
-    heights: np.ndarray
+    name: str
+    first: int
+    rows: int
+    bytes: int
+    hash: str
+    """xxh3_128 of the file, hexadecimal."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Checked, labelled and split images.
 
-    `rows` has the columns of `columns(task)`: id counts from 0 in the source's order, split is 'train',
-    'valid' or null for an image whose status is not 'ok'. `root` is absolute; `classes` are sorted.
+    `rows` has the columns of `columns(task)`, in rising order of id; split is 'train', 'valid', 'test', or null for an
+    image whose status is not 'ok'. `root` is where the paths start: an absolute folder or a URI. `classes` are what
+    targets mean: sorted class names, the names of the points, or the names of a mask's values in their order.
+    `values` are a mask's pixel values, one for each class; any other value belongs to none.
+    `shards` hold the files' bytes, if they were packed; `home` is the folder or URI where this manifest lies.
     """
 
     rows: pa.Table
-    root: Path
+    root: str
     task: str
     classes: tuple[str, ...]
+    values: tuple[int, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    home: str = ""
+    _fingerprint: str = field(default="", init=False, repr=False, compare=False)
+    """As the file has it; `replace` leaves it out, so another table is hashed anew."""
 
     def save(self, file: str | Path) -> None:
-        """Write Parquet, whole or not at all.
+        """Write Parquet when the name ends in .parquet, else Arrow; whole or not at all, to a file or a URI.
 
         Raises: ManifestError when the file cannot be written.
         """
-        file = Path(file).expanduser()
-        about = {"version": VERSION, "task": self.task, "classes": self.classes, "root": str(self.root)}
+        about = {
+            "version": VERSION,
+            "task": self.task,
+            "classes": self.classes,
+            "values": self.values,
+            "root": self.root,
+            "fingerprint": self.fingerprint(),
+            "shards": [asdict(shard) for shard in self.shards],
+        }
         rows = self.rows.replace_schema_metadata({_KEY: json.dumps(about)})
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        name = _full(file)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as sink:
-                pq.write_table(rows, sink, compression="zstd")
-                sink.flush()
-                os.fsync(sink.fileno())
-            temporary.replace(file)
+            if not files.is_remote(name):
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+            with whole(files.above(name), files.last(name)) as sink:
+                if name.endswith(".parquet"):
+                    pq.write_table(rows, sink, compression="zstd")
+                else:
+                    _write_arrow(rows, sink)
         except OSError as error:
             raise ManifestError(
                 f"manifest {file} cannot be written ({error.strerror or error}): nothing was changed; "
                 "give a file in a folder that you may write to"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     @classmethod
     def load(cls, file: str | Path, *, root: str | Path | None = None) -> Manifest:
         """Read what `save` wrote; `root` is where the images lie now, if they moved.
 
-        Raises: ManifestError for a missing file, one that is no manifest, or one from a newer version.
+        Raises: ManifestError for a missing file, one that is no manifest, or one of another version.
         """
-        file = Path(file).expanduser()
-        if not file.is_file():
-            raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
-        try:
-            with pq.ParquetFile(file, memory_map=True) as parquet:
-                about = _about(parquet.schema_arrow.metadata, file)
-                wanted = columns(about["task"])
-                missing = [name for name in wanted.names if name not in parquet.schema_arrow.names]
-                if missing:
-                    raise ManifestError(
-                        f"manifest {file} lacks columns {', '.join(missing)}: it was changed since "
-                        "it was made; make it again with thawline index"
-                    )
-                rows = parquet.read(columns=wanted.names).select(wanted.names).cast(wanted)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        rows = _open(file)
+        about = _about(rows.schema.metadata, file)
+        wanted = columns(about["task"])
+        missing = [name for name in wanted.names if name not in rows.column_names]
+        if missing:
             raise ManifestError(
-                f"{file} cannot be read as Parquet ({error}): it is no manifest, or a broken one; "
-                "make one with thawline index"
+                f"manifest {file} lacks columns {', '.join(missing)}: it was changed since "
+                "it was made; make it again with thawline index"
+            )
+        try:
+            rows = rows.select(wanted.names).replace_schema_metadata(None).cast(wanted)
+        except (pa.ArrowException, ValueError) as error:
+            raise ManifestError(
+                f"manifest {file} has a column of another type ({error}): it was changed since it was made; make it "
+                "again with thawline index"
             ) from error
-        where = Path(about["root"] if root is None else root).expanduser().absolute()
-        return cls(rows.replace_schema_metadata(None), where, about["task"], tuple(about["classes"]))
+        where = files.normal_root(about["root"] if root is None else root)
+        manifest = cls(
+            _in_order(rows),
+            where,
+            about["task"],
+            tuple(about["classes"]),
+            tuple(about["values"]),
+            tuple(Shard(**shard) for shard in about["shards"]),
+            files.above(_full(file)),
+        )
+        object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
+        return manifest
 
     def part(self, split: str) -> Part:
-        """Return the usable images of 'train' or 'valid'.
+        """Return the usable images of 'train', 'valid' or 'test'.
 
-        Raises: ManifestError when there are none, or when a label is not among the classes.
+        Raises: ManifestError when there are none.
         """
-        rows = self._usable()
-        rows = rows.filter(pc.equal(rows["split"], split)).sort_by("id")
-        if rows.num_rows == 0:
-            splits = ", ".join(sorted(filter(None, self.rows["split"].unique().to_pylist()))) or "none"
+        rows = np.flatnonzero(self._usable() & _equals(self.rows["split"], split))
+        if len(rows) == 0:
+            splits = ", ".join(sorted(filter(None, pc.unique(self.rows["split"]).to_pylist()))) or "none"
             raise ManifestError(
                 f"the manifest has no usable images in split {split!r} (its splits: {splits}): there is "
                 "nothing to load; split again with thawline index"
             )
-        return Part(
-            ids=rows["id"].to_numpy().copy(),  # Arrow lends read-only memory, of which torch warns
-            paths=absolute(self.root, rows["path"]).to_pylist(),
-            targets=self._targets(rows["label"].combine_chunks()),
-            widths=rows["width"].fill_null(0).to_numpy().copy(),
-            heights=rows["height"].fill_null(0).to_numpy().copy(),
-        )
+        return Part(self.rows, rows, self.task)
 
-    def check_paths(self, *, most: int = 1000) -> None:
+    def check_paths(self, *, most: int = 1000, allowed: float = 0.0) -> None:
         """Look whether the usable files are still where they were; an evenly spaced sample of at most `most`.
+
+        Shards are looked at, all of them, in place of the files that were packed into them. `allowed`: the share of
+        files that may be missing, since loaders fill such holes; a shard may not.
 
         Raises: ManifestError naming how many are missing, the first three, and what to do.
         """
-        rows = self._usable()
-        sample = np.linspace(0, rows.num_rows - 1, min(rows.num_rows, most)).round().astype(np.int64)
-        paths = absolute(self.root, rows["path"].take(sample)).to_pylist()
-        missing = [path for path in paths if not _exists(path)]
-        if missing:
+        if self.shards:
+            names, root = [shard.name for shard in self.shards], self.home
+        else:
+            usable = np.flatnonzero(self._usable())
+            sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), most)).round().astype(np.int64)]
+            names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), self.root
+        missing = [name for name in names if not files.exists(root, name)]
+        if len(missing) > (0 if self.shards else math.ceil(allowed * len(names))):
+            named = ", ".join(files.below(root, name) for name in missing[:3])
+            of = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files looked at (of {len(usable)})"
+            remedy = "pack again" if self.shards else "give their new place with --data.root, or index again"
             raise ManifestError(
-                f"{len(missing)} of {len(paths)} files looked at (of {rows.num_rows}) are not where the "
-                f"manifest says, under root {self.root}: {', '.join(missing[:3])}; training would fail; "
-                "give their new place with --data.root, or index again"
+                f"{len(missing)} of {of} are not where the manifest says, under root {root}: {named}; training would "
+                f"fail; {remedy}"
+            )
+
+    def check_vocabulary(self, other: Manifest, *, name: str = "the other manifest") -> None:
+        """Raises ManifestError unless `other` has the same task and classes, in the same order."""
+        if other.task != self.task:
+            raise ManifestError(
+                f"{name} is for {other.task}, this one for {self.task}: their targets do not mean the same; index one "
+                "of them again with the other's kind of labels"
+            )
+        if (other.classes, other.values) != (self.classes, self.values):
+            lacking = [f"-{c}" for c in self.classes if c not in other.classes]
+            extra = [f"+{c}" for c in other.classes if c not in self.classes]
+            differ = ", ".join((lacking + extra)[:6]) or "the same in another order"
+            raise ManifestError(
+                f"{name} has other classes than this one ({differ}): a target would mean one thing here and another "
+                "there; index it again with this one's classes (--classes)"
             )
 
     def fingerprint(self) -> str:
         """A hash of what decides a run's stream and targets: ids, contents, labels, splits, sizes; not of paths."""
-        rows = self.rows.drop_columns(["path", "bytes"]).combine_chunks()
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as stream:
-            stream.write_table(rows)
-        return xxhash.xxh3_128_hexdigest(memoryview(sink.getvalue()))
+        if self._fingerprint:
+            return self._fingerprint
+        names = ["id", "label", "split", "width", "height", "hash", "status"]
+        if self.task == "mask":
+            names[1] = "mask_hash"
+        digest = xxhash.xxh3_128(json.dumps([self.task, self.classes, self.values]).encode())
+        for start in range(0, self.rows.num_rows, _HASHED_ROWS):
+            rows = self.rows.select(names).slice(start, _HASHED_ROWS)
+            plain = pa.table([_plain(column) for column in rows.columns], names)
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, plain.schema) as stream:
+                stream.write_table(plain.combine_chunks())
+            digest.update(memoryview(sink.getvalue()))
+        return digest.hexdigest()
+
+    def quarantined(self) -> pa.Table:
+        """The rows that cannot be used: path and status, a row each."""
+        return self.rows.filter(pa.array(~self._usable())).select(["path", "status"])
 
     def summary(self) -> str:
         """Return a few lines for people: splits, classes, sizes, and what is quarantined and why."""
         usable = self._usable()
-        counts = Counter(usable["split"].to_pylist())
+        counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
         shown = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
+        kind = {"points": "points", "mask": "values"}.get(self.task, "classes")
         lines = [
-            f"{usable.num_rows:,} images: " + ", ".join(f"{counts[name]:,} {name}" for name in sorted(counts)),
-            f"{len(self.classes)} classes ({self.task}): {shown}",
+            f"{int(usable.sum()):,} images: "
+            + ", ".join(f"{counts[name]:,} {name}" for name in sorted(filter(None, counts))),
+            f"{len(self.classes)} {kind} ({self.task}): {shown}",
         ]
-        width, height = (pc.min_max(usable[name]).as_py() for name in ("width", "height"))
+        width, height = (pc.min_max(self.rows[name]).as_py() for name in ("width", "height"))
         if width["min"] is not None:
             lines.append(f"{width['min']} to {width['max']} px wide, {height['min']} to {height['max']} px high")
-        bad = self.rows.filter(pc.not_equal(self.rows["status"], "ok")).select(["path", "status"])
+        bad = self.quarantined()
         if bad.num_rows:
-            first = "; ".join(f"{row['path']} ({row['status']})" for row in bad.slice(0, 3).to_pylist())
-            more = "; ..." if bad.num_rows > 3 else ""
-            lines.append(f"{bad.num_rows:,} quarantined, not used: {first}{more}")
+            reasons = Counter(status.partition(":")[0] for status in bad["status"].to_pylist()).most_common()
+            lines.append(f"{bad.num_rows:,} quarantined, not used: " + ", ".join(f"{n:,} {why}" for why, n in reasons))
+            lines += [f"  {row['path']}: {row['status']}" for row in bad.slice(0, 10).to_pylist()]
+            lines += [f"  and {bad.num_rows - 10:,} more"] if bad.num_rows > 10 else []
+        if self.shards:
+            size = sum(shard.bytes for shard in self.shards)
+            return "\n".join([*lines, f"{len(self.shards)} shards, {size:,} bytes, in {self.home}"])
         return "\n".join([*lines, f"root {self.root}"])
 
-    def _usable(self) -> pa.Table:
-        return self.rows.filter(pc.equal(self.rows["status"], "ok"))
-
-    def _targets(self, labels: pa.Array) -> np.ndarray:
-        single = self.task == "single_label"
-        indices = pc.index_in(labels if single else pc.list_flatten(labels), pa.array(self.classes, pa.string()))
-        if indices.null_count:
-            raise ManifestError(
-                f"{indices.null_count} labels are not among the {len(self.classes)} classes: the manifest "
-                "was changed since it was made; make it again with thawline index"
-            )
-        if single:
-            return indices.to_numpy().astype(np.int64)
-        targets = np.zeros((len(labels), len(self.classes)), np.float32)
-        targets[pc.list_parent_indices(labels).to_numpy(), indices.to_numpy()] = 1
-        return targets
+    def _usable(self) -> NDArray[np.bool_]:
+        return _equals(self.rows["status"], "ok")
 
 
 def columns(task: str) -> pa.Schema:
     """Return the schema of a manifest's rows."""
-    return pa.schema(
-        {
-            "id": pa.int64(),
-            "path": pa.string(),
-            "label": LABEL_TYPES[task],
-            "split": pa.string(),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "bytes": pa.int64(),
-            "hash": pa.string(),
-            "status": pa.string(),
-        }
-    )
+    word, reason = (pa.dictionary(index, pa.string()) for index in (pa.int8(), pa.int32()))
+    fields = {
+        "id": pa.int64(),
+        "path": pa.large_string(),
+        "label": LABEL_TYPES[task],
+        "split": word,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bytes": pa.int64(),
+        "hash": pa.uint64(),
+        "format": word,
+        "orientation": pa.int8(),
+        "codec": word,
+        "status": reason,
+    }
+    return pa.schema({**fields, "mask_hash": pa.uint64()} if task == "mask" else fields)
 
 
-def _about(metadata: dict[bytes, bytes] | None, file: Path) -> dict[str, Any]:
+def build(
+    columns_by_name: dict[str, Any], *, root: str, task: str, classes: Sequence[str], values: Sequence[int] = ()
+) -> Manifest:
+    """A manifest from columns (Arrow or plain sequences), one for each of `columns(task)`."""
+    schema = columns(task)
+    arrays = []
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        column = columns_by_name[name]
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            column = pa.array(column, kind.value_type if pa.types.is_dictionary(kind) else kind)
+        arrays.append(column.cast(kind))
+    return Manifest(_in_order(pa.table(arrays, schema)), root, task, tuple(classes), tuple(values))
+
+
+def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
+    """The root that a manifest's schema tells; None for the schema of any other table."""
+    return json.loads(metadata[_KEY])["root"] if metadata and _KEY in metadata else None
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as the same bytes in equal tables, however dictionaries are coded and whatever lies below nulls."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_list(column.type):
+        return column
+    return column.fill_null("" if pa.types.is_string(column.type) else 0)
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """In one chunk a column, so that any row is reached without a search; by id, which mapped files are already."""
+    if any(column.num_chunks > 1 for column in rows.columns):
+        rows = rows.unify_dictionaries().combine_chunks()
+    ids = rows["id"].to_numpy()
+    if len(ids) and ids[0] == 0 and ids[-1] == len(ids) - 1:
+        return rows  # counted by us, so in order: looking at all of ten million would cost their pages
+    return rows if (np.diff(ids) > 0).all() else rows.sort_by("id").combine_chunks()
+
+
+def _equals(column: pa.ChunkedArray, word: str) -> NDArray[np.bool_]:
+    """Which rows of a dictionary column hold the word; decoding ten million texts would cost a second."""
+    if column.num_chunks == 0:
+        return np.zeros(0, np.bool_)
+    (chunk,) = column.chunks
+    words = chunk.dictionary.to_pylist()
+    if word not in words:
+        return np.zeros(len(chunk), np.bool_)
+    found: NDArray[np.bool_] = chunk.indices.fill_null(-1).to_numpy() == words.index(word)
+    return found
+
+
+def _full(file: str | Path) -> str:
+    return str(file) if files.is_remote(str(file)) else Path(file).expanduser().resolve().as_posix()
+
+
+def _write_arrow(rows: pa.Table, sink: Any) -> None:
+    rows = rows.unify_dictionaries().combine_chunks()
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def _open(file: str | Path) -> pa.Table:
+    try:
+        if files.is_remote(str(file)):
+            filesystem, path = files.open_root(str(file))
+            with filesystem.open_input_file(path) as stream:
+                whole = pa.BufferReader(stream.read_buffer())
+            return pa.ipc.open_file(whole).read_all()
+        file = Path(file).expanduser()
+        if not file.is_file():
+            raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
+        with file.open("rb") as opened:
+            magic = opened.read(len(_ARROW_MAGIC))
+        if magic == _ARROW_MAGIC:
+            return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        with pq.ParquetFile(file, memory_map=True) as parquet:
+            _about(parquet.schema_arrow.metadata, file)  # before the rows: a large stranger is refused at once
+            return parquet.read()
+    except (pa.ArrowException, OSError, ValueError, SourceError) as error:
+        raise ManifestError(
+            f"{file} cannot be read ({error}): it is no manifest, or a broken one; make one with thawline index"
+        ) from error
+
+
+def _about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, Any]:
     try:
         about = json.loads((metadata or {})[_KEY])
-        version, _, _, _ = int(about["version"]), about["root"], about["task"], tuple(about["classes"])
+        version, task, _, _ = int(about["version"]), about["task"], about["root"], tuple(about["classes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"{file} is not a thawline manifest; make one with thawline index") from error
-    if version > VERSION or about["task"] not in LABEL_TYPES:
+    if version != VERSION or task not in LABEL_TYPES:
+        age = "an older" if version < VERSION else "a newer"
         raise ManifestError(
-            f"manifest {file} (version {version}, task {about['task']!r}) is from a newer thawline: this one "
-            f"reads version {VERSION} with {' or '.join(LABEL_TYPES)}; upgrade, or index again"
+            f"manifest {file} (version {version}, task {task!r}) is from {age} thawline: this one reads version "
+            f"{VERSION} for {', '.join(LABEL_TYPES)}; index again, or install the thawline that made it"
         )
-    return about
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:
-        return False
+    return {"fingerprint": "", "shards": [], "values": [], **about}

@@ -16,6 +16,8 @@ from dataio.hashing import hash64
 
 _ROUNDS = 10  # 4 are enough in theory for large n; small n (tens of samples) need more to look uniform
 
+_FAR = 2**40  # epochs
+
 
 def permute(index: NDArray[np.int64], *, n: int, seed: int, epoch: NDArray[np.int64]) -> NDArray[np.int64]:
     """Map each index in [0, n) through the permutation of its epoch; computed, never stored.
@@ -71,9 +73,17 @@ class Plan:
         lo, hi = part_bounds(self.global_batch, rank, world_size)
         return np.arange(step * self.global_batch + lo, step * self.global_batch + hi, dtype=np.int64)
 
-    def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which sample stands at each stream position: (epochs, rows), both (k,) int64, rows in [0, n)."""
+    def at(
+        self, positions: NDArray[np.int64], attempts: NDArray[np.int64] | int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which sample stands at each stream position: (epochs, rows), both (k,) int64, rows in [0, n).
+
+        Where that sample's file cannot be used, attempt 1, 2, ... names who takes its place, and with which
+        augmentation: what stands there in epoch e + attempt * 2**40, which no run reaches. So a hole is filled in the
+        same way by any rank of any world, and after any interruption.
+        """
         epochs, index = np.divmod(positions, self.n)
+        epochs = epochs + np.asarray(attempts, np.int64) * _FAR
         return epochs, permute(index, n=self.n, seed=self.seed, epoch=epochs)
 
     def steps(self, epochs: float) -> int:

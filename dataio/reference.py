@@ -5,44 +5,58 @@ readable: for speed use DALI.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
+from dataio.pictures import hush_pillow, to_rgb, why_undecodable
 from dataio.spec import Border, ImageSpec
-from dataio.work import Work
+from dataio.targets import VOID
+from dataio.work import Mend, Work
 
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+# What is neither a homography nor an affine colour map, by its name in the spec and in Geometry; in this order.
+_EFFECTS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "saturation": lambda image, by: torch.lerp((image @ _LUMA)[..., None], image, by).clamp(0, 255),
+}
 _PADDING: dict[Border, str] = {"reflect": "reflection", "replicate": "border", "constant": "zeros"}
 
 
 def decode(encoded: NDArray[np.uint8], *, path: str = "the image") -> NDArray[np.uint8]:
-    """Encoded file -> (H, W, 3) uint8 RGB, upright by its EXIF orientation. Raises EngineError, naming the path."""
+    """Encoded file -> (H, W, 3) uint8 RGB, upright by its orientation. Raises EngineError, naming the path.
+
+    Transparency is left out, the first of several pictures is taken, 16 bits are scaled to 8: as DALI does.
+    """
+    hush_pillow()
     try:
         with Image.open(io.BytesIO(encoded.tobytes())) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        # Pillow's own sentence for what is no image names an object in memory.
-        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+            return to_rgb(image)
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise EngineError(
-            f"{path} cannot be decoded ({why}): the batch cannot be made; remove or mend the file and index again"
+            f"{path} cannot be decoded ({why_undecodable(error)}): the batch cannot be made; remove or mend the file "
+            "and index again"
         ) from error
 
 
 def prefilter(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(H, W, 3) float -> (h, w, 3) float, antialiased with a triangle filter as wide as the shrink."""
+    if size[1] == 1 < size[0]:  # torch 2.15 repeats the first row where the output is one pixel wide
+        return prefilter(image.transpose(0, 1), (1, size[0])).transpose(0, 1)
     nchw = image.permute(2, 0, 1)[None]
     return F.interpolate(nchw, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
 
 
-def warp(image: torch.Tensor, homography: NDArray[np.float64], *, size_px: int, border: Border) -> torch.Tensor:
-    """Resample once: (H, W, 3) float -> (size_px, size_px, 3) float, bilinear, through output -> source pixels."""
+def warp(
+    image: torch.Tensor, homography: NDArray[np.float64], *, size_px: int, border: Border, nearest: bool = False
+) -> torch.Tensor:
+    """Resample once: (H, W, C) float -> (size_px, size_px, C) float, bilinear, through output -> source pixels."""
     height, width = image.shape[:2]
     centres = np.arange(size_px) + 0.5
     x, y = np.meshgrid(centres, centres)
@@ -50,7 +64,8 @@ def warp(image: torch.Tensor, homography: NDArray[np.float64], *, size_px: int, 
     unit = np.stack([2 * sx / sz / width - 1, 2 * sy / sz / height - 1], -1)
     grid = torch.from_numpy(unit).to(image.dtype)[None]
     nchw = image.permute(2, 0, 1)[None]
-    out = F.grid_sample(nchw, grid, mode="bilinear", padding_mode=_PADDING[border], align_corners=False)
+    mode = "nearest" if nearest else "bilinear"
+    out = F.grid_sample(nchw, grid, mode=mode, padding_mode=_PADDING[border], align_corners=False)
     return out[0].permute(1, 2, 0)
 
 
@@ -60,9 +75,20 @@ def render(work: Work, i: int, spec: ImageSpec) -> torch.Tensor:
     height, width = (int(v) for v in work.geometry.prefilter_px[i])
     if height:
         image = prefilter(image, (height, width))
-    image = warp(image, work.geometry.homographies[i], size_px=spec.size_px, border=spec.border)
+    image = warp(image, work.geometry.homographies[i], size_px=work.size_px, border=spec.border)
+    for name in spec.effects:
+        image = _EFFECTS[name](image, float(getattr(work.geometry, name)[i]))
     mean, std = work.geometry.folded(spec)
     return (image - torch.from_numpy(mean[i])) / torch.from_numpy(std[i])
+
+
+def render_mask(work: Work, i: int, spec: ImageSpec) -> torch.Tensor:
+    """The mask of sample i through the same map, nearest neighbour: (size_px, size_px) int64 class indices."""
+    assert work.masks is not None
+    mask = torch.from_numpy(work.masks[i])[..., None].float() - VOID  # so that a constant border's zeros are VOID
+    size = np.array([mask.shape[:2]])
+    to_mask = work.geometry.onto(np.repeat(size, len(work.ids), axis=0))[i]
+    return (warp(mask, to_mask, size_px=work.size_px, border=spec.border, nearest=True)[..., 0] + VOID).long()
 
 
 class ReferenceEngine:
@@ -75,15 +101,36 @@ class ReferenceEngine:
         self._spec, self._device, self._dtype = spec, device, dtype
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-render")
 
-    def run(self, works: Iterator[Work]) -> Iterator[Batch]:
-        """One Batch a Work, in order."""
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]:
+        """One Batch a Work, in order. Files that cannot be decoded go to `mend`; without one they raise EngineError."""
         for work in works:
-            images = torch.stack(list(self._pool.map(lambda i, w=work: render(w, i, self._spec), range(len(work.ids)))))
-            yield Batch(
-                images=images.to(self._device, self._dtype).permute(0, 3, 1, 2),
-                targets=torch.from_numpy(work.targets).to(self._device),
-                ids=torch.from_numpy(work.ids),
-            )
+            yield self._batch(work, mend)
+
+    def _batch(self, work: Work, mend: Mend | None) -> Batch:
+        while True:
+            done = list(self._pool.map(lambda i, w=work: self._rendered(w, i), range(len(work.ids))))
+            broken = {i: error for i, error in enumerate(done) if isinstance(error, EngineError)}
+            if not broken:
+                break
+            if mend is None:
+                raise next(iter(broken.values()))
+            work = mend(work, {i: str(error) for i, error in broken.items()})
+        images = torch.stack([image for image in done if isinstance(image, torch.Tensor)])
+        if work.masks is None:
+            targets = torch.from_numpy(work.targets)
+        else:
+            targets = torch.stack([render_mask(work, i, self._spec) for i in range(len(work.ids))])
+        return Batch(
+            images=images.to(self._device, self._dtype).permute(0, 3, 1, 2),
+            targets=targets.to(self._device),
+            ids=torch.from_numpy(work.ids),
+        )
+
+    def _rendered(self, work: Work, i: int) -> torch.Tensor | EngineError:
+        try:
+            return render(work, i, self._spec)
+        except EngineError as error:
+            return error
 
     def close(self) -> None:
         """End the threads."""

@@ -1,6 +1,7 @@
-"""Where do real images come from on a machine with no network?
+"""Where do real images to try things on come from? Small ones out of a package, large ones over the network.
 
 scikit-learn carries 1,797 handwritten digits of UCI's optical recognition set (Alpaydin and Kaynak, 1998).
+torchvision knows where the Oxford-IIIT Pet photos lie: cats and dogs of 37 breeds (Parkhi et al., 2012).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataio.downloads import Progress, Resource, fetch
 from dataio.errors import SourceError
 
 
@@ -71,3 +73,41 @@ def _complete(folder: Path, names: list[str], size_px: int) -> bool:
         return False
     with Image.open(folder / names[-1]) as last:  # written last: an earlier size would show here
         return last.size == (size_px, size_px)
+
+
+def fetch_pets(folder: str | Path, *, progress: Progress | None = None) -> Path:
+    """Fetch the Oxford-IIIT Pet photos, and return the folder they are in: `folder`/oxford-iiit-pet/images.
+
+    Its files are called BREED_NUMBER.jpg. Whatever was interrupted is continued: a download where it broke off, an
+    unpacking from its start. Photos that are all there are left as they are. The archives stay; archives that were
+    put into `folder`/oxford-iiit-pet by hand are checked and used.
+
+    Raises: SourceError when an archive cannot be had or has the wrong checksum, or the folder cannot be written.
+    """
+    from torchvision.datasets import OxfordIIITPet
+    from torchvision.datasets.utils import extract_archive
+
+    base = Path(folder).expanduser() / "oxford-iiit-pet"
+    resources = [Resource(url, md5) for url, md5 in OxfordIIITPet._RESOURCES]
+    # torchvision takes two folders for a whole data set; a kill while it unpacks the second leaves both. So a file
+    # that is written last tells which archives were unpacked to their ends.
+    marker, unpacked = base / ".unpacked", "".join(f"{each.md5}  {each.name}\n" for each in resources)
+    try:
+        if not (
+            marker.is_file()
+            and marker.read_text(encoding="utf-8") == unpacked
+            and all((base / name).is_dir() for name in ("images", "annotations"))
+        ):
+            base.mkdir(parents=True, exist_ok=True)
+            fetch(resources, base, progress=progress)
+            marker.unlink(missing_ok=True)
+            for each in resources:
+                extract_archive(str(base / each.name), str(base))  # writes anew what lies there half-written
+            OxfordIIITPet(base.parent)
+            marker.write_text(unpacked, encoding="utf-8")
+    except OSError as error:
+        raise SourceError(
+            f"pets cannot go to {base} ({error.strerror or error}): give a folder that you can write to, with about "
+            "1.7 GB free; what has come is kept"
+        ) from error
+    return base / "images"

@@ -1,79 +1,145 @@
-"""Which images are for validation?
+"""Which images are for training, which for validation, which for the test at the end?
 
-A splitter is a plain function from rows to booleans, True for valid. `split` runs it over the usable rows and
-makes the manifest. Stratified and k-fold splits are not here.
+A splitter is a function from rows to sides: booleans, True for valid, or the names 'train', 'valid' and 'test', None
+for a row that is left out. `split` runs it over the usable rows and makes the manifest.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from dataio.errors import SplitError
+from dataio.errors import QuarantineError, SplitError
 from dataio.labels import Row
-from dataio.manifest import Manifest, columns
+from dataio.manifest import Manifest, build
 from dataio.sources import Table
-from dataio.verify import CHECKS, check_files
+from dataio.targets import VOID
+from dataio.verify import check_files
 
-Splitter = Callable[[pa.Table], np.ndarray]
+Sides = NDArray[np.bool_] | NDArray[np.object_]
+Splitter = Callable[[pa.Table], Sides]
 
-VALID_WORDS = ("true", "1", "1.0", "yes", "y", "t", "valid", "validation", "val", "test")
-TRAIN_WORDS = ("false", "0", "0.0", "no", "n", "f", "train", "training")
+SIDES = ("train", "valid", "test")
+WORDS = {
+    "train": ("train", "training", "false", "0", "0.0", "no", "n", "f"),
+    "valid": ("valid", "validation", "val", "true", "1", "1.0", "yes", "y", "t"),
+    "test": ("test", "testing"),
+}
+"""What a column may call a side."""
+
+LEFT_OUT = "left out by the split"
 
 
-def random_split(*, valid: float = 0.2, seed: int = 42) -> Splitter:
-    """Draw exactly int(valid * n) of n rows, a function of (seed, n) alone.
+def random_split(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
+    """Draw exactly int(valid * n) and int(test * n) of n rows, a function of (seed, n) alone.
 
-    Raises: SplitError for a fraction outside (0, 1) or a negative seed.
+    The valid side does not depend on `test`.
+
+    Raises: SplitError for a fraction outside (0, 1), nothing left for training, or a negative seed.
     Source: the count is that of fastai's RandomSplitter; the draw is numpy's PCG64 permutation.
     """
-    if not 0 < valid < 1:
-        raise SplitError(f"valid={valid} is not between 0 and 1: one side would be empty; give a fraction such as 0.2")
-    if seed < 0:
-        raise SplitError(f"seed={seed} is negative: numpy's generator takes none; give 0 or more")
+    _check_fractions(valid, test, seed)
 
-    def draw(rows: pa.Table) -> np.ndarray:
-        mask = np.zeros(rows.num_rows, np.bool_)
-        mask[np.random.default_rng(seed).permutation(rows.num_rows)[: int(valid * rows.num_rows)]] = True
-        return mask
+    def draw(rows: pa.Table) -> Sides:
+        n = rows.num_rows
+        order = np.random.default_rng(seed).permutation(n)
+        chosen, tested = int(valid * n), int(test * n)
+        return _named(n, order[:chosen], order[chosen : chosen + tested])
+
+    return draw
+
+
+def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
+    """Draw as many rows as `random_split`, and of each class its share: largest remainders first.
+
+    The classes are labels, or combinations of labels (multi_label).
+
+    Raises: as `random_split`; when called on rows, SplitError for labels that are no classes.
+    Source: largest remainders, Hamilton's method of apportionment.
+    """
+    _check_fractions(valid, test, seed)
+
+    def draw(rows: pa.Table) -> Sides:
+        n, codes = rows.num_rows, _codes(rows)
+        sizes = np.bincount(codes)
+        chosen = _shares(valid, sizes, int(valid * n), room=sizes)
+        tested = _shares(test, sizes, int(test * n), room=sizes - chosen)
+        order = _class_by_class(codes, seed)
+        # a row's place among its class, in the order of the draw
+        place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        first, second = chosen[codes[order]], (chosen + tested)[codes[order]]
+        return _named(n, order[place < first], order[(first <= place) & (place < second)])
+
+    return draw
+
+
+def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Splitter:
+    """Take for validation fold number `fold`, 0 to k - 1, of k: over all folds every row is on the valid side once.
+
+    Folds differ by one row at most. With stratify, so do the rows of each class in them.
+
+    Raises: SplitError for fewer than two folds, a fold that is not there, or a negative seed.
+    """
+    if k < 2 or not 0 <= fold < k:
+        raise SplitError(f"there is no fold {fold} of {k}: folds count from 0 and are two or more; give 0 to {k - 1}")
+    _check_seed(seed)
+
+    def draw(rows: pa.Table) -> Sides:
+        n = rows.num_rows
+        order = _class_by_class(_codes(rows), seed) if stratify else np.random.default_rng(seed).permutation(n)
+        return _named(n, order[fold::k])
 
     return draw
 
 
 def by_column(name: str) -> Splitter:
-    """Read the side from a column: `VALID_WORDS` or `TRAIN_WORDS` in any case, booleans, 1 and 0.
+    """Read the side from a column: `WORDS` in any case, booleans (True is valid), 1 and 0.
 
     Raises (when called on rows): SplitError for a missing column or any other value.
     """
 
-    def read(rows: pa.Table) -> np.ndarray:
+    def read(rows: pa.Table) -> Sides:
         if name not in rows.column_names:
             there = ", ".join(rows.column_names)
             raise SplitError(f"no column {name!r} to split by; there are {there}: name one of these")
-        words = pc.utf8_lower(pc.utf8_trim_whitespace(rows[name].cast(pa.string()))).combine_chunks()
-        mask = pc.is_in(words, pa.array(VALID_WORDS))
-        unknown = pc.invert(pc.or_(mask, pc.is_in(words, pa.array(TRAIN_WORDS))))
-        if pc.any(unknown).as_py():
-            values = ", ".join(map(repr, rows[name].filter(unknown).unique().to_pylist()[:3]))
+        try:
+            words = pc.utf8_lower(pc.utf8_trim_whitespace(rows[name].cast(pa.string())))
+        except pa.ArrowException as error:
+            raise SplitError(f"column {name!r} cannot split ({error}): give one with 'train' and 'valid'") from error
+        sides = np.full(rows.num_rows, None, object)
+        for side, known in WORDS.items():
+            sides[pc.is_in(words, pa.array(known)).to_numpy()] = side
+        unknown = _is(sides, None)
+        if unknown.any():
+            values = ", ".join(map(repr, rows[name].filter(pa.array(unknown)).unique().to_pylist()[:3]))
             raise SplitError(
-                f"column {name!r} has values that name no side ({values}) in {pc.sum(unknown).as_py()} rows: "
-                "write 'train' or 'valid' (or false and true)"
+                f"column {name!r} has values that name no side ({values}) in {unknown.sum()} rows: "
+                "write 'train', 'valid' or 'test' (or false and true)"
             )
-        return mask.to_numpy(zero_copy_only=False)
+        return sides
 
     return read
 
 
-def by_folder(name: str = "valid") -> Splitter:
-    """Take for validation what lies in a folder called `name`, at any depth of its path."""
+def by_folder(valid: str = "valid", *, test: str | None = "test") -> Splitter:
+    """Take for validation what lies in a folder called `valid`, at any depth of its path, for the test what of the rest
+    lies in one called `test`, and all else for training.
+    """
 
-    def look(rows: pa.Table) -> np.ndarray:
+    def look(rows: pa.Table) -> Sides:
         slashed = pc.binary_join_element_wise("", rows["path"], "/")
-        return pc.match_substring(slashed, f"/{name}/").to_numpy()
+        inside, tested = (
+            pc.match_substring(slashed, f"/{name}/").to_numpy() if name else np.zeros(rows.num_rows, np.bool_)
+            for name in (valid, test)
+        )
+        return _named(rows.num_rows, inside, tested & ~inside)
 
     return look
 
@@ -81,19 +147,40 @@ def by_folder(name: str = "valid") -> Splitter:
 def by_function(fn: Callable[[Row], Any]) -> Splitter:
     """Take for validation the rows ('path', 'label' and the source's columns) for which `fn` is true.
 
-    Raises (when called on rows): SplitError when `fn` fails.
+    Or `fn` answers with the side's name, 'train', 'valid' or 'test'; then None leaves a row out.
+
+    Raises (when called on rows): SplitError when `fn` fails, or answers with another text.
     """
 
-    def ask(rows: pa.Table) -> np.ndarray:
+    def ask(rows: pa.Table) -> Sides:
         try:
-            return np.array(
-                [bool(fn(row)) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()],
-                np.bool_,
-            )
+            answers = [fn(row) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()]
         except Exception as error:
             raise SplitError(f"the split function failed with {error!r}: correct the function") from error
+        sides = np.full(len(answers), None, object)
+        if any(isinstance(answer, str) for answer in answers):
+            sides[:] = answers
+        else:
+            sides[:] = ["valid" if answer else "train" for answer in answers]
+        return sides
 
     return ask
+
+
+def hold_out(test: Splitter, then: Splitter) -> Splitter:
+    """Keep for the test the rows that one splitter picks, and divide the others by another, such as a `k_fold`.
+
+    Picked are those that `test` calls 'test', or if there are none, 'valid'.
+    """
+
+    def divide(rows: pa.Table) -> Sides:
+        sides = _sides(test, rows)
+        picked = _is(sides, "test" if _is(sides, "test").any() else "valid")
+        sides[picked] = "test"
+        sides[~picked] = _sides(then, rows.filter(pa.array(~picked)))
+        return sides
+
+    return divide
 
 
 def split(
@@ -101,71 +188,202 @@ def split(
     splitter: Splitter,
     *,
     verify: bool = True,
+    max_bad: float = 0.01,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Check every file, divide the usable ones, and return the manifest.
 
-    Files that cannot be used stay in it with the reason in `status` and no split. The splitter sees the
-    usable rows only; it also runs once before the files are checked, so that its mistakes show before
-    minutes of decoding. `verify=False` believes every file, and leaves sizes and hashes null.
-    `progress(done, total)` counts files.
+    Files that cannot be used stay in it with the reason in `status` and no split; so do rows that the splitter leaves
+    out. The splitter sees the usable rows only; it also runs once before the files are checked, so that its mistakes
+    show before minutes of decoding. Of n files, `max_bad` * n may be unusable, rounded up: one of a few is forgiven,
+    with 0 none is. `verify=False` believes every file, and leaves sizes and hashes null.
+    `progress(done, total)` counts files. A manifest has images for train and valid, or for test alone.
 
-    Raises: SplitError for an unlabelled table, a side without images, no usable file, or fewer than two
-    classes (single_label; one for multi_label) among the usable.
+    Raises: QuarantineError for more unusable files; SplitError for an unlabelled table, a side without images, no
+        usable file, or fewer than two classes (single_label, mask; one for the others) among the usable.
     """
     rows = table.rows
     if table.task is None or "label" not in rows.column_names:
         raise SplitError("the table has no labels: it cannot be split into a manifest; call label(table, ...) first")
-    mask = _mask(splitter, rows)
-    paths = rows["path"].to_pylist()
-    checks = check_files(table.root, paths, progress=progress) if verify else _unchecked(len(paths))
-    usable = pc.equal(checks["status"], "ok").to_numpy()
-    if not usable.any():
-        pairs = zip(paths[:3], checks["status"].slice(0, 3).to_pylist(), strict=True)
-        reasons = "; ".join(f"{path} ({status})" for path, status in pairs)
-        raise SplitError(f"none of the {len(paths)} files in {table.root} can be used: {reasons}; correct the source")
-    if not usable.all():
-        mask = _mask(splitter, rows.filter(usable))
-    _check_sides(mask)
-    labels = rows["label"].filter(usable)
-    classes = _classes(labels, table.task)
-    side = np.full(len(paths), None, object)
-    side[usable] = np.where(mask, "valid", "train")
-    ids = pa.array(np.arange(len(paths), dtype=np.int64))
-    parts = [ids, rows["path"], rows["label"], pa.array(side, pa.string()), *checks.columns]
-    return Manifest(pa.table(parts, columns(table.task)), table.root.absolute(), table.task, classes)
-
-
-def _mask(splitter: Splitter, rows: pa.Table) -> np.ndarray:
-    mask = np.asarray(splitter(rows))
-    if mask.shape != (rows.num_rows,) or mask.dtype != np.bool_:
+    _check_sides(_sides(splitter, rows))
+    checks = _checks(table, verify=verify, progress=progress)
+    status = _status(table, checks)
+    usable = status == "ok"
+    _check_quarantine(table, status, max_bad)
+    sides = np.full(rows.num_rows, None, object)
+    sides[usable] = _sides(splitter, rows if usable.all() else rows.filter(pa.array(usable)))
+    _check_sides(sides[usable])
+    status[usable & _is(sides, None)] = LEFT_OUT
+    used = pa.array(status == "ok")
+    values = _found_values(checks.filter(used)) if table.task == "mask" and table.values is None else table.values
+    classes = table.classes or _classes(rows["label"].filter(used), table.task, values)
+    if len(classes) < (2 if table.task in ("single_label", "mask") else 1):
         raise SplitError(
-            f"the splitter returned {mask.dtype} of shape {mask.shape} for {rows.num_rows} rows: it must "
-            f"return ({rows.num_rows},) bool, True for valid"
+            f"the {pc.sum(used).as_py()} usable images show {len(classes)} classes ({', '.join(classes)}): there is "
+            "nothing to learn; give usable images of more classes"
         )
-    return mask
+    columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
+    columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
+    return build(columns, root=table.root, task=table.task, classes=classes, values=values or ())
 
 
-def _check_sides(mask: np.ndarray) -> None:
-    for side, count in (("valid", int(mask.sum())), ("train", int((~mask).sum()))):
-        if count == 0:
+# Drawing --------------------------------------------------------------------------------------------------
+
+
+def _check_fractions(valid: float, test: float, seed: int) -> None:
+    if not 0 < valid < 1:
+        raise SplitError(f"valid={valid} is not between 0 and 1: one side would be empty; give a fraction such as 0.2")
+    if not 0 <= test < 1 or valid + test >= 1:
+        raise SplitError(
+            f"test={test} beside valid={valid} leaves nothing to train on: give fractions that sum below 1"
+        )
+    _check_seed(seed)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise SplitError(f"seed={seed} is negative: numpy's generator takes none; give 0 or more")
+
+
+def _named(n: int, valid: NDArray[Any], test: NDArray[Any] | None = None) -> NDArray[np.object_]:
+    """Sides of n rows, from row numbers or masks."""
+    sides = np.full(n, "train", object)
+    sides[valid] = "valid"
+    if test is not None:
+        sides[test] = "test"
+    return sides
+
+
+def _codes(rows: pa.Table) -> NDArray[np.int64]:
+    """The class of each row, (n,), numbered as the classes sort."""
+    labels = rows["label"]
+    if pa.types.is_list(labels.type) and pa.types.is_string(labels.type.value_type):
+        labels = pa.chunked_array([["\0".join(sorted(set(tags))) for tags in labels.to_pylist()]], pa.string())
+    elif not pa.types.is_string(labels.type):
+        raise SplitError(
+            "points are no classes: they cannot be stratified by; draw with random_split, or split by column"
+        )
+    names = sorted(labels.unique().to_pylist())
+    if len(names) == rows.num_rows:
+        raise SplitError(
+            f"each of the {len(names)} labels is one image's alone (as masks are): they cannot be stratified by; draw "
+            "with random_split, or split by column"
+        )
+    codes: NDArray[np.int64] = pc.index_in(labels, pa.array(names, pa.string())).to_numpy().astype(np.int64)
+    return codes
+
+
+def _class_by_class(codes: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """All rows, one class after another, each class's in an order drawn from the seed."""
+    order = np.random.default_rng(seed).permutation(len(codes))
+    return order[np.argsort(codes[order], kind="stable")]
+
+
+def _shares(fraction: float, sizes: NDArray[np.int64], total: int, *, room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whole numbers near fraction * sizes that sum to total, none above room."""
+    quotas = fraction * sizes
+    shares = np.minimum(np.floor(quotas).astype(np.int64), room)
+    by_remainder = np.argsort(shares - quotas, kind="stable")
+    while (lacking := total - int(shares.sum())) > 0:
+        open_classes = by_remainder[shares[by_remainder] < room[by_remainder]]
+        shares[open_classes[:lacking]] += 1
+    shares[by_remainder[::-1][: -lacking or 0]] -= 1  # floating point: floor(f * n) may exceed its share of int(f * N)
+    return shares
+
+
+# Checking -------------------------------------------------------------------------------------------------
+
+
+def _sides(splitter: Splitter, rows: pa.Table) -> NDArray[np.object_]:
+    """What the splitter says, by name."""
+    sides = np.asarray(splitter(rows))
+    if sides.dtype.kind == "U":
+        sides = sides.astype(object)
+    if sides.shape != (rows.num_rows,) or sides.dtype not in (np.bool_, np.object_):
+        raise SplitError(
+            f"the splitter returned {sides.dtype} of shape {sides.shape} for {rows.num_rows} rows: it must "
+            f"return ({rows.num_rows},) bool, True for valid, or the sides' names as objects"
+        )
+    if sides.dtype == np.bool_:
+        return _named(rows.num_rows, sides)
+    strange = set(sides.tolist()) - {*SIDES, None}
+    if strange:
+        raise SplitError(f"the splitter returned {strange.pop()!r}: a side is 'train', 'valid', 'test' or None")
+    return sides.astype(object)
+
+
+def _is(sides: NDArray[np.object_], side: str | None) -> NDArray[np.bool_]:
+    return np.equal(sides, np.array(side, object)).astype(np.bool_)
+
+
+def _check_sides(sides: NDArray[np.object_]) -> None:
+    counts = Counter(sides.tolist())
+    if counts["test"] == len(sides):
+        return
+    for side in ("valid", "train"):
+        if counts[side] == 0:
+            others = ", ".join(f"{count} {name or 'left out'}" for name, count in counts.items())
             raise SplitError(
-                f"the split leaves {side} empty: all {mask.size} usable images are on the other side; "
+                f"the split leaves {side} empty: all {len(sides)} usable images are on the other side ({others}); "
                 "change the fraction, column or folder that divides them"
             )
 
 
-def _classes(labels: pa.ChunkedArray, task: str) -> tuple[str, ...]:
-    single = task == "single_label"
-    classes = tuple(sorted((labels if single else pc.list_flatten(labels)).unique().to_pylist()))
-    if len(classes) < 1 + single:
-        raise SplitError(
-            f"the {len(labels)} usable images show {len(classes)} classes ({', '.join(classes)}): there is "
-            "nothing to learn; give usable images of more classes"
+def _checks(table: Table, *, verify: bool, progress: Callable[[int, int], None] | None) -> pa.Table:
+    paths = table.rows["path"].to_pylist()
+    masks = table.rows["label"].to_pylist() if table.task == "mask" else None
+    if verify:
+        return check_files(table.root, paths, masks=masks, progress=progress)
+    if masks is not None and table.values is None:
+        raise SplitError("unverified masks do not tell which values they have: give label(..., values=), or verify")
+    names = ("width", "height", "bytes", "hash", "format", "orientation", "codec", "mask_hash", "mask_values")
+    return pa.table({**{name: pa.nulls(len(paths)) for name in names}, "status": ["ok"] * len(paths)})
+
+
+def _status(table: Table, checks: pa.Table) -> NDArray[np.object_]:
+    """Why each file cannot be used, or 'ok'; a mask without a pixel of any class teaches nothing."""
+    status: NDArray[np.object_] = checks["status"].to_numpy().astype(object)
+    if table.task == "mask" and table.values is not None and checks["mask_values"].null_count < len(status):
+        present = checks["mask_values"].combine_chunks()
+        known = pc.is_in(present.flatten(), pa.array(table.values, pa.uint8()))
+        inside = np.zeros(len(status), np.bool_)
+        inside[pc.list_parent_indices(present).filter(known).to_numpy()] = True
+        masks, wanted = table.rows["label"], ", ".join(map(str, table.values))
+        for row in np.flatnonzero(~inside & (status == "ok")):
+            status[row] = f"its mask {masks[int(row)].as_py()}: no pixel has one of the values {wanted}"
+    return status
+
+
+def _check_quarantine(table: Table, status: NDArray[np.object_], max_bad: float) -> None:
+    bad = np.flatnonzero(status != "ok")
+    paths = table.rows["path"]
+    named = "; ".join(f"{paths[int(row)].as_py()} ({status[row]})" for row in bad[:3])
+    if len(bad) == len(status):
+        raise SplitError(f"none of the {len(bad)} files in {table.root} can be used: {named}; correct the source")
+    share, allowed = len(bad) / len(status), math.ceil(max_bad * len(status) - 1e-9)
+    if len(bad) > allowed:
+        reasons = Counter(_kind(status[row]) for row in bad).most_common(5)
+        counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+        enough = math.ceil(1000 * share) / 1000
+        raise QuarantineError(
+            f"{len(bad):,} of {len(status):,} files ({share:.1%}) cannot be used, and at most {allowed:,} may "
+            f"({max_bad:.1%}): {counted}; the first are {named}; mend or remove them, or allow more with "
+            f"max_bad={enough:g} (--max-bad {enough:g}): the manifest then lists every one with its reason"
         )
-    return classes
 
 
-def _unchecked(count: int) -> pa.Table:
-    ok = pa.array(["ok"] * count, pa.string())
-    return pa.table([*(pa.nulls(count, kind) for kind in CHECKS.types[:-1]), ok], CHECKS)
+def _kind(status: str) -> str:
+    """A reason without what is particular to the file."""
+    return "its mask" if status.startswith("its mask ") else status.partition(":")[0]
+
+
+def _found_values(checks: pa.Table) -> tuple[int, ...]:
+    """The values that occur in masks; 255 is void beside others, and a class of a mask with two values."""
+    values = sorted(pc.list_flatten(checks["mask_values"]).unique().to_pylist())
+    return tuple(values if len(values) <= 2 else [value for value in values if value != VOID])
+
+
+def _classes(labels: pa.ChunkedArray, task: str, values: tuple[int, ...] | None) -> tuple[str, ...]:
+    if task == "mask":
+        return tuple(map(str, values or ()))
+    return tuple(sorted((labels if task == "single_label" else pc.list_flatten(labels)).unique().to_pylist()))

@@ -8,20 +8,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataio.errors import EngineError
 from dataio.geometry import Geometry
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """A batch to be rendered: n encoded files, what to do with them, and who they are."""
 
@@ -33,18 +31,17 @@ class Work:
     ids: NDArray[np.int64]
     """(n,)"""
     targets: NDArray[np.int64] | NDArray[np.float32]
-    """(n,) or (n, C)"""
+    """(n,), (n, C) or (n, K, 2): see targets.make_targets; not looked at where there are masks."""
+    size_px: int
+    """The side of what the model sees."""
+    positions: NDArray[np.int64]
+    """Stream positions (training) or rows of the part that were asked for: what `mend` makes again."""
+    masks: list[NDArray[np.uint8]] | None = None
+    """n masks, each (h, w) uint8 class indices, of any size: each shows its whole image."""
 
 
-def read_file(path: str) -> NDArray[np.uint8]:
-    """The bytes of a file, (bytes,) uint8. Raises EngineError naming the file when it cannot be read."""
-    try:
-        return np.frombuffer(Path(path).read_bytes(), np.uint8)
-    except OSError as error:
-        raise EngineError(
-            f"{path} cannot be read ({error.strerror}): it was there when the manifest was made; put it back, "
-            "or index again"
-        ) from error
+Mend = Callable[[Work, dict[int, str]], Work]
+"""(work, {place in it: reason}) -> the same positions without those files: the loader's part of surviving a bad one."""
 
 
 def read_ahead(make: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int) -> Iterator[R]:

@@ -1,6 +1,6 @@
 """Vision models: pretrained bodies, fastai's heads, and the layer groups that fine-tuning works on."""
 
-from models.backbones import Classifier, create
+from models.backbones import Classifier, create, normalisation
 from models.errors import ModelError, UnknownModelError, WeightsError
 from models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
 
@@ -13,6 +13,7 @@ __all__ = [
     "freeze",
     "freeze_to",
     "layer_groups",
+    "normalisation",
     "parameter_groups",
     "unfreeze",
 ]

@@ -59,6 +59,17 @@ def check_name(name: str) -> None:
         )
 
 
+def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel, of pixels in [0, 1], that the backbone's weights were trained with.
+
+    Raises: UnknownModelError.
+    """
+    check_name(name)
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    (m0, m1, m2), (s0, s1, s2) = preset.mean, preset.std
+    return (m0, m1, m2), (s0, s1, s2)
+
+
 def create(
     name: str, classes: int, *, weights: str | Path = "none", dropout: float = 0.5, seed: int | None = None
 ) -> Classifier:

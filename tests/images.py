@@ -5,6 +5,7 @@ Everything is a function of its arguments: no test depends on a download or on a
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,19 @@ def upright_sizes(encoded: Iterable[Pixels]) -> tuple[NDArray[np.int32], NDArray
     return np.array([s[1] for s in shapes], np.int32), np.array([s[0] for s in shapes], np.int32)
 
 
-def make_work(encoded: Sequence[Pixels], geometry: Geometry) -> Work:
+def make_work(encoded: Sequence[Pixels], geometry: Geometry, *, size_px: int, masks: Any = None) -> Work:
     """Work for the engines, with ids and targets 0, 1, 2, ..."""
     ids = np.arange(len(encoded), dtype=np.int64)
-    return Work(list(encoded), [f"image{i}" for i in ids], geometry, ids=ids, targets=ids.copy())
+    return Work(
+        encoded=list(encoded),
+        paths=[f"image{i}" for i in ids],
+        geometry=geometry,
+        ids=ids,
+        targets=ids.copy(),
+        size_px=size_px,
+        positions=ids.copy(),
+        masks=masks,
+    )
 
 
 def take_work(work: Work, rows: Sequence[int]) -> Work:
@@ -98,11 +108,14 @@ def take_work(work: Work, rows: Sequence[int]) -> Work:
     index = np.array(rows)
     g = work.geometry
     return Work(
-        [work.encoded[i] for i in rows],
-        [work.paths[i] for i in rows],
-        Geometry(g.homographies[index], g.prefilter_px[index], g.scale[index], g.shift[index]),
+        encoded=[work.encoded[i] for i in rows],
+        paths=[work.paths[i] for i in rows],
+        geometry=Geometry(*(getattr(g, f.name)[index] for f in fields(g))),
         ids=work.ids[index],
         targets=work.targets[index],
+        size_px=work.size_px,
+        positions=work.positions[index],
+        masks=None if work.masks is None else [work.masks[i] for i in rows],
     )
 
 
@@ -123,7 +136,7 @@ def run_engine(
         from dataio.dali import DaliEngine
 
         largest = max_batch or max(len(work.ids) for work in works)
-        kind = (works[0].targets.dtype, works[0].targets.ndim - 1)
+        kind = (works[0].targets.dtype, works[0].targets.ndim - 1) if works[0].masks is None else None
         engine = DaliEngine(spec, device=device, dtype=dtype, threads=1, max_batch=largest, target=kind)
     batches = list(engine.run(iter(works)))
     engine.close()

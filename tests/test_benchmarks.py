@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import harness, prefilter, presize
-from benchmarks.photos import write_photos
+from benchmarks import harness, peers, prefilter, presize, presize_quality
+from benchmarks.photos import real_photos, write_photos
 from cluster import doctor
 from dataio import geometry, reference
 from dataio.spec import ImageSpec
@@ -129,7 +129,7 @@ def test_taking_the_prefilter_out_gives_the_map_to_the_decoded_source(width: int
     corners = np.tile([[0.0, 0.0], [160.0, 0.0], [160.0, 160.0], [0.0, 160.0]], (20, 1, 1))
     there = geometry.project(filtered.homographies, corners)
     scale = np.where(filtered.prefilter_px > 0, filtered.prefilter_px / np.array([height, width]), 1.0)[:, None, ::-1]
-    found = geometry.project(presize.from_source(filtered, width, height), corners)
+    found = geometry.project(peers.from_source(filtered), corners)
     np.testing.assert_allclose(found * scale, there, rtol=1e-9, atol=1e-9)
     assert (filtered.prefilter_px > 0).all() == (height > 500)
 
@@ -163,20 +163,90 @@ def test_photos_are_seeded_jpegs_of_the_right_size_in_px_and_bytes() -> None:
 
 def test_presize_ends_in_one_json_object_with_speed_and_quality_of_both_engines(tmp_path: Path) -> None:
     out = tmp_path / "presize.json"
-    done = run("presize", "--images", "3", "--batch", "2", "--quality-images", "3", "--out", str(out))
+    done = run("presize", "--images", "3", "--batch", "2", "--quality-images", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == json.loads(out.read_text())
     assert {"name", "question", "date_utc", "settings", "results", "hardware", "versions", "commit"} <= set(found)
-    assert list(found["results"]) == ["dali", "reference"]
-    for engine in found["results"].values():
-        assert list(engine) == ["images_per_s", "ms_per_image", "cpu_ms_per_image", "psnr_db"]
-        assert all(0 < value["min"] <= value["median"] <= value["max"] for value in engine.values())
-        assert 35 < engine["psnr_db"]["min"] < 60
+    results = found["results"]
+    compared = results.pop("dali against fastai")
+    assert list(results) == ["dali", "reference", "fastai, 16", "fastai, 64", "torchvision"]
+    for way in results.values():
+        assert list(way) == ["images_per_s", "ms_per_image", "cpu_ms_per_image", "psnr_db", "psnr_synthetic_db"]
+        assert all(0 < value["min"] <= value["median"] <= value["max"] for value in way.values())
+        assert all(25 < way[key]["min"] < 60 for key in ("psnr_db", "psnr_synthetic_db"))
+    cost = {name: way["cpu_ms_per_image"]["median"] for name, way in results.items()}
+    assert compared["cpu_times"] == pytest.approx(min(cost["fastai, 16"], cost["fastai, 64"]) / cost["dali"])
+    assert compared["cpu_times_64"] == pytest.approx(cost["fastai, 64"] / cost["dali"])
+    assert {"gain_db", "gain_synthetic_db"} < set(compared)
+    assert 0.9 < found["settings"]["compared_share"] <= 1
+
+
+def test_the_gain_is_taken_image_by_image() -> None:
+    cost = {"dali": 2.0, "fastai, 16": 30.0, "fastai, 64": 24.0}
+    results = {name: {"cpu_ms_per_image": harness.spread([ms])} for name, ms in cost.items()}
+    ours, theirs = np.array([40.0, 50.0, 60.0]), np.array([45.0, 49.0, 52.0])
+    scores = {"dali": {"psnr_db": ours}, "fastai, 16": {"psnr_db": theirs}}
+    found = presize._compared(results, scores)
+    assert found == {"cpu_times": 12.0, "cpu_times_64": 12.0, "gain_db": harness.spread([-5.0, 1.0, 8.0])}
+
+
+def test_real_photos_are_unscaled_cuts_of_two_photographs() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn carries the photographs")
+    sources = datasets.load_sample_images().images
+    cuts = real_photos(3, width=90, height=60, seed=5)
+    for i, cut in enumerate(cuts):
+        found = reference.decode(cut).astype(np.int16)
+        assert found.shape == (60, 90, 3)
+        windows = np.lib.stride_tricks.sliding_window_view(sources[i % 2][..., 1], (60, 90))
+        probes = [(5, 7), (30, 44), (58, 88), (11, 80), (50, 3)]
+        away = sum(np.abs(windows[..., y, x].astype(np.int16) - found[y, x, 1]) for y, x in probes)
+        top, left = np.unravel_index(int(away.argmin()), away.shape)
+        assert np.abs(found - sources[i % 2][top : top + 60, left : left + 90].astype(np.int16)).mean() < 5
+    assert [c.tobytes() for c in cuts] == [c.tobytes() for c in real_photos(3, width=90, height=60, seed=5)]
+    with pytest.raises(harness.BenchmarkError, match=r"700 x 60 is larger than the photographs of 640 x 427"):
+        real_photos(1, width=700, height=60, seed=5)
+
+
+def test_presize_quality_names_every_way_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presize_quality, "SIZES_PX", ((96, 64),))
+    monkeypatch.setattr(presize_quality, "ROTATIONS_DEG", (0.0, 30.0))
+    monkeypatch.setattr(presize_quality, "ZOOMS", (1.4,))
+    found = presize_quality.main(images=1)["results"]
+    assert list(found) == ["96 to 64, 0 deg, x 1.4", "96 to 64, 30 deg, x 1.4", "mean"]
+    ways = ["reference", "dali", "fastai", "torchvision", "ideal_16x16", "ideal_lanczos"]
+    for row in found.values():
+        assert list(row) == ["shrink", *(f"{way}_{unit}" for way in ways for unit in ("psnr_db", "ssim"))]
+        assert row["shrink"] == pytest.approx(1.5 / 1.4, abs=1e-6)
+    cells = [found[name] for name in list(found)[:2]]
+    for way in ways:
+        assert all(20 < cell[f"{way}_psnr_db"]["median"] < 120 for cell in cells)
+        assert all(0.7 < cell[f"{way}_ssim"]["median"] <= 1 + 1e-6 for cell in cells)
+        middle = np.mean([cell[f"{way}_psnr_db"]["median"] for cell in cells])
+        assert found["mean"][f"{way}_psnr_db"] == pytest.approx(middle)
+    assert all(cell["ideal_16x16_psnr_db"]["median"] > 60 for cell in cells)
+
+
+def test_prefilter_tells_quality_and_cost_of_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefilter, "SIDES_PX", (300, 430))
+    monkeypatch.setattr(prefilter, "SIZES_PX", (64,))
+    monkeypatch.setattr(prefilter, "BATCH", 2)
+    ways = {name: prefilter.WAYS[name] for name in ("plain", "resize to 1.7", "2x2, blur")}
+    monkeypatch.setattr(prefilter, "WAYS", ways)
+    found = prefilter.main(images=1)["results"]
+    assert list(found) == ["300 to 64, real", "430 to 64, synthetic", "CPU-ms, 500 x 375 to 224"]
+    for row in found.values():
+        assert list(row) == ["shrink", *prefilter.WAYS]
+        assert all(value["min"] > 0 for value in row.values())
+    # At a shrink of four, whatever keeps from aliasing is better than nothing.
+    real = {name: value["median"] for name, value in found["300 to 64, real"].items()}
+    assert min(real[name] for name in prefilter.WAYS if name != "plain") > real["plain"]
 
 
 def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
     done = run("presise")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert all(name in done.stderr for name in ("'presise'", "presize", "step", "train"))
+    assert all(
+        name in done.stderr for name in ("'presise'", "presize ", "presize_quality", "prefilter", "step", "train")
+    )

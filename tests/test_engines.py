@@ -45,7 +45,7 @@ def odd_work(spec: ImageSpec, *, epoch: int = 0) -> Work:
     n = len(FILES)
     ids, epochs = np.arange(n, dtype=np.int64), np.full(n, epoch, np.int64)
     drawn = geometry.draw(spec, seed=42, epochs=epochs, ids=ids, widths=SIZES[0], heights=SIZES[1])
-    return make_work(list(FILES.values()), drawn)
+    return make_work(list(FILES.values()), drawn, size_px=spec.size_px)
 
 
 # Parity ----------------------------------------------------------------------------------------------------
@@ -65,10 +65,41 @@ def test_dali_equals_reference_on_odd_images_under_every_augmentation(border: Bo
         assert not low, f"epoch {epoch}, dB: {low}"
 
 
+@pytest.mark.parametrize("effect", [{"max_saturation": 0.8}])
+def test_an_effect_is_the_same_in_both_engines_and_does_something(effect: dict[str, Any]) -> None:
+    spec, plain = spec_of(**effect), spec_of()
+    work = odd_work(spec)
+    (ours,), (oracle,) = (run_engine(name, [work], spec) for name in ENGINES)
+    assert psnr(pixels_of(ours, work, spec), pixels_of(oracle, work, spec)).min() >= 40  # DALI rounds once more
+    (without,) = run_engine("dali", [work], plain)
+    changed = psnr(pixels_of(ours, work, spec), pixels_of(without, work, spec)) < 30
+    coloured = np.array([not name.startswith("grey") for name in FILES])
+    assert changed[coloured & (np.abs(np.log(work.geometry.saturation)) > 0.5)].all()
+    assert not changed[~coloured | (work.geometry.saturation == 1)].any()
+
+
+def test_saturation_moves_pixels_from_their_grey() -> None:
+    """By the formula in Geometry.saturation, in plain numpy."""
+    spec = spec_of(**{**PLAIN, "min_scale": 1.0, "max_saturation": 0.6, "max_lighting": 0.0})
+    pixels = photo(64, 64, seed=9)
+    n = 8
+    size = np.full(n, 64, np.int32)
+    ids = np.arange(n, dtype=np.int64)
+    drawn = geometry.draw(spec, seed=1, epochs=ids, ids=ids, widths=size, heights=size)
+    work = make_work([encode(pixels, "PNG")] * n, drawn, size_px=spec.size_px)
+    grey = (pixels @ np.array([0.299, 0.587, 0.114]))[None, ..., None]
+    expected = grey + drawn.saturation[:, None, None, None] * (pixels[None] - grey)
+    (oracle,), (ours,) = (run_engine(name, [work], spec) for name in ("reference", "dali"))
+    np.testing.assert_allclose(pixels_of(oracle, work, spec), expected.clip(0, 255), atol=1e-3)
+    np.testing.assert_allclose(pixels_of(ours, work, spec), expected.clip(0, 255), atol=1.5)  # 8 bits, twice
+
+
 @pytest.mark.parametrize("presize", ["crop", "squish", "pad"])
 def test_dali_equals_reference_in_validation(presize: str) -> None:
     spec = spec_of(presize=presize)
-    work = make_work(list(FILES.values()), geometry.centred(spec, widths=SIZES[0], heights=SIZES[1]))
+    work = make_work(
+        list(FILES.values()), geometry.centred(spec, widths=SIZES[0], heights=SIZES[1]), size_px=spec.size_px
+    )
     (ours,), (oracle,) = (run_engine(name, [work], spec) for name in ENGINES)
     assert psnr(pixels_of(ours, work, spec), pixels_of(oracle, work, spec)).min() >= 45
 
@@ -87,7 +118,7 @@ def test_an_unwarped_image_keeps_its_pixels(name: str) -> None:
     spec = spec_of(**{**PLAIN, "min_scale": 1.0})
     pixels = photo(64, 64, seed=9)
     size = np.array([64], np.int32)
-    work = make_work([encode(pixels, "PNG")], geometry.centred(spec, widths=size, heights=size))
+    work = make_work([encode(pixels, "PNG")], geometry.centred(spec, widths=size, heights=size), size_px=spec.size_px)
     (batch,) = run_engine(name, [work], spec)
     np.testing.assert_allclose(pixels_of(batch, work, spec)[0], pixels, atol=1e-3)
     expected = (pixels / 255 - np.array(spec.mean)) / np.array(spec.std)
@@ -234,7 +265,7 @@ def test_keypoints_land_where_the_warped_image_shows_them(name: str, width: int,
     drawn = geometry.draw(spec, seed=5, epochs=epochs, ids=ids, widths=size[0], heights=size[1])
     filtered = drawn.prefilter_px[:, 0] > 0
     assert filtered.all() if width > 200 else not filtered.any()
-    work = make_work([encode(image, "PNG") for image in images], drawn)
+    work = make_work([encode(image, "PNG") for image in images], drawn, size_px=spec.size_px)
     (batch,) = run_engine(name, [work], spec)
     seen = pixels_of(batch, work, spec)
     factor = np.ones((count, 2))

@@ -49,12 +49,14 @@ def test_a_training_sample_is_told_with_its_id_shapes_and_place(photos: Manifest
     work = train.work(np.array([position], np.int64))
     row = int(np.searchsorted(train.part.ids, work.ids[0]))
     text = explain(train, position=position)
-    name, size = train.part.paths[row], Path(train.part.paths[row]).stat().st_size
+    rows = train.part.take(np.array([row]))
+    name = f"{photos.root}/{rows.paths[0]}"
+    size = Path(name).stat().st_size
     for words in (
         f"training sample: epoch 1, position {position}, id {work.ids[0]}",
         f"{name}  {size:,} bytes",
         f"target     {train.classes[int(work.targets[0])]}",
-        f"decoded    ({train.part.heights[row]}, {train.part.widths[row]}, 3) uint8",
+        f"decoded    ({rows.heights[0]}, {rows.widths[0]}, 3) uint8",
         "warp       (32, 32, 3) uint8, one bilinear interpolation, reflect border",
         "engine: reference on cpu (asked for)",
         "images (4, 3, 32, 32) float32 channels_last",
@@ -81,7 +83,7 @@ def test_corners_and_matrix_are_those_of_the_geometry(photos: Manifest) -> None:
 
 def test_a_validation_sample_is_told_without_epoch_and_with_its_prefilter(photos: Manifest) -> None:
     _, valid = pair(photos)
-    rows = {Path(path).stem: row for row, path in enumerate(valid.part.paths)}
+    rows = {Path(path).stem: row for row, path in enumerate(valid.part.take(np.arange(valid.samples)).paths)}
     large = explain(valid, position=rows["4"])
     size = np.array([300], np.int32), np.array([200], np.int32)
     height, width = centred(SPEC, widths=size[0], heights=size[1]).prefilter_px[0]

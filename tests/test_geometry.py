@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 from dataio import geometry
-from dataio.errors import SpecError
 from dataio.geometry import MAX_SHRINK, Geometry, centred, draw, project
 from dataio.hashing import uniforms
 from dataio.spec import ImageSpec
@@ -24,6 +23,7 @@ Floats = NDArray[np.float64]
 _NAMES = (
     *("crop_x", "crop_y", "flip", "p_rotate", "rotate", "p_zoom", "zoom", "zoom_x", "zoom_y", "p_warp", "warp_x"),
     *("warp_y", "p_brightness", "brightness", "p_contrast", "contrast", "scale", "ratio", "scale_x", "scale_y"),
+    *("dihedral", "p_saturation", "saturation"),
 )
 PLACES = {name: place for place, name in enumerate(_NAMES)}
 SEED, EPOCH = 42, 3
@@ -38,7 +38,10 @@ ALONE: dict[str, dict[str, Any]] = {
     "zoom": {"max_zoom": 1.5},
     "perspective": {"max_warp": 0.3},
     "random resized crop": {"min_scale": 0.3},
+    "symmetries": {"dihedral": True, "flip": True},
+    "zoom in and out": {"min_zoom": 0.7, "max_zoom": 1.2},
 }
+ALL = {"everything": SPEC, "everything, dihedral": replace(SPEC, dihedral=True, min_zoom=0.8)}
 
 
 def alone(name: str, **others: Any) -> ImageSpec:
@@ -72,13 +75,17 @@ def where_from(spec: ImageSpec, points: Floats, sample: int, *, width: int, heig
     """The closed form: where in the source the training image of this sample shows these output points."""
     u = {name: float(uniforms(SEED, EPOCH, sample, place)) for name, place in PLACES.items()}
     x, y = (points / spec.size_px * 2 - 1).T
-    if spec.flip and u["flip"] < 0.5:
+    if spec.dihedral:
+        x, y = (-x if int(8 * u["dihedral"]) & 1 else x), (-y if int(8 * u["dihedral"]) & 2 else y)
+        x, y = (y, x) if u["dihedral"] >= 0.5 else (x, y)
+    elif spec.flip and u["flip"] < 0.5:
         x = -x
     if u["p_rotate"] < spec.p_affine:
         turned = (x + 1j * y) * np.exp(-1j * np.pi * spec.rotate_deg / 180 * (2 * u["rotate"] - 1))
         x, y = turned.real, turned.imag
     if u["p_zoom"] < spec.p_affine:
-        side = 1 / (1 + (spec.max_zoom - 1) * u["zoom"])  # of a window whose left edge is free by 2 (1 - side)
+        # The side of a window whose left edge is free by 2 (1 - side), to the left if that is negative.
+        side = 1 / (spec.min_zoom + (spec.max_zoom - spec.min_zoom) * u["zoom"])
         x, y = (-1 + 2 * (1 - side) * u[f"zoom_{axis}"] + side * (v + 1) for axis, v in (("x", x), ("y", y)))
     if u["p_warp"] < spec.p_affine:
         a, b = (spec.max_warp * (2 * u[name] - 1) for name in ("warp_x", "warp_y"))
@@ -95,12 +102,45 @@ def where_from(spec: ImageSpec, points: Floats, sample: int, *, width: int, heig
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 41), (33, 33), (400, 90), (500, 700)])
-@pytest.mark.parametrize("name", [*ALONE, "everything"])
+@pytest.mark.parametrize("name", [*ALONE, *ALL])
 def test_training_geometry_equals_the_closed_form(name: str, width: int, height: int) -> None:
-    spec = SPEC if name == "everything" else alone(name)
+    spec = ALL.get(name) or alone(name)
     found = unfiltered(drawn(spec, 60, width=width, height=height), width, height, GRID)
     expected = np.stack([where_from(spec, GRID, i, width=width, height=height) for i in range(60)])
     np.testing.assert_allclose(found, expected, atol=1e-9 * max(width, height))
+
+
+def test_a_seed_still_draws_what_it_drew_when_it_was_recorded() -> None:
+    """Recorded before dihedral and saturation were appended: what is added must not move what is there."""
+    widths, heights = np.array([40, 500], np.int32), np.array([30, 700], np.int32)
+    g = draw(SPEC, seed=SEED, epochs=np.array([EPOCH] * 2), ids=np.array([0, 7]), widths=widths, heights=heights)
+    first = [
+        [-6.166595860929438e-01, -2.1405414709027856e-01, 2.9049297185337444e01],
+        [-2.0710379974604304e-02, 3.6620032294214572e-01, 7.395457779861242e-01],
+        [-1.6833858042583144e-03, -1.1250540668223667e-02, 1.0],
+    ]
+    second = [
+        [-1.6965664694609908, 6.7499582967486191e-02, 6.0963641220750361e01],
+        [6.7890027522600857e-02, 1.7063800877274953, 6.8671299539796280],
+        [0.0, 0.0, 1.0],
+    ]
+    np.testing.assert_allclose(g.homographies, [first, second], rtol=1e-11, atol=1e-14)
+    np.testing.assert_array_equal(g.prefilter_px, [[0, 0], [97, 69]])
+    np.testing.assert_allclose(g.scale[:, 0], [1.104781484226633, 1.5294666756622544], rtol=1e-12)
+    np.testing.assert_allclose(g.shift[:, 0], [0.06922416705139432, -0.2647333378311272], rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", [16, 48])
+def test_at_another_size_a_sample_shows_the_same_part_of_its_source(side: int) -> None:
+    sizes: dict[str, Any] = {"widths": np.full(50, 90, np.int32), "heights": np.full(50, 70, np.int32)}
+    full = drawn(SPEC, 50, width=90, height=70)
+    other = draw(SPEC, seed=SEED, epochs=np.full(50, EPOCH), ids=np.arange(50), **sizes, size_px=side)
+    for one, same in ((other, full), (centred(SPEC, **sizes, size_px=side), centred(SPEC, **sizes))):
+        found, expected = unfiltered(one, 90, 70, GRID * side / SIZE), unfiltered(same, 90, 70, GRID)
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    limit = shrink(replace(SPEC, size_px=side), other)
+    assert (limit[other.prefilter_px[:, 0] > 0] < MAX_SHRINK * 1.02).all()
+    assert (other.prefilter_px[:, 0] > 0).mean() == pytest.approx(1.0 if side < SIZE else 0.0, abs=0.2)
 
 
 # Validation ------------------------------------------------------------------------------------------------
@@ -159,6 +199,23 @@ def test_flip_mirrors_half_of_the_samples_and_leaves_the_rest() -> None:
     assert stats.binomtest(int(mirrored.sum()), len(mirrored), 0.5).pvalue > 0.01
 
 
+def test_each_symmetry_of_the_square_takes_an_eighth_of_the_samples_and_pixels_to_pixels() -> None:
+    cells = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
+    turned = [np.rot90(mirrored, turns) for mirrored in (cells, cells.T) for turns in range(4)]
+    x, y = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5)
+    g = drawn(alone("symmetries"), 2000, width=SIZE, height=SIZE)
+    found = project(g.homographies, np.tile(np.stack([x, y], -1).reshape(-1, 2), (2000, 1, 1)))
+    np.testing.assert_allclose(found % 1, 0.5, atol=1e-9)
+    column, row = np.moveaxis(np.floor(found).astype(np.int64), -1, 0)
+    seen = (row * SIZE + column).reshape(-1, SIZE, SIZE)
+    counts = [int((seen == one).all(axis=(1, 2)).sum()) for one in turned]
+    assert sum(counts) == 2000
+    assert stats.chisquare(counts).pvalue > 0.01
+    np.testing.assert_array_equal(
+        g.homographies, drawn(alone("symmetries", flip=False), 2000, width=SIZE, height=SIZE).homographies
+    )
+
+
 def test_rotation_turns_about_the_centre_by_a_uniform_angle() -> None:
     found = unit(alone("rotation"), np.array([[SIZE / 2, SIZE / 2], [SIZE, SIZE / 2]]))
     np.testing.assert_allclose(found[:, 0], 0, atol=1e-12)
@@ -174,6 +231,17 @@ def test_zoom_sees_a_square_window_that_stays_inside() -> None:
     np.testing.assert_allclose(width, height, atol=1e-12)
     assert stats.kstest((2 / width - 1) / 0.5, "uniform").pvalue > 0.01  # the zoom, 1 to 1.5
     assert stats.kstest((found[:, 0, 0] + 1) / (2 - width), "uniform").pvalue > 0.01
+
+
+def test_zooming_out_keeps_the_whole_image_in_the_window() -> None:
+    found = unit(alone("zoom in and out"), CORNERS)
+    (left, top), (right, bottom) = found[:, 0].T, found[:, 2].T
+    np.testing.assert_allclose(right - left, bottom - top, atol=1e-12)
+    assert stats.kstest((2 / (right - left) - 0.7) / 0.5, "uniform").pvalue > 0.01  # the zoom, .7 to 1.2
+    out = right - left > 2
+    assert 0.5 < out.mean() < 0.7
+    assert (np.abs(found[out]) >= 1 - 1e-12).all()
+    assert stats.kstest(((-1 - left) / (right - left - 2))[out], "uniform").pvalue > 0.01
 
 
 def test_perspective_tilts_the_corners_as_fastai_does() -> None:
@@ -214,8 +282,9 @@ def test_geometry_depends_on_seed_epoch_and_id_alone() -> None:
     widths, heights = draws.integers(20, 400, (2, n)).astype(np.int32)
 
     def rows(which: NDArray[np.int64], seed: int = SEED) -> list[NDArray[Any]]:
-        g = draw(SPEC, seed=seed, epochs=epochs[which], ids=ids[which], widths=widths[which], heights=heights[which])
-        return [g.homographies, g.prefilter_px, g.scale, g.shift]
+        spec = replace(SPEC, max_saturation=0.4)
+        g = draw(spec, seed=seed, epochs=epochs[which], ids=ids[which], widths=widths[which], heights=heights[which])
+        return [g.homographies, g.prefilter_px, g.scale, g.shift, g.source_px, g.saturation]
 
     whole, mixed = rows(np.arange(n)), draws.permutation(n)
     for one, other in zip(rows(mixed), whole, strict=True):
@@ -253,10 +322,21 @@ def test_lighting_shifts_brightness_and_turns_contrast_about_mid_grey() -> None:
         assert stats.binomtest(int(changed.sum()), 2000, 0.6).pvalue > 0.01
 
 
+def test_saturation_is_even_both_ways_and_has_its_probability() -> None:
+    found = drawn(replace(SPEC, max_saturation=0.4), 2000).saturation
+    u = {name: uniforms(SEED, EPOCH, np.arange(2000), place) for name, place in PLACES.items()}
+    expected = np.where(u["p_saturation"] < 0.6, 0.6 ** (1 - 2 * u["saturation"]), 1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    changed = found[found != 1]
+    assert stats.kstest((np.log(changed) / np.log(0.6) + 1) / 2, "uniform").pvalue > 0.01
+    assert stats.binomtest(len(changed), 2000, 0.6).pvalue > 0.01
+
+
 def test_no_lighting_leaves_colours_alone() -> None:
-    g = drawn(replace(SPEC, max_lighting=0.0), 100)
-    np.testing.assert_array_equal(g.scale, 1)
-    np.testing.assert_array_equal(g.shift, 0)
+    for g in (drawn(replace(SPEC, max_lighting=0.0), 100), one_size(40, 30, max_saturation=0.4)):
+        np.testing.assert_array_equal(g.scale, 1)
+        np.testing.assert_array_equal(g.shift, 0)
+        np.testing.assert_array_equal(g.saturation, 1)
 
 
 # Prefilter -------------------------------------------------------------------------------------------------
@@ -308,27 +388,3 @@ def test_homographies_map_as_the_division_says_and_end_in_one() -> None:
             below = m[2, 0] * x + m[2, 1] * y + m[2, 2]
             expected = [(m[0, 0] * x + m[0, 1] * y + m[0, 2]) / below, (m[1, 0] * x + m[1, 1] * y + m[1, 2]) / below]
             np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-# The spec --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"size_px": 4}, "size_px=4 is below 8.*give size_px >= 8"),
-        ({"presize_px": 31}, "presize_px=31 is smaller than size_px=32.*give presize_px >= 32"),
-        ({"presize": "stretch"}, "presize='stretch' is not known: give one of crop, squish, pad"),
-        ({"border": "wrap"}, "border='wrap' is not known"),
-        ({"rotate_deg": -5.0}, r"rotate_deg=-5.0 lies outside \[0, 180\]"),
-        ({"max_warp": 0.6}, "max_warp=0.6 lies outside.*folds over"),
-        ({"max_zoom": float("nan")}, "max_zoom=nan lies outside"),
-        ({"p_affine": 1.5}, "p_affine=1.5.*a probability"),
-        ({"min_scale": 0.0}, "min_scale=0.0.*a share of the area"),
-        ({"ratio": (2.0, 1.0)}, r"ratio=\(2.0, 1.0\) is not a range of aspects"),
-        ({"std": (0.2, 0.0, 0.2)}, "pixels would be divided by it"),
-    ],
-)
-def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(SpecError, match=sentence):
-        replace(SPEC, **changes)

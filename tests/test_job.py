@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -24,6 +24,8 @@ from cluster.job import (
     resolved,
     to_toml,
 )
+from cluster.storage import image_spec
+from dataio.spec import PRESETS, ImageSpec
 
 JOB = Job(manifest="pets.parquet")
 
@@ -33,20 +35,24 @@ def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
         JOB,
         name='pets "2" \\ é',
         seed=2**63 - 1,
-        augment=Augment(flip=False, rotate_deg=1 / 3),
+        data=Data(stages=((0.0, 128), (2.5, 224)), mean=(0.1, 0.2, 1 / 3), cache_gib=0.5),
+        augment=Augment(flip=False, rotate_deg=1 / 3, preset="satellite", ratio=(0.5, 1.0)),
         fit=Fit(lr=(1e-6, 0.1 + 0.2), div=25.0, pct_start=None),
     )
     file = tmp_path / "job.toml"
     for one in (Job(), JOB, job):
         file.write_text(to_toml(one), encoding="utf-8")
         assert from_toml(file) == one
-    assert "pct_start" not in to_toml(job)
+    assert not {"pct_start", "std"} & {line.split(" ")[0] for line in to_toml(job).splitlines()}
 
 
 def test_absent_fields_have_their_defaults_and_whole_numbers_become_floats() -> None:
     job = from_dict({"manifest": "x.parquet", "fit": {"lr": 1, "epochs": 2}, "checkpoint": {"every_s": 60}})
     assert job == Job(manifest="x.parquet", fit=Fit(lr=1.0, epochs=2))
     assert type(job.fit.lr) is float
+    data = from_dict({"data": {"stages": [[0, 128], [3, 224]], "mean": [0, 0.5, 1]}}).data
+    assert data == Data(stages=((0.0, 128), (3.0, 224)), mean=(0.0, 0.5, 1.0))
+    assert [type(value) for value in (*data.stages[0], *(data.mean or ()))] == [float, int, float, float, float]
 
 
 def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
@@ -69,9 +75,19 @@ def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
         ({"fit": {"epochs": True}}, r"fit\.epochs=True in x\.toml is of type bool.*a whole number$"),
         ({"fit": {"epochs": 5.0}}, r"of type float.*a whole number$"),
         ({"augment": {"flip": 1}}, r"of type int.*true or false$"),
-        ({"fit": {"lr": [1e-6, 1e-5, 1e-4]}}, r"of type list.*a number or two of them"),
-        ({"fit": {"lr": [1e-6, True]}}, r"of type list.*a number or two of them"),
+        ({"fit": {"lr": [1e-6, 1e-5, 1e-4]}}, r"of type list.*a number or two numbers in"),
+        ({"fit": {"lr": [1e-6, True]}}, r"of type list.*a number or two numbers in"),
         ({"fit": {"div": "x"}}, r"of type str.*a number$"),
+        ({"augment": {"ratio": 1.5}}, r"of type float.*give two numbers in \[ \]$"),
+        ({"augment": {"ratio": [1.0, "2"]}}, r"of type list.*give two numbers in"),
+        (
+            {"data": {"mean": [0.5, 0.5]}},
+            r"data\.mean=\[0\.5, 0\.5\] in .* of type list.*three numbers in \[ \]$",
+        ),
+        ({"data": {"stages": [0, 128]}}, r"of type list.*\[ \] of pairs, each \[a number, a whole number\]$"),
+        ({"data": {"stages": [[0, 128.0]]}}, r"of type list.*pairs"),
+        ({"augment": {"preset": "satelite", "flip": True}}, r"none of default, .*did you mean 'satellite'\?"),
+        ({"augment": 3}, r"augment=3 in x\.toml is no section"),
         ({"name": 5}, r"of type int.*a string$"),
         ({"fit": {"recipe": "finetune"}}, r"none of fine_tune, one_cycle.*did you mean 'fine_tune'\?"),
         ({"device": 0}, r"device=0 in x\.toml is none of auto, cpu, cuda"),
@@ -116,6 +132,10 @@ def test_a_file_that_is_no_job_says_why(tmp_path: Path) -> None:
         (["--optim.weight-decay", "-0.1"], r"optim\.weight_decay >= 0"),
         (["--checkpoint.keep", "0"], r"checkpoint\.keep >= 1"),
         (["--metrics.port", "65536"], r"metrics\.port < 65536"),
+        (["--augment.mixup", "-1"], r"Beta.*give 0 <= augment\.mixup <= 100"),
+        (["--augment.cutmix", "101"], r"Beta.*give 0 <= augment\.cutmix <= 100"),
+        (["--data.max-quarantined", "1.5"], r"a share .*give 0 <= data\.max_quarantined <= 1"),
+        (["--data.cache-gib", "0"], r"give data\.cache_gib > 0"),
     ],
 )
 def test_values_out_of_range_are_refused_with_what_to_give(args: list[str], sentence: str) -> None:
@@ -129,8 +149,8 @@ def test_the_ends_of_the_ranges_pass() -> None:
         name="a b..c",
         seed=0,
         workers=32,
-        data=Data(size_px=8, presize_px=8),
-        augment=Augment(min_scale=0.01),
+        data=Data(size_px=8, presize_px=8, max_quarantined=1.0),
+        augment=Augment(min_scale=0.01, mixup=100.0, cutmix=0.0),
     )
     assert check(edge) == edge
 
@@ -146,10 +166,69 @@ def test_flags_go_on_top_of_the_file() -> None:
     assert override(JOB, ["--fit.lr", "1e-6", "1e-4"]).fit == Fit(lr=(1e-6, 1e-4))
     assert override(replace(JOB, fit=Fit(lr=(1.0, 2.0))), ["--fit.epochs", "7"]).fit == Fit(lr=(1.0, 2.0), epochs=7)
     assert override(JOB, ["--augment.no-flip"]).augment == Augment(flip=False)
+    assert override(JOB, ["--augment.ratio", "1", "2"]).augment == Augment(ratio=(1.0, 2.0))
+    staged = override(JOB, ["--data.stages", "0", "128", "2.5", "224", "--data.std", ".1", ".2", ".3"])
+    assert staged.data == Data(stages=((0.0, 128), (2.5, 224)), std=(0.1, 0.2, 0.3))
+    assert override(staged, ["--data.stages", "--data.std", "None"]) == JOB
     assert override(JOB, ["--data.global_batch", "8"]) == override(JOB, ["--data.global-batch", "8"])
     assert override(JOB, ["--workers", "2", "--name", "b", "--storage", "s3://c"]) == replace(
         JOB, workers=2, name="b", storage="s3://c"
     )
+
+
+# Presets ---------------------------------------------------------------------------------------------------
+
+
+SATELLITE = Augment(preset="satellite", dihedral=True, max_zoom=1.2, max_warp=0.0, max_lighting=0.1)
+
+
+def test_a_preset_sets_the_fields_that_a_file_does_not_give(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('[augment]\nmax_zoom = 1.2\npreset = "satellite"\n')
+    job = from_toml(file)
+    assert job.augment == SATELLITE
+    file.write_text(to_toml(job))
+    assert from_toml(file) == job
+    assert {line.split(" ")[0] for line in to_toml(job).splitlines()} >= {f.name for f in fields(Augment)}
+    # A value given is given, even if it is the default's.
+    assert from_dict({"augment": {"preset": "satellite", "max_zoom": 1.1}}).augment == replace(SATELLITE, max_zoom=1.1)
+
+
+@pytest.mark.parametrize("zoom", ["1.2", "1.1", "1.05"])
+def test_flags_go_on_top_of_a_preset_in_any_order(zoom: str) -> None:
+    preset, other = ["--augment.preset", "satellite"], ["--augment.max-zoom", zoom]
+    expected = replace(JOB, augment=replace(SATELLITE, max_zoom=float(zoom)))
+    assert override(JOB, preset + other) == expected
+    assert override(JOB, other + preset) == expected
+    assert override(override(JOB, preset), other) == expected
+    assert check(expected) == expected
+
+
+def test_another_preset_replaces_what_the_first_one_set_and_leaves_the_rest() -> None:
+    file = from_dict({"augment": {"preset": "satellite", "max_zoom": 1.2, "mixup": 0.4}})
+    digits = override(file, ["--augment.preset", "digits", "--augment.border", "reflect"])
+    assert digits.augment == Augment(
+        preset="digits", flip=False, min_zoom=0.9, max_zoom=1.2, max_warp=0.1, border="reflect", mixup=0.4
+    )
+    assert override(file, ["--augment.preset", "default"]).augment == Augment(max_zoom=1.2, mixup=0.4)
+    assert override(file, ["--augment.preset", "satellite"]) == file
+
+
+def test_a_job_offers_the_presets_and_every_field_of_an_image() -> None:
+    assert list(get_args(get_type_hints(Augment)["preset"])) == list(PRESETS)
+    offered = {f.name for section in (Data, Augment) for f in fields(section)}
+    assert {f.name for f in fields(ImageSpec)} <= offered
+    for preset in PRESETS:
+        job = from_dict({"augment": {"preset": preset}, "data": {"size_px": 64, "stages": [[0, 32], [1, 64]]}})
+        assert image_spec(job) == ImageSpec.preset(preset, size_px=64, stages=((0.0, 32), (1.0, 64)))
+        for name, value in PRESETS[preset].items():
+            assert type(value) is type(getattr(Augment(), name))
+
+
+def test_an_image_has_the_statistics_of_the_job_if_it_gives_some() -> None:
+    given = image_spec(replace(JOB, data=Data(mean=(0.1, 0.2, 0.3))))
+    assert (given.mean, given.std) == ((0.1, 0.2, 0.3), ImageSpec().std)
+    assert image_spec(JOB) == ImageSpec()
 
 
 def test_an_unknown_flag_exits_with_2_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,17 +240,19 @@ def test_an_unknown_flag_exits_with_2_and_names_the_nearest(capsys: pytest.Captu
 
 def test_resolved_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job = resolved(replace(JOB, data=Data(root="images"), model=Model(weights="w.pt")))
-    paths = [job.manifest, job.storage, job.data.root, job.model.weights]
-    assert paths == [str(tmp_path / name) for name in ("pets.parquet", "runs", "images", "w.pt")]
+    job = resolved(replace(JOB, data=Data(root="images", cache="c"), model=Model(weights="w.pt")))
+    paths = [job.manifest, job.storage, job.data.root, job.data.cache, job.model.weights]
+    assert paths == [str(tmp_path / name) for name in ("pets.parquet", "runs", "images", "c", "w.pt")]
     assert resolved(job) == job
     remote = resolved(replace(JOB, storage="s3://bucket/runs"))
-    assert (remote.storage, remote.data.root, remote.model.weights) == ("s3://bucket/runs", "", "imagenet")
+    assert (remote.storage, remote.data.root, remote.data.cache) == ("s3://bucket/runs", "", "")
+    assert remote.model.weights == "imagenet"
 
 
 def test_only_what_changes_the_result_makes_it_another_run() -> None:
     moved = ["--name", "b", "--manifest", "c", "--workers", "2", "--device", "cpu", "--data.engine", "dali"]
     moved += ["--data.root", "d", "--data.threads", "3", "--checkpoint.keep", "1", "--metrics.port", "0"]
+    moved += ["--data.cache", "e", "--data.cache-gib", "1", "--data.max-quarantined", "0"]
     assert differences(JOB, override(JOB, moved)) == []
     other = override(JOB, ["--seed", "1", "--fit.epochs", "6", "--fit.lr", "1e-6", "1e-4", "--model.name", "resnet18"])
     assert differences(JOB, other) == [

@@ -67,7 +67,7 @@ def collectives(here: Here) -> Outcome:
         for step in range(2):
             ids = torch.tensor([100 * step + 10 * here.rank + i for i in range(here.rank + 1)])
             window.add(ids=ids, losses=torch.full(ids.shape, here.rank + 1.0), data_wait_s=float(here.rank))
-        readings.append(window.close(stop=stop, save_due=save_due))
+        readings.append(window.close(stop=stop, save_due=save_due, lost={}))
     return {
         "gather": world.gather({"rank": here.rank}),
         "gather_to_first": world.gather_to_first(10 * here.rank),

@@ -1,18 +1,19 @@
-"""Are images listed and labelled as the folder, the CSV or the function says?"""
+"""Are images listed as the folder, the store, the CSV or the table says, in its order and under their names?"""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
-import dataio.labels as labels
+from dataio import files
 from dataio.errors import LabelError, SourceError
-from dataio.labels import label
-from dataio.sources import Table, absolute, from_csv, from_folder, from_lists, from_table
+from dataio.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -26,8 +27,13 @@ def paths(table: Table) -> list[str]:
     return table.rows["path"].to_pylist()
 
 
-def listed(*names: str, root: str = "/data") -> Table:
-    return Table(pa.table({"path": list(names)}), Path(root))
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that s3://box is, seen through a filesystem of pyarrow as remote stores are."""
+    inside = pafs.SubTreeFileSystem(str(tmp_path / "box"), pafs.LocalFileSystem())
+    monkeypatch.setattr(files, "open_root", lambda root: (inside, root.removeprefix("s3://box").strip("/")))
+    (tmp_path / "box").mkdir()
+    return tmp_path / "box"
 
 
 # --- from_folder
@@ -37,13 +43,60 @@ def test_folder_lists_images_in_code_point_order_and_nothing_hidden(tmp_path: Pa
     touch(tmp_path, "b/2.JPG", "a.png", "B.Tiff", "b/10.jpeg", "notes.txt", ".x.jpg", ".git/y.jpg", "ä/z.webp")
     table = from_folder(tmp_path)
     assert paths(table) == ["B.Tiff", "a.png", "b/10.jpeg", "b/2.JPG", "ä/z.webp"]
-    assert table.root == tmp_path.resolve()
+    assert table.root == str(tmp_path.resolve())
     assert table.task is None
 
 
 def test_folder_takes_other_extensions_in_any_spelling(tmp_path: Path) -> None:
-    touch(tmp_path, "a.ppm", "b.jpg", "cppm")
-    assert paths(from_folder(tmp_path, extensions=["PPM"])) == ["a.ppm"]
+    touch(tmp_path, "a.tga", "b.jpg", "ctga")
+    assert paths(from_folder(tmp_path, extensions=["TGA"])) == ["a.tga"]
+
+
+def test_what_only_pillow_decodes_is_listed_too(tmp_path: Path) -> None:
+    touch(tmp_path, "a.gif", "b.AVIF", "c.jp2", "d.heic", "e.svg")
+    assert paths(from_folder(tmp_path)) == ["a.gif", "b.AVIF", "c.jp2"]
+
+
+def test_some_folders_or_the_top_alone_are_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "train/x/b.jpg", "train2/c.jpg", "valid/d.jpg", "masks/b.png")
+    assert paths(from_folder(tmp_path, folders=["valid", "train/"])) == ["train/x/b.jpg", "valid/d.jpg"]
+    assert paths(from_folder(tmp_path, recursive=False)) == ["a.jpg"]
+    with pytest.raises(SourceError, match=r"no images in tests of .*holds 0 other files"):
+        from_folder(tmp_path, folders=["tests"])
+
+
+def test_names_with_spaces_line_breaks_and_other_letters_keep_them(tmp_path: Path) -> None:
+    names = sorted(["a b/c d.jpg", "line\nbreak.jpg", "\u6c34/\u00fc\u0308.jpg", 'comma, and "quote".jpg'])
+    root = touch(tmp_path / "my photos", *names)
+    assert paths(from_folder(root)) == names
+    assert paths(from_folder(f"file://{root}")) == names
+    pd.DataFrame({"file": names, "n": range(4)}).to_csv(root / "rows.csv", index=False)
+    assert paths(from_csv(root / "rows.csv")) == names
+    many = [f"line\nbreak {i}.jpg" for i in range(60_000)]  # more than a block of the reader's
+    pd.DataFrame({"file": many}).to_csv(root / "many.csv", index=False)
+    assert paths(from_csv(root / "many.csv")) == many
+
+
+def test_a_store_is_listed_as_a_folder_is(store: Path) -> None:
+    names = ["a b.png", "cat/1.JPG", "cat/x/2.gif", "d\u00f6g/3.jpg"]
+    touch(store / "pets", *names, "cat/.hidden.jpg", ".git/4.jpg", "notes.txt")
+    touch(store, "other/5.jpg")
+    table = from_folder("s3://box/pets/")
+    assert (table.root, paths(table)) == ("s3://box/pets", names)
+    assert paths(from_folder("s3://box/pets", recursive=False)) == ["a b.png"]
+    assert paths(from_folder("s3://box")) == ["other/5.jpg", *(f"pets/{name}" for name in names)]
+    with pytest.raises(SourceError, match="s3://box/none does not exist"):
+        from_folder("s3://box/none")
+    with pytest.raises(SourceError, match=r"no images in s3://box/pets: it holds 5 other files"):
+        from_folder("s3://box/pets", extensions=["bmp"])
+
+
+def test_a_store_that_is_unknown_is_told() -> None:
+    message = r"ftp://box.* cannot be opened .*s3://, gs://, hdfs://"
+    with pytest.raises(SourceError, match=message):
+        from_folder("ftp://box/pets")
+    with pytest.raises(SourceError, match=message):
+        from_lists(["ftp://box/pets/1.jpg"])
 
 
 def test_linked_folders_are_listed_once_under_their_own_name_and_do_not_loop(tmp_path: Path) -> None:
@@ -59,7 +112,7 @@ def test_linked_folders_are_listed_once_under_their_own_name_and_do_not_loop(tmp
 def test_missing_folder_file_and_folder_without_images_are_each_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nope does not exist"):
         from_folder(tmp_path / "nope")
-    touch(tmp_path, "x/a.txt", "x/b.TXT", "x/c", "x/d.gif")
+    touch(tmp_path, "x/a.txt", "x/b.TXT", "x/c", "x/d.mp4")
     with pytest.raises(SourceError, match="is a file, not a folder"):
         from_folder(tmp_path / "x" / "a.txt")
     with pytest.raises(SourceError, match=r"holds 4 other files \(2 \.txt, 1 .*\.jpg \.jpeg"):
@@ -83,7 +136,7 @@ def test_csv_keeps_order_and_text(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("\ufefffile,label,n\nb.jpg,007,1\na.jpg,NA,\n", encoding="utf-8")
     table = from_csv(tmp_path / "list.csv")
     assert table.rows.to_pydict() == {"path": ["b.jpg", "a.jpg"], "label": ["007", "NA"], "n": ["1", ""]}
-    assert table.root == tmp_path.resolve()
+    assert table.root == str(tmp_path.resolve())
 
 
 def test_csv_path_column_root_and_tab(tmp_path: Path) -> None:
@@ -91,7 +144,7 @@ def test_csv_path_column_root_and_tab(tmp_path: Path) -> None:
     table = from_csv(tmp_path / "list.tsv", path_column="name", root="/data/pets")
     assert table.rows.column_names == ["path", "label"]
     assert paths(table) == ["x/a.jpg", "/data/b.jpg", "/data/c.jpg"]
-    full = absolute(table.root, table.rows["path"]).to_pylist()
+    full = [files.below(table.root, path) for path in paths(table)]
     assert full == ["/data/pets/x/a.jpg", "/data/b.jpg", "/data/c.jpg"]
     (tmp_path / "list.csv").write_text("name;label\na.jpg;cat\n")
     assert paths(from_csv(tmp_path / "list.csv", delimiter=";")) == ["a.jpg"]
@@ -140,73 +193,131 @@ def test_lists_come_labelled() -> None:
     assert (multi.task, multi.rows["label"].to_pylist()) == ("multi_label", [["x", "y"], []])
     with pytest.raises(SourceError, match="2 paths but 1 labels"):
         from_lists(["a.jpg", "b.jpg"], ["x"], root="/data")
-    with pytest.raises(SourceError, match="mix texts and lists"):
+    with pytest.raises(LabelError, match=r"1 of 2 images one text \(a\.jpg\) where multi_label needs a list"):
         from_lists(["a.jpg", "b.jpg"], ["x", ["y"]], root="/data")
 
 
-# --- labels
+def test_lists_without_labels_are_to_be_labelled_yet() -> None:
+    table = from_lists([Path("/data/a.jpg"), "/data/x/b.jpg"])
+    assert (table.root, paths(table), table.task) == ("/data", ["a.jpg", "x/b.jpg"], None)
 
 
-def test_parent_regex_and_function_label_as_they_say() -> None:
-    table = listed("cats/tom_1.jpg", "deep/dogs/rex_dog_22.jpg")
-    for labeller, expected in (
-        (labels.by_parent(), ["cats", "dogs"]),
-        (labels.by_regex(r"(.+)_\d+\.jpg$"), ["tom", "rex_dog"]),
-        (labels.by_regex(r"\d+"), ["1", "22"]),
-        (labels.by_function(lambda row: str(len(row["path"]))), ["14", "24"]),
+def test_lists_hold_masks_and_points_when_asked() -> None:
+    masks = from_lists(["a.jpg"], ["m/./a.png"], root="/data", task="mask", classes=("back", "pet"))
+    assert (masks.task, masks.rows["label"].to_pylist(), masks.values) == ("mask", ["m/a.png"], (0, 1))
+    points = from_lists(["a.jpg"], [[(1, 2), None]], root="/data", task="points", classes=("eye", "tail"))
+    assert repr(points.rows["label"].to_pylist()) == "[[1.0, 2.0, nan, nan]]"
+    assert points.classes == ("eye", "tail")
+
+
+# --- folders, suffixes, headers, files
+
+
+def test_bare_names_get_a_folder_and_a_suffix(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image,label\n001,cat\nx/002,dog\n")
+    oracle = ["train/001.jpg", "train/x/002.jpg"]
+    assert paths(from_csv(tmp_path / "list.csv", folder="train", suffix=".jpg")) == oracle
+    frame = pd.DataFrame({"image": ["001", "x/002"]})
+    assert paths(from_table(frame, root=tmp_path, folder="train/", suffix=".jpg")) == oracle
+    pq.write_table(pa.Table.from_pandas(frame), tmp_path / "list.parquet")
+    assert paths(from_file(tmp_path / "list.parquet", folder="train", suffix=".jpg")) == oracle
+
+
+def test_a_file_that_does_not_begin_with_names_is_given_them(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("a.jpg,cat\nb.jpg,dog\n")
+    table = from_csv(tmp_path / "list.csv", column_names=["file", "what"], path_column="file")
+    assert table.rows.to_pydict() == {"path": ["a.jpg", "b.jpg"], "what": ["cat", "dog"]}
+    unnamed = pd.DataFrame([["a.jpg", 1], ["b.jpg", 2]])
+    assert from_table(unnamed, root="/data").rows.to_pydict() == {"path": ["a.jpg", "b.jpg"], "1": [1, 2]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_parquet_and_arrow_files_keep_order_and_types(tmp_path: Path, kind: str) -> None:
+    rows = pa.table({"n": [1, 2], "file": pa.array(["b.jpg", "a.jpg"]).dictionary_encode(), "tags": [["x"], []]})
+    file = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(rows, file)
+    else:
+        with pa.ipc.new_file(str(file), rows.schema) as writer:
+            writer.write_table(rows)
+    table = from_file(file, path_column="file")
+    assert table.rows.to_pydict() == {"path": ["b.jpg", "a.jpg"], "n": [1, 2], "tags": [["x"], []]}
+    assert table.rows.schema.field("n").type == pa.int64()
+    assert table.root == str(tmp_path)
+    with pytest.raises(SourceError, match=r"no column 'path'; it has n, file, tags"):
+        from_file(file, path_column="path")
+
+
+def test_what_is_no_table_of_rows_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"ARROW1 not really")
+    (tmp_path / "b.parquet").write_bytes(b"")
+    (tmp_path / "c.parquet").mkdir()
+    for name, message in (
+        ("a", "cannot be read as Parquet or Arrow"),
+        ("b", "cannot be read as Parquet or Arrow"),
+        ("c", "c.parquet cannot be read"),
+        ("d", "no Parquet or Arrow file at .*d.parquet"),
     ):
-        labelled = label(table, labeller)
-        assert labelled.rows["label"].to_pylist() == expected
-        assert labelled.task == "single_label"
-    assert table.rows.column_names == ["path"]
+        with pytest.raises(SourceError, match=message):
+            from_file(tmp_path / f"{name}.parquet")
 
 
-def test_regex_sees_the_file_name_only() -> None:
-    with pytest.raises(LabelError, match="none of the 2 images"):
-        label(listed("cat_1/a.jpg", "dog_2/b.jpg"), labels.by_regex(r"_\d"))
+# --- roots and URIs
 
 
-def test_column_gives_one_label_or_several() -> None:
-    rows = pa.table({"path": ["a", "b", "c"], "label": ["007", "7", "8"], "tags": ["x; y;", "", " z "], "n": [1, 2, 3]})
-    table = Table(rows, Path("/data"))
-    assert label(table, labels.by_column("label")).rows["label"].to_pylist() == ["007", "7", "8"]
-    assert label(table, labels.by_column("n")).rows["label"].to_pylist() == ["1", "2", "3"]
-    multi = label(table, labels.by_column("tags", delimiter=";"))
-    assert multi.rows["label"].to_pylist() == [["x", "y"], [], ["z"]]
-    assert multi.rows.schema.field("label").type == pa.list_(pa.string())
-    assert multi.task == "multi_label"
-    assert multi.rows.column_names == ["path", "tags", "n", "label"]
+def test_a_list_in_a_store_names_files_beside_it(store: Path) -> None:
+    touch(store / "pets", "a.jpg")
+    (store / "pets" / "rows.csv").write_text("file,n\na.jpg,1\nx/../b.jpg,2\n")
+    table = from_csv("s3://box/pets/rows.csv")
+    assert (table.root, paths(table)) == ("s3://box/pets", ["a.jpg", "b.jpg"])
+    pq.write_table(pa.table({"file": ["a.jpg"]}), store / "rows.parquet")
+    assert paths(from_file("s3://box/rows.parquet", root="s3://box/pets")) == ["a.jpg"]
+    with pytest.raises(SourceError, match=r"no CSV file at s3://box/pets/none\.csv"):
+        from_csv("s3://box/pets/none.csv")
 
 
-def test_pattern_that_matches_nothing_names_itself_and_three_files() -> None:
-    table = listed(*(f"d/{i}.jpg" for i in range(5)))
-    with pytest.raises(LabelError, match=re.escape("by_regex('(cat)')")) as caught:
-        label(table, labels.by_regex("(cat)"))
-    assert "tried 0.jpg, 1.jpg, 2.jpg)" in str(caught.value)
+def test_uris_of_one_store_have_it_for_a_root(store: Path, tmp_path: Path) -> None:
+    uris = ["s3://box/pets/a b.jpg", "s3://box/x//b?c.jpg"]
+    for table in (
+        from_lists(uris),
+        from_table(pd.DataFrame({"path": uris})),
+        from_csv(_csv(tmp_path, uris)),
+    ):
+        assert (table.root, paths(table)) == ("s3://box", ["pets/a b.jpg", "x/b?c.jpg"])
+    table = from_lists([uris[0], "c.jpg"], root="s3://box/pets")
+    assert (table.root, paths(table)) == ("s3://box/pets", ["a b.jpg", "c.jpg"])
 
 
-def test_rows_without_a_label_are_counted_and_named() -> None:
-    with pytest.raises(LabelError, match=r"2 of 3 images no label \(b\.jpg, c\.jpg\)"):
-        label(listed("x/a.jpg", "b.jpg", "c.jpg"), labels.by_parent())
+def _csv(folder: Path, names: list[str]) -> Path:
+    (folder / "list.csv").write_text("\n".join(["file", *names]))
+    return folder / "list.csv"
 
 
-def test_one_class_only_is_named_unless_multi_label() -> None:
-    with pytest.raises(LabelError, match="one class only: all 2 images are 'cat'"):
-        label(listed("cat/a.jpg", "cat/b.jpg"), labels.by_parent())
-    assert label(listed("a", "b"), labels.by_function(lambda row: ["cat"])).task == "multi_label"
-    with pytest.raises(LabelError, match="none of the 2 images"):
-        label(listed("a", "b"), labels.by_function(lambda row: []))
+@pytest.mark.parametrize(
+    ("names", "root", "message"),
+    [
+        (["s3://box/a.jpg", "gs://box/a.jpg"], None, r"names files of 2 stores \(gs://box, s3://box\)"),
+        (
+            ["s3://box/a.jpg", "/data/b.jpg"],
+            None,
+            r"path in row 2 that is not below the root s3://box \(/data/b\.jpg\)",
+        ),
+        (["s3://box/a.jpg"], "/data", r"path in row 1 that is not below the root /data \(s3://box/a\.jpg\)"),
+        (["a.jpg", "s3://box2/a.jpg"], "s3://box", r"row 2 that is not below the root s3://box \(s3://box2/a\.jpg\)"),
+        (["../a.jpg"], "s3://box/pets", r"not below the root s3://box/pets \(\.\./a\.jpg\)"),
+        (["a.jpg"], None, r"the list of paths has relative paths and no root: they lead nowhere; give root"),
+        (["s3://box/a.jpg"], "s3://me:secret@box", r"the URI of box carries a password"),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_paths_that_lie_nowhere_or_in_two_places_are_told(names: list[Any], root: str | None, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        from_lists(names, root=root)
 
 
-def test_other_label_mistakes_are_sentences() -> None:
-    table = listed("a.jpg", "b.jpg")
-    with pytest.raises(LabelError, match=r"missing \), unterminated subpattern"):
-        labels.by_regex("(.+")
-    with pytest.raises(LabelError, match="no column 'breed' to take labels from; there are path"):
-        label(table, labels.by_column("breed"))
-    with pytest.raises(LabelError, match="delimiter '' separates nothing"):
-        labels.by_column("tags", delimiter="")
-    with pytest.raises(LabelError, match=r"some images a list and others one text \(a\.jpg\)"):
-        label(table, labels.by_function(lambda row: "x" if row["path"] == "a.jpg" else ["x"]))
-    with pytest.raises(LabelError, match=r"by_function\(<lambda>\) failed on a\.jpg with KeyError\('nope'\)"):
-        label(table, labels.by_function(lambda row: row["nope"]))
+def test_local_uris_and_absolute_paths_are_below_a_local_root(tmp_path: Path) -> None:
+    names = [f"file://{tmp_path}/x/a.jpg", f"{tmp_path}/b.jpg"]
+    table = from_lists(names)
+    assert (table.root, paths(table)) == (str(tmp_path), ["x/a.jpg", "b.jpg"])
+    assert paths(from_lists(names, root=tmp_path / "x")) == ["a.jpg", f"{tmp_path}/b.jpg"]
+    assert from_csv(_csv(tmp_path, names)).root == str(tmp_path)

@@ -5,7 +5,7 @@ No files, no decoder: a fit takes milliseconds, and the order of the stream is d
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -43,6 +43,7 @@ class ToyLoader:
     engine: str = "toy"
     before: Callable[[int], object] = lambda step: None
     closed: bool = False
+    lost: dict[int, str] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -72,6 +73,17 @@ class ToyLoader:
     def _batch(self, rows: Tensor) -> Batch:
         images = self.images[rows].contiguous(memory_format=torch.channels_last)
         return Batch(images=images, targets=self.targets[rows], ids=ids_of(self.samples)[rows])
+
+    def augmented(self, view: int) -> "ToyLoader":
+        """Each view adds its number to the pixels, from 1."""
+        return replace(self, images=self.images + view + 1)
+
+    @property
+    def quarantined(self) -> Mapping[int, str]:
+        return dict(self.lost)
+
+    def quarantine(self, files: Mapping[int, str]) -> None:
+        self.lost |= files
 
     def close(self) -> None:
         self.closed = True

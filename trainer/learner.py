@@ -8,7 +8,7 @@ the weights, the optimiser and the records are what a checkpoint holds. It knows
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,11 +23,14 @@ from trainer.context import LocalContext, Row, RunContext, Sink
 from trainer.errors import CheckpointError, DivergedError
 from trainer.losses import default_loss
 from trainer.metrics import Meter, default_metrics
-from trainer.predictions import Predictions, collect
+from trainer.predictions import Predictions, average, collect
+from trainer.quarantine import Quarantine, together_by_id
 from trainer.recorder import Recorder
 from trainer.schedule import OneCycle, Phase, fine_tune_phases, one_cycle_phases, spread
 from trainer.step import LossFunction, PrecisionName, choose_precision, distribute, eval_step, train_step
 from trainer.window import Reading, Window, extend_hash
+
+BatchTransform = Callable[[Batch, int], Batch]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Learner:
     model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C).
     optimizer, weight_decay: see optim.build. precision: see step.choose_precision.
     loss: (logits, targets) -> (N,) per-sample losses; from the task when not given. metrics: as in metrics.Meter.
+    batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
     log_every: steps a window; the device is read once in each. checkpoint_every_s, keep: see checkpoint.
     With no context it is one process on the model's device, and nothing is written to disk.
@@ -87,6 +91,7 @@ class Learner:
         precision: PrecisionName = "auto",
         loss: LossFunction | None = None,
         meter: Meter | None = None,
+        batch_transform: BatchTransform | None = None,
         seed: int = 42,
         context: RunContext | None = None,
         sinks: Sequence[Sink] = (),
@@ -101,6 +106,7 @@ class Learner:
         self.train, self.valid = train, valid
         self.loss = loss or default_loss(train.task)
         self.meter = (meter or Meter(default_metrics(train.task, len(train.classes)))).to(self.device)
+        self.batch_transform = batch_transform
         self.recorder = Recorder(sinks=sinks)
         self.progress = Progress()
         self.stopped = False
@@ -111,6 +117,7 @@ class Learner:
         self._stream: Iterator[Batch] | None = None
         self._resuming = False
         self._resumed: dict[str, Any] | None = None
+        self.quarantine = Quarantine(train, valid)
         self._clock = time.monotonic()
         self._last_save = self._clock
 
@@ -151,11 +158,21 @@ class Learner:
 
     def validate(self) -> dict[str, float]:
         """The metrics over exactly the validation samples. Collective."""
-        return self._evaluate(keep=False)[0]
+        return self._evaluate(self.valid, keep=False)[0]
 
     def predictions(self) -> Predictions | None:
         """One prediction a validation sample, by id, on rank 0; None on other ranks. Collective."""
-        return self._evaluate(keep=True)[1]
+        return self._evaluate(self.valid, keep=True)[1]
+
+    def tta(self, *, views: int = 4, beta: float = 0.25) -> Predictions | None:
+        """Test-time augmentation: predictions averaged over augmented views of the validation images. Collective.
+
+        The plain image counts `beta`, the mean of its `views` the rest. On rank 0; None on other ranks.
+        Source: fastai's `Learner.tta`.
+        """
+        plain = self.predictions()
+        others = [self._evaluate(self.valid.augmented(view), keep=True)[1] for view in range(views)]
+        return None if plain is None else average(plain, [p for p in others if p is not None], beta=beta)
 
     def note(self, text: str) -> None:
         """Tell whoever watches a line of text."""
@@ -238,6 +255,8 @@ class Learner:
         began = time.perf_counter()
         batch = self._next_batch()
         waited_s = time.perf_counter() - began
+        if self.batch_transform is not None:
+            batch = self.batch_transform(batch, self.progress.step)
         # Dropout is a function of (seed, step, rank), so a resumed run needs no random state.
         torch.manual_seed(int(hash64(self._seed, self.progress.step, self.context.rank) >> 1))
         losses = train_step(
@@ -266,6 +285,7 @@ class Learner:
         reading = window.close(
             stop=self.context.should_stop(),
             save_due=time.monotonic() - self._last_save >= self._checkpoint_every_s,
+            lost=self.quarantine.news("train"),
         )
         if not math.isfinite(reading.loss):
             raise DivergedError(
@@ -273,6 +293,7 @@ class Learner:
                 f"(lr {lrs[-1]:.2e}): the weights are spoilt from there on; start again from the last checkpoint with "
                 "a lower lr, or in fp32"
             )
+        self._quarantine("train", reading.lost)
         for ids in reading.ids:
             self.progress.stream_hash = extend_hash(self.progress.stream_hash, ids)
         self._record(
@@ -316,7 +337,7 @@ class Learner:
     def _validate_epoch(self, running: _Running) -> None:
         """Measure, and record a "valid" row with the epoch's mean training loss beside it."""
         began = time.monotonic()
-        values, _ = self._evaluate(keep=False)
+        values, _ = self._evaluate(self.valid, keep=False)
         before = [i for i, row in enumerate(self.recorder.rows) if row["kind"] == "valid"]
         windows = [
             (float(row["loss"] or 0), int(row["images"] or 0))
@@ -325,20 +346,32 @@ class Learner:
         ]
         train_loss = sum(loss * n for loss, n in windows) / sum(n for _, n in windows)
         seconds = time.monotonic() - began
-        self._record("valid", running, train_loss=train_loss, valid_s=seconds, **values)
+        measured = self.valid.samples - len(self.valid.quarantined)
+        self._record("valid", running, train_loss=train_loss, valid_s=seconds, valid_samples=measured, **values)
 
-    def _evaluate(self, *, keep: bool) -> tuple[dict[str, float], Predictions | None]:
+    def _evaluate(self, loader: Loader, *, keep: bool) -> tuple[dict[str, float], Predictions | None]:
         world.average_buffers(self.model)
         self.model.eval()
         self.meter.reset()
         kept: list[tuple[torch.Tensor, ...]] = []
-        for batch in self.valid.stream():
+        for batch in loader.stream(self.progress.step):
             logits, losses = eval_step(self.model, batch, loss=self.loss, precision=self.precision)
             self.meter.update(logits, batch.targets, losses)
             if keep:
                 kept.append((batch.ids, batch.targets, logits, losses))
         values = self.meter.compute()
+        self._quarantine("valid", together_by_id(world.gather(self.quarantine.news("valid"))))
         return values, collect(kept, task=self.valid.task) if keep else None
+
+    def _quarantine(self, split: str, found: Mapping[int, str]) -> None:
+        """Name the files that some rank found unusable, and have every rank do without them. Collective."""
+        rows = self.quarantine.rows(split, found, step=self.progress.step)
+        for row in rows:
+            self.recorder.add(row)
+            self.note(
+                f"quarantined, {'another fills its place' if split == 'train' else 'not measured'}: {row['reason']}"
+            )
+        self.quarantine.apply(rows)
 
     # Checkpoints ------------------------------------------------------------------------------------------
 
@@ -387,6 +420,11 @@ class Learner:
         self._resuming = True
         self._resumed = state if state["optimizer"] is not None else None
         self._stream = None
+        known = self.recorder.of_kind("quarantine")
+        self.quarantine.apply(known)
+        for sink in self.recorder.sinks:
+            for row in known:
+                sink.observe(row)
         self.note(f"resumed at step {self.progress.step} from {saved.folder}")
         if self.context.rank == 0:
             self.context.publish(self.recorder.rows)

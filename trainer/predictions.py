@@ -56,3 +56,22 @@ def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | N
     scores = torch.from_numpy(logits[order])
     probabilities = scores.softmax(1) if task == "single_label" else scores.sigmoid()
     return Predictions(ids[order], targets[order], probabilities.numpy(), losses[order])
+
+
+def average(plain: Predictions, views: Sequence[Predictions], *, beta: float) -> Predictions:
+    """The plain image's probabilities with weight `beta`, the mean of the views' with the rest; losses of the result.
+
+    A sample that any of them lacks (its file broke in between) is left out.
+    """
+    ids = plain.ids
+    for view in views:
+        ids = np.intersect1d(ids, view.ids)
+    first, *others = (p.probabilities[np.searchsorted(p.ids, ids)].astype(np.float64) for p in (plain, *views))
+    mixed = beta * first + (1 - beta) * np.mean(others, axis=0) if others else first
+    targets = plain.targets[np.searchsorted(plain.ids, ids)]
+    tiny = np.finfo(np.float32).tiny
+    if targets.ndim == 1:
+        losses = -np.log(np.maximum(mixed[np.arange(len(ids)), targets], tiny))
+    else:
+        losses = -np.log(np.maximum(np.where(targets > 0.5, mixed, 1 - mixed), tiny)).mean(axis=1)
+    return Predictions(ids, targets, mixed.astype(np.float32), losses.astype(np.float32))

@@ -6,6 +6,7 @@ once and gathers once; every rank gets the same answer, so that decisions made f
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import world
+from trainer.quarantine import together_by_id
 
 
 def extend_hash(digest: str, ids: NDArray[np.int64]) -> str:
@@ -42,6 +44,8 @@ class Reading:
     """Some rank was asked to stop."""
     save_due: bool
     """Rank 0's clock says that a checkpoint is due."""
+    lost: dict[int, str]
+    """Files that some rank found unusable: id -> file and reason, by id."""
 
 
 @dataclass
@@ -63,11 +67,11 @@ class Window:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def close(self, *, stop: bool, save_due: bool) -> Reading:
+    def close(self, *, stop: bool, save_due: bool, lost: Mapping[int, str]) -> Reading:
         """Read the device once, gather once, start over. Collective; the window must not be empty."""
         loss_sum = 0.0 if self.loss_sum is None else float(self.loss_sum)  # the one synchronisation
         ids = torch.stack(self.ids).numpy()
-        mine = (ids, loss_sum, time.perf_counter() - self.began, self.data_wait_s, stop, save_due)
+        mine = (ids, loss_sum, time.perf_counter() - self.began, self.data_wait_s, stop, save_due, dict(lost))
         ranks = world.gather(mine)
         together = np.concatenate([rank[0] for rank in ranks], axis=1)
         self.ids, self.loss_sum, self.data_wait_s = [], None, 0.0
@@ -81,6 +85,7 @@ class Window:
             ids=list(together),
             stop=any(rank[4] for rank in ranks),
             save_due=ranks[0][5],
+            lost=together_by_id([rank[6] for rank in ranks]),
         )
 
     def restart_clock(self) -> None:

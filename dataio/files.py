@@ -1,0 +1,138 @@
+"""Where do bytes lie? In a folder of this machine, or below a URI that pyarrow's filesystems understand.
+
+A root is a text: an absolute folder, or a URI such as s3://bucket/photos, gs://..., hdfs://... with whatever options
+pyarrow.fs takes behind a question mark. Below it, files go by relative names. Local files are read without pyarrow,
+which costs less and tells errors apart better.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
+
+from dataio.errors import SourceError
+
+_HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_RETRIES_S = (0.1, 1.0)
+
+
+def normal_root(root: str | Path) -> str:
+    """The root as manifests keep it: an absolute folder, links resolved, or a URI without a slash at its end.
+
+    Raises: SourceError for a URI with a password in it, which would end in manifests and logs.
+    """
+    text = str(root)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    if "://" not in text:
+        return Path(text).expanduser().resolve().as_posix()
+    parts = urlsplit(text)
+    if parts.password is not None:
+        raise SourceError(
+            f"the URI of {parts.hostname} carries a password, which would be written into manifests and logs: give it "
+            "by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the store's own way)"
+        )
+    return parts._replace(path=parts.path.rstrip("/")).geturl()
+
+
+def is_remote(root: str) -> bool:
+    """Whether the root is a URI."""
+    return "://" in root
+
+
+def below(root: str, name: str) -> str:
+    """The root of what lies at `name` below `root`; for folders, messages, and `normal_root` once more."""
+    if not is_remote(root):
+        return name if name.startswith("/") else f"{root.rstrip('/')}/{name}"
+    parts = urlsplit(root)
+    return parts._replace(path=f"{parts.path}/{name}").geturl()
+
+
+def above(name: str) -> str:
+    """The root in which a file of this full name lies; a URI keeps its options."""
+    if not is_remote(name):
+        return name.rpartition("/")[0] or "/"
+    parts = urlsplit(name)
+    return parts._replace(path=parts.path.rpartition("/")[0]).geturl()
+
+
+def last(name: str) -> str:
+    """The last part of a full name: what the file is called within `above(name)`."""
+    return (urlsplit(name).path if is_remote(name) else name).rpartition("/")[2]
+
+
+@lru_cache(maxsize=64)
+def open_root(root: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a root, and the root's path within it. Raises SourceError when there is no such filesystem."""
+    if not is_remote(root):
+        return pafs.LocalFileSystem(), root
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(root)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SourceError(
+            f"{root} cannot be opened ({error}): nothing can be listed or read there; give a folder, or a URI that "
+            "pyarrow.fs understands (s3://, gs://, hdfs://)"
+        ) from error
+    return filesystem, path.rstrip("/")
+
+
+def read(root: str, name: str) -> bytes:
+    """The bytes of a file below a root (or at an absolute local name). Raises OSError.
+
+    What may pass (a network file system that hiccups) is tried again twice within about a second.
+    """
+    for wait_s in (*_RETRIES_S, None):
+        try:
+            if not is_remote(root):
+                return Path(below(root, name)).read_bytes()
+            filesystem, base = open_root(root)
+            with filesystem.open_input_file(f"{base}/{name}") as file:
+                return file.read()
+        except _HOPELESS:
+            raise
+        except OSError:
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+    raise AssertionError
+
+
+def why_unreadable(error: OSError) -> str:
+    """What an error in reading means, in a few words, for a manifest's status and a run's record."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return f"cannot be read: {error.strerror or error}"
+
+
+def as_array(data: bytes) -> NDArray[np.uint8]:
+    """Bytes as engines take them, (bytes,) uint8, without a copy."""
+    return np.frombuffer(data, np.uint8)
+
+
+def exists(root: str, name: str) -> bool:
+    """Whether there is a file of that name."""
+    try:
+        if not is_remote(root):
+            return Path(below(root, name)).is_file()
+        filesystem, base = open_root(root)
+        return filesystem.get_file_info(f"{base}/{name}").type == pafs.FileType.File
+    except OSError:
+        return False
+
+
+def names_below(root: str) -> Iterator[tuple[str, int]]:
+    """(relative name, bytes) of every file below a remote root, in no promised order. Raises OSError."""
+    filesystem, base = open_root(root)
+    for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True)):
+        if info.type == pafs.FileType.File:
+            yield info.path.removeprefix(f"{base}/"), info.size

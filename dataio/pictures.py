@@ -1,0 +1,54 @@
+"""How does Pillow turn a picture file into pixels? What reading, verifying and masks have in common; no torch."""
+
+import re
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_PILLOW = re.compile(r"PIL\.")
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """An opened image, decoded in full: (H, W, 3) uint8, upright. Raises whatever Pillow raises; ValueError."""
+    load(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        ImageOps.exif_transpose(image, in_place=True)
+        # Pillow would clip at 255. DALI scales and rounds, to the same values as this.
+        grey = ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise ValueError("its values have 32 bits, and nothing says which is white; save it with 8 or 16")
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image.apply_transparency()  # else Pillow warns, once for every image
+    ImageOps.exif_transpose(image, in_place=True)  # in place, and no conversion to itself: each is a copy
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def load(image: Image.Image) -> None:
+    """Decode an opened image. Raises whatever Pillow raises; ValueError for what it would run, not read."""
+    if image.format == "EPS":
+        raise ValueError("EPS is a program, and programs are not run")
+    image.load()
+
+
+def why_undecodable(error: BaseException) -> str:
+    """What an error of Pillow's means, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"  # Pillow's own sentence names an object in memory
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: decompression bomb, more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    if isinstance(error, MemoryError):
+        return "too large: not enough memory to decode it"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def hush_pillow() -> None:
+    """Ignore Pillow's warnings from now on: of odd metadata, and of sizes from half of what it refuses.
+
+    Files are the user's to mend, not the run's to talk about. The filters belong to the process, so threads that
+    change and restore them would undo one another: this adds one rule, once, for Pillow's modules alone.
+    """
+    if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)

@@ -1,0 +1,221 @@
+"""Is a data set in an object store the same as on disk? Against a real S3 interface on loopback (moto's server)."""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+import torch
+
+from dataio import files
+from dataio.errors import ShardError, SourceError
+from dataio.labels import by_parent, label
+from dataio.loader import ImageLoader
+from dataio.manifest import Manifest
+from dataio.packing import pack
+from dataio.readers import FileReader
+from dataio.shards import check, open_reader
+from dataio.sources import from_folder
+from dataio.splits import by_folder, split
+from tests.images import first, flat_manifest
+from tests.packs import SMALL, loader, photos
+
+pytest.importorskip("dataio.dali", reason="DALI is not installed")
+moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
+
+
+class Requests(logging.Handler):
+    """What the server was asked for: lines such as 'GET /bucket/name'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.search(r"(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP", record.getMessage())
+        if found:
+            self.lines.append(" ".join(found.groups()))
+
+    def gets(self, words: str) -> list[str]:
+        return [line for line in self.lines if line.startswith("GET") and words in line]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Host and port of an S3 server of this module."""
+    started = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    host, port = started.get_host_and_port()
+    yield f"{host}:{port}"
+    started.stop()
+
+
+@pytest.fixture
+def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URI of a folder in a bucket of the test's own, which does not exist yet; {} is the folder's name."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    options = f"endpoint_override={server}&scheme=http&region=us-east-1"
+    bucket = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[-60:].strip("-")
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
+    filesystem.create_dir(bucket)
+    yield f"s3://{bucket}/{{}}?{options}"
+    files.open_root.cache_clear()
+
+
+@pytest.fixture
+def asked() -> Iterator[Requests]:
+    log, handler = logging.getLogger("werkzeug"), Requests()
+    before = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    yield handler
+    log.removeHandler(handler)
+    log.setLevel(before)
+
+
+def upload(folder: Path, root: str) -> None:
+    filesystem, base = files.open_root(root)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            with filesystem.open_output_stream(f"{base}/{file.relative_to(folder).as_posix()}") as out:
+                out.write(file.read_bytes())
+
+
+def at(manifest: Manifest, root: str) -> Manifest:
+    """The same manifest with its files elsewhere."""
+    return Manifest(manifest.rows, root, manifest.task, manifest.classes, manifest.values)
+
+
+def assert_same(one: ImageLoader, other: ImageLoader) -> None:
+    for a, b in zip(first(one, 5), first(other, 5), strict=True):
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+    assert not one.quarantined
+    assert not other.quarantined
+    one.close()
+    other.close()
+
+
+def test_a_folder_in_a_store_is_listed_verified_and_split_as_one_on_disk(tmp_path: Path, store: str) -> None:
+    flat_manifest(tmp_path, train=6, valid=3)
+    (tmp_path / "train" / "broken.jpg").write_bytes(b"no image")
+    upload(tmp_path, store.format("flat"))
+
+    def indexed(root: str | Path) -> Manifest:
+        return split(label(from_folder(root), by_parent()), by_folder("valid"))
+
+    local, remote = indexed(tmp_path), indexed(store.format("flat"))
+    assert remote.root == store.format("flat")
+    assert remote.rows.to_pylist() == local.rows.to_pylist()
+    assert remote.rows.num_rows == 10
+    assert [row["path"] for row in remote.quarantined().to_pylist()] == ["train/broken.jpg"]
+    assert remote.fingerprint() == local.fingerprint()
+    remote.check_paths()
+
+
+@pytest.mark.parametrize("engine", ["dali", "reference"])
+@pytest.mark.parametrize("task", ["single_label", "mask"])
+def test_loose_files_in_a_store_train_as_those_on_disk(tmp_path: Path, store: str, task: str, engine: str) -> None:
+    manifest = photos(tmp_path / "loose", task=task)
+    upload(tmp_path / "loose", store.format("loose"))
+    remote = at(manifest, store.format("loose"))
+    for which in ("train", "valid"):
+        local = loader(manifest, FileReader(manifest.root, masks=task == "mask"), engine=engine, split=which)
+        assert_same(local, loader(remote, open_reader(remote), engine=engine, split=which))
+
+
+@pytest.mark.parametrize("engine", ["dali", "reference"])
+@pytest.mark.parametrize("task", ["single_label", "mask"])
+def test_shards_in_a_store_train_as_files_on_disk(
+    tmp_path: Path, store: str, task: str, engine: str, asked: Requests
+) -> None:
+    manifest = photos(tmp_path / "loose", task=task)
+    upload(tmp_path / "loose", store.format("loose"))
+    pack(manifest, tmp_path / "packed", shard_bytes=SMALL)
+    remote = pack(at(manifest, store.format("loose")), store.format("packed"), shard_bytes=SMALL)
+    assert len(remote.shards) > 3
+    assert remote.home == store.format("packed")
+    remote.check_paths()
+    assert check(remote) == []
+    filesystem, base = files.open_root(store.format("packed"))
+    for shard in remote.shards:  # from a store or from a disk, to a store or to a disk
+        with filesystem.open_input_stream(f"{base}/{shard.name}") as stream:
+            assert stream.read() == (tmp_path / "packed" / shard.name).read_bytes()
+    asked.lines.clear()
+    cache = tmp_path / "cache"
+    for which in ("train", "valid"):
+        local = loader(manifest, FileReader(manifest.root, masks=task == "mask"), engine=engine, split=which)
+        assert_same(local, loader(remote, open_reader(remote, cache=cache), engine=engine, split=which))
+    assert len(asked.gets("/packed/shard-")) == len(remote.shards)  # each once, for two loaders
+    assert not asked.gets("/loose/")
+
+
+def test_a_manifest_is_loaded_from_where_it_was_packed(tmp_path: Path, store: str) -> None:
+    manifest = photos(tmp_path / "loose")
+    pack(manifest, store.format("packed"), shard_bytes=SMALL)
+    loaded = Manifest.load(files.below(store.format("packed"), "manifest.arrow"))
+    assert loaded.home == store.format("packed")
+    assert loaded.fingerprint() == manifest.fingerprint()
+    local = loader(manifest, FileReader(manifest.root))
+    assert_same(local, loader(loaded, open_reader(loaded, cache=tmp_path / "cache")))
+
+
+def test_an_unfinished_pack_goes_on_in_a_store(
+    tmp_path: Path, store: str, asked: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = photos(tmp_path / "loose")
+    dest = store.format("packed")
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(manifest, dest, shard_bytes=SMALL, progress=interrupt)
+    stood = sorted(name for name, _ in files.names_below(dest))
+    assert stood == ["pack.json", "shard-00000.arrow", "shard-00001.arrow"]
+    asked.lines.clear()
+    packed = pack(manifest, dest, shard_bytes=SMALL)
+    written = {line.split("/")[-1].partition("?")[0] for line in asked.lines if line.startswith(("PUT", "POST"))}
+    assert not written & set(stood[1:])
+    local = pack(manifest, tmp_path / "packed", shard_bytes=SMALL)
+    assert packed.shards == local.shards
+
+
+def test_damage_in_a_store_is_found_by_check_and_on_the_way_here(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataio.cache._WAITS_S", (0.0,))
+    packed = pack(photos(tmp_path / "loose"), store.format("packed"), shard_bytes=SMALL)
+    filesystem, base = files.open_root(store.format("packed"))
+    place = f"{base}/{packed.shards[1].name}"
+    with filesystem.open_input_stream(place) as stream:
+        data = bytearray(stream.read())
+    data[len(data) // 2] ^= 1
+    with filesystem.open_output_stream(place) as out:
+        out.write(bytes(data))
+    (damage,) = check(packed)
+    assert f"{packed.shards[1].name}?" in damage
+    assert "xxh3_128" in damage
+    with pytest.raises(ShardError, match=r"shard-00001.arrow.* cannot be fetched"):
+        open_reader(packed, cache=tmp_path / "cache")
+    filesystem.delete_file(place)
+    (damage,) = check(packed)
+    assert "(missing)" in damage
+
+
+def test_a_store_that_is_not_there_is_told(tmp_path: Path, store: str) -> None:
+    with pytest.raises((ShardError, SourceError), match="nowhere"):
+        pack(photos(tmp_path / "loose"), "s3://nowhere/packed?" + store.partition("?")[2])

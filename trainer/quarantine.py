@@ -1,0 +1,58 @@
+"""Which files turned out unusable, and does everybody know? Named once, in a row, on every rank, in every continuation.
+
+Loaders find them and fill the holes (dataio); this file only makes what one rank found the knowledge of all.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from dataio.batch import Loader
+from trainer.context import Row
+
+
+def together_by_id(found: Sequence[Mapping[int, str]]) -> dict[int, str]:
+    """What any rank found, in the order of the ids: the same on every rank."""
+    everything = {number: why for rank in found for number, why in rank.items()}
+    return dict(sorted(everything.items()))
+
+
+class Quarantine:
+    """The files of a training and a validation loader that no row has told yet, and those that one has."""
+
+    def __init__(self, train: Loader, valid: Loader) -> None:
+        self._loaders = {"train": train, "valid": valid}
+        self._told: set[tuple[str, int]] = set()
+
+    def news(self, split: str) -> dict[int, str]:
+        """What this rank's loader found since: id -> file and reason."""
+        return {
+            number: why for number, why in self._loaders[split].quarantined.items() if (split, number) not in self._told
+        }
+
+    def rows(self, split: str, found: Mapping[int, str], *, step: int) -> list[Row]:
+        """A row for each file that some rank found and no row told; call on every rank with the same."""
+        rows: list[Row] = []
+        for number, why in found.items():
+            if (split, number) in self._told:
+                continue
+            self._told.add((split, number))
+            rows.append(
+                {
+                    "kind": "quarantine",
+                    "step": step,
+                    "unix_s": time.time(),
+                    "split": split,
+                    "id": number,
+                    "reason": why,
+                    "quarantined": len(self._told),
+                }
+            )
+        return rows
+
+    def apply(self, rows: Sequence[Row]) -> None:
+        """Have the loaders do without these. Raises when they are more than the user allows, on every rank alike."""
+        for split, loader in self._loaders.items():
+            files = {int(row["id"] or 0): str(row["reason"]) for row in rows if row["split"] == split}
+            self._told |= {(split, number) for number in files}
+            if files:
+                loader.quarantine(files)
