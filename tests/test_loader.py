@@ -282,7 +282,7 @@ def test_an_augmented_view_is_the_training_geometry_of_the_validation_samples(
     assert not torch.equal(one[0].images, two[0].images)
     work = valid.augmented(1).work(np.arange(4))
     rows = valid.part.take(np.arange(4))
-    size = {"widths": rows.widths, "heights": rows.heights}
+    size: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights}
     drawn = geometry.draw(SPEC, seed=5, epochs=np.ones(4, np.int64), ids=rows.ids, **size)
     np.testing.assert_array_equal(work.geometry.homographies, drawn.homographies)
 
