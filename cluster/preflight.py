@@ -30,7 +30,7 @@ def preflight(job: Job) -> Result | None:
     import torch
 
     from cluster.launch import check_gpus, choose_device
-    from cluster.run import phases
+    from cluster.run import mixing, phases
     from dataio.loader import choose_engine
     from models.backbones import check_name, create
     from trainer.step import choose_precision
@@ -39,6 +39,7 @@ def preflight(job: Job) -> Result | None:
     choose_engine(job.data.engine)
     check_name(job.model.name)
     phases(job)
+    mixing(job, classes=2)
     check_gpus(job)
     if job.model.weights != "none":  # fetched once here, not by every worker at the same time
         create(job.model.name, 2, weights=job.model.weights)

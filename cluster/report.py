@@ -16,7 +16,7 @@ from cluster.console import metric_names
 from cluster.storage import write_text
 from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader
-from dataio.reference import render
+from dataio.reference import ReferenceEngine
 from trainer import plots
 
 _SHOWN = 24
@@ -54,10 +54,12 @@ def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any
     by_id = {row["id"]: row for row in outcomes.take(which).to_pylist()}
     work = valid.work(np.searchsorted(valid.part.ids, list(by_id)))
     rows = [by_id[int(number)] for number in work.ids]  # a file may have gone since it was predicted
-    pixels = torch.stack([render(work, i, valid.spec) for i in range(len(rows))]).permute(0, 3, 1, 2)
+    engine = ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1)
+    (batch,) = engine.run(iter([work]))
+    engine.close()
     titles = [f"{_words(row['prediction'])} / {_words(row['target'])}" for row in rows]
     colours = ["#1a7f37" if row["prediction"] == row["target"] else "#c62828" for row in rows]
-    return grid(list(denormalise(pixels, valid.spec)), titles, cols=8, colours=colours)
+    return grid(list(denormalise(batch.images, valid.spec)), titles, cols=8, colours=colours)
 
 
 def _words(label: str | list[str]) -> str:

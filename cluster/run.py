@@ -141,7 +141,7 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
         optimizer=job.optim.name,
         weight_decay=job.optim.weight_decay,
         precision=job.fit.precision,
-        batch_transform=_mix(job, context, train),
+        batch_transform=mixing(job, classes=len(train.classes), rank=context.rank, world_size=context.world_size),
         seed=job.seed,
         context=context,
         sinks=[exporter],
@@ -151,19 +151,13 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
     )
 
 
-def _mix(job: Job, context: RunContext, train: ImageLoader) -> Mix | None:
+def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = None) -> Mix | None:
     """MixUp and CutMix, if the job asks for either. Raises SpecError."""
-    if not (job.augment.mixup or job.augment.cutmix):
+    mixup, cutmix = job.augment.mixup, job.augment.cutmix
+    if not (mixup or cutmix):
         return None
-    return Mix(
-        mixup=job.augment.mixup,
-        cutmix=job.augment.cutmix,
-        classes=len(train.classes),
-        global_batch=job.data.global_batch,
-        seed=job.seed,
-        rank=context.rank,
-        world_size=context.world_size,
-    )
+    world = {"rank": rank, "world_size": world_size or job.workers}
+    return Mix(mixup=mixup, cutmix=cutmix, classes=classes, global_batch=job.data.global_batch, seed=job.seed, **world)
 
 
 def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack) -> None:

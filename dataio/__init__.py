@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dataio.batch import Batch, Loader
     from dataio.explanation import explain, show_batch
     from dataio.loader import ImageLoader, choose_engine, loaders, split_loader
+    from dataio.mix import Mix
+    from dataio.packing import pack
 
 # These bring torch, which costs seconds: they are imported when they are first asked for, so that `thawline index` and
 # a mistyped path answer at once.
@@ -30,6 +32,8 @@ _LATE = {
     **dict.fromkeys(("Batch", "Loader"), "dataio.batch"),
     **dict.fromkeys(("explain", "show_batch"), "dataio.explanation"),
     **dict.fromkeys(("ImageLoader", "choose_engine", "loaders", "split_loader"), "dataio.loader"),
+    "Mix": "dataio.mix",
+    "pack": "dataio.packing",
 }
 
 
@@ -47,6 +51,7 @@ __all__ = [
     "ImageSpec",
     "Loader",
     "Manifest",
+    "Mix",
     "Table",
     "by_column",
     "by_folder",
@@ -65,6 +70,7 @@ __all__ = [
     "label",
     "loaders",
     "mask_path",
+    "pack",
     "points_by_columns",
     "points_by_function",
     "random_split",

@@ -1,4 +1,4 @@
-"""How does DALI run the spec? One pipeline: decode, filter where needed, warp once, normalise once.
+"""How does DALI run the spec? One pipeline: decode, filter where needed, warp; finish.py does the colours.
 
 The only file that imports DALI. `device` alone decides where it runs: "cpu" wholly on the CPU, "cuda" with
 `mixed` decoding (the GPU's JPEG engines) and everything after it on the GPU. Randomness comes from `geometry`,
@@ -22,6 +22,8 @@ from torch.utils.dlpack import from_dlpack
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
+from dataio.finish import finish
+from dataio.geometry import SAMPLES
 from dataio.readers import transcode
 from dataio.reference import decode
 from dataio.spec import ImageSpec
@@ -35,38 +37,40 @@ HW_DECODER_LOAD = 0.65
 
 _KINDS: dict[str, tuple[Any, int]] = {  # DALI type and dimensions of a sample's share of each input
     "encoded": (types.UINT8, 1),
+    "start": (types.INT32, 1),  # of the window that is decoded: y, x
+    "shape": (types.INT32, 1),  # height, width
     "ids": (types.INT64, 0),
     "size": (types.FLOAT, 1),  # height, width of the output
     "filtered": (types.BOOL, 0),  # does it need a prefilter?
     "filter_px": (types.FLOAT, 1),  # height, width
-    "homography": (types.FLOAT, 2),
-    "mean": (types.FLOAT, 1),
-    "std": (types.FLOAT, 1),
+    "spread": (types.BOOL, 0),  # does it need more than one sample a pixel?
+    "homography0": (types.FLOAT, 2),  # at each of geometry.SAMPLES
+    "homography1": (types.FLOAT, 2),
+    "homography2": (types.FLOAT, 2),
     "mask": (types.UINT8, 3),  # class indices
     "to_mask": (types.FLOAT, 2),  # its homography
 }
 
-# What is neither a homography nor an affine colour map, by its name in the spec and in Geometry; in this order.
-_EFFECTS: dict[str, Callable[[Any, Any], Any]] = {
-    "saturation": lambda images, by: fn.saturation(images, saturation=by),
-}
 
-
-def _inputs(work: Work, spec: ImageSpec) -> dict[str, Any]:
-    """What the pipeline is fed, by name: just what this spec needs, since DALI objects to more."""
+def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
+    """What the pipeline is fed, by name. windowed: decode no more of each image than the warp reads."""
     geometry = work.geometry
-    mean, std = geometry.folded(spec)
+    starts, shapes = geometry.windows(work.size_px)
+    to_window = np.tile(np.eye(3), (len(work.ids), 1, 1))
+    if windowed:
+        to_window[:, :2, 2] = -starts[:, ::-1]
     inputs: dict[str, Any] = {
         "encoded": work.encoded,
         "ids": work.ids,
         "size": np.full((len(work.ids), 2), work.size_px, np.float32),
         "filtered": geometry.prefilter_px[:, 0] > 0,
         "filter_px": np.maximum(geometry.prefilter_px, 1).astype(np.float32),
-        "homography": np.ascontiguousarray(geometry.homographies, np.float32),
-        "mean": mean,
-        "std": std,
+        "spread": geometry.sampling > 0,
     }
-    inputs |= {name: getattr(geometry, name).astype(np.float32) for name in spec.effects}
+    if windowed:
+        inputs |= {"start": starts.astype(np.int32), "shape": shapes.astype(np.int32)}
+    for k in range(len(SAMPLES)):
+        inputs[f"homography{k}"] = np.ascontiguousarray(to_window @ geometry.sampled(k), np.float32)
     if work.masks is None:
         return {**inputs, "targets": work.targets}
     sizes = np.array([mask.shape for mask in work.masks])
@@ -87,41 +91,39 @@ def _feed(source: Callable[[], Any], kinds: dict[str, tuple[Any, int]]) -> dict[
     return dict(zip(kinds, values, strict=True))
 
 
-@do_not_convert
-def _with_effects(images: Any, fed: dict[str, Any]) -> Any:
-    for name, effect in _EFFECTS.items():
-        images = effect(images, fed[name]) if name in fed else images
-    return images
-
-
 @pipeline_def(enable_conditionals=True)
-def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple[Any, int]], half: bool) -> Any:
+def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple[Any, int]]) -> Any:
     """kinds: of each input, in the order of what `source` returns."""
-    cuda = Pipeline.current().device_id is not None
     fed = _feed(source, kinds)
-    decoding: dict[str, Any] = {"device": "cpu"}
-    if cuda:
-        decoding = {"device": "mixed", "hw_decoder_load": HW_DECODER_LOAD}
+    if "start" in fed:
+        window: dict[str, Any] = {"start": fed["start"], "shape": fed["shape"], "axis_names": "HW"}
+        images = fn.decoders.image_slice(fed["encoded"], device="cpu", output_type=types.RGB, **window)
+    else:
+        mixed: dict[str, Any] = {"device": "mixed", "hw_decoder_load": HW_DECODER_LOAD}
+        images = fn.decoders.image(fed["encoded"], output_type=types.RGB, **mixed)
         fed |= {name: fed[name].gpu() for name in ("mask", "targets") if name in fed}
-    images = fn.decoders.image(fed["encoded"], output_type=types.RGB, **decoding)
     filtered = fed["filtered"]
     if filtered:
         source_images = fn.resize(images, size=fed["filter_px"], antialias=True, interp_type=types.INTERP_LINEAR)
     else:
         source_images = images
     warping: dict[str, Any] = {"size": fed["size"], "border_mode": spec.border, "pixel_origin": "corner"}
-    warped = fn.experimental.warp_perspective(
-        source_images, matrix=fed["homography"], interp_type=types.INTERP_LINEAR, **warping
+    first = fn.experimental.warp_perspective(
+        source_images, matrix=fed["homography0"], interp_type=types.INTERP_LINEAR, **warping
     )
-    normalised = fn.crop_mirror_normalize(
-        _with_effects(warped, fed),
-        mean=fed["mean"],
-        std=fed["std"],
-        dtype=types.FLOAT16 if half else types.FLOAT,
-        output_layout="HWC",
-    )
+    spread = fed["spread"]
+    if spread:
+        second = fn.experimental.warp_perspective(
+            source_images, matrix=fed["homography1"], interp_type=types.INTERP_LINEAR, **warping
+        )
+        third = fn.experimental.warp_perspective(
+            source_images, matrix=fed["homography2"], interp_type=types.INTERP_LINEAR, **warping
+        )
+    else:
+        second = first
+        third = first
     if "mask" not in fed:
-        return normalised, fed["targets"], fed["ids"]
+        return first, second, third, fed["targets"], fed["ids"]
     mask = fn.experimental.warp_perspective(
         fn.reinterpret(fed["mask"], layout="HWC"),
         matrix=fed["to_mask"],
@@ -129,7 +131,7 @@ def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple
         fill_value=VOID,
         **warping,
     )
-    return normalised, fn.cast(mask, dtype=types.INT64), fed["ids"]
+    return first, second, third, fn.cast(mask, dtype=types.INT64), fed["ids"]
 
 
 class DaliEngine:
@@ -147,11 +149,15 @@ class DaliEngine:
         max_batch: int,
         target: tuple[np.dtype[Any], int] | None,
     ) -> None:
-        self._spec = spec
+        self._spec, self._dtype = spec, dtype
         index = device.index if device.type == "cuda" else None  # to DALI, no index means no GPU
         if device.type == "cuda" and index is None:  # torch's current one
             index = torch.cuda.current_device()
-        kinds = {**_KINDS, **dict.fromkeys(spec.effects, (types.FLOAT, 0))}
+        # The hardware JPEG engines decode whole images; libjpeg-turbo gains a quarter by leaving out what nobody sees.
+        self._windowed = index is None
+        kinds = _KINDS.copy()
+        if not self._windowed:
+            del kinds["start"], kinds["shape"]
         if target is not None:
             del kinds["mask"], kinds["to_mask"]
             kinds["targets"] = (
@@ -161,7 +167,6 @@ class DaliEngine:
         self._options: dict[str, Any] = {
             "spec": spec,
             "kinds": kinds,
-            "half": dtype == torch.float16,
             "batch_size": max_batch,
             "num_threads": threads,
             "device_id": index,
@@ -180,7 +185,7 @@ class DaliEngine:
 
     def _next(self) -> tuple[Any, ...]:
         work = next(self._works)
-        inputs = _inputs(work, self._spec)
+        inputs = _inputs(work, windowed=self._windowed)
         self._alive.append((work, inputs))
         self._fed.append(work)
         return tuple(inputs[name] for name in self._options["kinds"])
@@ -196,7 +201,7 @@ class DaliEngine:
         self._pipe.reset()
         while True:
             try:
-                images, targets, ids = self._pipe.run()
+                *samples, targets, ids = self._pipe.run()
             except StopIteration:
                 self.reusable = True
                 return
@@ -208,10 +213,10 @@ class DaliEngine:
                 self._fed.clear()
                 self._pipe = _pipeline(self._next, **self._options)
                 continue
-            self._fed.popleft()
-            pixels, made = from_dlpack(images.as_tensor()), from_dlpack(targets.as_tensor())
+            work = self._fed.popleft()
+            warped, made = [from_dlpack(sample.as_tensor()) for sample in samples], from_dlpack(targets.as_tensor())
             yield Batch(
-                images=pixels.permute(0, 3, 1, 2),
+                images=finish(warped, work.geometry, self._spec, dtype=self._dtype).permute(0, 3, 1, 2),
                 targets=made.squeeze(-1) if self._masks else made,
                 ids=from_dlpack(ids.as_tensor()),
             )

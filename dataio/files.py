@@ -8,7 +8,7 @@ which costs less and tells errors apart better.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -119,13 +119,18 @@ def as_array(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
-def exists(root: str, name: str) -> bool:
-    """Whether there is a file of that name."""
-    try:
-        if not is_remote(root):
-            return Path(below(root, name)).is_file()
+def missing(root: str, names: Sequence[str]) -> list[str]:
+    """Those of the names that are no files; a store is asked for all at once."""
+    if is_remote(root):
         filesystem, base = open_root(root)
-        return filesystem.get_file_info(f"{base}/{name}").type == pafs.FileType.File
+        found = filesystem.get_file_info([f"{base}/{name}" for name in names])
+        return [name for name, info in zip(names, found, strict=True) if info.type != pafs.FileType.File]
+    return [name for name in names if not _is_file(below(root, name))]
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
     except OSError:
         return False
 

@@ -10,6 +10,7 @@ All is vectorised over a batch in float64; nothing here touches a pixel.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,17 @@ from dataio.spec import ImageSpec
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# A bilinear warp reads 2x2 source pixels: the more it shrinks, the more of them it skips, which shows as aliasing.
-# Above this a prefilter comes first and leaves just this much. Filtering earlier would look better still, at twice
-# the cost for the commonest photos (benchmarks/LOG.md, "prefilter").
-MAX_SHRINK = 1.7
+# A bilinear warp reads 2x2 source pixels: the more it shrinks, the more of them it skips, which shows as aliasing. So
+# where it shrinks each output pixel is the mean of three samples on this circle, x and y in output pixels, turned so
+# that no two share a row or column of an upright image: 11 to 14 dB nearer to the ideal than one sample, at the shrink
+# of ordinary photos. The radius is the best of those measured (benchmarks/LOG.md, "three samples").
+SAMPLES = 0.38 * np.stack([f(np.deg2rad([15.0, 135.0, 255.0])) for f in (np.cos, np.sin)], axis=1)
+# They move from the centre, where a map that does not shrink has all three, to their places over this range.
+_SPREAD_SHRINK = (1.0, 1.2)
+# Above this a prefilter comes first and leaves just this much.
+MAX_SHRINK = 2.5
+
+_BESIDE_PX = 8  # a JPEG's chroma is halved and smoothed
 
 # The streams of random numbers. Append only: a number's place decides what every run with its seed sees.
 _DRAWS = (
@@ -53,12 +61,37 @@ class Geometry:
 
     grey = .299 R + .587 G + .114 B, as in JPEG.
     """
+    sampling: Floats
+    """(n,): how far SAMPLES are spread, 0 (all at the centre: one would do) to 1."""
+
+    def sampled(self, k: int) -> Floats:
+        """`homographies` at sample k of each output pixel: (n, 3, 3); an image is the mean over all SAMPLES."""
+        dx, dy = SAMPLES[k][:, None] * self.sampling
+        return self.homographies @ _scaling(np.ones_like(dx), np.ones_like(dy), dx, dy)
 
     def folded(self, spec: ImageSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Colour map and normalisation as one: (mean, std), (n, 3) float32, for y = (x - mean) / std, x 0..255."""
         mean = 255 * (np.array(spec.mean) - self.shift) / self.scale
         std = 255 * np.array(spec.std) / self.scale
         return mean.astype(np.float32), std.astype(np.float32)
+
+    def windows(self, size_px: int) -> tuple[Ints, Ints]:
+        """The part of each source that is read for an output of this side: (starts, shapes), (n, 2) height and width.
+
+        Reflected borders and what an interpolation or a decoder's chroma reads beside a pixel are inside; a source that
+        is filtered first is read whole.
+        """
+        edge = np.array([-1.0, size_px + 1.0])
+        corners = np.stack(np.meshgrid(edge, edge), axis=-1).reshape(1, 4, 2)
+        seen = project(self.homographies, np.tile(corners, (len(self.homographies), 1, 1)))[..., ::-1]
+        low, high = seen.min(axis=1), seen.max(axis=1)
+        size = self.source_px.astype(np.float64)
+        before, beyond = np.maximum(-low, 0), np.maximum(high - size, 0)
+        starts = np.floor(np.minimum(low, size - beyond) - _BESIDE_PX).clip(0, size - 1)
+        ends = np.ceil(np.maximum(high, before) + _BESIDE_PX).clip(starts + 1, size)
+        whole = (self.prefilter_px > 0) | (np.maximum(before, beyond).max(axis=1, keepdims=True) >= size)
+        starts, ends = np.where(whole, 0, starts), np.where(whole, size, ends)
+        return starts.astype(np.int64), (ends - starts).astype(np.int64)
 
     def onto(self, sizes: Ints) -> Floats:
         """The homographies for another picture of the same scene, such as a mask: (n, 3, 3).
@@ -104,8 +137,8 @@ def draw(
         unit = _resized_crop(spec, u) @ unit
     scale, shift = _lighting(spec, u)
     sizes = np.stack([heights, widths], axis=1).astype(np.int64)
-    homographies, prefilter_px = _finish(spec, unit, sizes, u["crop_x"], u["crop_y"], size_px or spec.size_px)
-    return Geometry(homographies, prefilter_px, scale, shift, sizes, _saturation(spec, u))
+    maps = _finish(spec, unit, sizes, u["crop_x"], u["crop_y"], size_px or spec.size_px)
+    return Geometry(**maps, scale=scale, shift=shift, source_px=sizes, saturation=_saturation(spec, u))
 
 
 def centred(
@@ -115,8 +148,9 @@ def centred(
     n = len(widths)
     half = np.full(n, 0.5)
     sizes = np.stack([heights, widths], axis=1).astype(np.int64)
-    homographies, prefilter_px = _finish(spec, _eye(n), sizes, half, half, size_px or spec.size_px)
-    return Geometry(homographies, prefilter_px, np.ones((n, 3)), np.zeros((n, 3)), sizes, np.ones(n))
+    maps = _finish(spec, _eye(n), sizes, half, half, size_px or spec.size_px)
+    same: dict[str, Any] = {"scale": np.ones((n, 3)), "shift": np.zeros((n, 3)), "saturation": np.ones(n)}
+    return Geometry(**maps, **same, source_px=sizes)
 
 
 def project(matrices: Floats, points: Floats) -> Floats:
@@ -221,12 +255,10 @@ def _saturation(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
     return factor
 
 
-def _finish(
-    spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: Floats, size_px: int
-) -> tuple[Floats, Ints]:
+def _finish(spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: Floats, size_px: int) -> dict[str, Any]:
     """Put the unit-square map between the output's pixels and the source's, and decide the prefilter.
 
-    sizes: (n, 2), the sources' heights and widths. Returns `Geometry.homographies` and `Geometry.prefilter_px`.
+    sizes: (n, 2), the sources' heights and widths. Returns Geometry's homographies, prefilter_px and sampling.
     """
     h, w = sizes.T.astype(np.float64)
     side = np.minimum(w, h) if spec.presize == "crop" else np.maximum(w, h)
@@ -238,20 +270,24 @@ def _finish(
     one = np.ones(len(w))
     from_output = _scaling(one * 2 / size_px, one * 2 / size_px, -one, -one)
     homographies = to_source @ unit @ from_output
-    factor = _prefilter_factor(homographies, size_px)
+    shrink = _shrink(homographies, size_px)
+    # Filtered down until the warp shrinks by just what it may: less would blur twice.
+    factor = np.where(shrink > MAX_SHRINK, MAX_SHRINK / shrink, 1.0)
+    low, high = _SPREAD_SHRINK
     filtered = np.maximum(1, np.round(np.stack([h, w], 1) * factor[:, None]))
     prefilter_px = np.where(factor[:, None] < 1, filtered, 0).astype(np.int64)
     shrunk = np.where(factor[:, None] < 1, filtered / np.stack([h, w], 1), 1.0)
     zero = np.zeros_like(w)
     homographies = _scaling(shrunk[:, 1], shrunk[:, 0], zero, zero) @ homographies
-    return homographies / homographies[:, 2:, 2:], prefilter_px
+    return {
+        "homographies": homographies / homographies[:, 2:, 2:],
+        "prefilter_px": prefilter_px,
+        "sampling": np.clip((shrink * factor - low) / (high - low), 0.0, 1.0),
+    }
 
 
-def _prefilter_factor(homographies: Floats, size_px: int) -> Floats:
-    """How far to filter each source down first, (n,): 1 where the warp alone does not alias.
-
-    The shrink of a map is the larger singular value of its Jacobian at the output's centre: source pixels a step.
-    """
+def _shrink(homographies: Floats, size_px: int) -> Floats:
+    """The larger singular value of each map's Jacobian at the output's centre, (n,): source pixels a step."""
     centre = np.array([size_px / 2, size_px / 2, 1.0])
     x, y, z = np.moveaxis(homographies @ centre, -1, 0)
     g, h = homographies[:, 2, 0], homographies[:, 2, 1]
@@ -260,6 +296,5 @@ def _prefilter_factor(homographies: Floats, size_px: int) -> Floats:
     c = (homographies[:, 1, 0] - g * y / z) / z
     d = (homographies[:, 1, 1] - h * y / z) / z
     total, det = a * a + b * b + c * c + d * d, a * d - b * c
-    shrink = np.sqrt((total + np.sqrt(np.maximum(total**2 - 4 * det**2, 0))) / 2)
-    # Filtered down until the warp shrinks by just what it may: less would blur twice (LOG.md, "prefilter").
-    return np.where(shrink > MAX_SHRINK, MAX_SHRINK / shrink, 1.0)
+    largest: Floats = np.sqrt((total + np.sqrt(np.maximum(total**2 - 4 * det**2, 0))) / 2)
+    return largest

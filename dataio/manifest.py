@@ -160,7 +160,7 @@ class Manifest:
             usable = np.flatnonzero(self._usable())
             sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), most)).round().astype(np.int64)]
             names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), self.root
-        missing = [name for name in names if not files.exists(root, name)]
+        missing = files.missing(root, names)
         if len(missing) > (0 if self.shards else math.ceil(allowed * len(names))):
             named = ", ".join(files.below(root, name) for name in missing[:3])
             of = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files looked at (of {len(usable)})"
@@ -285,12 +285,10 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """In one chunk a column, so that any row is reached without a search; by id, which mapped files are already."""
+    """In one chunk a column, so that any row is reached without a search; by id."""
     if any(column.num_chunks > 1 for column in rows.columns):
         rows = rows.unify_dictionaries().combine_chunks()
     ids = rows["id"].to_numpy()
-    if len(ids) and ids[0] == 0 and ids[-1] == len(ids) - 1:
-        return rows  # counted by us, so in order: looking at all of ten million would cost their pages
     return rows if (np.diff(ids) > 0).all() else rows.sort_by("id").combine_chunks()
 
 

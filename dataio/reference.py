@@ -5,7 +5,7 @@ readable: for speed use DALI.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,16 +16,13 @@ from PIL import Image
 
 from dataio.batch import Batch
 from dataio.errors import EngineError
+from dataio.finish import finish
+from dataio.geometry import SAMPLES
 from dataio.pictures import hush_pillow, to_rgb, why_undecodable
 from dataio.spec import Border, ImageSpec
 from dataio.targets import VOID
 from dataio.work import Mend, Work
 
-_LUMA = torch.tensor([0.299, 0.587, 0.114])
-# What is neither a homography nor an affine colour map, by its name in the spec and in Geometry; in this order.
-_EFFECTS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
-    "saturation": lambda image, by: torch.lerp((image @ _LUMA)[..., None], image, by).clamp(0, 255),
-}
 _PADDING: dict[Border, str] = {"reflect": "reflection", "replicate": "border", "constant": "zeros"}
 
 
@@ -69,17 +66,14 @@ def warp(
     return out[0].permute(1, 2, 0)
 
 
-def render(work: Work, i: int, spec: ImageSpec) -> torch.Tensor:
-    """Sample i of the work, every step of it: (size_px, size_px, 3) float32, normalised."""
+def render(work: Work, i: int, spec: ImageSpec) -> list[torch.Tensor]:
+    """Sample i of the work before its colours: for each of geometry.SAMPLES (size_px, size_px, 3) float32, 0..255."""
     image = torch.from_numpy(decode(work.encoded[i], path=work.paths[i])).float()
     height, width = (int(v) for v in work.geometry.prefilter_px[i])
     if height:
         image = prefilter(image, (height, width))
-    image = warp(image, work.geometry.homographies[i], size_px=work.size_px, border=spec.border)
-    for name in spec.effects:
-        image = _EFFECTS[name](image, float(getattr(work.geometry, name)[i]))
-    mean, std = work.geometry.folded(spec)
-    return (image - torch.from_numpy(mean[i])) / torch.from_numpy(std[i])
+    maps = (work.geometry.sampled(k)[i] for k in range(len(SAMPLES) if work.geometry.sampling[i] else 1))
+    return [warp(image, to_source, size_px=work.size_px, border=spec.border) for to_source in maps]
 
 
 def render_mask(work: Work, i: int, spec: ImageSpec) -> torch.Tensor:
@@ -115,18 +109,20 @@ class ReferenceEngine:
             if mend is None:
                 raise next(iter(broken.values()))
             work = mend(work, {i: str(error) for i, error in broken.items()})
-        images = torch.stack([image for image in done if isinstance(image, torch.Tensor)])
+        # as many of each: one that needs no more than the centre has it for all
+        whole = [(image * len(SAMPLES))[: len(SAMPLES)] for image in done if isinstance(image, list)]
+        samples = [torch.stack(images) for images in zip(*whole, strict=True)]
         if work.masks is None:
             targets = torch.from_numpy(work.targets)
         else:
             targets = torch.stack([render_mask(work, i, self._spec) for i in range(len(work.ids))])
         return Batch(
-            images=images.to(self._device, self._dtype).permute(0, 3, 1, 2),
+            images=finish(samples, work.geometry, self._spec, dtype=self._dtype).to(self._device).permute(0, 3, 1, 2),
             targets=targets.to(self._device),
             ids=torch.from_numpy(work.ids),
         )
 
-    def _rendered(self, work: Work, i: int) -> torch.Tensor | EngineError:
+    def _rendered(self, work: Work, i: int) -> list[torch.Tensor] | EngineError:
         try:
             return render(work, i, self._spec)
         except EngineError as error:

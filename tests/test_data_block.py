@@ -335,7 +335,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """STORE is the folder above the images, seen through a filesystem of pyarrow as remote stores are."""
     store = pafs.SubTreeFileSystem(str(base.parent), pafs.LocalFileSystem())
-    monkeypatch.setattr(files, "open_root", lambda root: (store, root.removeprefix(STORE).strip("/")))
+    real = files.open_root
+
+    def opened(root: str) -> tuple[pafs.FileSystem, str]:
+        return (store, root.removeprefix(STORE).strip("/")) if root.startswith(STORE) else real(root)
+
+    monkeypatch.setattr(files, "open_root", opened)
 
 
 def fits(source: Source, label: Label, split: Split) -> bool:

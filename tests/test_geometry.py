@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 from dataio import geometry
-from dataio.geometry import MAX_SHRINK, Geometry, centred, draw, project
+from dataio.geometry import MAX_SHRINK, SAMPLES, Geometry, centred, draw, project
 from dataio.hashing import uniforms
-from dataio.spec import ImageSpec
+from dataio.spec import Border, ImageSpec, Presize
 from tests.images import EVERYTHING, PLAIN
 
 Floats = NDArray[np.float64]
@@ -124,8 +124,8 @@ def test_a_seed_still_draws_what_it_drew_when_it_was_recorded() -> None:
         [6.7890027522600857e-02, 1.7063800877274953, 6.8671299539796280],
         [0.0, 0.0, 1.0],
     ]
-    np.testing.assert_allclose(g.homographies, [first, second], rtol=1e-11, atol=1e-14)
-    np.testing.assert_array_equal(g.prefilter_px, [[0, 0], [97, 69]])
+    lifted = np.diag([500 / 69, 700 / 97, 1]) @ second  # it was recorded behind a prefilter to 97 x 69
+    np.testing.assert_allclose(g.onto(g.source_px), np.stack([first, lifted]), rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(g.scale[:, 0], [1.104781484226633, 1.5294666756622544], rtol=1e-12)
     np.testing.assert_allclose(g.shift[:, 0], [0.06922416705139432, -0.2647333378311272], rtol=1e-12)
 
@@ -364,20 +364,35 @@ def test_validation_is_filtered_above_the_limit_only(side: int) -> None:
 
 
 def test_filter_and_homography_together_see_what_the_homography_alone_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    filtered = drawn(SPEC, 300, width=70, height=90)
+    filtered = drawn(SPEC, 300, width=105, height=135)
     with monkeypatch.context() as patch:
         patch.setattr(geometry, "MAX_SHRINK", np.inf)
-        bare = drawn(SPEC, 300, width=70, height=90)
+        bare = drawn(SPEC, 300, width=105, height=135)
     needed = filtered.prefilter_px[:, 0] > 0
     np.testing.assert_array_equal(bare.prefilter_px, 0)
     np.testing.assert_array_equal(needed, shrink(SPEC, bare) > MAX_SHRINK)
     assert 30 < needed.sum() < 270  # both kinds are there
-    found, expected = (unfiltered(g, 70, 90, GRID) for g in (filtered, bare))
+    found, expected = (unfiltered(g, 105, 135, GRID) for g in (filtered, bare))
     np.testing.assert_allclose(found, expected, atol=1e-9)
     np.testing.assert_array_equal(filtered.homographies[~needed], bare.homographies[~needed])
     # Whole pixels of a small image are coarse: right to within half a pixel in 40.
     np.testing.assert_allclose(shrink(SPEC, filtered)[needed], MAX_SHRINK, rtol=0.02)
-    assert (filtered.prefilter_px[needed] <= [90, 70]).all()
+    assert (filtered.prefilter_px[needed] <= [135, 105]).all()
+
+
+def test_samples_stand_evenly_about_the_centre_and_spread_only_where_a_map_shrinks() -> None:
+    np.testing.assert_allclose(SAMPLES.sum(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.hypot(*SAMPLES.T), 0.38)
+    assert len({*SAMPLES[:, 0].round(6)}) == len({*SAMPLES[:, 1].round(6)}) == 3  # no two in a row or column
+    spec = replace(SPEC, presize="squish")
+    sizes = (SIZE * np.array([0.5, 1, 1.0625, 1.125, 1.1875, 2, 12])).astype(np.int32)
+    g = centred(spec, widths=sizes, heights=sizes)
+    np.testing.assert_allclose(g.sampling, np.clip((sizes / SIZE - 1) / 0.2, 0, 1), atol=1e-9)
+    assert ((g.sampling[2:5] > 0) & (g.sampling[2:5] < 1)).all()
+    point = np.array([[[13.0, 7.0]]])
+    for k, offset in enumerate(SAMPLES):
+        expected = project(g.homographies, np.tile(point, (7, 1, 1)) + (g.sampling[:, None] * offset)[:, None])
+        np.testing.assert_allclose(project(g.sampled(k), np.tile(point, (7, 1, 1))), expected, atol=1e-9)
 
 
 def test_homographies_map_as_the_division_says_and_end_in_one() -> None:
@@ -388,3 +403,26 @@ def test_homographies_map_as_the_division_says_and_end_in_one() -> None:
             below = m[2, 0] * x + m[2, 1] * y + m[2, 2]
             expected = [(m[0, 0] * x + m[0, 1] * y + m[0, 2]) / below, (m[1, 0] * x + m[1, 1] * y + m[1, 2]) / below]
             np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("border", ["reflect", "constant"])
+@pytest.mark.parametrize("presize", ["crop", "squish", "pad"])
+def test_all_that_a_warp_reads_lies_in_the_window(presize: Presize, border: Border) -> None:
+    """Every sample of every output pixel, folded back at the borders, with its neighbour for the interpolation."""
+    spec = replace(SPEC, presize=presize, border=border, rotate_deg=60)
+    g = drawn(spec, 200, width=75, height=60)
+    starts, shapes = g.windows(SIZE)
+    size = g.source_px[:, None, ::-1]
+    assert (starts >= 0).all()
+    assert (starts + shapes <= g.source_px).all()
+    assert ((starts == 0) & (shapes == g.source_px))[g.prefilter_px[:, 0] > 0].all()
+    assert 0.3 < (shapes.prod(axis=1) / g.source_px.prod(axis=1)).mean() < 0.999  # it is worth something
+    centres = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), -1).reshape(1, -1, 2)
+    whole = g.prefilter_px[:, 0] > 0
+    for k in range(len(SAMPLES)):
+        there = project(g.sampled(k), np.tile(centres, (200, 1, 1)))
+        folded = size - np.abs(np.mod(there, 2 * size) - size)  # a triangle wave
+        seen = folded if border == "reflect" else np.clip(there, 0, size)
+        low, high = starts[:, None, ::-1], (starts + shapes)[:, None, ::-1]
+        inside = ((seen - 1 >= low) | (low == 0)) & ((seen + 1 <= high) | (high == size))
+        assert inside[~whole].all()
