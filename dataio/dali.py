@@ -178,6 +178,7 @@ class DaliEngine:
         self._works: Iterator[Work] = iter(())
         # no_copy: DALI reads our arrays where they lie, so they must outlive its queues.
         self._alive: deque[tuple[Work, Any]] = deque(maxlen=2 * PREFETCH + 2)
+        self._lent: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()
         self._fed: deque[Work] = deque()
         """Work that the pipeline has taken and not yet returned."""
         self._pipe: Pipeline = _pipeline(self._next, **self._options)
@@ -213,13 +214,25 @@ class DaliEngine:
                 self._fed.clear()
                 self._pipe = _pipeline(self._next, **self._options)
                 continue
-            work = self._fed.popleft()
-            warped, made = [from_dlpack(sample.as_tensor()) for sample in samples], from_dlpack(targets.as_tensor())
-            yield Batch(
-                images=finish(warped, work.geometry, self._spec, dtype=self._dtype).permute(0, 3, 1, 2),
-                targets=made.squeeze(-1) if self._masks else made,
-                ids=from_dlpack(ids.as_tensor()),
-            )
+            yield self._batch(self._fed.popleft(), samples, targets, ids)
+
+    def _batch(self, work: Work, samples: Sequence[Any], targets: Any, ids: Any) -> Batch:
+        warped, made = [from_dlpack(sample.as_tensor()) for sample in samples], from_dlpack(targets.as_tensor())
+        images = finish(warped, work.geometry, self._spec, dtype=self._dtype).permute(0, 3, 1, 2)
+        if images.device.type == "cuda":
+            # DALI takes its memory back when the last tensor over it goes, whatever torch's stream has still to do: so
+            # it is held until an event says that the stream is past it, and nothing of it is handed on.
+            lent, made = [*warped, made], made.clone()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+            self._lent.append((done, lent))
+            while len(self._lent) > 1 and self._lent[0][0].query():  # type: ignore[no-untyped-call]
+                self._lent.popleft()
+        return Batch(
+            images=images,
+            targets=made.squeeze(-1) if self._masks else made,
+            ids=from_dlpack(ids.as_tensor()),
+        )
 
     def close(self) -> None:
         """Let go of the pipeline's threads and memory."""

@@ -29,6 +29,7 @@ def test_a_scrape_shows_the_sums_of_what_was_counted() -> None:
         exporter.observe({"checkpoint_s": 1.5})
         exporter.observe({"loss": 0.5, "lr": 3e-3, "epoch": 2, "error_rate": None, "world_size": 2, "kind": "train"})
         exporter.observe({"loss": None, "error_rate": float("nan"), "lr": 1e-3})
+        exporter.observe({"kind": "quarantine", "id": 17, "reason": "a.jpg: missing", "quarantined": 3})
         seen = scrape(exporter.endpoint)
     assert {labels for labels, _ in seen.values()} == {'rank="1",run="pets"'}
     assert {name: value for name, (_, value) in seen.items()} == {
@@ -42,6 +43,7 @@ def test_a_scrape_shows_the_sums_of_what_was_counted() -> None:
         "thawline_learning_rate": 1e-3,
         "thawline_epoch": 2,
         "thawline_world_size": 2,
+        "thawline_quarantined_files": 3,
     }
 
 
