@@ -30,7 +30,7 @@ check: $(READY)  ## ruff and the type checker
 	$(BIN)/mypy
 
 bench: $(READY)  ## the benchmarks, on this machine's CPU
-	for name in presize presize_quality prefilter step train; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	for name in presize presize_quality prefilter step train shards scale; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 prometheus: $(BIN)/prometheus  ## Debian's Prometheus into .venv, for the tests that scrape with it
 $(BIN)/prometheus: | $(READY)

@@ -7,12 +7,13 @@ drew: crop and window move to whole pixels, as they do there, and what that chan
 that the product of their stages is our homography. They differ in what they resample with and in what lies outside the
 crop (fastai reflects there, torchvision paints it black, ours sees the rest of the photo), see `interior`.
 
-Written anew from fastai 2.8.12's behaviour. Its random draws and its tensor subclasses are left out, in its favour.
+Written anew from fastai 2.8.12's behaviour. Its random draws and its tensor subclasses are left out, in its favour;
+`fastai_itself` has them, but shows what it draws.
 """
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,6 +151,42 @@ def fastai(works: Iterable[tuple[Encoded, Views]], spec: ImageSpec) -> Iterator[
         )
         logits = _logit(fastai_pixels(encoded, views, spec)).add_(_logit(brightness)).mul_(contrast)
         yield (torch.sigmoid(logits) - mean) / std
+
+
+def fastai_itself(spec: ImageSpec) -> Callable[[Iterable[Encoded]], Iterator[torch.Tensor]]:
+    """The package's own Resize and aug_transforms, from encoded batches to normalised ones, at its own random draws.
+
+    Raises: ImportError where fastai is not installed. It is no dependency, since its pins exclude the torch used here;
+    it works with it all the same, put on PYTHONPATH (`pip install --no-deps --target FOLDER fastai fastcore ...`).
+    """
+    from fastai.data.load import fa_collate
+    from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+    from fastai.vision.augment import Resize, aug_transforms
+    from fastai.vision.core import PILImage, imagenet_stats
+    from fasttransform import Pipeline
+
+    resize, to_tensor = Resize(spec.presize_px), ToTensor()
+    augment = aug_transforms(
+        do_flip=spec.flip,
+        max_rotate=spec.rotate_deg,
+        min_zoom=spec.min_zoom,
+        max_zoom=spec.max_zoom,
+        max_lighting=spec.max_lighting,
+        max_warp=spec.max_warp,
+        p_affine=spec.p_affine,
+        p_lighting=spec.p_lighting,
+        size=spec.size_px,
+        min_scale=spec.min_scale,
+    )
+    normalise = Normalize.from_stats(*imagenet_stats, cuda=False)
+    on_batch = Pipeline([IntToFloatTensor(), *augment, normalise], split_idx=0)
+
+    def run(batches: Iterable[Encoded]) -> Iterator[torch.Tensor]:
+        for encoded in batches:
+            items = [to_tensor(resize(PILImage.create(io.BytesIO(file.tobytes())), split_idx=0)) for file in encoded]
+            yield on_batch(fa_collate([(item,) for item in items])[0])
+
+    return run
 
 
 def _logit(x: torch.Tensor) -> torch.Tensor:

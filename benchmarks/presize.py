@@ -1,9 +1,10 @@
 """What does one image cost from JPEG bytes to normalised tensor, and how good are its pixels?
 
-The training stream's own work (presize, every default augmentation and a random resized crop) on photo-like JPEGs that
-lie in memory, through each engine and, on the CPU, through fastai's and torchvision's way (peers.py), which get the
-same files and show the same views. Quality is each way's distance from an ideal that none could afford, over the
-pixels that all of them see. What reading files costs is not here (train.py measures whole loaders).
+The training stream's own work (presize, every default augmentation and a random resized crop) on JPEGs in memory, cut
+from real photographs: through each engine and, on the CPU, through fastai's and torchvision's way (peers.py), which get
+the same files and show the same views, and through fastai itself where it can be imported, at views of its own. Quality
+is each way's distance from an ideal that none could afford, over the pixels that all of them see. What reading files
+costs is not here (train.py measures whole loaders).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,8 @@ class Way:
     """One way to render: a stream of batches to time, one a piece, and what the warp left of a piece, 0 to 255."""
 
     stream: Callable[[Iterator[Piece]], Iterator[object]]
-    pixels: Callable[[Piece], Floats]
+    pixels: Callable[[Piece], Floats] | None
+    """None for a way that cannot be told which view to show."""
     batch: int
     close: Callable[[], None] = lambda: None
 
@@ -80,7 +82,9 @@ class Scene:
     """(n, size_px, size_px)"""
 
     def scores(self, way: Way) -> Floats:
-        """PSNR of each image, (n,) dB."""
+        """PSNR of each image, (n,) dB; none for a way without pixels."""
+        if way.pixels is None:
+            return np.zeros(0)
         both = zip(way.pixels(self.piece), self.ideals, self.seen, strict=True)
         return np.array([psnr(image[seen], best[seen]) for image, best, seen in both])
 
@@ -95,13 +99,13 @@ def main(
     repeats: int = 5,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure each engine on the same JPEGs and the same geometry; on the CPU, fastai's and torchvision's way too.
+    """Measure each engine on the same JPEGs and the same geometry; on the CPU, the peers too (peers.py).
 
     Args:
         device: Where DALI runs; the reference engine renders on the CPU and copies there.
         images: JPEGs in a repeat.
         batch: JPEGs an engine gets at once (fastai's way is measured at 16 and at 64).
-        quality_images: How many real photographs, and how many synthetic ones, are compared with the ideal.
+        quality_images: How many of the files, and how many synthetic ones, are compared with the ideal.
         threads: Threads an engine may use; 0 is 1 for the CPU, all cores beside a GPU.
         repeats: Measured passes over the images.
         out: Also write the JSON here.
@@ -111,7 +115,7 @@ def main(
     threads = threads or (1 if device == "cpu" else default_threads(1))
     say(f"making {images} JPEGs of {WIDTH} x {HEIGHT} and {2 * quality_images} ideals")
     size: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "seed": SEED}
-    jpegs = write_photos(images, **size)
+    jpegs = real_photos(images, **size)
     scenes = {"psnr_db": make_scene(real_photos(quality_images, **size))}
     scenes["psnr_synthetic_db"] = make_scene(write_photos(quality_images, **size))
     common: dict[str, Any] = {"device": where, "threads": threads, "dtype": choose_precision("auto", where).input_dtype}
@@ -124,7 +128,8 @@ def main(
             scores[name] = {key: scene.scores(way) for key, scene in scenes.items()}
             timing = _timed(way, jpegs, device=where, repeats=repeats)
             way.close()
-            results[name] = {**timing.summary(), **{key: spread(found) for key, found in scores[name].items()}}
+            quality = {key: spread(found) for key, found in scores[name].items() if len(found)}
+            results[name] = {**timing.summary(), **quality}
     if device == "cpu":
         results["dali against fastai"] = _compared(results, scores)
     settings = {
@@ -177,13 +182,23 @@ def make_scene(jpegs: Jpegs) -> Scene:
 
 def _names(device: DeviceName) -> list[str]:
     """The peers run on the CPU alone: beside a GPU there is nothing to compare them with."""
-    return ["dali", "reference"] + (
-        [*(f"fastai, {n}" for n in FASTAI_BATCHES), "torchvision"] if device == "cpu" else []
-    )
+    names = ["dali", "reference"]
+    if device != "cpu":
+        return names
+    names += [*(f"fastai, {n}" for n in FASTAI_BATCHES), "torchvision"]
+    try:
+        peers.fastai_itself(SPEC)
+    except ImportError as error:
+        say(f"fastai's own code is not measured, only its way written anew ({error})")
+        return names
+    return [*names, *(f"fastai itself, {n}" for n in FASTAI_BATCHES)]
 
 
 def _way(name: str, batch: int, max_batch: int, common: dict[str, Any]) -> Way:
     kind, _, of = name.partition(", ")
+    if kind == "fastai itself":
+        run = peers.fastai_itself(SPEC)
+        return Way(lambda pieces: run(p.work.encoded for p in pieces), pixels=None, batch=int(of))
     if kind == "fastai":
         return Way(
             lambda pieces: peers.fastai(((p.work.encoded, p.views) for p in pieces), SPEC),
@@ -239,15 +254,19 @@ def _timed(way: Way, jpegs: Jpegs, *, device: torch.device, repeats: int) -> Tim
 
 
 def _compared(results: dict[str, dict[str, Any]], scores: dict[str, dict[str, Floats]]) -> dict[str, Any]:
-    """How many times DALI's CPU time fastai takes, at its better batch and at its own default; how much worse it looks.
+    """How many times DALI's CPU time each fastai takes, and how much worse its pixels are.
 
-    The gains are over the same image, DALI's PSNR less fastai's.
+    gain: DALI's PSNR less fastai's, image by image; mean_gain: the same of their means over all images.
     """
     cost = {name: values["cpu_ms_per_image"]["median"] for name, values in results.items()}
-    times = {n: cost[f"fastai, {n}"] / cost["dali"] for n in FASTAI_BATCHES}
+    times = {f"cpu_times, {name}": cost[name] / cost["dali"] for name in cost if name.startswith("fastai")}
     fastai = scores[f"fastai, {FASTAI_BATCHES[0]}"]  # its batch changes no pixel
     gains = {key.replace("psnr", "gain"): spread(found - fastai[key]) for key, found in scores["dali"].items()}
-    return {"cpu_times": min(times.values()), f"cpu_times_{FASTAI_BATCHES[-1]}": times[FASTAI_BATCHES[-1]], **gains}
+    means = {
+        key.replace("psnr", "mean_gain"): float(np.mean(found) - np.mean(fastai[key]))
+        for key, found in scores["dali"].items()
+    }
+    return {**times, **gains, **means}
 
 
 def ideal(source: NDArray[np.uint8], homography: Floats, *, size_px: int, border: Border, sub: int = SUB) -> Floats:

@@ -124,9 +124,8 @@ def _geometry(views: Views, spec: ImageSpec) -> geometry.Geometry:
     sizes = views.crops[:, [2, 2]]
     side = sizes[:, 0].astype(np.int32)
     half = np.full(n, 0.5)
-    homographies, prefilter_px = geometry._finish(spec, views.turns, sizes, half, half, spec.size_px)
-    still = geometry.centred(spec, widths=side, heights=side)
-    return replace(still, homographies=homographies, prefilter_px=prefilter_px)
+    maps = geometry._finish(spec, views.turns, sizes, half, half, spec.size_px)
+    return replace(geometry.centred(spec, widths=side, heights=side), **maps)
 
 
 def lanczos(source: NDArray[np.uint8], total: Floats, *, size_px: int, border: Any) -> Floats:
