@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from difflib import get_close_matches
 from math import inf
 from operator import attrgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -121,7 +121,7 @@ class Job:
     """One training run, from a manifest to a model."""
 
     name: str = "run"  # the run's folder under storage; the same name resumes
-    manifest: str = ""  # the Parquet file that `thawline index` wrote
+    manifest: str = ""  # what `thawline index` or `thawline pack` wrote: .parquet or .arrow, a file or a URI
     storage: str = "runs"  # a folder, or a URI that pyarrow.fs understands
     seed: int = 42  # decides order, augmentation and initial weights
     workers: int = 1  # processes, one a GPU
@@ -154,7 +154,7 @@ def _is_file_name(name: str) -> bool:
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "name": (_is_file_name, "a name without slashes, such as 'pets-2'", "no run folder can be called so"),
-    "manifest": (bool, "the .parquet file that `thawline index` writes", "there is nothing to train on"),
+    "manifest": (bool, "the file that `thawline index` or `thawline pack` writes", "there is nothing to train on"),
     "storage": (bool, "a folder or a URI", "the run would have no place"),
     "seed": (lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits"),
     "workers": (lambda v: v >= 1, "_ >= 1", "nobody would train"),
@@ -184,17 +184,20 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
 
 
 def load(path: str | Path) -> Job:
-    """The job at `path`: a TOML file, or a manifest (.parquet), which is a job with all defaults.
+    """The job at `path`: a TOML file, or a manifest (.parquet, .arrow, also a URI), which is a job with all defaults.
+
+    It is called as the manifest; what `thawline pack` wrote, as the folder that it lies in.
 
     Raises:
         JobError: no such file; or whatever `from_toml` finds.
     """
-    path = Path(path)
-    if path.suffix != ".parquet":
+    parts = PurePosixPath(str(path).partition("?")[0])
+    if parts.suffix not in (".parquet", ".arrow"):
         return from_toml(path)
-    if not path.is_file():
+    if "://" not in str(path) and not Path(path).is_file():
         raise JobError(f"{path} does not exist, so there is nothing to train on: `thawline index` writes it")
-    return Job(name=path.stem, manifest=str(path))
+    packed = parts.name == "manifest.arrow" and parts.parent.name
+    return Job(name=packed or parts.stem, manifest=str(path))
 
 
 def from_toml(file: str | Path) -> Job:

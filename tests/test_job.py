@@ -61,6 +61,14 @@ def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
     assert load(manifest) == Job(name="digits", manifest=str(manifest))
     with pytest.raises(JobError, match=r"none\.parquet does not exist"):
         load(tmp_path / "none.parquet")
+    packed = tmp_path / "pets" / "manifest.arrow"
+    packed.parent.mkdir()
+    packed.touch()
+    assert load(packed) == Job(name="pets", manifest=str(packed))
+    store = "s3://bucket/packed/manifest.arrow?endpoint_override=127.0.0.1"
+    assert load(store) == Job(name="packed", manifest=store)
+    assert resolved(load(store)).manifest == store
+    assert load("s3://bucket/all.arrow") == Job(name="all", manifest="s3://bucket/all.arrow")
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,26 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, manifest: Path, whole: 
 
 
 @pytest.mark.slow
+def test_a_run_on_loose_files_goes_on_from_shards_bit_by_bit(tmp_path: Path, manifest: Path, whole: Path) -> None:
+    packed = thawline("pack", manifest, tmp_path / "packed")
+    assert packed.returncode == 0, packed.stderr
+    assert packed.stdout.strip() == str(tmp_path / "packed/manifest.arrow")
+    job, run = write_job(tmp_path, manifest), tmp_path / "runs/run"
+    process = start("train", job)
+    wait_for_step(run, 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (run / "result.json").exists(), "it was too quick to be killed"
+    done = thawline("train", job, "--manifest", tmp_path / "packed/manifest.arrow")
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    assert result(run)["stream_hash"] == result(whole)["stream_hash"]
+    weights, unbroken = final_weights(run), final_weights(whole)
+    for name, tensor in unbroken.items():
+        assert torch.equal(weights[name], tensor), name
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Path, whole: Path) -> None:
     job = write_job(tmp_path, manifest)
     process = start("train", job, "--checkpoint.every_s", "1000")
