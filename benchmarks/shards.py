@@ -106,6 +106,27 @@ def batches(manifest: Manifest, *, batch: int) -> Callable[[], list[NDArray[np.u
     return following
 
 
+def sink(source: Callable[[], list[NDArray[np.uint8]]], *, batch: int, touch: bool) -> Callable[[], int]:
+    """A call takes a batch of files from `source` into DALI as training does, decodes none, and counts them.
+
+    With `touch`, DALI reads every byte. The arrays must live for `_ALIVE` calls.
+    """
+    import nvidia.dali.fn as fn
+    import nvidia.dali.types as types
+    from nvidia.dali import pipeline_def
+
+    from dataio.dali import PREFETCH
+
+    @pipeline_def
+    def taking() -> Any:
+        encoded = fn.external_source(source=source, dtype=types.UINT8, ndim=1, batch=True, no_copy=True)
+        return fn.copy(encoded) if touch else encoded.shape()
+
+    where: dict[str, Any] = {"num_threads": 1, "device_id": None, "set_affinity": False}
+    pipe = taking(batch_size=batch, prefetch_queue_depth=PREFETCH, exec_dynamic=True, **where)
+    return lambda: len(pipe.run()[0])
+
+
 def rss_anon_bytes() -> int:
     """Memory of this process that no file backs: heap, stacks, buffers."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
@@ -113,8 +134,6 @@ def rss_anon_bytes() -> int:
 
 
 def _measured(manifest: Manifest, *, batch: int, touch: bool, epochs: int) -> dict[str, Any]:
-    from dataio.dali import sink
-
     run = sink(batches(manifest, batch=batch), batch=batch, touch=touch)
     steps, heap = max(1, manifest.rows.num_rows // batch), list[int]()
 

@@ -7,7 +7,6 @@ from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.storage import Result, image_spec, look
 from dataio.cores import usable_cores
-from dataio.manifest import Manifest
 
 
 def preflight(job: Job) -> Result | None:
@@ -20,12 +19,6 @@ def preflight(job: Job) -> Result | None:
     if finished is not None:
         return finished
     check_cores(job)
-    task = Manifest.load(job.manifest).task
-    if task not in ("single_label", "multi_label"):
-        raise LaunchError(
-            f"{job.manifest} is for task {task}, and a job trains single_label and multi_label: there is no model for "
-            "it; look at it with `thawline show`, or train a model of your own from Python on dataio.loaders"
-        )
 
     import torch
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import job as jobs
-from cluster.errors import StorageError
+from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
 from dataio.manifest import Manifest
 from dataio.spec import ImageSpec
@@ -34,7 +34,7 @@ def look(job: Job) -> Result | None:
     """The run's result if it has finished, else None when the job may begin or go on there. Writes nothing.
 
     Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
-    DataError when the manifest cannot be trusted.
+    LaunchError when no job can train on such data; DataError when the manifest cannot be trusted.
     """
     return _look(job)[0]
 
@@ -57,6 +57,12 @@ def _look(job: Job) -> tuple[Result | None, str]:
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         raise _unwritable(folder, f"{standing} is no folder that this user may write")
     manifests = load_manifests(job)
+    if manifests[0].task not in ("single_label", "multi_label"):
+        raise LaunchError(
+            f"{job.manifest} is for task {manifests[0].task}, and a job trains single_label and multi_label: there is "
+            "no model for it; look at it with `thawline show`, or train a model of your own from Python on "
+            "dataio.loaders"
+        )
     for manifest in filter(None, manifests):
         manifest.check_paths(allowed=job.data.max_quarantined)
     fingerprint = " ".join(manifest.fingerprint() for manifest in manifests if manifest)

@@ -55,10 +55,7 @@ _KINDS: dict[str, tuple[Any, int]] = {  # DALI type and dimensions of a sample's
 def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
     """What the pipeline is fed, by name. windowed: decode no more of each image than the warp reads."""
     geometry = work.geometry
-    starts, shapes = geometry.windows(work.size_px)
     to_window = np.tile(np.eye(3), (len(work.ids), 1, 1))
-    if windowed:
-        to_window[:, :2, 2] = -starts[:, ::-1]
     inputs: dict[str, Any] = {
         "encoded": work.encoded,
         "ids": work.ids,
@@ -68,7 +65,9 @@ def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
         "spread": geometry.sampling > 0,
     }
     if windowed:
+        starts, shapes = geometry.windows(work.size_px)
         inputs |= {"start": starts.astype(np.int32), "shape": shapes.astype(np.int32)}
+        to_window[:, :2, 2] = -starts[:, ::-1]
     for k in range(len(SAMPLES)):
         inputs[f"homography{k}"] = np.ascontiguousarray(to_window @ geometry.sampled(k), np.float32)
     if work.masks is None:
@@ -207,7 +206,8 @@ class DaliEngine:
                 self.reusable = True
                 return
             except RuntimeError as error:
-                again = [_without_broken(work, mend) for work in self._fed] if mend else []
+                index = self._options["device_id"]
+                again = [_without_broken(work, mend, device_id=index) for work in self._fed] if mend else []
                 if all(new is old for new, old in zip(again, self._fed, strict=False)):
                     raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
                 self._works = chain([work for work in again if len(work.ids)], works)
@@ -239,9 +239,11 @@ class DaliEngine:
         del self._pipe
 
 
-def _without_broken(work: Work, mend: Mend) -> Work:
+def _without_broken(work: Work, mend: Mend, *, device_id: int | None) -> Work:
     """The work itself if DALI can decode all of it; else mended, or read by Pillow where only DALI cannot."""
-    while broken := {i: why for i, why in enumerate(decodable(work.encoded)) if isinstance(why, str)}:
+    while broken := {
+        i: why for i, why in enumerate(decodable(work.encoded, device_id=device_id)) if isinstance(why, str)
+    }:
         encoded, hopeless = list(work.encoded), dict[int, str]()
         for i in broken:
             try:
@@ -253,21 +255,24 @@ def _without_broken(work: Work, mend: Mend) -> Work:
 
 
 @pipeline_def
-def _decoding(encoded: Sequence[NDArray[np.uint8]]) -> Any:
-    # the same decoder and options as training's, on the CPU
+def _decoding(encoded: Sequence[NDArray[np.uint8]], device: str) -> Any:
     files = fn.external_source(source=lambda: encoded, dtype=types.UINT8, ndim=1, batch=True)
-    return fn.decoders.image(files, device="cpu", output_type=types.RGB).shape()
+    return fn.decoders.image(files, device=device, output_type=types.RGB).shape()
 
 
-def decodable(encoded: Sequence[NDArray[np.uint8]], *, threads: int = 1) -> list[tuple[int, int] | str]:
-    """For each file (bytes,) uint8: its height and width as DALI's CPU decoder turns it out, or why it cannot.
+def decodable(
+    encoded: Sequence[NDArray[np.uint8]], *, threads: int = 1, device_id: int | None = None
+) -> list[tuple[int, int] | str]:
+    """For each file (bytes,) uint8: its height and width as DALI's decoder turns it out, or why it cannot.
 
-    All are decoded in full, at once: give no more than fit into memory.
+    The CPU's decoder, or with a device_id that GPU's. All are decoded in full, at once: give no more than fit into
+    memory.
     """
     if not encoded:
         return []
-    options: dict[str, Any] = {"num_threads": threads, "device_id": None, "set_affinity": False}
-    pipe = _decoding(encoded, batch_size=len(encoded), prefetch_queue_depth=1, **options)  # more would decode all twice
+    options: dict[str, Any] = {"num_threads": threads, "device_id": device_id, "set_affinity": False}
+    options |= {"batch_size": len(encoded), "prefetch_queue_depth": 1}  # more would decode all twice
+    pipe = _decoding(encoded, "cpu" if device_id is None else "mixed", **options)
     try:
         (shapes,) = pipe.run()
         return [(int(height), int(width)) for height, width, _ in shapes.as_array()]
@@ -275,7 +280,11 @@ def decodable(encoded: Sequence[NDArray[np.uint8]], *, threads: int = 1) -> list
         if len(encoded) == 1:
             return [_cause(error)]
     half = len(encoded) // 2
-    return [found for part in (encoded[:half], encoded[half:]) for found in decodable(part, threads=threads)]
+    return [
+        found
+        for part in (encoded[:half], encoded[half:])
+        for found in decodable(part, threads=threads, device_id=device_id)
+    ]
 
 
 def _cause(error: RuntimeError) -> str:
@@ -312,27 +321,3 @@ def probe() -> str | None:
     except Exception as error:  # whatever it is, the answer is "not here", and doctor prints it
         return f"{type(error).__name__}: {error}"
     return None if shape == (1, 4, 4, 3) else f"a 4 x 4 resize came out as {shape}"
-
-
-@pipeline_def
-def _sinking(source: Callable[[], list[NDArray[np.uint8]]], touch: bool) -> Any:
-    encoded = fn.external_source(source=source, dtype=types.UINT8, ndim=1, batch=True, no_copy=True)
-    return fn.copy(encoded) if touch else encoded.shape()
-
-
-def sink(source: Callable[[], list[NDArray[np.uint8]]], *, batch: int, touch: bool) -> Callable[[], int]:
-    """For benchmarks: a call takes a batch of files from `source` as training does, decodes none, and counts them.
-
-    With `touch`, DALI reads every byte. The arrays must live for another 2 * PREFETCH calls.
-    """
-    pipe = _sinking(
-        source,
-        touch,
-        batch_size=batch,
-        num_threads=1,
-        device_id=None,
-        set_affinity=False,
-        prefetch_queue_depth=PREFETCH,
-        exec_dynamic=True,
-    )
-    return lambda: len(pipe.run()[0])

@@ -23,10 +23,10 @@ def duplicates(manifest: Manifest) -> pa.Table:
     Images of one group have equal content; groups come in the order of their first images, images in that of ids. Files
     that were not verified have no hash and are in no group.
     """
-    rows = manifest.rows.select(["id", "path", "split", "hash", "bytes", "status"])
+    rows = manifest.rows.select(["id", "path", "split", "hash", "bytes"])
     verified = rows["hash"].is_valid().to_numpy()
     hashes, sizes = (rows[name].fill_null(0).to_numpy() for name in ("hash", "bytes"))
-    numbers = np.flatnonzero(verified & (rows["status"].cast(pa.string()).to_numpy() == "ok"))
+    numbers = np.flatnonzero(verified & manifest.usable())
     order = numbers[np.lexsort((numbers, sizes[numbers], hashes[numbers]))]
     same = (hashes[order][1:] == hashes[order][:-1]) & (sizes[order][1:] == sizes[order][:-1])
     start = np.concatenate([[True], ~same])[: len(order)]  # where a content begins

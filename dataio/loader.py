@@ -18,7 +18,7 @@ from dataio.batch import Batch
 from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, QuarantineError, SplitError
 from dataio.manifest import Manifest
-from dataio.part import Part
+from dataio.part import Part, Rows
 from dataio.plan import Plan, part_bounds
 from dataio.readers import Encoded, Reader
 from dataio.reference import ReferenceEngine
@@ -174,34 +174,41 @@ class ImageLoader:
         In validation, what cannot be used is left out, so there may be fewer samples than positions.
         Raises: QuarantineError when no usable file can be found for a position.
         """
-        attempts = np.zeros(len(positions), np.int64)
         while True:
-            epochs, index = self.plan.at(positions, attempts) if self.train else (np.zeros_like(positions), positions)
-            rows = self.part.take(index)
+            positions, epochs, rows = self._choose(positions)
             loaded = self._load(rows)
-            good = np.array([isinstance(sample, Encoded) for sample in loaded], np.bool_)
-            if good.all():
+            reasons = {i: found for i, found in enumerate(loaded) if isinstance(found, str)}
+            if not reasons:
                 break
-            self._lost |= {
-                int(rows.ids[i]): f"{self.reader.where(rows, i)}: {loaded[i]}"
-                for i in map(int, np.flatnonzero(~good))
-                if int(rows.ids[i]) not in self._lost
-            }
-            if not self.train:
-                positions, attempts = positions[good], attempts[good]
-                if len(positions) == 0:
-                    return _nothing(self.spec.size_px)
-                continue
-            attempts[~good] += 1
-            if attempts.max() > _ATTEMPTS:
-                where = int(rows.ids[attempts.argmax()])
-                raise QuarantineError(
-                    f"no usable file was found in {_ATTEMPTS} attempts to fill a batch (last: {self._lost[where]}): "
-                    "nearly all files are gone; bring them back, then start the run again to go on"
-                )
+            for i, why in reasons.items():
+                self._lost.setdefault(int(rows.ids[i]), f"{self.reader.where(rows, i)}: {why}")
+        if len(rows) == 0:
+            return _nothing(self.spec.size_px)
         return self._work(
             positions, epochs, rows, [sample for sample in loaded if isinstance(sample, Encoded)], size_px
         )
+
+    def _choose(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
+        """Who stands at these positions, of those that are not known to be lost: (positions, epochs, rows)."""
+        if not self.train:
+            positions = positions[~self._are_lost(self.part.take(positions))]
+            return positions, np.zeros_like(positions), self.part.take(positions)
+        attempts = np.zeros(len(positions), np.int64)
+        for _ in range(_ATTEMPTS + 1):
+            epochs, index = self.plan.at(positions, attempts)
+            rows = self.part.take(index)
+            lost = self._are_lost(rows)
+            if not lost.any():
+                return positions, epochs, rows
+            attempts += lost
+        raise QuarantineError(
+            f"no usable file was found in {_ATTEMPTS} attempts to fill a batch (last: "
+            f"{self._lost[int(rows.ids[lost.argmax()])]}): nearly all files are gone; bring them back, then start the "
+            "run again to go on"
+        )
+
+    def _are_lost(self, rows: Rows) -> NDArray[np.bool_]:
+        return np.isin(rows.ids, list(self._lost))
 
     def _work(self, positions: Any, epochs: Any, rows: Any, loaded: list[Encoded], size_px: int | None) -> Work:
         size_px = size_px or self.spec.size_px
@@ -211,7 +218,6 @@ class ImageLoader:
             drawn = geometry.draw(self.spec, seed=self.seed, epochs=epochs, ids=rows.ids, **sizes)
         else:
             drawn = geometry.centred(self.spec, **sizes)
-        table = value_table(self.values)
         return Work(
             encoded=[sample.image for sample in loaded],
             paths=[self.reader.where(rows, i) for i in range(len(rows))],
@@ -220,19 +226,21 @@ class ImageLoader:
             targets=make_targets(rows, task=self.task, classes=self.classes, geometry=drawn, size_px=size_px),
             size_px=size_px,
             positions=positions,
-            masks=[table[decode_mask(sample.mask)] for sample in loaded if sample.mask is not None] or None,
+            masks=self._masks(loaded),
         )
 
-    def _load(self, rows: Any) -> list[Encoded | str]:
-        def one(i: int) -> Encoded | str:
-            lost = self._lost.get(int(rows.ids[i]))
-            return lost if lost is not None else self.reader.read(rows, i)
+    def _masks(self, loaded: list[Encoded]) -> list[NDArray[np.uint8]] | None:
+        if self.task != "mask":
+            return None
+        table = value_table(self.values)
+        return [table[decode_mask(sample.mask)] for sample in loaded if sample.mask is not None]
 
+    def _load(self, rows: Rows) -> list[Encoded | str]:
         if self.reader.threads == 1:
-            return [one(i) for i in range(len(rows))]
+            return [self.reader.read(rows, i) for i in range(len(rows))]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.reader.threads, thread_name_prefix="thawline-fetch")
-        return list(self._pool.map(one, range(len(rows))))
+        return list(self._pool.map(lambda i: self.reader.read(rows, i), range(len(rows))))
 
     def _mend(self, work: Work, reasons: dict[int, str]) -> Work:
         self._lost |= {int(work.ids[i]): reason for i, reason in reasons.items()}
@@ -318,10 +326,10 @@ def loaders(
     """
     if global_batch is None:
         global_batch = (batch or 64) * options.get("world_size", 1)
-    train = split_loader(manifest, spec, "train", global_batch=global_batch, **options)
     if valid is not None:
         manifest.check_vocabulary(valid, name="the manifest to validate on")
-    options |= {"global_batch": global_batch, "epoch_samples": train.samples}
+    train = split_loader(manifest, spec, "train", global_batch=global_batch, **options)
+    options |= {"global_batch": global_batch, "epoch_samples": train.samples, "look": valid is not None}
     return train, split_loader(valid or manifest, spec, "valid", **options)
 
 
@@ -343,13 +351,16 @@ def split_loader(
     cache: str | Path | None = None,
     cache_gib: float = 100.0,
     progress: Progress | None = None,
+    look: bool = True,
 ) -> ImageLoader:
     """The loader of one split: 'train' endless and augmented, any other once, in order, plain.
 
+    `look`: whether the files are still there; once is enough for two splits of one manifest.
     `cache`, `cache_gib`, `progress`: where the shards of a packed manifest in an object store are kept, and who is told
     while they come; see shards.open_reader. Raises: as `loaders`, and ShardError.
     """
-    manifest.check_paths(allowed=max_quarantined)
+    if look:
+        manifest.check_paths(allowed=max_quarantined)
     part = manifest.part(split)
     return ImageLoader(
         part=part,

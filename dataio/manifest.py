@@ -137,7 +137,7 @@ class Manifest:
 
         Raises: ManifestError when there are none.
         """
-        rows = np.flatnonzero(self._usable() & _equals(self.rows["split"], split))
+        rows = np.flatnonzero(self.usable() & _equals(self.rows["split"], split))
         if len(rows) == 0:
             splits = ", ".join(sorted(filter(None, pc.unique(self.rows["split"]).to_pylist()))) or "none"
             raise ManifestError(
@@ -157,7 +157,7 @@ class Manifest:
         if self.shards:
             names, root = [shard.name for shard in self.shards], self.home
         else:
-            usable = np.flatnonzero(self._usable())
+            usable = np.flatnonzero(self.usable())
             sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), most)).round().astype(np.int64)]
             names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), self.root
         missing = files.missing(root, names)
@@ -205,11 +205,11 @@ class Manifest:
 
     def quarantined(self) -> pa.Table:
         """The rows that cannot be used: path and status, a row each."""
-        return self.rows.filter(pa.array(~self._usable())).select(["path", "status"])
+        return self.rows.filter(pa.array(~self.usable())).select(["path", "status"])
 
     def summary(self) -> str:
         """Return a few lines for people: splits, classes, sizes, and what is quarantined and why."""
-        usable = self._usable()
+        usable = self.usable()
         counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
         shown = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
         kind = {"points": "points", "mask": "values"}.get(self.task, "classes")
@@ -232,7 +232,8 @@ class Manifest:
             return "\n".join([*lines, f"{len(self.shards)} shards, {size:,} bytes, in {self.home}"])
         return "\n".join([*lines, f"root {self.root}"])
 
-    def _usable(self) -> NDArray[np.bool_]:
+    def usable(self) -> NDArray[np.bool_]:
+        """Which rows can be used, (N,)."""
         return _equals(self.rows["status"], "ok")
 
 

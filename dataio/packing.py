@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import xxhash
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ from dataio.manifest import Manifest, Shard, build, columns
 from dataio.part import Part, Rows
 from dataio.readers import Reader, transcode
 from dataio.reference import decode
-from dataio.shards import chunks, open_reader, schema
+from dataio.shards import hashed, open_reader, schema
 from dataio.work import read_ahead
 
 SHARD_BYTES = 512 << 20
@@ -131,17 +130,12 @@ def _check_options(shard_bytes: int, max_side_px: int | None, quality: int) -> N
         raise ShardError(f"quality={quality} is not one of JPEG's, 1 to 100: give one such as 92")
 
 
-def _usable(manifest: Manifest) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = pc.equal(manifest.rows["status"].cast(pa.string()), "ok").to_numpy()
-    return found
-
-
 def _bounds(manifest: Manifest, how: _How) -> list[tuple[int, int]]:
     """(first, rows) of each shard: a function of the manifest, so that no shard depends on another's bytes.
 
     Raises: ManifestError when the files were never looked at.
     """
-    unknown = int((_usable(manifest) & manifest.rows["bytes"].is_null().to_numpy()).sum())
+    unknown = int((manifest.usable() & manifest.rows["bytes"].is_null().to_numpy()).sum())
     if unknown:
         raise ManifestError(
             f"{unknown} images have no size in the manifest (it was made with verify=False): they cannot be shared out "
@@ -185,7 +179,7 @@ class _Packer:
         self.tables: list[pa.Table] = []
         self.rows_done = 0
         self.bad: list[str] = []
-        self.usable = _usable(manifest)
+        self.usable = manifest.usable()
         self.names = columns(manifest.task).names
         self.allowed = math.ceil(max_bad * int(self.usable.sum()))
         self.max_bad = max_bad
@@ -368,16 +362,9 @@ def _open_dest(dest: str, how: _How) -> dict[str, dict[str, Any]]:
 def _stands(dest: str, known: dict[str, Any]) -> bool:
     """Whether a shard is there as it was made; one in an object store is looked at, not fetched."""
     filesystem, base = files.open_root(dest)
-    path = f"{base}/{known['name']}"
-    if filesystem.get_file_info(path).size != known["bytes"]:
+    if filesystem.get_file_info(f"{base}/{known['name']}").size != known["bytes"]:
         return False
-    if files.is_remote(dest):
-        return True
-    digest = xxhash.xxh3_128()
-    with filesystem.open_input_stream(path) as source:
-        for chunk in chunks(source):
-            digest.update(chunk)
-    return digest.hexdigest() == known["hash"]
+    return files.is_remote(dest) or hashed(dest, known["name"]) == (known["bytes"], known["hash"])
 
 
 def _write_journal(dest: str, how: _How, journal: dict[str, dict[str, Any]]) -> None:

@@ -17,7 +17,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -177,24 +176,22 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
     """
     if not manifest.shards:
         raise ShardError("the manifest has no shards: there is nothing to check; pack it with thawline pack")
-    filesystem, base = files.open_root(manifest.home)
     total, before, damaged = sum(shard.bytes for shard in manifest.shards), 0, []
+
+    def tell(size: int) -> None:
+        if progress is not None:
+            progress(before + min(size, shard.bytes), total)
+
     for shard in manifest.shards:
-        name, size, found = files.below(manifest.home, shard.name), 0, ""
-        digest = xxhash.xxh3_128()
+        name, size, digest, found = files.below(manifest.home, shard.name), 0, "", ""
         try:
-            with filesystem.open_input_stream(f"{base}/{shard.name}") as source:
-                for chunk in chunks(source):
-                    digest.update(chunk)
-                    size += len(chunk)
-                    if progress is not None:
-                        progress(before + min(size, shard.bytes), total)
+            size, digest = hashed(manifest.home, shard.name, tell=tell)
         except OSError as error:
             found = files.why_unreadable(error)
         if not found and size != shard.bytes:
             found = f"it has {size:,} bytes in place of {shard.bytes:,}"
-        if not found and digest.hexdigest() != shard.hash:
-            found = f"its xxh3_128 is {digest.hexdigest()} in place of {shard.hash}"
+        if not found and digest != shard.hash:
+            found = f"its xxh3_128 is {digest} in place of {shard.hash}"
         if found:
             last = shard.first + shard.rows - 1
             damaged.append(f"{name} is damaged ({found}): rows {shard.first} to {last} cannot be trusted; pack again")
@@ -202,10 +199,13 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
     return damaged
 
 
-def chunks(source: Any) -> Any:
-    """What an Arrow stream holds, a few megabytes at a time, as buffers."""
-    while True:
-        chunk = source.read_buffer(_CHUNK_BYTES)
-        if not len(chunk):
-            return
-        yield chunk
+def hashed(root: str, name: str, *, tell: Callable[[int], None] = lambda size: None) -> tuple[int, str]:
+    """Bytes and xxh3_128 of a file below a root; `tell` hears how many are read. Raises OSError."""
+    filesystem, base = files.open_root(root)
+    digest, size = xxhash.xxh3_128(), 0
+    with filesystem.open_input_stream(f"{base}/{name}") as source:
+        while len(chunk := source.read_buffer(_CHUNK_BYTES)):
+            digest.update(chunk)
+            size += len(chunk)
+            tell(size)
+    return size, digest.hexdigest()

@@ -299,9 +299,7 @@ def _place(file: str | Path) -> tuple[str, str]:
     if not files.is_remote(text):
         path = Path(text).expanduser()
         return files.normal_root(path.parent), path.name
-    parts = urlsplit(text)
-    folder, _, name = parts.path.rpartition("/")
-    return files.normal_root(parts._replace(path=folder).geturl()), name
+    return files.normal_root(files.above(text)), files.last(text)
 
 
 def _bytes(home: str, name: str, kind: str) -> pa.Buffer:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import shards as benchmark
+from benchmarks.shards import sink
 from cluster import cli
 from dataio.errors import ShardError
 from dataio.manifest import Manifest
@@ -23,7 +24,7 @@ from dataio.shards import ShardReader, check, open_reader
 from tests.images import first
 from tests.packs import SMALL, contents, every, loader, photos, rebuilt
 
-sink = pytest.importorskip("dataio.dali", reason="DALI is not installed").sink
+pytest.importorskip("dataio.dali", reason="DALI is not installed")
 
 
 @pytest.mark.parametrize("engine", ["dali", "reference"])

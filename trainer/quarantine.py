@@ -30,24 +30,20 @@ class Quarantine:
         }
 
     def rows(self, split: str, found: Mapping[int, str], *, step: int) -> list[Row]:
-        """A row for each file that some rank found and no row told; call on every rank with the same."""
-        rows: list[Row] = []
-        for number, why in found.items():
-            if (split, number) in self._told:
-                continue
-            self._told.add((split, number))
-            rows.append(
-                {
-                    "kind": "quarantine",
-                    "step": step,
-                    "unix_s": time.time(),
-                    "split": split,
-                    "id": number,
-                    "reason": why,
-                    "quarantined": len(self._told),
-                }
-            )
-        return rows
+        """A row for each file that some rank found and no row told: to be recorded, then given to `apply`."""
+        fresh = [(number, why) for number, why in found.items() if (split, number) not in self._told]
+        return [
+            {
+                "kind": "quarantine",
+                "step": step,
+                "unix_s": time.time(),
+                "split": split,
+                "id": number,
+                "reason": why,
+                "quarantined": count,
+            }
+            for count, (number, why) in enumerate(fresh, start=len(self._told) + 1)
+        ]
 
     def apply(self, rows: Sequence[Row]) -> None:
         """Have the loaders do without these. Raises when they are more than the user allows, on every rank alike."""
