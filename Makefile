@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast check bench prometheus clean help
+.PHONY: demo test test-fast kills check bench prometheus clean help
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,13 +24,18 @@ test: $(READY)  ## all tests (those that need Prometheus skip without it: see `m
 test-fast: $(READY)  ## the tests that start neither Ray nor other processes
 	$(BIN)/python -m pytest -m 'not slow'
 
+N ?= 100
+kills: $(READY)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
+	$(BIN)/python -m tests.kills $(N)
+
 check: $(READY)  ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(READY)  ## the benchmarks, on this machine's CPU
-	for name in presize presize_quality prefilter step train shards scale; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	for name in presize presize_quality prefilter step train overhead finetune shards scale; do \
+	$(BIN)/python -m benchmarks $$name || exit 1; done
 
 prometheus: $(BIN)/prometheus  ## Debian's Prometheus into .venv, for the tests that scrape with it
 $(BIN)/prometheus: | $(READY)

@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-NAMES = ("presize", "presize_quality", "prefilter", "step", "train", "shards", "scale")
+NAMES = ("presize", "presize_quality", "prefilter", "step", "train", "overhead", "finetune", "shards", "scale")
 """Each is a module beside this one, its docstring beginning with its question, with a main()."""
 
 

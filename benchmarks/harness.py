@@ -80,10 +80,10 @@ def measure(
         fn()
     walls, cpus = [], []
     for _ in range(repeats):
-        _synchronise(device)
+        synchronise(device)
         wall_began, cpu_began = wall(), cpu()
         fn()
-        _synchronise(device)
+        synchronise(device)
         walls.append(wall() - wall_began)
         cpus.append(cpu() - cpu_began)
     return Timing(images_per_call, tuple(walls), tuple(cpus))
@@ -103,6 +103,12 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise BenchmarkError(f"{name}={value} leaves nothing to measure: give 1 or more")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager
@@ -147,11 +153,6 @@ def report(
         _write(out, line + "\n")
         say(f"written to {out}")
     return found
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _table(results: Mapping[str, Mapping[str, Any]]) -> str:

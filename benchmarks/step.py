@@ -1,6 +1,6 @@
 """How fast is a training step on fixed data? The ceiling of the loop: no loader, no schedule, no records.
 
-One batch of noise lies on the device, channels_last, and goes through `trainer.step` again and again.
+One batch of noise lies on the device, channels_last, and goes through `trainer.stepper` again and again.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import DeviceName, check_positive, measure, open_device, report, say, torch_threads
+from benchmarks.harness import (
+    BenchmarkError,
+    DeviceName,
+    check_positive,
+    measure,
+    open_device,
+    report,
+    say,
+    torch_threads,
+)
 from dataio.batch import Batch
 from dataio.loader import default_threads
-from models import groups
 from models.backbones import create
 from trainer import optim
 from trainer.losses import default_loss
-from trainer.step import Precision, PrecisionName, choose_precision, eval_step, train_step
+from trainer.reduction import Compile
+from trainer.step import Precision, PrecisionName, choose_precision, eval_step, place
+from trainer.stepper import How, Stepper
 
 QUESTION = "how fast is a training step on fixed data, the ceiling of the loop?"
 CLASSES = 37
@@ -33,6 +43,7 @@ def main(
     size_px: int = 0,
     steps: int = 0,
     precision: PrecisionName = "auto",
+    compile: Compile = "off",  # torch's word
     repeats: int = 5,
     out: Path | None = None,
 ) -> dict[str, Any]:
@@ -45,6 +56,7 @@ def main(
         size_px: Side of the images; 64 for the CPU, 224 for a GPU unless given.
         steps: Steps in a repeat; 4 for the CPU, 20 for a GPU unless given.
         precision: As in a job.
+        compile: As in a job; the forward pass alone stays as it is.
         repeats: Measured repeats.
         out: Also write the JSON here.
     """
@@ -54,7 +66,7 @@ def main(
     network = prepared(model, CLASSES, device=where)
     data = noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
     calls = {
-        "train_step": training(network, data, precision=chosen),
+        "train_step": training(network, data, precision=chosen, compile=compile),
         "forward": forward(network, data, precision=chosen),
     }
     results = {}
@@ -75,6 +87,7 @@ def main(
         "size_px": size_px,
         "steps": steps,
         "precision": chosen.name,
+        "compile": compile,
         "optimizer": "adamw",
         "classes": CLASSES,
     }
@@ -96,9 +109,9 @@ def prepared(name: str, classes: int, *, device: torch.device) -> nn.Module:
     return network
 
 
-def noise(batch: int, size_px: int, classes: int, *, device: torch.device, dtype: torch.dtype) -> Batch:
-    """A batch as a loader makes it, of normal noise and random targets (seeded), on the device."""
-    random = torch.Generator().manual_seed(0)
+def noise(batch: int, size_px: int, classes: int, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Batch:
+    """A batch as a loader makes it, of normal noise and random targets, on the device."""
+    random = torch.Generator().manual_seed(seed)
     images = torch.randn(batch, 3, size_px, size_px, generator=random)
     return Batch(
         images=images.to(device, dtype).contiguous(memory_format=torch.channels_last),
@@ -107,26 +120,43 @@ def noise(batch: int, size_px: int, classes: int, *, device: torch.device, dtype
     )
 
 
-def training(network: nn.Module, data: Batch, *, precision: Precision) -> Callable[[], object]:
-    """A function that takes one training step of everything on `data`, with the learner's optimiser."""
+def training(
+    network: nn.Module, data: Batch, *, precision: Precision, compile: Compile = "off"
+) -> Callable[[], object]:
+    """A function that takes one training step of everything on `data`, as the learner does.
+
+    The network is placed for `precision` at once. The function raises BenchmarkError when the batch does not fit:
+    split, it would be another measurement.
+    """
+    stepper = stepping(network, data, precision=precision, compile=compile)
+    return lambda: stepper.take(lambda: data, seed=0)
+
+
+def stepping(network: nn.Module, data: Batch, *, precision: Precision, compile: Compile = "off") -> Stepper:
+    """The learner's way of taking a step, at the rate LR, for batches like `data`."""
+
+    def refuse(splits: int) -> None:
+        raise BenchmarkError(
+            f"a batch of {len(data.ids)} does not fit into {device}'s memory: in {splits} micro-batches it would be "
+            "another measurement; give a smaller --batch"
+        )
+
     device = data.images.device
-    parameters = groups.parameter_groups(network)
-    optimizer = optim.build(parameters, device=device)
-    optim.set_hyper(optimizer, [LR] * len(parameters), 0.9)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.scaled)
-    loss = default_loss("single_label")
-    return lambda: train_step(
-        network,
-        data,
-        loss=loss,
-        optimizer=optimizer,
-        scaler=scaler,
+    how = How(
+        device=device,
         precision=precision,
-        share=float(len(data.ids)),
+        loss=default_loss("single_label"),
+        recipe=optim.Recipe(),
+        global_batch=len(data.ids),
+        compile=compile,
     )
+    stepper = Stepper(place(network, precision, device), how, splits=1, on_split=refuse)
+    optim.set_hyper(stepper.optimizer, [LR] * len(stepper.parameters), 0.9)
+    return stepper
 
 
 def forward(network: nn.Module, data: Batch, *, precision: Precision) -> Callable[[], object]:
-    """A function that evaluates `data` once; the network should be in evaluation mode."""
+    """A function that evaluates `data` once; the network, placed at once, should be in evaluation mode."""
+    place(network, precision, data.images.device)
     loss = default_loss("single_label")
     return lambda: eval_step(network, data, loss=loss, precision=precision)

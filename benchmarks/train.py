@@ -155,6 +155,9 @@ class _Clock:
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         """Windows are enough."""
 
+    def busy(self, *, busy_s: float) -> None:
+        """The windows tell enough."""
+
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         """Keep a training window, and the CPU time of the process at its end."""
         if row["kind"] == "train":

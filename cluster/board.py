@@ -18,10 +18,9 @@ class Board:
         self._error: Exception | None = None
         self._result: dict[str, Any] | None = None
 
-    def publish(self, rows: list[Row]) -> bool:
-        """Rank 0 leaves rows, and learns whether to stop."""
+    def publish(self, rows: list[Row]) -> None:
+        """Rank 0 leaves rows."""
         self._rows += rows
-        return self._stop
 
     def take(self) -> list[Row]:
         """The driver takes what has come."""
@@ -31,6 +30,10 @@ class Board:
     def request_stop(self) -> None:
         """The driver asks for a graceful end."""
         self._stop = True
+
+    def stopping(self) -> bool:
+        """Workers ask whether to stop."""
+        return self._stop
 
     def finish(self, result: dict[str, Any]) -> None:
         """Rank 0 hands over the result."""

@@ -10,7 +10,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ verbs:
   pack MANIFEST DEST                its images into shards: Arrow files that are read at the speed of memory
   explain JOB                       one sample through every step, with shapes
   show JOB --out FILE.png           a batch as the model sees it
+  lr-find JOB [--out FILE.png] ...  which learning rate suits its first phase: four suggestions, and the curve
   train JOB [--workers N] ...       train, or resume, or show a finished run's result
   doctor                            versions, devices, engines: what works here and what does not
 
@@ -278,17 +280,51 @@ def _show(arguments: list[str]) -> int:
     from cluster.run import job_loaders
     from dataio.explanation import show_batch
 
-    if "--out" not in arguments[:-1]:
+    out, rest = _out(arguments)
+    if out is None:
         print("thawline show: give --out FILE.png", file=sys.stderr)
         return 2
-    at = arguments.index("--out")
-    out = Path(arguments[at + 1])
-    job = _job(arguments[:at] + arguments[at + 2 :], "show")
+    job = _job(rest, "show")
     train, _ = job_loaders(job, _alone(job))
-    out.parent.mkdir(parents=True, exist_ok=True)
     show_batch(train, rows=4, cols=8).savefig(out, dpi=110)
     print(out)
     return 0
+
+
+def _lr_find(arguments: list[str]) -> int:
+    out, rest = _out(arguments)
+    job = _job(rest, "lr-find")
+    from cluster.phases import phases
+    from cluster.run import job_learner
+    from trainer.lr_find import lr_find
+    from trainer.schedule import Find
+
+    given = job.phases[0].lr if job.phases and job.phases[0].lr is not None else job.fit.lr
+    # Of two rates the ratio stays and the higher one is looked for; a single one is replaced, whatever it is.
+    lr = (given[0] / given[1], 1.0) if isinstance(given, tuple) else "find"
+    tables = (replace(job.phases[0], lr=lr), *job.phases[1:]) if job.phases else ()
+    first = phases(replace(job, phases=tables, fit=replace(job.fit, lr=lr)))[0]
+    print(f"training in phase {first.name!r} while lr grows, and taking it back", file=sys.stderr)
+    with closing(job_learner(job, _alone(job))) as learner:
+        ratios = first.lr.rate if isinstance(first.lr, Find) else first.lr
+        found = lr_find(learner, lr=ratios, freeze_to=first.freeze_to)
+    if out is not None:
+        found.plot().savefig(out, dpi=110)
+        print(f"the curve is in {out}", file=sys.stderr)
+    pair = f"[{lr[0] * found.valley:.2g}, {found.valley:.2g}]" if isinstance(lr, tuple) else f"{found.valley:.2g}"
+    print(f"in the job, by the valley: lr = {pair}", file=sys.stderr)
+    print(json.dumps({"phase": first.name, **found.suggestions()}))
+    return 0
+
+
+def _out(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The picture to write, its folder made, if there is `--out FILE`; and the other arguments."""
+    if "--out" not in arguments[:-1]:
+        return None, arguments
+    at = arguments.index("--out")
+    out = Path(arguments[at + 1])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out, arguments[:at] + arguments[at + 2 :]
 
 
 def _train(arguments: list[str]) -> int:
@@ -315,22 +351,25 @@ def _train(arguments: list[str]) -> int:
 def _print_result(job: Any, result: dict[str, Any], *, already: bool) -> None:
     from cluster.console import epoch_table
     from cluster.storage import run_dir
+    from dataio import files
 
     folder = run_dir(job)
     if result["status"] == "stopped":
         print(f"stopped at step {result['steps']}; the same command resumes it", file=sys.stderr)
         return
     if already:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         print(f"{folder} has finished: this is its result", file=sys.stderr)
-        print(epoch_table(pq.read_table(folder / "rows.parquet").to_pylist()), file=sys.stderr)
+        rows = pq.read_table(pa.BufferReader(files.read(folder, "rows.parquet")))
+        print(epoch_table(rows.to_pylist()), file=sys.stderr)
     print(
         f"{result['images_per_s']:,.0f} images/s, {result['data_wait_fraction']:.1%} of the time waiting for data, "
-        f"{result['wall_s']:.0f} s in all; see {folder / 'report.html'}",
+        f"{result['wall_s']:.0f} s in all; see {files.below(folder, 'report.html')}",
         file=sys.stderr,
     )
-    print(json.dumps({"run": str(folder), **result["metrics"], "stream_hash": result["stream_hash"]}))
+    print(json.dumps({"run": folder, **result["metrics"], "stream_hash": result["stream_hash"]}))
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -359,6 +398,7 @@ _VERBS: dict[str, Callable[[list[str]], int]] = {
     "pack": _pack,
     "explain": _explain,
     "show": _show,
+    "lr-find": _lr_find,
     "train": _train,
     "doctor": _doctor,
 }

@@ -10,18 +10,15 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-Row = Mapping[str, Any]
+from trainer import recorder
+from trainer.diagnosis import Finding
 
-_NOT_METRICS = {
-    *("kind", "phase", "step", "phase_step", "phase_steps", "epoch", "time_s", "unix_s"),
-    *("train_loss", "valid_loss", "valid_s", "valid_samples"),
-}
+Row = Mapping[str, Any]
 
 
 def metric_names(row: Row) -> list[str]:
     """The metrics that a validation row carries, in order; error_rate first where there is one."""
-    names = [name for name, value in row.items() if name not in _NOT_METRICS and value is not None]
-    return sorted(names, key=lambda name: name != "error_rate")
+    return recorder.metric_names([row])
 
 
 def table_header(row: Row) -> str:
@@ -46,6 +43,11 @@ def epoch_table(rows: Sequence[Row]) -> str:
     starts = [0.0, *(float(row["time_s"]) for row in valid)]
     lines = [table_line(row, since_s=start) for row, start in zip(valid, starts, strict=False)]
     return "\n".join([table_header(valid[0]), *lines])
+
+
+def diagnosis_lines(findings: Sequence[Finding]) -> list[str]:
+    """What to tell at the end of a run; nothing where there is nothing to tell."""
+    return [f"diagnosis: {finding}" for finding in findings]
 
 
 class Console:

@@ -6,19 +6,28 @@ carries them only as `__meta_thawline_*`: seen on Prometheus' service discovery 
 relabel_configs, never part of a series. Nor is `job` set: the reader's own scrape config names it.
 
 Prometheus allows `*` in a path's last part only, so it refuses runs/*/targets.json in its configuration. The
-file therefore lies beside the run's folder, not in it.
+file therefore lies beside the run's folder, not in it. Nor can it read an object store: a run there has its file in
+a folder of the user who runs rank 0, wherever that was started from.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.storage import write_text
+from dataio import files
 
 
 def targets_file(storage: str | Path, run: str) -> Path:
-    """Where deploy/prometheus.yml looks for the workers of `run`: STORAGE/RUN.targets.json."""
-    return Path(storage) / f"{run}.targets.json"
+    """Where deploy/prometheus.yml looks for the workers of `run`: STORAGE/RUN.targets.json.
+
+    Of a storage that is a URI: ~/.cache/thawline/targets/RUN.targets.json, or the same below $XDG_CACHE_HOME.
+    """
+    if not files.is_remote(str(storage)):
+        return Path(storage) / f"{run}.targets.json"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "thawline" / "targets" / f"{run}.targets.json"
 
 
 def write_targets(file: str | Path, run: str, endpoints: Sequence[str]) -> None:
@@ -36,5 +45,4 @@ def clear_targets(file: str | Path) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, text + "\n")  # its temporary name does not end in .json, so no glob finds it
+    write_text(str(file.parent), file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it

@@ -176,6 +176,9 @@ def _storage(storage: str) -> Check:
             from pyarrow import fs
 
             filesystem, path = fs.FileSystem.from_uri(storage)
+            bucket = path.partition("/")[0]
+            if bucket and filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+                raise FileNotFoundError(f"there is no {bucket} there")
             filesystem.get_file_info(path)
             return Check("storage", f"{storage} answers (nothing was written)", True)
         folder = Path(storage).expanduser().absolute()

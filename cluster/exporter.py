@@ -16,23 +16,28 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from trainer.recorder import metric_names
+
 _COUNTERS = {
     "images": "Images this worker has trained on",
     "steps": "Optimiser steps",
     "step_seconds": "Seconds spent in steps, waiting for data left out",
     "data_wait_seconds": "Seconds that steps waited for their batch",
+    "busy_seconds": "Seconds that this worker was at work in steps before it waited for the others",
     "checkpoints": "Checkpoints committed",
-    "checkpoint_seconds": "Seconds spent on checkpoints",
+    "checkpoint_seconds": "Seconds that writing checkpoints took, beside the training",
+    "checkpoint_failures": "Checkpoints that the storage refused",
+    "skipped_steps": "Steps that fp16 lost to a loss scaled too high",
 }
 _GAUGES = {
     "loss": ("loss", "Training loss of the last logging window"),
     "lr": ("learning_rate", "Learning rate of the head"),
     "epoch": ("epoch", "Epochs, with their fraction"),
-    "error_rate": ("error_rate", "Error rate of the last validation"),
+    "valid_loss": ("valid_loss", "Loss of the last validation"),
     "quarantined": ("quarantined_files", "Files that turned out unusable since the run began, over all workers"),
     "world_size": ("world_size", "Workers in this run"),
 }
-"""Column of a recorder's row -> the gauge that shows it."""
+"""Column of a recorder's row -> the gauge that shows it; a validation's metrics come besides, under their own names."""
 
 
 class Exporter(Collector):
@@ -65,13 +70,19 @@ class Exporter(Collector):
         counters["step_seconds"] += step_s
         counters["data_wait_seconds"] += data_wait_s
 
+    def busy(self, *, busy_s: float) -> None:
+        """Count what a window's steps took this rank: see trainer.busy."""
+        self._counters["busy_seconds"] += busy_s
+
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         """Show the numbers of a recorder's row; other columns and empty cells change nothing."""
         seconds = row.get("checkpoint_s")
         if isinstance(seconds, float):
             self._counters["checkpoints"] += 1
             self._counters["checkpoint_seconds"] += seconds
-        for column in _GAUGES:
+        self._counters["checkpoint_failures"] += row.get("kind") == "checkpoint_failed"
+        self._counters["skipped_steps"] += int(row.get("skipped") or 0)
+        for column in (*_GAUGES, *metric_names([row])):
             value = row.get(column)
             if isinstance(value, int | float) and not math.isnan(value):
                 self._gauges[column] = float(value)
@@ -83,7 +94,9 @@ class Exporter(Collector):
             counter.add_metric(self._labels, self._counters[name])
             yield counter
         for column, value in self._gauges.copy().items():
-            name, text = _GAUGES[column]
+            name, text = _GAUGES.get(
+                column, (column, f"{column.replace('_', ' ').capitalize()} of the last validation")
+            )
             gauge = GaugeMetricFamily(f"thawline_{name}", text, labels=["run", "rank"])
             gauge.add_metric(self._labels, value)
             yield gauge

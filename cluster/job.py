@@ -2,27 +2,22 @@
 
     job = check(override(load("pets.toml"), ["--fit.epochs", "6"]))
 
-Reading refuses unknown fields, wrong types and unknown choices, and names the file; `check` refuses values
-out of range and is called once, after the flags. What an image may become is dataio.ImageSpec's to refuse.
+Reading refuses unknown fields, wrong types and unknown choices, and names the file; `check` refuses values out of
+range or at odds, and is called once, after the flags. What an image may become is dataio.ImageSpec's to refuse.
 Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DALI is imported.
 """
 
 import tomllib
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from difflib import get_close_matches
-from math import inf
-from operator import attrgetter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import tomli_w
 
 from cluster.errors import JobError
-
-T = TypeVar("T")
+from cluster.limits import check_ranges, check_together
+from cluster.tables import build, flat
 
 
 @dataclass(frozen=True)
@@ -79,17 +74,28 @@ class Model:
     dropout: float = 0.5  # before the last layer; half of it before the layer ahead
 
 
+RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
+
+
 @dataclass(frozen=True)
 class Fit:
     """How long, how fast, and how exact."""
 
-    recipe: Literal["fine_tune", "one_cycle"] = "fine_tune"  # fastai's words, fastai's numbers
+    recipe: RecipeName = "fine_tune"  # fastai's words, fastai's numbers
     epochs: int = 5  # passes over the training images with everything trainable
     frozen_epochs: int = 1  # passes before them with only the head trainable; fine_tune only
-    lr: float | tuple[float, float] = 3e-3  # learning rate, or two: the first layers' and the head's
-    div: float | None = None  # the cycle starts at lr / div; None = the recipe's own
-    pct_start: float | None = None  # share of the cycle in which lr rises; None = the recipe's own
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of the forward and backward pass
+    lr: float | tuple[float, float] | Literal["find"] = 3e-3  # learning rate, or two: first layers' and head's; or find
+    div: float | None = None  # lr starts at lr / div; None = the recipe's own
+    pct_start: float | None = None  # share of the steps in which lr rises, or is flat; None = the recipe's own
+    warmup: float = 0.0  # share of the steps in which lr rises along a line; flat_cos and constant only
+    precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"] = "auto"  # of the forward and backward pass
+    accumulate: int = 1  # parts in which a worker takes its images of a step, one after another, to save memory
+    clip: float | None = None  # the largest norm of all gradients together; None = as they are
+    ema: float = 0.0  # decay of an average of the weights, which is what is measured; 0 = none
+    label_smoothing: float = 0.0  # share of every label that is spread over all classes
+    compile: Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"] = "off"  # torch.compile's mode
+    batch_norm: Literal["train", "sync", "frozen"] = "train"  # statistics of a worker's batch, of all, or none new
+    metrics: tuple[str, ...] = ()  # what validation measures, such as "f_beta(beta=2)"; empty = the task's own
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,12 @@ class Optim:
     """What turns gradients into steps."""
 
     name: Literal["adamw", "sgd", "lamb"] = "adamw"  # lamb needs NVIDIA's apex
+    engine: Literal["torch", "apex"] = "torch"  # whose adamw and sgd
     weight_decay: float = 0.01  # decoupled; never on norms and biases
+    momentum: float = 0.9  # sgd's, or the others' first beta, where the recipe does not set it
+    nesterov: bool = False  # look ahead along the momentum; sgd only
+    beta2: float = 0.99  # decay of the mean square of gradients; not sgd
+    eps: float = 1e-5  # added to its root; not sgd
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,30 @@ class Checkpoint:
 
     every_s: float = 60.0  # seconds between checkpoints
     keep: int = 3  # newest checkpoints kept
+    best: str = ""  # a metric; the checkpoint that is best by it is kept, too
+
+
+@dataclass(frozen=True)
+class PhaseJob:
+    """One of [[phases]], which run one after another: how long, how fast, what trains. None is [fit]'s or the recipe's.
+
+    Exactly one of epochs, steps and samples is given; it is the unfrozen part's where the recipe is fine_tune.
+    """
+
+    name: str | None = None  # in rows and on the console; None = the recipe's
+    recipe: RecipeName | None = None  # None = fit.recipe
+    epochs: float | None = None  # passes over the training images
+    steps: int | None = None  # of the global batch
+    samples: int | None = None  # up to the next whole step
+    freeze_to: int | None = None  # the first trainable layer group: 0 = all of them train, -1 = the head; not fine_tune
+    frozen_epochs: float | None = None  # fine_tune only; None = 1
+    lr: float | tuple[float, float] | Literal["find"] | None = None  # None = fit.lr
+    div: float | None = None  # None = fit.div
+    div_final: float | None = None  # lr ends at lr / div_final; not constant
+    pct_start: float | None = None  # None = fit.pct_start
+    momenta: tuple[float, float, float] | None = None  # of a cycle: at its start, its middle, its end
+    warmup: float | None = None  # None = fit.warmup
+    size_px: int | None = None  # side of the training images from here on; None = as before, at first data.size_px
 
 
 @dataclass(frozen=True)
@@ -135,6 +170,7 @@ class Job:
     optim: Optim = field(default_factory=Optim)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    phases: tuple[PhaseJob, ...] = ()  # instead of [fit]'s epochs and frozen_epochs; only in a file, not a flag
 
 
 MAY_DIFFER = (
@@ -146,41 +182,6 @@ MAY_DIFFER = (
     *("log_every", "failures", "checkpoint", "metrics", "data.max_quarantined"),
 )
 """Fields, or whole sections, in which a run and its continuation may differ."""
-
-
-def _is_file_name(name: str) -> bool:
-    return bool(name.strip(" .")) and name == name.strip() and name.isprintable() and not {*name} & {*"/\\"}
-
-
-_RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
-    "name": (_is_file_name, "a name without slashes, such as 'pets-2'", "no run folder can be called so"),
-    "manifest": (bool, "the file that `thawline index` or `thawline pack` writes", "there is nothing to train on"),
-    "storage": (bool, "a folder or a URI", "the run would have no place"),
-    "seed": (lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits"),
-    "workers": (lambda v: v >= 1, "_ >= 1", "nobody would train"),
-    "log_every": (lambda v: v >= 1, "_ >= 1", "a window has at least one step"),
-    "failures": (lambda v: v >= 0, "_ >= 0", "a count is not negative"),
-    "data.global_batch": (lambda v: v >= 2, "_ >= 2", "BatchNorm cannot train on one image"),
-    "data.threads": (lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative"),
-    "data.max_quarantined": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a share of the training images"),
-    "data.cache_gib": (lambda v: v > 0, "_ > 0", "no shard would find room"),
-    "augment.mixup": (lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha"),
-    "augment.cutmix": (lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha"),
-    "model.name": (bool, "a backbone such as 'resnet34'", "there is nothing to train"),
-    "model.weights": (bool, "none, imagenet or a file", "it would be no choice"),
-    "model.dropout": (lambda v: 0 <= v < 1, "0 <= _ < 1", "it is a probability, and at 1 nothing passes"),
-    "fit.epochs": (lambda v: v >= 1, "_ >= 1", "nothing would be trained"),
-    "fit.frozen_epochs": (lambda v: v >= 0, "_ >= 0", "a count is not negative"),
-    "fit.lr": (lambda v: 0 < v < inf, "a finite number above 0", "training would stand still or diverge"),
-    "fit.div": (lambda v: 1 <= v < inf, "_ >= 1", "the cycle would start above its own maximum"),
-    "fit.pct_start": (lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls"),
-    "optim.weight_decay": (lambda v: 0 <= v < inf, "_ >= 0", "weights would grow by themselves"),
-    "checkpoint.every_s": (lambda v: 0 <= v < inf, "_ >= 0", "it is a time between two checkpoints"),
-    "checkpoint.keep": (lambda v: v >= 1, "_ >= 1", "a killed run could not resume"),
-    "metrics.port": (lambda v: 0 <= v < 2**16, "0 <= _ < 65536; 0 is any free one", "no such port exists"),
-    "metrics.host": (bool, "an address such as 127.0.0.1", "nothing could listen"),
-}
-"""Field -> is the value inside?, what to give (_ stands for the field's name), what would happen outside."""
 
 
 def load(path: str | Path) -> Job:
@@ -223,7 +224,7 @@ def from_dict(mapping: Mapping[str, Any], *, source: str = "the job") -> Job:
     Raises:
         JobError: an unknown field, a wrong type, an unknown choice.
     """
-    job = _build(Job, mapping, prefix="", source=source)
+    job = build(Job, mapping, source=source)
     given = mapping.get("augment", {})
     preset = {name: value for name, value in _preset(job.augment.preset).items() if name not in given}
     return replace(job, augment=replace(job.augment, **preset))
@@ -238,20 +239,11 @@ def check(job: Job) -> Job:
     """`job` itself, if every value has the right type and lies in its range.
 
     Raises:
-        JobError: the first field that does not, with its value, the consequence and the remedy.
+        JobError: the first field that does not, or that contradicts another, with the consequence and the remedy.
     """
     job = from_dict(_tables(job))
-    for name, value in _flat(job).items():
-        if name not in _RANGES or value is None:
-            continue
-        inside, wanted, consequence = _RANGES[name]
-        if not all(map(inside, value if isinstance(value, tuple) else (value,))):
-            wanted = wanted.replace("_", name, 1)
-            raise JobError(f"{name}={value!r} is out of range: {consequence}; give {wanted}")
-    batch, workers = job.data.global_batch, job.workers
-    if batch < 2 * workers:
-        problem = f"global_batch={batch} over workers={workers} leaves one with fewer than 2 images a step"
-        raise JobError(f"{problem}: BatchNorm cannot train on one; give global_batch >= {2 * workers}")
+    check_ranges(flat(job))
+    check_together(job)
     return job
 
 
@@ -272,13 +264,14 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
 
     Paths are compared as text, never what lies there: whether it is the same manifest, its reader must say.
     """
-    before, after = _flat(old), _flat(new)
-    names = [name for name in before if name not in ignore and name.split(".")[0] not in ignore]
-    return [f"{name}: {before[name]} -> {after[name]}" for name in names if before[name] != after[name]]
+    before, after = flat(old), flat(new)
+    names = [name for name in {**before, **after} if name not in ignore and name.split(".")[0] not in ignore]
+    changes = [(name, before.get(name), after.get(name)) for name in names]
+    return [f"{name}: {was} -> {now}" for name, was, now in changes if was != now]
 
 
 def override(job: Job, args: list[str]) -> Job:
-    """`job` with command-line flags on top: ["--fit.lr", "1e-6", "1e-4", "--augment.no-flip"].
+    """`job` with command-line flags on top: ["--fit.lr", "1e-6", "1e-4", "--augment.no-flip"]. Phases stay as they are.
 
     Another preset than the job's replaces what that one set; what the job set itself stays, and flags win.
     Misuse prints its reason on stderr and exits 2; --help prints every field and exits 0.
@@ -286,7 +279,8 @@ def override(job: Job, args: list[str]) -> Job:
     import tyro  # 0.1 s that reading a job does not need
 
     def parse(default: Job) -> Job:
-        return tyro.cli(Job, default=default, args=args, prog="thawline train JOB")
+        flags = tyro.cli(Job, default=replace(default, phases=()), args=args, prog="thawline train JOB")
+        return replace(flags, phases=default.phases)
 
     parsed = parse(job)
     preset = parsed.augment.preset
@@ -314,83 +308,3 @@ def _absolute(path: str) -> str:
 def _tables(job: Job) -> dict[str, Any]:
     """Nested tables as TOML has them: no None; a pair stays a tuple, which TOML writes as an array."""
     return asdict(job, dict_factory=lambda items: {name: value for name, value in items if value is not None})
-
-
-def _flat(job: Job) -> dict[str, Any]:
-    """Every value by its dotted name, in the order of the dataclasses, None included."""
-    return {name: attrgetter(name)(job) for name in _names(Job)}
-
-
-def _names(cls: Any, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, hint in get_type_hints(cls).items():
-        names += _names(hint, f"{prefix}{name}.") if is_dataclass(hint) else [prefix + name]
-    return names
-
-
-def _build(cls: type[T], table: Mapping[str, Any], *, prefix: str, source: str) -> T:
-    hints = get_type_hints(cls)
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        dotted = prefix + name
-        where = f"{dotted}={value!r} in {source}"
-        if name not in hints:
-            near = _nearest(name, {known: prefix + known for known in hints})
-            raise JobError(f"unknown field {dotted} in {source}: nothing would read it; {near}")
-        if not is_dataclass(hints[name]):
-            values[name] = _read(hints[name], value, where=where)
-        elif isinstance(value, Mapping):
-            values[name] = _build(hints[name], value, prefix=f"{dotted}.", source=source)
-        else:
-            raise JobError(f"{where} is no section, so its fields have no place: write them under [{dotted}]")
-    return cls(**values)
-
-
-def _nearest(word: str, here: dict[str, str]) -> str:
-    """What somebody who wrote `word` probably meant: a similar word in the same section, or else anywhere."""
-    anywhere = {name.split(".")[-1]: name for name in reversed(_names(Job))}
-    for known in (here, anywhere):
-        if close := get_close_matches(word, known, n=1):
-            return f"did you mean {known[close[0]]}?"
-    return f"there are {', '.join(here.values())}"
-
-
-def _read(hint: Any, value: Any, *, where: str) -> Any:
-    """`value` as `hint` has it: a whole number is fine for a float, and a TOML array for a pair."""
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        if value in choices:
-            return value
-        close = get_close_matches(str(value), choices, n=1)
-        remedy = f"did you mean {close[0]!r}?" if close else f"give one, {choices[0]!r} for instance"
-        raise JobError(f"{where} is none of {', '.join(choices)}, so nothing could run: {remedy}")
-    accepted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for kind in accepted:
-        with suppress(TypeError, ValueError):
-            return _fit(kind, value)
-    wanted = " or ".join(_WORDS.get(kind, str(kind)) for kind in accepted if kind is not NoneType)
-    raise JobError(f"{where} is of type {type(value).__name__}, which does not fit there: give {wanted}")
-
-
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    tuple[float, float]: "two numbers in [ ]",
-    tuple[float, float, float]: "three numbers in [ ]",
-    tuple[tuple[float, int], ...]: "[ ] of pairs, each [a number, a whole number]",
-}
-
-
-def _fit(kind: Any, value: Any) -> Any:
-    """`value` as a `kind`. Raises TypeError or ValueError where it is none."""
-    if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        kinds = get_args(kind)
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        return tuple(_fit(*pair) for pair in zip(kinds, value, strict=True))
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:  # isinstance would take True for a count
-        raise TypeError
-    return value

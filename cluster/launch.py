@@ -10,6 +10,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from trainer.context import LocalContext, Row
 
 # "cpu:gloo" beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU wait.
 _BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
+_ASK_S = 0.5  # also within a validation, which asks once a batch
 
 
 def choose_device(job: Job) -> str:
@@ -135,26 +138,29 @@ def _run_here(job: Job, context: ProcessContext) -> Result:
 class RayContext:
     """A Ray Train worker. See trainer.context.RunContext."""
 
-    run_dir: Path
+    run_dir: str | Path
     device: torch.device
     rank: int
     world_size: int
     local_rank: int
     board: Any
     _answer: Any = None
+    _asked: float = 0.0
     _stop: bool = False
 
     def should_stop(self) -> bool:
-        """The board's last answer, if it has come: never waits."""
+        """The board's last answer, if it has come: never waits, and asks again at most every `_ASK_S`."""
         import ray
 
+        if self._answer is None and time.monotonic() - self._asked >= _ASK_S:
+            self._answer, self._asked = self.board.stopping.remote(), time.monotonic()
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self._stop, self._answer = bool(ray.get(self._answer)), None
         return self._stop
 
     def publish(self, rows: list[Row]) -> None:
         """Send rows on their way."""
-        self._answer = self.board.publish.remote(rows)
+        self.board.publish.remote(rows)
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ def preflight(job: Job) -> Result | None:
     import torch
 
     from cluster.launch import check_gpus, choose_device
-    from cluster.run import mixing, phases
+    from cluster.phases import phases
+    from cluster.run import mixing
     from dataio.loader import choose_engine
     from models.backbones import check_name, create
     from trainer.step import choose_precision

@@ -12,37 +12,41 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
-from cluster.console import metric_names
 from cluster.storage import write_text
 from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader
 from dataio.reference import ReferenceEngine
 from trainer import plots
+from trainer.diagnosis import diagnose
+from trainer.recorder import metric_names
 
 _SHOWN = 24
 
 
-def write_report(folder: Path, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
-    """Write `folder/report.html`: the result, the epoch table, curves, validation images with their predictions.
+def write_report(folder: str, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
+    """Write a run's report.html: the result, the epoch table, curves, what they show, validation images as predicted.
 
-    rows: the recorder's. outcomes: as Predictions.table makes them, one row a validation image.
+    folder: the run's, or its URI. rows: the recorder's.
+    outcomes: as Predictions.table makes them, one row a validation image.
     """
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
-    names = ["train_loss", "valid_loss", *metric_names(epochs[-1])]
+    metrics = metric_names(rows.to_pylist())
+    names = ["train_loss", "valid_loss", *metrics]
     figures = [plots.plot_loss(rows), plots.plot_schedule(rows)]
-    figures += [plots.plot_metric(rows, name) for name in metric_names(epochs[-1])[:1]]
+    figures += [plots.plot_metrics(rows)] if len(metrics) > 1 else [plots.plot_metric(rows, name) for name in metrics]
     figures += [plots.plot_throughput(rows), plots.plot_data_wait(rows)]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         result=result,
         epochs=epochs,
         names=names,
+        findings=diagnose(rows),
         curves=[_embedded(figure) for figure in figures],
         worst=_embedded(_pictures(outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN])),
         sample=_embedded(_pictures(outcomes, valid, _spread(len(outcomes)))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    write_text(folder / "report.html", page)
+    write_text(folder, "report.html", page)
 
 
 def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:

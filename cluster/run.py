@@ -7,21 +7,24 @@ folder decides what it does: absent, it begins; holding checkpoints, it goes on;
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from cluster import doctor
+from cluster.console import diagnosis_lines
 from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import ClusterError, LaunchError, StorageError
 from cluster.exporter import Exporter
 from cluster.job import Job
+from cluster.phases import phases, stages
 from cluster.report import write_report
 from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
+from dataio import files
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders
 from dataio.mix import Mix
@@ -29,12 +32,16 @@ from dataio.spec import ImageSpec
 from models.backbones import create, normalisation
 from models.errors import ModelError
 from trainer import world
-from trainer.context import RunContext
+from trainer.checkpoint import Best
+from trainer.context import RunContext, Sink
+from trainer.diagnosis import diagnose
 from trainer.errors import TrainError
 from trainer.learner import Learner
+from trainer.metric_names import higher
+from trainer.metrics import Meter, build
+from trainer.optim import Recipe
 from trainer.predictions import Predictions
 from trainer.recorder import write_parquet
-from trainer.schedule import Phase, fine_tune_phases, one_cycle_phases
 from trainer.step import choose_precision
 
 T = TypeVar("T")
@@ -68,15 +75,23 @@ def run(job: Job, context: RunContext) -> Result:
         else:
             predictions = learner.predictions()
             result = _result(job, context, learner, status="finished", metrics=_last_metrics(learner))
+            for line in diagnosis_lines(diagnose(learner.recorder.table())):
+                learner.note(line)
         if context.rank == 0:
             _write_outcome(context.run_dir, learner, result, predictions)
         return result
 
 
-def job_spec(job: Job) -> ImageSpec:
-    """What a job's model shall see: `image_spec`, normalised as the model expects unless the job says otherwise."""
+def job_spec(job: Job, *, samples: int) -> ImageSpec:
+    """What a job's model shall see: `image_spec`, normalised as the model expects unless the job says otherwise.
+
+    samples: training images, by which the sizes of the job's phases are put where the phases begin.
+    Raises SpecError, RecipeError.
+    """
     mean, std = normalisation(job.model.name)
-    return replace(image_spec(job), mean=job.data.mean or mean, std=job.data.std or std)
+    spec = replace(image_spec(job), mean=job.data.mean or mean, std=job.data.std or std)
+    staged = stages(job, samples=samples)
+    return replace(spec, stages=staged, size_px=staged[-1][1]) if staged else spec
 
 
 def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
@@ -84,7 +99,7 @@ def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader
     manifest, valid = load_manifests(job)
     return loaders(
         manifest,
-        job_spec(job),
+        job_spec(job, samples=len(manifest.part("train"))),
         global_batch=job.data.global_batch,
         seed=job.seed,
         rank=context.rank,
@@ -115,8 +130,8 @@ def _told(context: RunContext) -> Callable[[int, int], None]:
     return tell
 
 
-def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
-    """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
+def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) -> Learner:
+    """A job's learner on its data, on this rank. Not collective: any rank may fail on its own, with USER_ERRORS."""
     train, valid = job_loaders(job, context)
     model = create(
         job.model.name,
@@ -125,6 +140,32 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
         dropout=job.model.dropout,
         seed=job.seed,
     )
+    return Learner(
+        model,
+        train,
+        valid,
+        optimizer=Recipe(**asdict(job.optim)),
+        precision=job.fit.precision,
+        label_smoothing=job.fit.label_smoothing,
+        meter=Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes))),
+        accumulate=job.fit.accumulate,
+        clip=job.fit.clip,
+        ema=job.fit.ema,
+        compile=job.fit.compile,
+        batch_norm=job.fit.batch_norm,
+        batch_transform=mixing(job, classes=len(train.classes), rank=context.rank, world_size=context.world_size),
+        seed=job.seed,
+        context=context,
+        sinks=sinks,
+        log_every=job.log_every,
+        checkpoint_every_s=job.checkpoint.every_s,
+        keep=job.checkpoint.keep,
+        best=Best(best, higher=bool(higher(best))) if (best := job.checkpoint.best) else None,
+    )
+
+
+def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
+    """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
     port = job.metrics.port and job.metrics.port + context.local_rank
     try:
         exporter = stack.enter_context(Exporter(run=job.name, rank=context.rank, host=job.metrics.host, port=port))
@@ -134,21 +175,7 @@ def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
             "worker's metrics; give an address of this machine, or 0.0.0.0"
         ) from error
     exporter.observe({"world_size": context.world_size, "quarantined": 0})
-    return Learner(
-        model,
-        train,
-        valid,
-        optimizer=job.optim.name,
-        weight_decay=job.optim.weight_decay,
-        precision=job.fit.precision,
-        batch_transform=mixing(job, classes=len(train.classes), rank=context.rank, world_size=context.world_size),
-        seed=job.seed,
-        context=context,
-        sinks=[exporter],
-        log_every=job.log_every,
-        checkpoint_every_s=job.checkpoint.every_s,
-        keep=job.checkpoint.keep,
-    )
+    return job_learner(job, context, sinks=[exporter])
 
 
 def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = None) -> Mix | None:
@@ -170,16 +197,6 @@ def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack)
         stack.callback(clear_targets, targets)
 
 
-def phases(job: Job) -> tuple[Phase, ...]:
-    """What a job's [fit] comes to. Raises RecipeError."""
-    fit = job.fit
-    given = {"div": fit.div, "pct_start": fit.pct_start}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if fit.recipe == "one_cycle":
-        return one_cycle_phases(fit.epochs, fit.lr, **options)
-    return fine_tune_phases(fit.epochs, fit.lr, frozen_epochs=fit.frozen_epochs, **options)
-
-
 def _ranks_here(context: RunContext) -> int:
     """Ranks that share this machine's cores; torchrun and Ray both say so in the environment."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size))
@@ -198,20 +215,21 @@ def _together(make: Callable[[], T]) -> T:
     return value
 
 
-def _write_outcome(folder: Path, learner: Learner, result: Result, predictions: Predictions | None) -> None:
+def _write_outcome(run_dir: str | Path, learner: Learner, result: Result, predictions: Predictions | None) -> None:
     """The files of a run that has ended; `result.json` last, so that where it stands, the run is whole."""
+    folder = files.normal_root(run_dir)
     try:
-        write_parquet(learner.recorder.table(), folder / "rows.parquet")
+        write_parquet(learner.recorder.table(), files.below(folder, "rows.parquet"))
         if predictions is None:
             return
         outcomes = predictions.table(learner.valid.classes)
-        write_parquet(outcomes, folder / "valid.parquet")
+        write_parquet(outcomes, files.below(folder, "valid.parquet"))
         assert isinstance(learner.valid, ImageLoader)
         write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
-        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(folder, "result.json", json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise StorageError(
-            f"{folder} cannot take the results ({error.strerror or error}): the weights are in its last checkpoint; "
+            f"{folder} cannot take the results ({files.why_refused(error)}): the weights are in its last checkpoint; "
             "make room and start the run again, which then writes the results alone"
         ) from error
 

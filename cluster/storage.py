@@ -1,18 +1,28 @@
 """What does a run's folder hold, and may this job use it? Read and claimed before anything heavy is imported.
 
-The folder is STORAGE/NAME. It decides what `run` does: absent or without a checkpoint, the run begins; with one, it
-goes on, if the job and the data are still the same; with a result, it has finished.
+The folder is STORAGE/NAME, on this machine or below a URI; both behave the same. It decides what `run` does: absent or
+without a checkpoint, the run begins; with one, it goes on, if the job and the data are still the same; with a result,
+it has finished.
 """
 
 import json
 import os
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
 
 from cluster import job as jobs
 from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
+from dataio import files
+from dataio.atomic import whole
+from dataio.errors import SourceError
 from dataio.manifest import Manifest
 from dataio.spec import ImageSpec
 
@@ -20,14 +30,10 @@ Result = dict[str, Any]
 """What `result.json` holds."""
 
 
-def run_dir(job: Job) -> Path:
-    """Where a job's run lies: STORAGE/NAME. Raises StorageError for what is not a local folder."""
-    if "://" in job.storage:
-        raise StorageError(
-            f"storage={job.storage!r} is not a folder of this machine: checkpoints cannot be renamed into place "
-            "there; give a folder, a network file system if there are several machines"
-        )
-    return Path(job.storage) / job.name
+def run_dir(job: Job) -> str:
+    """Where a job's run lies: STORAGE/NAME, as dataio.files has roots. Raises SourceError for a URI with a password."""
+    storage = files.normal_root(job.storage)
+    return files.below(storage, quote(job.name) if files.is_remote(storage) else job.name)
 
 
 def look(job: Job) -> Result | None:
@@ -42,20 +48,23 @@ def look(job: Job) -> Result | None:
 def _look(job: Job) -> tuple[Result | None, str]:
     """`look`'s answer, and unless it is a result, the fingerprint of the job's manifest."""
     folder = run_dir(job)
-    begun = any((folder / "checkpoints").glob("step_*"))
-    if begun and (folder / "job.toml").exists():
-        different = jobs.differences(jobs.from_toml(folder / "job.toml"), job)
-        if different:
-            raise StorageError(
-                f"{folder} holds a run with other settings ({'; '.join(different)}): going on would mix the two; "
-                "give another --name, or remove the folder"
-            )
-    if begun and (folder / "result.json").exists():
-        result: Result = json.loads((folder / "result.json").read_text())
+    with _refusals(folder):
+        begun = any(name.startswith("step_") for name in files.listing(files.below(folder, "checkpoints")))
+        there = files.listing(folder) if begun else {}
+        known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
+        result = _parsed(folder, "result.json", json.loads) if "result.json" in there else None
+        same_data = files.read(folder, "manifest.hash").decode().strip() if "manifest.hash" in there else ""
+    before = job if known is None else jobs.from_dict(known, source=files.below(folder, "job.toml"))
+    different = jobs.differences(before, job)
+    if different:
+        raise StorageError(
+            f"{folder} holds a run with other settings ({'; '.join(different)}): going on would mix the two; "
+            "give another --name, or remove the folder"
+        )
+    if result is not None:
         return result, ""
-    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not (standing.is_dir() and os.access(standing, os.W_OK)):
-        raise _unwritable(folder, f"{standing} is no folder that this user may write")
+    with _refusals(folder):
+        _check_writable(folder)
     manifests = load_manifests(job)
     if manifests[0].task not in ("single_label", "multi_label"):
         raise LaunchError(
@@ -66,8 +75,7 @@ def _look(job: Job) -> tuple[Result | None, str]:
     for manifest in filter(None, manifests):
         manifest.check_paths(allowed=job.data.max_quarantined)
     fingerprint = " ".join(manifest.fingerprint() for manifest in manifests if manifest)
-    same_data = folder / "manifest.hash"
-    if begun and same_data.exists() and same_data.read_text().strip() != fingerprint:
+    if same_data and same_data != fingerprint:
         raise StorageError(
             f"{folder} holds a run on another manifest than {job.manifest} is now: the stream would change in the "
             "middle; give another --name, or remove the folder"
@@ -88,21 +96,43 @@ def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
 def open_run(job: Job) -> Result | None:
     """`look`, and unless the run has finished, claim its folder: `job.toml` says what runs. Raises as `look` does."""
     folder = run_dir(job)
+    finished, fingerprint = _look(job)
+    if finished is None:
+        with _refusals(folder):
+            write_text(folder, "manifest.hash", fingerprint + "\n")
+            write_text(folder, "job.toml", jobs.to_toml(job))
+    return finished
+
+
+def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What a file of the run says. Raises StorageError when it cannot be understood; OSError."""
     try:
-        finished, fingerprint = _look(job)
-        if finished is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "manifest.hash", fingerprint + "\n")
-            write_text(folder / "job.toml", jobs.to_toml(job))
-        return finished
-    except OSError as error:
-        raise _unwritable(folder, str(error.strerror)) from error
+        return parse(files.read(folder, name).decode())
+    except ValueError as error:
+        raise StorageError(
+            f"{files.below(folder, name)} cannot be understood ({error}): what runs there is not known; remove the "
+            "folder, or give another --name"
+        ) from error
 
 
-def _unwritable(folder: Path, why: str) -> StorageError:
-    return StorageError(
-        f"{folder} cannot be written ({why}): checkpoints and results would be lost; give another --storage"
-    )
+def _check_writable(folder: str) -> None:
+    """Raises PermissionError. What a store lets one write is found out by writing."""
+    if files.is_remote(folder):
+        return
+    standing = next(place for place in (Path(folder), *Path(folder).parents) if place.exists())
+    if not (standing.is_dir() and os.access(standing, os.W_OK)):
+        raise PermissionError(f"{standing} is no folder that this user may write")
+
+
+@contextmanager
+def _refusals(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SourceError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{folder} cannot be written ({files.why_refused(error)}): checkpoints and results would be lost; "
+            "give another --storage"
+        ) from error
 
 
 def image_spec(job: Job) -> ImageSpec:
@@ -112,8 +142,7 @@ def image_spec(job: Job) -> ImageSpec:
     return ImageSpec(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+def write_text(folder: str, name: str, text: str) -> None:
+    """Replace a small file as a whole. Raises OSError."""
+    with whole(folder, name) as sink:
+        sink.write(text.encode())

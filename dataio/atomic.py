@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -19,10 +20,10 @@ _AT_CLOSE = ("s3", "gcs", "abfs")  # an object appears when its stream is closed
 class Sink(io.RawIOBase):
     """Passes bytes on, counts and hashes them."""
 
-    def __init__(self, out: Any) -> None:
+    def __init__(self, out: Any, digest: Any) -> None:
         self._out = out
         self.bytes = 0
-        self.digest = xxhash.xxh3_128()
+        self.digest = digest
 
     def writable(self) -> bool:
         return True
@@ -36,14 +37,21 @@ class Sink(io.RawIOBase):
 
 
 @contextmanager
-def whole(dest: str, name: str) -> Iterator[Sink]:
-    """Where to write a file that appears in `dest` when the block has ended well, and not before; else not at all."""
+def whole(dest: str, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) -> Iterator[Sink]:
+    """Where to write a file that appears in `dest` when the block has ended well, and not before; else not at all.
+
+    A folder that is missing is made. digest: makes the hash, as hashlib's and xxhash's constructors do.
+    """
     filesystem, base = files.open_root(dest)
     at_once = filesystem.type_name in _AT_CLOSE
     temporary = f"{base}/{name}" if at_once else f"{base}/.{name}.tmp"
+    if not files.is_remote(dest):
+        _make_folder(Path(base))
+    elif not at_once:
+        filesystem.create_dir(base, recursive=True)
     out = filesystem.open_output_stream(temporary)
     try:
-        yield Sink(out)
+        yield Sink(out, digest())
         out.close()
         if not files.is_remote(dest):
             _sync(temporary)
@@ -57,6 +65,14 @@ def whole(dest: str, name: str) -> Iterator[Sink]:
         raise
     if not files.is_remote(dest):
         _sync(base)
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder is an entry in the one above it, which has to reach the disk as well."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        _sync(str(each.parent))
 
 
 def _sync(path: str) -> None:

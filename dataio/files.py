@@ -7,6 +7,8 @@ which costs less and tells errors apart better.
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -114,6 +116,12 @@ def why_unreadable(error: OSError) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
+def why_refused(error: Exception) -> str:
+    """What a storage's error means, in one line, for a sentence."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else str(error).partition("\n")[0] or type(error).__name__
+
+
 def as_array(data: bytes) -> NDArray[np.uint8]:
     """Bytes as engines take them, (bytes,) uint8, without a copy."""
     return np.frombuffer(data, np.uint8)
@@ -141,3 +149,46 @@ def names_below(root: str) -> Iterator[tuple[str, int]]:
     for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True)):
         if info.type == pafs.FileType.File:
             yield info.path.removeprefix(f"{base}/"), info.size
+
+
+def listing(root: str) -> dict[str, int | None]:
+    """What lies directly in a root, by name: a file's bytes, None for what is no file. Raises OSError.
+
+    A root that is not there holds nothing; one whose bucket is not there raises FileNotFoundError.
+    """
+    if not is_remote(root):
+        try:
+            with os.scandir(root) as entries:
+                return {entry.name: _bytes(entry) for entry in entries}
+        except FileNotFoundError:
+            return {}
+    filesystem, base = open_root(root)
+    found = filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True))
+    bucket = base.partition("/")[0]
+    if not found and bucket and filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+        raise FileNotFoundError(f"there is no {bucket} in the store")
+    return {info.base_name: info.size if info.type == pafs.FileType.File else None for info in found}
+
+
+def remove(root: str, name: str) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where nothing is. Raises OSError."""
+    if is_remote(root):
+        filesystem, base = open_root(root)
+        kind = filesystem.get_file_info(f"{base}/{name}").type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(f"{base}/{name}")
+        elif kind != pafs.FileType.NotFound:
+            filesystem.delete_file(f"{base}/{name}")
+        return
+    path = Path(below(root, name))
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _bytes(entry: os.DirEntry[str]) -> int | None:
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except OSError:  # links in a circle
+        return None

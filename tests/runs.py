@@ -85,11 +85,23 @@ def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     )
 
 
+def _under_torchrun(workers: int, *arguments: str | Path) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    return [*command, "-m", "cluster.cli", *map(str, arguments)]
+
+
+def start_torchrun(workers: int, *arguments: str | Path, **more: str) -> subprocess.Popen[str]:
+    """`thawline ARGUMENTS` under torchrun, going on; it is on a port of its own."""
+    command = _under_torchrun(workers, *arguments)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**more)
+    )
+
+
 def torchrun(workers: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """`thawline ARGUMENTS` under torchrun with that many processes, on a port of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     return subprocess.run(
-        [*command, "-m", "cluster.cli", *map(str, arguments)],
+        _under_torchrun(workers, *arguments),
         capture_output=True,
         text=True,
         env=environment(),

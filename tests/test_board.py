@@ -14,11 +14,11 @@ def test_rows_are_taken_once_and_in_order() -> None:
     assert board.take() == []
 
 
-def test_a_request_to_stop_reaches_the_next_publisher() -> None:
+def test_a_request_to_stop_reaches_whoever_asks_next() -> None:
     board = Board()
-    assert board.publish([]) is False
+    assert board.stopping() is False
     board.request_stop()
-    assert board.publish([]) is True
+    assert board.stopping() is True
 
 
 def test_the_first_error_is_kept() -> None:

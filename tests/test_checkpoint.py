@@ -1,11 +1,12 @@
-"""Checkpoints are whole or not there: every way of damaging one that we could think of, and a storage that refuses."""
+"""What was saved comes back, and only it: the newest and the best are kept, a storage that refuses changes nothing."""
 
 import errno
 import hashlib
 import json
-import logging
+import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import Any
 import pytest
 import torch
 
+from dataio import atomic, files
+from dataio.atomic import Sink
 from trainer import checkpoint
+from trainer.checkpoint import Best
 from trainer.errors import CheckpointError
 
-FILES = ("model.pt", "state.pt", "manifest.json")
+pytest_plugins = ["tests.stores"]
+
+FILES = ("manifest.json", "model.pt", "state.pt")
 
 
 def parts(step: int) -> dict[str, dict[str, Any]]:
@@ -33,9 +39,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def newest_step(folder: Path) -> int | None:
+def newest_step(root: str | Path) -> int | None:
     """The step found, after comparing every value in it with what was saved under that number."""
-    saved = checkpoint.newest(folder)
+    saved, _ = checkpoint.newest(root)
     if saved is None:
         return None
     expected = parts(saved.step)
@@ -44,111 +50,51 @@ def newest_step(folder: Path) -> int | None:
     return saved.step
 
 
-def expect_skipped(folder: Path, caplog: pytest.LogCaptureFixture, name: str = "step_00000007") -> None:
-    caplog.clear()
-    assert newest_step(folder) == 3
-    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warned) == 1
-    assert str(folder / name) in warned[0]
-
-
 def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_what_was_saved_comes_back_from_the_newest(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def steps(root: str | Path) -> list[int]:
+    return sorted(int(name.removeprefix("step_")) for name in files.listing(files.normal_root(root)))
+
+
+def test_what_was_saved_comes_back_from_the_newest(folder: Path) -> None:
     assert newest_step(folder) == 7
-    assert not caplog.records
+    assert checkpoint.newest(folder)[1] == []
     assert names(folder / "step_00000007") == sorted(FILES)
 
 
 def test_no_folder_or_an_empty_one_holds_no_checkpoint(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
-    assert checkpoint.newest(tmp_path / "nowhere") is None
+    assert checkpoint.newest(tmp_path) == (None, [])
+    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_file_cut_short_anywhere_is_never_loaded(folder: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
-    damaged = folder / "step_00000007" / file
-    whole = damaged.read_bytes()
-    for length in (0, 1, len(whole) // 2, len(whole) - 1):
-        damaged.write_bytes(whole[:length])
-        expect_skipped(folder, caplog)
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_flipped_byte_is_never_loaded(folder: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
-    damaged = folder / "step_00000007" / file
-    whole = damaged.read_bytes()
-    places = range(len(whole)) if file == "manifest.json" else range(0, len(whole), 97)
-    for place in places:
-        damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        expect_skipped(folder, caplog)
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_missing_file_is_never_loaded(folder: Path, file: str, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "step_00000007" / file).unlink()
-    expect_skipped(folder, caplog)
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        "",
-        "{}",
-        "[]",
-        "null",
-        '"step_00000007"',
-        '{"format": 1, "step": 7, "sha256": {}}',
-        '{"format": 1, "step": 7, "sha256": []}',
-        '{"format": 1, "step": 7, "sha256": ["model.pt"]}',
-        '{"format": 1, "step": "7", "sha256": {"model.pt": ""}}',
-        '{"format": 1, "step": null, "sha256": {"model.pt": ""}}',
-        '{"format": 1, "step": 7.0, "sha256": {"model.pt": ""}}',
-        '{"format": 1, "step": 7, "sha256": {"model.pt": null}}',
-        '{"format": 1, "step": 7, "sha256": {"": "00"}}',
-        '{"format": 2, "step": 7, "sha256": {"model.pt": ""}}',
-    ],
-)
-def test_a_manifest_of_nonsense_is_never_loaded(folder: Path, manifest: str, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "step_00000007" / "manifest.json").write_text(manifest)
-    expect_skipped(folder, caplog)
-
-
-def test_another_step_s_manifest_is_never_loaded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shutil.copy(folder / "step_00000003" / "manifest.json", folder / "step_00000007" / "manifest.json")
-    expect_skipped(folder, caplog)
-
-
-def test_a_whole_checkpoint_under_another_step_s_name_is_never_loaded(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.rmtree(folder / "step_00000007")
-    shutil.copytree(folder / "step_00000003", folder / "step_00000007")
-    expect_skipped(folder, caplog)
-
-
-@pytest.mark.parametrize("file", ["model.pt", "state.pt"])
-def test_parts_swapped_between_checkpoints_are_never_loaded(
-    folder: Path, file: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    checkpoint.save(folder, 1, parts(1), keep=5)
-    one, other = folder / "step_00000003" / file, folder / "step_00000007" / file
-    held = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(held)
-    assert newest_step(folder) == 1
-    assert [record.getMessage().split()[1] for record in caplog.records] == [
-        str(folder / "step_00000007"),
-        str(folder / "step_00000003"),
-    ]
+def test_the_manifest_names_every_part_with_the_sum_that_sha256sum_prints(folder: Path) -> None:
+    checkpoint.save(folder, 9, parts(9), keep=5, metrics={"valid_loss": 0.25, "error_rate": float("nan")})
+    home = folder / "step_00000009"
+    printed = subprocess.run(["sha256sum", *FILES[1:]], cwd=home, capture_output=True, text=True, check=True).stdout
+    sums = {line.split()[1]: line.split()[0] for line in printed.splitlines()}
+    manifest = json.loads((home / "manifest.json").read_text())
+    own = manifest.pop("sha256")
+    assert own == hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
+    assert manifest == {
+        "format": 2,
+        "step": 9,
+        "metrics": {"valid_loss": 0.25},
+        "parts": {
+            name: {"file": f"{name}.pt", "bytes": (home / f"{name}.pt").stat().st_size, "sha256": sums[f"{name}.pt"]}
+            for name in ("model", "state")
+        },
+    }
+    saved, _ = checkpoint.newest(folder)
+    assert saved is not None
+    assert saved.metrics == {"valid_loss": 0.25}
 
 
 @pytest.mark.parametrize("name", ["step_x", "step_", "step_99999999", "step_0000000009", "step_-1", "step_1e9"])
 @pytest.mark.parametrize("content", ["nothing", "a whole checkpoint", "a file"])
 def test_a_stray_thing_named_like_a_checkpoint_is_passed_over_and_left_alone(
-    folder: Path, name: str, content: str, caplog: pytest.LogCaptureFixture
+    folder: Path, name: str, content: str
 ) -> None:
     stray = folder / name
     if content == "a file":
@@ -159,9 +105,61 @@ def test_a_stray_thing_named_like_a_checkpoint_is_passed_over_and_left_alone(
         shutil.copytree(folder / "step_00000007", stray)
     assert newest_step(folder) == 7
     checkpoint.save(folder, 8, parts(8), keep=1)
-    caplog.clear()
     assert newest_step(folder) == 8
     assert names(folder) == sorted(["step_00000008", name])
+
+
+# What is kept ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, [9]), (1, [9]), (2, [8, 9]), (3, [7, 8, 9]), (9, [3, 7, 8, 9])])
+def test_only_the_newest_are_kept(folder: Path, keep: int, left: list[int]) -> None:
+    for step in (8, 9):
+        checkpoint.save(folder, step, parts(step), keep=keep if step == 9 else 9)
+    assert steps(folder) == left
+
+
+LOSSES = {1: 0.9, 2: 0.4, 3: 0.6, 4: 0.4, 5: 0.5, 6: 0.8}
+
+
+@pytest.mark.parametrize(
+    ("best", "left"),
+    [
+        (Best("loss"), [4, 5, 6]),  # 2 and 4 are equal: the later
+        (Best("loss", higher=True), [1, 5, 6]),
+        (Best("unknown"), [5, 6]),
+        (None, [5, 6]),
+    ],
+)
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path, best: Best | None, left: list[int]) -> None:
+    for step, loss in LOSSES.items():
+        checkpoint.save(tmp_path, step, parts(step), keep=2, metrics={"loss": loss}, best=best)
+    assert steps(tmp_path) == left
+
+
+def test_one_without_the_metric_or_with_no_number_for_it_is_never_the_best(tmp_path: Path) -> None:
+    measured: list[dict[str, float]] = [{"loss": float("nan")}, {"loss": 0.5}, {}, {"loss": float("-inf")}, {}]
+    for step, metrics in enumerate(measured):
+        checkpoint.save(tmp_path, step, parts(step), keep=1, metrics=metrics, best=Best("loss"))
+    assert steps(tmp_path) == [1, 4]
+
+
+def test_a_damaged_one_takes_no_place_of_those_kept_and_goes_when_it_is_older_than_they(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, parts(step), keep=9)
+    (tmp_path / "step_00000002/model.pt").write_bytes(b"short")
+    checkpoint.save(tmp_path, 4, parts(4), keep=3)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    checkpoint.save(tmp_path, 5, parts(5), keep=3)
+    assert steps(tmp_path) == [3, 4, 5]
+
+
+def test_the_unfinished_ones_before_the_newest_are_removed_and_those_after_it_are_not(folder: Path) -> None:
+    for step in (5, 8, 10):
+        shutil.copytree(folder / "step_00000003", folder / f"step_{step:08d}")
+        (folder / f"step_{step:08d}/manifest.json").unlink()
+    checkpoint.save(folder, 9, parts(9), keep=5)
+    assert steps(folder) == [3, 7, 9, 10]
 
 
 def test_a_checkpoint_damaged_later_does_not_push_out_the_good_ones_before_it(folder: Path) -> None:
@@ -172,13 +170,7 @@ def test_a_checkpoint_damaged_later_does_not_push_out_the_good_ones_before_it(fo
     checkpoint.save(folder, 7, parts(7), keep=1)  # passed again, and this time whole
     assert newest_step(folder) == 7
     assert names(folder) == ["step_00000007"]
-
-
-@pytest.mark.parametrize(("keep", "left"), [(0, [9]), (1, [9]), (2, [8, 9]), (3, [7, 8, 9]), (9, [3, 7, 8, 9])])
-def test_only_the_newest_are_kept(folder: Path, keep: int, left: list[int]) -> None:
-    for step in (8, 9):
-        checkpoint.save(folder, step, parts(step), keep=keep if step == 9 else 9)
-    assert names(folder) == [f"step_{step:08d}" for step in left]
+    assert names(folder / "step_00000007") == sorted(FILES)
 
 
 def test_steps_beyond_eight_digits_are_still_in_order(folder: Path) -> None:
@@ -188,31 +180,74 @@ def test_steps_beyond_eight_digits_are_still_in_order(folder: Path) -> None:
     assert names(folder) == ["step_100000000", "step_100000001"]
 
 
+def test_old_ones_that_cannot_be_removed_are_told_and_do_not_undo_the_new_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "rmtree", no_space)
+    checkpoint.save(folder, 9, parts(9), keep=1)
+    assert "cannot be removed (No space left on device)" in caplog.text
+    assert newest_step(folder) == 9
+
+
+# The same step again --------------------------------------------------------------------------------------
+
+
 def test_the_same_step_saved_again_replaces_it(folder: Path) -> None:
-    checkpoint.save(folder, 7, {"model": {"w": torch.zeros(1)}}, keep=5)
-    saved = checkpoint.newest(folder)
-    assert saved is not None
-    assert torch.equal(saved.load("model")["w"], torch.zeros(1))
-    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
-        saved.load("state")
+    for value in range(3):
+        checkpoint.save(folder, 7, {"model": {"w": torch.full((1,), float(value))}}, keep=5)
+        saved, _ = checkpoint.newest(folder)
+        assert saved is not None
+        assert torch.equal(saved.load("model")["w"], torch.full((1,), float(value)))
+        assert len(names(folder / "step_00000007")) == 2
+        with pytest.raises(CheckpointError, match=r"state\.pt cannot be read \(its manifest lists no part state\)"):
+            saved.load("state")
 
 
-def test_a_kill_before_the_rename_leaves_nothing_that_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """KeyboardInterrupt stands for SIGKILL: no handler of ours may tidy up after it."""
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours catches it."""
 
-    def die(self: Path, target: Path) -> Path:
-        raise KeyboardInterrupt
+
+@pytest.mark.parametrize("files_written", range(4))
+@pytest.mark.parametrize("step", [7, 9])
+def test_a_kill_after_any_file_leaves_the_old_or_the_new_and_the_next_save_tidies_up(
+    folder: Path, files_written: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed = 0
+    new = {"model": {"w": torch.zeros(3)}, "state": {}}
+    real = atomic.whole
+
+    @contextmanager
+    def until(*args: Any, **kwargs: Any) -> Iterator[Sink]:
+        nonlocal renamed
+        if renamed == files_written:
+            raise Killed
+        with real(*args, **kwargs) as sink:
+            yield sink
+        renamed += 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", die)
-        with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(folder, 9, parts(9), keep=5)
-    temporary = [name for name in names(folder) if name.startswith(".tmp_step_00000009")]
-    assert len(temporary) == 1
-    shutil.move(folder / temporary[0], folder / ".tmp_step_00000009_1")  # as another process would have named it
-    assert newest_step(folder) == 7
-    checkpoint.save(folder, 8, parts(8), keep=5)
-    assert names(folder) == ["step_00000003", "step_00000007", "step_00000008"]
+        patch.setattr("trainer.checkpoint.whole", until)
+        if files_written < 3:
+            with pytest.raises(Killed):
+                checkpoint.save(folder, step, new, keep=5)
+        else:
+            checkpoint.save(folder, step, new, keep=5)
+    if files_written < 3:
+        assert newest_step(folder) == 7
+        reasons = {skipped.name: skipped.reason for skipped in checkpoint.newest(folder)[1]}
+        unfinished = {"step_00000009": "it was not finished: there is no manifest.json"}
+        assert reasons == (unfinished if step == 9 and files_written else {})
+    else:
+        saved, _ = checkpoint.newest(folder)
+        assert saved is not None
+        assert torch.equal(saved.load("model")["w"], torch.zeros(3))
+    checkpoint.save(folder, step, parts(step), keep=1)
+    assert newest_step(folder) == step
+    assert names(folder) == [f"step_{step:08d}"]
+    assert len(names(folder / f"step_{step:08d}")) == 3
+
+
+# A storage that refuses -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -228,31 +263,31 @@ def largest_file(size_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("room_bytes", [0, 100, 1000, 30_000, 41_000])
 @pytest.mark.parametrize("tensors", [1, 200])
+@pytest.mark.parametrize("step", [7, 9])
 def test_a_storage_that_fills_up_in_mid_write_is_a_checkpoint_error_and_changes_nothing(
-    folder: Path, room_bytes: int, tensors: int
+    folder: Path, room_bytes: int, tensors: int, step: int
 ) -> None:
     before = {file: file.read_bytes() for file in folder.glob("*/*")}
     model = {str(i): torch.ones(10_000 // tensors) for i in range(tensors)}
     reason: list[str] = []
     with largest_file(room_bytes):
         try:
-            checkpoint.save(folder, 9, {"model": model, "state": {}}, keep=1)
+            checkpoint.save(folder, step, {"model": model, "state": {}}, keep=1)
         except CheckpointError as error:
             reason.append(str(error))
     assert len(reason) == 1
-    assert "step_00000009 cannot be written (File too large)" in reason[0]
-    assert {file: file.read_bytes() for file in folder.glob("*/*")} == before
+    assert f"step_{step:08d} cannot be written (File too large)" in reason[0]
+    kept = {file: file.read_bytes() for file in folder.glob("*/*") if file in before}
+    assert kept == before
     assert names(folder) == ["step_00000003", "step_00000007"]
     assert newest_step(folder) == 7
 
 
 def no_space(*args: object, **kwargs: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(
-    "refuses", ["torch.save", "os.fsync", "json.dump", "pathlib.Path.rename", "pathlib.Path.mkdir"]
-)
+@pytest.mark.parametrize("refuses", ["torch.save", "os.fsync", "dataio.atomic.Sink.write", "pathlib.Path.mkdir"])
 def test_a_refusal_at_any_stage_is_a_checkpoint_error_and_changes_nothing(
     folder: Path, refuses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,9 +301,10 @@ def test_a_refusal_at_any_stage_is_a_checkpoint_error_and_changes_nothing(
 
 def test_a_file_where_the_folder_should_be_is_a_checkpoint_error(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Not a directory\)"):
         checkpoint.save(tmp_path / "checkpoints", 1, parts(1), keep=1)
-    assert checkpoint.newest(tmp_path / "checkpoints") is None
+    with pytest.raises(CheckpointError, match=r"cannot be listed or read \(Not a directory\)"):
+        checkpoint.newest(tmp_path / "checkpoints")
 
 
 def test_an_error_that_is_not_the_storage_s_keeps_its_own_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,30 +317,72 @@ def test_an_error_that_is_not_the_storage_s_keeps_its_own_name(folder: Path, mon
     assert names(folder) == ["step_00000003", "step_00000007"]
 
 
-class Trap:
-    """Pickles to a call of `_spring`."""
-
-    calls = 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_spring, ())
+# By name --------------------------------------------------------------------------------------------------
 
 
-def _spring() -> int:
-    Trap.calls += 1
-    return Trap.calls
+def test_a_model_is_saved_and_loaded_by_name_and_replaced_in_one_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        folder = checkpoint.save_model(tmp_path, "stage 1", parts(step), step=step)
+        saved = checkpoint.load_model(tmp_path, "stage 1")
+        assert (saved.step, saved.folder) == (step, folder)
+        assert torch.equal(saved.load("model")["w"], parts(step)["model"]["w"])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", no_space)
+        with pytest.raises(CheckpointError, match=r"stage 1 cannot be written .*untouched"):
+            checkpoint.save_model(tmp_path, "stage 1", parts(3))
+    assert checkpoint.load_model(tmp_path, "stage 1").load("state") == parts(2)["state"]
+    checkpoint.load_model(shutil.move(tmp_path / "stage 1", tmp_path / "renamed") and tmp_path, "renamed")
 
 
-def test_pickled_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 2, {"state": {"progress": Trap()}}, keep=1)
-    saved = checkpoint.newest(tmp_path)
-    assert saved is not None  # its sums are right: only reading it finds out
-    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read .* remove .*step_00000002"):
-        saved.load("state")
-    assert Trap.calls == 0
+def test_a_model_that_is_not_there_or_has_changed_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"stage-2 cannot be loaded .*not finished"):
+        checkpoint.load_model(tmp_path, "stage-2")
+    home = Path(checkpoint.save_model(tmp_path, "stage-2", parts(1)))
+    data = bytearray((home / "model.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (home / "model.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"stage-2 cannot be loaded \(model\.pt changed"):
+        checkpoint.load_model(tmp_path, "stage-2")
 
 
-def test_the_manifest_names_every_part_with_the_sum_that_sha256sum_would_print(folder: Path) -> None:
-    manifest = json.loads((folder / "step_00000003" / "manifest.json").read_text())
-    sums = {f: hashlib.sha256((folder / "step_00000003" / f).read_bytes()).hexdigest() for f in FILES[:2]}
-    assert manifest == {"format": 1, "step": 3, "sha256": sums}
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a\\b", "a\nb"])
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot be a folder's"):
+        checkpoint.save_model(tmp_path, name, parts(1))
+    with pytest.raises(CheckpointError, match="cannot be a folder's"):
+        checkpoint.load_model(tmp_path, name)
+    assert names(tmp_path) == []
+
+
+# An object store ------------------------------------------------------------------------------------------
+
+
+def test_a_store_holds_the_same_checkpoints_and_keeps_the_same_ones(s3: str) -> None:
+    root = s3.format("runs/pets/checkpoints")
+    assert checkpoint.newest(root) == (None, [])
+    for step in (1, 2, 3, 4, 4):
+        made = checkpoint.save(root, step, parts(step), keep=2, metrics={"loss": float(step)}, best=Best("loss"))
+        assert made == s3.format(f"runs/pets/checkpoints/step_{step:08d}")
+        assert newest_step(root) == step
+    assert steps(root) == [1, 3, 4]
+    filesystem, base = files.open_root(root)
+    filesystem.delete_file(f"{base}/step_00000004/manifest.json")
+    assert newest_step(root) == 3
+    assert [skipped.reason for skipped in checkpoint.newest(root)[1]] == [
+        "it was not finished: there is no manifest.json"
+    ]
+    checkpoint.save(root, 5, parts(5), keep=1)
+    assert steps(root) == [5]
+    checkpoint.save_model(root, "stage #1", parts(8), step=8)
+    assert checkpoint.load_model(root, "stage #1").load("state") == parts(8)["state"]
+    assert "stage #1" in files.listing(root)
+
+
+def test_a_store_that_is_not_there_is_told_and_never_taken_for_an_empty_one(s3: str) -> None:
+    nowhere = s3.format("runs").replace("s3://", "s3://no-such-")
+    with pytest.raises(CheckpointError, match=r"step_00000001\?.* cannot be written \(there is no no-such-"):
+        checkpoint.save(nowhere, 1, parts(1), keep=1)
+    with pytest.raises(CheckpointError, match=r"cannot be listed or read \(there is no no-such-"):
+        checkpoint.newest(nowhere)

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 
-from cluster.console import Console, epoch_table, metric_names
+from cluster.console import Console, diagnosis_lines, epoch_table, metric_names
+from trainer.diagnosis import Finding
 
 
 def train_row(step: int, **more: Any) -> dict[str, Any]:
@@ -54,6 +55,13 @@ def test_a_run_without_an_epoch_has_no_table() -> None:
 
 def test_metrics_with_no_value_are_left_out() -> None:
     assert metric_names({**valid_row(10), "loss": None, "lr": None}) == ["error_rate", "accuracy"]
+
+
+def test_a_diagnosis_is_a_line_for_each_finding() -> None:
+    assert diagnosis_lines([]) == []
+    findings = [Finding("it was late", "12 of 10", "leave earlier"), Finding("it rained", "1 > 0", "take a coat")]
+    expected = ["diagnosis: it was late: 12 of 10; leave earlier", "diagnosis: it rained: 1 > 0; take a coat"]
+    assert diagnosis_lines(findings) == expected
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines() -> None:

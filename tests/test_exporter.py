@@ -5,6 +5,7 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,10 @@ def test_a_scrape_shows_the_sums_of_what_was_counted() -> None:
     with Exporter(run="pets", rank=1, host="127.0.0.1", port=0) as exporter:
         for _ in range(8):
             exporter.step(images=32, step_s=0.25, data_wait_s=0.125)
+        exporter.busy(busy_s=0.5)
         exporter.observe({"checkpoint_s": 1.5})
+        exporter.observe({"kind": "checkpoint_failed"})
+        exporter.observe({"kind": "train", "skipped": 2})
         exporter.observe({"loss": 0.5, "lr": 3e-3, "epoch": 2, "error_rate": None, "world_size": 2, "kind": "train"})
         exporter.observe({"loss": None, "error_rate": float("nan"), "lr": 1e-3})
         exporter.observe({"kind": "quarantine", "id": 17, "reason": "a.jpg: missing", "quarantined": 3})
@@ -37,7 +41,10 @@ def test_a_scrape_shows_the_sums_of_what_was_counted() -> None:
         "thawline_steps_total": 8,
         "thawline_step_seconds_total": 2.0,
         "thawline_data_wait_seconds_total": 1.0,
+        "thawline_busy_seconds_total": 0.5,
         "thawline_checkpoints_total": 1,
+        "thawline_checkpoint_failures_total": 1,
+        "thawline_skipped_steps_total": 2,
         "thawline_checkpoint_seconds_total": 1.5,
         "thawline_loss": 0.5,
         "thawline_learning_rate": 1e-3,
@@ -47,10 +54,28 @@ def test_a_scrape_shows_the_sums_of_what_was_counted() -> None:
     }
 
 
+def test_every_metric_of_a_validation_gets_a_gauge_of_its_own() -> None:
+    row: dict[str, Any] = {
+        "kind": "valid",
+        "step": 8,
+        "epoch": 2.0,
+        "train_loss": 0.7,
+        "valid_loss": 0.5,
+        "valid_s": 3.0,
+    }
+    with Exporter(run="pets", rank=0, host="127.0.0.1", port=0) as exporter:
+        exporter.observe({**row, "error_rate": 0.25, "f_beta_beta_2": 0.5})
+        exporter.observe({**row, "error_rate": 0.125, "f_beta_beta_2": float("nan")})
+        seen = scrape(exporter.endpoint)
+    gauges = {name: value for name, (_, value) in seen.items() if not name.endswith("_total")}
+    expected = {"epoch": 2.0, "valid_loss": 0.5, "error_rate": 0.125, "f_beta_beta_2": 0.5}
+    assert gauges == {f"thawline_{name}": value for name, value in expected.items()}
+
+
 def test_counters_stand_at_zero_before_the_first_step_and_gauges_are_absent() -> None:
     with Exporter(run="pets", rank=0, host="127.0.0.1", port=0) as exporter:
         seen = scrape(exporter.endpoint)
-    assert len(seen) == 6
+    assert len(seen) == 9
     assert {value for _, value in seen.values()} == {0}
 
 

@@ -3,7 +3,8 @@
 The rules, as CONTRIBUTING.md draws them and the code stands:
 - dataio and models are floor 1, trainer 2, cluster 3, benchmarks 4; a package imports itself and lower floors only,
   so dataio and models never see one another, and nobody imports tests or benchmarks;
-- of dataio, trainer knows `batch` (the Batch and the Loader protocol) and `hashing`; of models, `groups`;
+- of dataio, trainer knows `batch` (the Batch and the Loader protocol), `hashing`, `errors`, and where files lie and
+  appear whole (`files`, `atomic`); of models, `groups` and `errors`;
 - nvidia.dali is imported in dataio/dali.py (and by benchmarks, which measure it bare), ray within cluster, ray.train in
   cluster/launch.py, apex in trainer/optim.py: one file each.
 """
@@ -16,7 +17,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {"dataio": 1, "models": 1, "trainer": 2, "cluster": 3, "benchmarks": 4, "tests": 5}
-TRAINER_KNOWS = ("dataio.batch", "dataio.hashing", "models.groups")
+TRAINER_KNOWS = (
+    *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.files", "dataio.atomic"),
+    *("models.groups", "models.errors"),
+)
 ONLY_IN = {
     "nvidia.dali": ("dataio/dali.py", "benchmarks/"),
     "ray": ("cluster/",),

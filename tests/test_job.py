@@ -11,10 +11,13 @@ import pytest
 from cluster.errors import JobError
 from cluster.job import (
     Augment,
+    Checkpoint,
     Data,
     Fit,
     Job,
     Model,
+    Optim,
+    PhaseJob,
     check,
     differences,
     from_dict,
@@ -29,6 +32,13 @@ from dataio.spec import PRESETS, ImageSpec
 
 JOB = Job(manifest="pets.parquet")
 
+EVERY = (
+    PhaseJob("head", "one_cycle", epochs=0.5, freeze_to=-1, lr=1e-3, div=10.0, div_final=1e3, pct_start=0.5),
+    PhaseJob("all", "fine_tune", steps=100, frozen_epochs=2.0, lr="find", momenta=(0.9, 0.8, 1 / 3), size_px=128),
+    PhaseJob(samples=10_000, lr=(1e-6, 1e-4), warmup=0.2, size_px=224),
+)
+"""Every field of a phase."""
+
 
 def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
     job = replace(
@@ -37,10 +47,15 @@ def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
         seed=2**63 - 1,
         data=Data(stages=((0.0, 128), (2.5, 224)), mean=(0.1, 0.2, 1 / 3), cache_gib=0.5),
         augment=Augment(flip=False, rotate_deg=1 / 3, preset="satellite", ratio=(0.5, 1.0)),
-        fit=Fit(lr=(1e-6, 0.1 + 0.2), div=25.0, pct_start=None),
+        fit=Fit(
+            lr=(1e-6, 0.1 + 0.2), div=25.0, pct_start=None, metrics=("accuracy", "f_beta(beta=2)"), compile="default"
+        ),
+        optim=Optim("sgd", engine="apex", nesterov=True, momentum=1 / 3),
+        checkpoint=Checkpoint(best="f_beta"),
     )
+    phased = replace(JOB, fit=Fit(recipe="constant", lr="find", warmup=0.1, clip=1.0), phases=EVERY)
     file = tmp_path / "job.toml"
-    for one in (Job(), JOB, job):
+    for one in (Job(), JOB, job, phased):
         file.write_text(to_toml(one), encoding="utf-8")
         assert from_toml(file) == one
     assert not {"pct_start", "std"} & {line.split(" ")[0] for line in to_toml(job).splitlines()}
@@ -53,6 +68,35 @@ def test_absent_fields_have_their_defaults_and_whole_numbers_become_floats() -> 
     data = from_dict({"data": {"stages": [[0, 128], [3, 224]], "mean": [0, 0.5, 1]}}).data
     assert data == Data(stages=((0.0, 128), (3.0, 224)), mean=(0.0, 0.5, 1.0))
     assert [type(value) for value in (*data.stages[0], *(data.mean or ()))] == [float, int, float, float, float]
+
+
+def test_a_phase_is_a_table_of_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("""
+        [fit]
+        recipe = "one_cycle"
+        [[phases]]
+        name = "head"
+        epochs = 3
+        freeze_to = -1
+        [[phases]]
+        epochs = 12
+        lr = [1e-6, 1e-4]
+        [[phases]]
+        steps = 500
+        lr = "find"
+        size_px = 224
+    """)
+    three = (
+        PhaseJob("head", epochs=3.0, freeze_to=-1),
+        PhaseJob(epochs=12.0, lr=(1e-6, 1e-4)),
+        PhaseJob(steps=500, lr="find", size_px=224),
+    )
+    job = from_toml(file)
+    assert job == Job(fit=Fit(recipe="one_cycle"), phases=three)
+    assert type(job.phases[0].epochs) is float
+    assert override(job, ["--fit.lr", "find", "--seed", "3"]) == replace(job, seed=3, fit=replace(job.fit, lr="find"))
+    assert override(job, ["--augment.preset", "satellite"]).phases == three
 
 
 def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
@@ -78,7 +122,7 @@ def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
         ({"epochs": 5}, r"unknown field epochs in x\.toml: .*; did you mean fit\.epochs\?"),
         ({"data": {"lr": 5}}, r"unknown field data\.lr in x\.toml: .*; did you mean fit\.lr\?"),
         ({"optimizer": {}}, r"unknown field optimizer in .* did you mean optim\?"),
-        ({"optim": {"zzz": 5}}, r"there are optim\.name, optim\.weight_decay$"),
+        ({"checkpoint": {"zzz": 5}}, r"there are checkpoint\.every_s, checkpoint\.keep, checkpoint\.best$"),
         ({"fit": {"epochs": "5"}}, r"fit\.epochs='5' in x\.toml is of type str.*a whole number$"),
         ({"fit": {"epochs": True}}, r"fit\.epochs=True in x\.toml is of type bool.*a whole number$"),
         ({"fit": {"epochs": 5.0}}, r"of type float.*a whole number$"),
@@ -100,6 +144,15 @@ def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
         ({"fit": {"recipe": "finetune"}}, r"none of fine_tune, one_cycle.*did you mean 'fine_tune'\?"),
         ({"device": 0}, r"device=0 in x\.toml is none of auto, cpu, cuda"),
         ({"fit": 5}, r"fit=5 in x\.toml is no section"),
+        ({"fit": {"lr": "fnd"}}, r"fit\.lr='fnd' in x\.toml is none of find.*did you mean 'find'\?"),
+        ({"fit": {"lr": True}}, r"of type bool.*a number or two numbers in \[ \] or 'find'$"),
+        ({"fit": {"metrics": "accuracy"}}, r"of type str.*strings in \[ \]$"),
+        ({"phases": {"epochs": 3}}, r"phases=.* is no list of tables.*write \[\[phases\]\]"),
+        ({"phases": [3]}, r"phases=\[3\] in x\.toml is no list of tables"),
+        ({"phases": [{}, {"epoch": 3}]}, r"unknown field phases\[1\]\.epoch in .*mean phases\[1\]\.epochs\?"),
+        ({"phases": [{"weight_decay": 3}]}, r"did you mean optim\.weight_decay\?"),
+        ({"phases": [{"steps": 1.5}]}, r"phases\[0\]\.steps=1\.5 in x\.toml is of type float.*a whole number$"),
+        ({"phases": [{"recipe": "flat_cosine"}]}, r"phases\[0\]\.recipe=.* none of .*did you mean 'flat_cos'\?"),
     ],
 )
 def test_what_a_file_gets_wrong_is_named_with_the_right_one(mapping: dict[str, Any], sentence: str) -> None:
@@ -121,57 +174,19 @@ def test_a_file_that_is_no_job_says_why(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("args", "sentence"),
-    [
-        (["--name", ""], "no run folder"),
-        (["--name", ".."], "no run folder"),
-        (["--name", "a/b"], "no run folder"),
-        (["--manifest", ""], "thawline index"),
-        (["--seed", "-1"], r"0 <= seed < 2\*\*63"),
-        (["--seed", str(2**63)], r"0 <= seed < 2\*\*63"),
-        (["--workers", "0"], "workers >= 1"),
-        (["--workers", "33"], "fewer than 2 images.*global_batch >= 66"),
-        (["--fit.epochs", "0"], r"fit\.epochs=0 .* fit\.epochs >= 1"),
-        (["--fit.lr", "0"], "a finite number above 0"),
-        (["--fit.lr", "nan"], "a finite number above 0"),
-        (["--fit.lr", "1e-4", "-1"], "a finite number above 0"),
-        (["--fit.pct-start", "1"], r"0 < fit\.pct_start < 1"),
-        (["--optim.weight-decay", "-0.1"], r"optim\.weight_decay >= 0"),
-        (["--checkpoint.keep", "0"], r"checkpoint\.keep >= 1"),
-        (["--metrics.port", "65536"], r"metrics\.port < 65536"),
-        (["--augment.mixup", "-1"], r"Beta.*give 0 <= augment\.mixup <= 100"),
-        (["--augment.cutmix", "101"], r"Beta.*give 0 <= augment\.cutmix <= 100"),
-        (["--data.max-quarantined", "1.5"], r"a share .*give 0 <= data\.max_quarantined <= 1"),
-        (["--data.cache-gib", "0"], r"give data\.cache_gib > 0"),
-    ],
-)
-def test_values_out_of_range_are_refused_with_what_to_give(args: list[str], sentence: str) -> None:
-    with pytest.raises(JobError, match=sentence):
-        check(override(JOB, args))
-
-
-def test_the_ends_of_the_ranges_pass() -> None:
-    edge = replace(
-        JOB,
-        name="a b..c",
-        seed=0,
-        workers=32,
-        data=Data(size_px=8, presize_px=8, max_quarantined=1.0),
-        augment=Augment(min_scale=0.01, mixup=100.0, cutmix=0.0),
-    )
-    assert check(edge) == edge
-
-
 def test_a_choice_made_in_python_is_checked_too() -> None:
     with pytest.raises(JobError, match="did you mean 'one_cycle'"):
         check(replace(JOB, fit=Fit(recipe="onecycle")))  # type: ignore[arg-type]
+    with pytest.raises(JobError, match=r"phases\[0\]\.lr='fin'.* did you mean 'find'"):
+        check(replace(JOB, phases=(PhaseJob(epochs=1.0, lr="fin"),)))  # type: ignore[arg-type]
 
 
 def test_flags_go_on_top_of_the_file() -> None:
     assert override(JOB, []) == JOB
     assert override(JOB, ["--fit.lr", "1e-3"]).fit == Fit(lr=1e-3)
     assert override(JOB, ["--fit.lr", "1e-6", "1e-4"]).fit == Fit(lr=(1e-6, 1e-4))
+    assert override(JOB, ["--fit.lr", "find"]).fit == Fit(lr="find")
+    assert override(JOB, ["--fit.metrics", "a", "b(c='d')"]).fit == Fit(metrics=("a", "b(c='d')"))
     assert override(replace(JOB, fit=Fit(lr=(1.0, 2.0))), ["--fit.epochs", "7"]).fit == Fit(lr=(1.0, 2.0), epochs=7)
     assert override(JOB, ["--augment.no-flip"]).augment == Augment(flip=False)
     assert override(JOB, ["--augment.ratio", "1", "2"]).augment == Augment(ratio=(1.0, 2.0))
@@ -260,6 +275,7 @@ def test_resolved_paths_do_not_depend_on_the_working_directory(tmp_path: Path, m
 def test_only_what_changes_the_result_makes_it_another_run() -> None:
     moved = ["--name", "b", "--manifest", "c", "--workers", "2", "--device", "cpu", "--data.engine", "dali"]
     moved += ["--data.root", "d", "--data.threads", "3", "--checkpoint.keep", "1", "--metrics.port", "0"]
+    moved += ["--checkpoint.best", "error_rate"]
     moved += ["--data.cache", "e", "--data.cache-gib", "1", "--data.max-quarantined", "0"]
     assert differences(JOB, override(JOB, moved)) == []
     other = override(JOB, ["--seed", "1", "--fit.epochs", "6", "--fit.lr", "1e-6", "1e-4", "--model.name", "resnet18"])
@@ -270,6 +286,16 @@ def test_only_what_changes_the_result_makes_it_another_run() -> None:
         "fit.lr: 0.003 -> (1e-06, 0.0001)",
     ]
     assert differences(JOB, override(JOB, ["--name", "b"]), ignore=()) == ["name: run -> b"]
+    numbers = ["--fit.compile", "default", "--fit.accumulate", "2", "--optim.engine", "apex", "--fit.ema", ".9"]
+    assert len(differences(JOB, override(JOB, numbers))) == 4, "each changes the weights, if only a little"
+
+
+def test_a_phase_more_or_another_makes_it_another_run() -> None:
+    one = replace(JOB, phases=(PhaseJob(epochs=1.0),))
+    assert differences(one, replace(JOB, phases=(PhaseJob(epochs=1.0, lr="find"),))) == ["phases[0].lr: None -> find"]
+    added = ["phases[1].steps: None -> 5"]
+    assert differences(one, replace(JOB, phases=(*one.phases, PhaseJob(steps=5)))) == added
+    assert differences(one, JOB) == ["phases[0].epochs: 1.0 -> None"]
 
 
 def test_reading_a_job_imports_nothing_heavy() -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.errors import LaunchError, StorageError
+from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.launch import ProcessContext, check_gpus, choose_device, stop_on_signal
 from cluster.preflight import check_cores
-from cluster.storage import run_dir
 
 JOB = Job(manifest="m.parquet")
 
@@ -63,8 +62,3 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert failures == []
-
-
-def test_an_object_store_is_refused_with_what_to_give() -> None:
-    with pytest.raises(StorageError, match=r"s3://bucket.*give a folder"):
-        run_dir(replace(JOB, storage="s3://bucket/runs"))

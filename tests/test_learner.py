@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toy import Spy, ToyLoader, ToyModel, Watched, ids_of, learner, loaders, same, snapshot, stream_hash
-from trainer import learner as learner_module
+from trainer import stepper
 from trainer.errors import RecipeError
-from trainer.step import train_step
+from trainer.step import update
 
 STEPS = 5  # an epoch: 20 samples in batches of 4
 Hyper = tuple[dict[int, float], float]
@@ -23,16 +23,16 @@ def hypers(monkeypatch: pytest.MonkeyPatch) -> list[Hyper]:
     """(lr by layer group, momentum) as the optimiser held them in each step."""
     seen: list[Hyper] = []
 
-    def spy(*args: Any, optimizer: torch.optim.Optimizer, **kwargs: Any) -> Tensor:
+    def spy(optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
         groups = optimizer.param_groups
         momenta = {group["betas"][0] if "betas" in group else group["momentum"] for group in groups}
-        rates = {(group["layer_group"], group["lr"]) for group in groups}
+        rates = {(group["layer_group"], float(group["lr"])) for group in groups}
         assert len(momenta) == 1
         assert len(rates) == len(dict(rates))  # with and without decay, a layer group has one rate
         seen.append((dict(rates), momenta.pop()))
-        return train_step(*args, optimizer=optimizer, **kwargs)
+        update(optimizer, **kwargs)
 
-    monkeypatch.setattr(learner_module, "train_step", spy)
+    monkeypatch.setattr(stepper, "update", spy)
     return seen
 
 
@@ -50,7 +50,7 @@ def assert_cycle(hypers: list[Hyper], tops: list[float], *, div: float, pct: flo
     for step, (rates, momentum) in enumerate(hypers):
         for group, top in enumerate(tops):
             lr, expected_momentum = closed_form(step, len(hypers), top, div, pct)
-            assert rates[group] == pytest.approx(lr, rel=1e-9)
+            assert rates[group] == pytest.approx(lr, rel=1e-7)  # float32 on the device
             assert momentum == pytest.approx(expected_momentum, rel=1e-9)
 
 
@@ -68,11 +68,11 @@ def test_fine_tune_sets_both_cycles_and_its_groups_peak_at_the_published_rates(h
     assert_cycle(frozen, [3e-4, 3e-4, 3e-3], div=25, pct=0.99)
     assert_cycle(unfrozen, [1.5e-5, 1.5e-4, 1.5e-3], div=5, pct=0.3)
     peaks = [max(rates[group] for rates, _ in unfrozen) for group in range(3)]
-    assert peaks == pytest.approx([1.5e-5, 1.5e-4, 1.5e-3], rel=1e-9)
+    assert peaks == pytest.approx([1.5e-5, 1.5e-4, 1.5e-3], rel=1e-7)
 
 
 def test_fine_tune_trains_the_head_and_batchnorm_first_and_then_everything() -> None:
-    learn = learner(context=Watched(stop_at_window=2))  # inside the frozen phase
+    learn = learner(context=Watched(stop_at_ask=2))  # inside the frozen phase
     before = snapshot(learn.model)
     learn.fine_tune(1, 1e-2)
     after = snapshot(learn.model)
@@ -188,7 +188,7 @@ def test_several_labels_are_predicted_by_sigmoid_and_named_at_a_half() -> None:
     named = [[name for name, share in zip(valid.classes, row, strict=True) if share > 0.5] for row in p]
     assert table.column("prediction").to_pylist() == named
     right = ((p > 0.5) == (valid.targets.numpy() > 0)).mean()
-    assert learn.validate()["accuracy_multi"] == pytest.approx(right, abs=1e-12)
+    assert learn.validate()["accuracy_multi"] == pytest.approx(right, abs=1e-7)
 
 
 def test_validation_changes_neither_the_weights_nor_what_training_does_next() -> None:
@@ -259,7 +259,8 @@ def test_a_sink_gets_one_call_a_step_and_every_row() -> None:
     learn = learner(sinks=[spy])
     learn.fit_one_cycle(2, 1e-3)
     assert [images for images, _, _ in spy.steps] == [4] * (2 * STEPS)
-    assert all(0 <= wait <= step for _, step, wait in spy.steps)
+    assert all(step > 0 and wait >= 0 for _, step, wait in spy.steps)
+    assert len(spy.busy_s) == 6  # one a window
     assert spy.rows == learn.recorder.rows
     waits = [sum(wait for _, _, wait in spy.steps[a:b]) for a, b in ((0, 2), (2, 4), (4, 5))]
     assert [row["data_wait_s"] for row in learn.recorder.of_kind("train")[:3]] == pytest.approx(waits)

@@ -69,6 +69,28 @@ def test_metric_throughput_and_data_wait_show_their_rows(rows: pa.Table) -> None
     assert median == [np.median(speeds[1])] * 2
 
 
+def test_every_metric_gets_axes_of_its_own(rows: pa.Table) -> None:
+    kind, epoch = rows["kind"].to_pylist(), rows["epoch"].to_pylist()
+    for i in range(4):
+        values = [e * i if k == "valid" else None for k, e in zip(kind, epoch, strict=True)]
+        rows = rows.append_column(f"metric_{i}", pa.array(values, pa.float64()))
+    figure = plots.plot_metrics(rows)
+    names = ["error_rate", "metric_0", "metric_1", "metric_2", "metric_3"]
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in shown] == [name.replace("_", " ") for name in names]
+    for name, axes in zip(names, shown, strict=True):
+        (line,) = axes.get_lines()
+        assert (list(line.get_xdata()), list(line.get_ydata())) == column(rows, "valid", name)  # type: ignore[arg-type]
+    assert figure.canvas.manager is None
+    figure.canvas.draw()
+
+
+def test_a_run_without_metrics_gives_an_empty_figure() -> None:
+    figure = plots.plot_metrics(pa.table({"kind": ["train"], "epoch": [1.0], "loss": [2.0]}))
+    figure.canvas.draw()
+    assert not any(axes.axison for axes in figure.axes)
+
+
 def test_data_wait_is_read_in_percent_and_fits(rows: pa.Table) -> None:
     axes: Axes = plots.plot_data_wait(rows).axes[0]
     assert axes.yaxis.get_major_formatter()(0.25, None) == "25%"

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.test_plots import drawn
 from trainer.context import Row
-from trainer.recorder import Recorder, to_table, write_parquet
+from trainer.recorder import Recorder, metric_names, to_table, write_parquet
 
 ROWS: list[Row] = [
     {"kind": "train", "phase": "frozen", "step": 2, "loss": 1.5, "lr": 1e-3, "momentum": 0.9, "images": 8},
@@ -27,6 +28,9 @@ class Spy:
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         raise AssertionError("steps are the learner's to announce, not the recorder's")
+
+    def busy(self, *, busy_s: float) -> None:
+        raise AssertionError("so are windows")
 
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         self.rows.append(dict(row))
@@ -79,7 +83,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part_of_the_new(
     write_parquet(to_table(ROWS), file)
 
     def half(table: pa.Table, where: Any) -> None:
-        Path(where).write_bytes(b"PAR1")
+        where.write(b"PAR1")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(pq, "write_table", half)
@@ -100,3 +104,22 @@ def test_a_reader_in_mid_write_still_sees_the_old_file(tmp_path: Path, monkeypat
     monkeypatch.setattr(pq, "write_table", look)
     write_parquet(to_table(ROWS), file)
     assert (seen, pq.read_table(file).num_rows) == ([1], 3)
+
+
+def test_metrics_are_what_only_validations_tell() -> None:
+    train: Row = {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.0, "grad_norm": 2.0, "straggler": 1, "mine": 0.5}
+    valid: Row = {"kind": "valid", "phase": "a", "step": 2, "phase_step": 2, "phase_steps": 4, "epoch": 1.0}
+    valid |= {"train_loss": 1.0, "valid_loss": 2.0, "valid_s": 3.0, "valid_samples": 7, "peak_bytes": 8}
+    valid |= {"roc_auc": 0.9, "error_rate": 0.25, "note": "text", "nothing": None, "mine": 0.5}
+    checkpoint: Row = {"kind": "checkpoint", "step": 2, "checkpoint_s": 0.5, "size": 12}
+    assert metric_names([train, valid, checkpoint]) == ["error_rate", "roc_auc"]
+    assert metric_names([valid]) == ["error_rate", "roc_auc", "mine"]
+    assert metric_names([train, checkpoint]) == []
+    assert metric_names(to_table([train, valid, checkpoint]).to_pylist()) == ["error_rate", "roc_auc"]
+
+
+def test_a_recorder_draws_its_own_rows() -> None:
+    recorder = Recorder(rows=[{**row, "epoch": float(str(row["step"]))} for row in ROWS])
+    assert drawn(recorder.plot_loss(), "validation") == ([4.0, 8.0], [1.25, 1.0])
+    assert drawn(recorder.plot_lr(), "learning rate") == ([2.0], [1e-3])
+    assert drawn(recorder.plot_metrics(), "error rate") == ([4.0, 8.0], [1.0, 0.25])

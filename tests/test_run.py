@@ -15,10 +15,8 @@ import torch
 
 from cluster import job as jobs
 from cluster import storage
-from cluster.errors import LaunchError, StorageError
+from cluster.errors import LaunchError
 from cluster.launch import in_process
-from dataio.errors import ManifestError
-from dataio.manifest import Manifest
 from tests.runs import (
     counted_error_rate,
     digits_manifest,
@@ -188,44 +186,6 @@ def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Pa
 
 def loaded(tmp_path: Path, manifest: Path) -> jobs.Job:
     return jobs.resolved(jobs.load(write_job(tmp_path, manifest)))
-
-
-def test_another_job_under_the_same_name_is_refused(tmp_path: Path, manifest: Path) -> None:
-    job = loaded(tmp_path, manifest)
-    longer = replace(job, fit=replace(job.fit, epochs=3))
-    storage.open_run(longer)
-    assert storage.open_run(job) is None, "nothing was trained yet, so nothing can be mixed"
-    (storage.run_dir(job) / "checkpoints/step_00000010").mkdir(parents=True)
-    with pytest.raises(StorageError, match=r"fit\.epochs: 2 -> 3.*another --name"):
-        storage.open_run(longer)
-    assert storage.open_run(replace(job, workers=2)) is None, "a run may go on with other workers"
-
-
-def test_another_manifest_under_the_same_name_is_refused(tmp_path: Path, manifest: Path) -> None:
-    job = loaded(tmp_path, manifest)
-    storage.open_run(job)
-    (storage.run_dir(job) / "checkpoints/step_00000010").mkdir(parents=True)
-    other = Manifest.load(manifest)
-    labels = ["7"] * other.rows.num_rows
-    rows = other.rows.set_column(other.rows.schema.get_field_index("label"), "label", [labels])
-    replace(other, rows=rows).save(tmp_path / "other.parquet")
-    with pytest.raises(StorageError, match="another manifest"):
-        storage.open_run(replace(job, manifest=str(tmp_path / "other.parquet")))
-
-
-def test_a_manifest_whose_files_moved_is_refused_before_anything_is_written(tmp_path: Path, manifest: Path) -> None:
-    job = loaded(tmp_path, manifest)
-    moved = replace(job, data=replace(job.data, root=str(tmp_path / "elsewhere")))
-    with pytest.raises(ManifestError, match=r"240|300"):
-        storage.open_run(moved)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, manifest: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    job = replace(loaded(tmp_path, manifest), storage=str(tmp_path / "file"))
-    with pytest.raises(StorageError, match=r"cannot be written.*--storage"):
-        storage.open_run(job)
 
 
 def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

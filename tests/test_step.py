@@ -1,5 +1,7 @@
 """One step against plain numpy and plain autograd."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,12 @@ from torch import Tensor, nn
 
 from dataio.batch import Batch
 from tests.toy import ToyModel, same, samples, snapshot
+from trainer.busy import Busy
 from trainer.errors import RecipeError
+from trainer.guard import Guard
 from trainer.losses import default_loss
-from trainer.step import Precision, autocast, choose_precision, distribute, eval_step, train_step
+from trainer.reduction import Reduction
+from trainer.step import LossFunction, Precision, autocast, backward, choose_precision, eval_step, place, update
 
 CPU = torch.device("cpu")
 FP32 = choose_precision("fp32", CPU)
@@ -27,20 +32,29 @@ def make_batch(number: int = 6, *, dtype: torch.dtype = torch.float64) -> Batch:
     return Batch(images=images, targets=targets, ids=torch.arange(number))
 
 
-def step(model: nn.Module, batch: Batch, *, share: float, lr: float = 0.5, precision: Precision = FP32) -> Tensor:
-    return train_step(
-        model,
-        batch,
-        loss=exact_loss,
-        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        precision=precision,
-        share=share,
-    )
+def step(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    global_batch: int,
+    lr: float = 0.5,
+    precision: Precision = FP32,
+    loss: LossFunction = exact_loss,
+    micro_batches: int = 1,
+    clip: float | None = None,
+) -> Tensor:
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True)
+    optimizer.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    reduction = Reduction(model, CPU, busy=Busy(CPU))
+    common: dict[str, Any] = {"loss": loss, "scaler": scaler, "precision": precision, "global_batch": global_batch}
+    losses = backward(reduction, batch, micro_batches=micro_batches, **common)
+    update(optimizer, scaler=scaler, guard=Guard(model, CPU), clip=clip)
+    return losses
 
 
-@pytest.mark.parametrize("share", [6.0, 7 / 3], ids=["even", "uneven"])
-def test_a_step_of_a_linear_model_equals_plain_numpy(share: float) -> None:
+@pytest.mark.parametrize("share", [6, 13], ids=["alone", "a part"])
+def test_a_step_of_a_linear_model_equals_plain_numpy(share: int) -> None:
     batch = make_batch()
     linear = nn.Linear(48, 3, dtype=torch.float64)
     x, y = batch.images.flatten(1).numpy(), np.eye(3)[batch.targets.numpy()]
@@ -48,7 +62,7 @@ def test_a_step_of_a_linear_model_equals_plain_numpy(share: float) -> None:
     z = x @ w.T + b
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
 
-    losses = step(nn.Sequential(nn.Flatten(), linear), batch, share=share)
+    losses = step(nn.Sequential(nn.Flatten(), linear), batch, global_batch=share)
 
     np.testing.assert_allclose(losses, -np.log((p * y).sum(1)), rtol=1e-12)
     np.testing.assert_allclose(linear.weight.detach(), w - 0.5 * (p - y).T @ x / share, rtol=1e-12)
@@ -60,37 +74,75 @@ def test_with_equal_parts_the_step_follows_the_gradient_of_the_mean_loss() -> No
     plain = ToyModel(dropout=0.0, dtype=torch.float64)
     loss = F.cross_entropy(plain(batch.images), batch.targets)
     gradients = torch.autograd.grad(loss, list(plain.parameters()))
-    step(model, batch, share=6.0)
+    step(model, batch, global_batch=6)
     for stepped, before, gradient in zip(model.parameters(), plain.parameters(), gradients, strict=True):
         torch.testing.assert_close(stepped, before - 0.5 * gradient, rtol=1e-12, atol=1e-14)
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), plain.buffers(), strict=True))
 
 
-def test_uneven_parts_with_one_share_add_up_to_the_mean_over_the_whole() -> None:
-    """What DDP does over two ranks: the mean of their gradients, here of 4 and 3 samples of 7."""
+def test_uneven_parts_divided_by_the_global_batch_add_up_to_the_mean_over_the_whole() -> None:
+    """What the ranks' reduction does: the sum of their gradients, here of 4 and 3 samples of 7."""
     whole = make_batch(7)
-    weights = []
-    for part, share in ((slice(0, 4), 3.5), (slice(4, 7), 3.5), (slice(0, 7), 7.0)):
+    moved = []
+    for part in (slice(0, 4), slice(4, 7), slice(0, 7)):
         model = ToyModel(norm=False, dropout=0.0, dtype=torch.float64)
-        step(model, Batch(whole.images[part], whole.targets[part], whole.ids[part]), share=share)
-        weights.append(list(model.parameters())[-2].detach())
-    torch.testing.assert_close((weights[0] + weights[1]) / 2, weights[2], rtol=1e-12, atol=1e-14)
+        before = list(model.parameters())[-2].detach().clone()
+        step(model, Batch(whole.images[part], whole.targets[part], whole.ids[part]), global_batch=7)
+        moved.append(list(model.parameters())[-2].detach() - before)
+    torch.testing.assert_close(moved[0] + moved[1], moved[2], rtol=1e-12, atol=1e-14)
 
 
-def test_a_step_starts_from_no_gradient() -> None:
+@pytest.mark.parametrize("pieces", [2, 3, 7])
+def test_micro_batches_give_the_gradients_and_losses_of_the_whole(pieces: int) -> None:
+    whole = make_batch(7)
+    models = [ToyModel(norm=False, dropout=0.0, dtype=torch.float64) for _ in range(2)]
+    losses = [step(m, whole, global_batch=7, micro_batches=k) for m, k in zip(models, (1, pieces), strict=True)]
+    torch.testing.assert_close(snapshot(models[0]), snapshot(models[1]), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-14)
+
+
+def test_batchnorm_sees_a_micro_batch_at_a_time() -> None:
+    """What is said aloud wherever a step is split."""
+    whole, model = make_batch(6, dtype=torch.float32), ToyModel(dropout=0.0)
+    step(model, whole, global_batch=6, micro_batches=3)
+    assert int(model.stem[1].num_batches_tracked) == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clip", [0.1, 1e6])
+def test_clipping_scales_all_gradients_to_one_norm_and_only_down(clip: float) -> None:
     batch = make_batch()
-    clean, dirty = (ToyModel(dropout=0.0, dtype=torch.float64) for _ in range(2))
-    for parameter in dirty.parameters():
-        parameter.grad = torch.full_like(parameter, 1e3)
-    step(clean, batch, share=6.0)
-    step(dirty, batch, share=6.0)
-    assert same(snapshot(clean), snapshot(dirty))
+    plain, clipped = (ToyModel(dropout=0.0, dtype=torch.float64) for _ in range(2))
+    before = list(snapshot(plain).items())
+    step(plain, batch, global_batch=6)
+    step(clipped, batch, global_batch=6, clip=clip)
+    names = [name for name, _ in plain.named_parameters()]
+    moves = [{n: dict(before)[n] - m.state_dict()[n] for n in names} for m in (plain, clipped)]
+    norm = float(torch.sqrt(sum(((move / 0.5) ** 2).sum() for move in moves[0].values())))
+    for name in names:
+        torch.testing.assert_close(moves[1][name], moves[0][name] * min(1.0, clip / norm), rtol=1e-5, atol=1e-12)
+
+
+def test_pure_bf16_has_bfloat16_weights_gradients_and_moments_but_float32_norms() -> None:
+    batch, exact = make_batch(dtype=torch.float32), ToyModel(dropout=0.0)
+    pure = choose_precision("pure_bf16", CPU)
+    model = place(ToyModel(dropout=0.0), pure, CPU)
+    half = Batch(batch.images.to(pure.input_dtype), batch.targets, batch.ids)
+    losses = step(model, half, global_batch=6, precision=pure, loss=default_loss("single_label"))
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
+        *("stem.1.weight", "stem.1.bias", "body.2.weight", "body.2.bias")
+    }
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None and p.ndim > 1} == {torch.bfloat16}
+    expected = default_loss("single_label")(exact(batch.images), batch.targets)
+    torch.testing.assert_close(losses, expected.detach(), rtol=0.05, atol=0.03)
+    logits, _ = eval_step(model.eval(), half, loss=default_loss("single_label"), precision=pure)
+    assert logits.dtype == torch.float32
 
 
 def test_losses_of_a_step_are_those_before_the_update_and_hold_no_graph() -> None:
     batch, model = make_batch(), ToyModel(dropout=0.0, dtype=torch.float64)
     expected = exact_loss(ToyModel(dropout=0.0, dtype=torch.float64)(batch.images), batch.targets)
-    losses = step(model, batch, share=6.0)
+    losses = step(model, batch, global_batch=6)
     assert torch.equal(losses, expected)
     assert not losses.requires_grad
 
@@ -99,15 +151,7 @@ def test_bf16_runs_layers_in_bfloat16_and_keeps_weights_gradients_and_losses_in_
     batch, model = make_batch(dtype=torch.float32), ToyModel(dropout=0.0)
     seen: list[torch.dtype] = []
     model.head[3].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    losses = train_step(
-        model,
-        batch,
-        loss=default_loss("single_label"),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        precision=BF16,
-        share=6.0,
-    )
+    losses = step(model, batch, global_batch=6, lr=0.1, precision=BF16, loss=default_loss("single_label"))
     assert (seen, losses.dtype) == ([torch.bfloat16], torch.float32)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
@@ -141,6 +185,7 @@ def test_precision_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulation, has_bf16=has_bf16: has_bf16)
         assert choose_precision("auto", gpu).name == name
     assert choose_precision("fp16", gpu) == Precision("fp16", torch.float16, scaled=True)
+    assert choose_precision("pure_bf16", gpu).weights == torch.bfloat16
     assert choose_precision("bf16", gpu) == Precision("bf16", torch.bfloat16, scaled=False)
     assert [choose_precision(name, gpu).input_dtype for name in ("fp32", "bf16", "fp16")] == [
         torch.float32,
@@ -165,5 +210,9 @@ def test_fp32_has_no_autocast_region() -> None:
 
 
 def test_one_rank_is_not_wrapped() -> None:
-    model = ToyModel()
-    assert distribute(model, CPU) is model
+    model = ToyModel(dropout=0.0)
+    reduction = Reduction(model, CPU, busy=Busy(CPU))
+    images = make_batch(dtype=torch.float32).images
+    assert torch.equal(reduction(images), ToyModel(dropout=0.0)(images))
+    reduction.answer()  # nobody asks
+    assert all(p.grad is None for p in model.parameters())

@@ -6,10 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from trainer.window import Window, extend_hash
+from trainer.busy import Busy
+from trainer.guard import Guard
+from trainer.window import Reading, Window, extend_hash
 
+CPU = torch.device("cpu")
 IDS = [[5, 3, 300], [2**40, 0, 7]]
+
+
+def close(window: Window, *, stop: bool = False) -> Reading:
+    return window.close(guard=Guard(nn.Identity(), CPU), busy=Busy(CPU), stop=stop)
 
 
 def test_the_hash_chains_each_step_s_ids_onto_the_digest_before_it() -> None:
@@ -34,7 +42,7 @@ def test_the_loss_is_the_mean_over_samples_summed_in_float64() -> None:
     parts = [torch.full((1000,), 1e7), torch.full((1000,), 0.125)]  # in float32 the small ones would be lost
     for part in parts:
         window.add(ids=torch.arange(1000), losses=part, data_wait_s=0.0)
-    reading = window.close(stop=False, save_due=False, lost={})
+    reading = close(window)
     assert reading.loss == (1e10 + 125) / 2000
     assert (reading.steps, reading.images) == (2, 2000)
 
@@ -44,21 +52,21 @@ def test_a_window_gives_back_ids_in_stream_order_the_waits_and_the_wishes() -> N
     for ids, wait in zip(IDS, (0.25, 0.5), strict=True):
         window.add(ids=torch.tensor(ids), losses=torch.ones(3), data_wait_s=wait)
     assert len(window) == 2
-    reading = window.close(stop=True, save_due=False, lost={})
+    reading = close(window, stop=True)
     assert [list(ids) for ids in reading.ids] == IDS
     assert {ids.dtype for ids in reading.ids} == {np.dtype(np.int64)}
-    assert (reading.data_wait_s, reading.stop, reading.save_due) == (0.75, True, False)
+    assert (reading.data_wait_s, reading.stop) == (0.75, True)
 
 
 def test_closing_starts_over() -> None:
     window = Window()
     window.add(ids=torch.tensor([1]), losses=torch.tensor([9.0]), data_wait_s=1.0)
-    window.close(stop=False, save_due=False, lost={})
+    close(window)
     assert len(window) == 0
     window.add(ids=torch.tensor([2]), losses=torch.tensor([4.0]), data_wait_s=0.0)
-    reading = window.close(stop=False, save_due=True, lost={})
+    reading = close(window)
     assert (reading.loss, reading.data_wait_s, [list(i) for i in reading.ids]) == (4.0, 0.0, [[2]])
-    assert (reading.stop, reading.save_due) == (False, True)
+    assert not reading.stop
 
 
 def test_time_runs_from_the_last_close_or_from_when_the_clock_was_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,18 +74,18 @@ def test_time_runs_from_the_last_close_or_from_when_the_clock_was_restarted(monk
     monkeypatch.setattr("trainer.window.time", SimpleNamespace(perf_counter=lambda: now))
     window = Window(began=now)
 
-    def close() -> float:
+    def window_s() -> float:
         window.add(ids=torch.tensor([1]), losses=torch.ones(1), data_wait_s=0.0)
-        return window.close(stop=False, save_due=False, lost={}).window_s
+        return close(window).window_s
 
     now = 103.0
-    assert close() == 3.0
+    assert window_s() == 3.0
     now = 108.0
-    assert close() == 5.0
+    assert window_s() == 5.0
     now = 120.0
     window.restart_clock()
     now = 121.0
-    assert close() == 1.0
+    assert window_s() == 1.0
 
 
 def test_nothing_is_read_from_the_device_before_the_close() -> None:
@@ -89,4 +97,4 @@ def test_nothing_is_read_from_the_device_before_the_close() -> None:
     assert window.loss_sum.dtype == torch.float32
     assert all(isinstance(ids, torch.Tensor) for ids in window.ids)
     with pytest.raises(RuntimeError, match="meta"):
-        window.close(stop=False, save_due=False, lost={})
+        close(window)

@@ -157,15 +157,18 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @dataclass
 class Watched(LocalContext):
-    """Keeps what is published, and asks to stop when the window of that number (from 1) closes."""
+    """Keeps what is published, and asks to stop when asked for the time of that number (from 1).
 
-    stop_at_window: int = 0
+    A window asks once, at its end, and a validation between epochs once a batch.
+    """
+
+    stop_at_ask: int = 0
     asked: int = 0
     published: list[Row] = field(default_factory=list)
 
     def should_stop(self) -> bool:
         self.asked += 1
-        return self.asked == self.stop_at_window
+        return self.asked == self.stop_at_ask
 
     def publish(self, rows: list[Row]) -> None:
         self.published += rows
@@ -176,10 +179,14 @@ class Spy:
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, float, float]] = []
+        self.busy_s: list[float] = []
         self.rows: list[Row] = []
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         self.steps.append((images, step_s, data_wait_s))
+
+    def busy(self, *, busy_s: float) -> None:
+        self.busy_s.append(busy_s)
 
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         self.rows.append(dict(row))

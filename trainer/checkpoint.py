@@ -1,131 +1,367 @@
 """How does a run survive being killed? Checkpoints that are either whole or not there.
 
-A checkpoint is a folder `step_00000123/` of parts (`model.pt`, `state.pt`) and `manifest.json` with their SHA-256
-sums. It is written under a temporary name, every file and then the folder is flushed to the disk, and it appears
-by one rename. Reading checks every sum; a damaged checkpoint is skipped, with the reason, for the one before.
+A checkpoint is a folder `step_00000123/` of parts (`model.pt`, `state.pt`) and `manifest.json`, below a root that is
+a folder or a pyarrow.fs URI. Every file appears whole (see dataio.atomic), the manifest last: a folder without one is
+an unfinished checkpoint. The manifest holds the size and SHA-256 of every part and of its own text, so that no change
+to either goes unseen. SHA-256 and not the faster xxh3 that shards have: `sha256sum` is on every machine, so that
+weights can be compared where thawline is not, and at 1.2 GB/s, beside the training, it costs nothing that one notices.
 Only tensors and plain values are read back (`weights_only`): a checkpoint cannot carry code.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
-import os
-import pickle
-import shutil
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
+from urllib.parse import quote
 
+import pyarrow as pa
 import torch
 
+from dataio import files
+from dataio.atomic import whole
+from dataio.errors import SourceError
 from trainer.errors import CheckpointError
 
-FORMAT = 1
+Parts = Mapping[str, Mapping[str, Any]]
+
+FORMAT = 2
 _MANIFEST = "manifest.json"
+_MANIFEST_BYTES = 1 << 20
+"""No manifest is longer; a file of that name that is, is not read."""
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint whose sums have been checked."""
+class Best:
+    """The checkpoint with the best of `metric` is never pruned; those that do not have it take no part."""
 
-    folder: Path
+    metric: str
+    higher: bool = False
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that cannot be trusted, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a checkpoint, as its manifest knows it."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint. metrics: those that were numbers."""
+
+    folder: str
     step: int
+    metrics: Mapping[str, float]
+    parts: Mapping[str, Part]
 
     def load(self, part: str) -> dict[str, Any]:
-        """One part, tensors on the CPU. Raises CheckpointError for a part that is missing or carries code."""
-        file = self.folder / f"{part}.pt"
+        """One part, tensors on the CPU, out of bytes that were checked in the same read.
+
+        Raises CheckpointError for a part that is missing, has changed, carries code or is no dictionary.
+        """
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            content = torch.load(io.BytesIO(self._read(part)), map_location="cpu", weights_only=True)
+            if not isinstance(content, dict):
+                raise _UnfitError(f"it holds a {type(content).__name__}")
+            return content
+        except Exception as error:  # torch.load raises whatever foreign bytes make it stumble over
+            why = str(error).partition("\n")[0] or type(error).__name__
             raise CheckpointError(
-                f"{file} cannot be read ({str(error).partition(chr(10))[0]}): the run cannot go on from it; remove "
-                f"{self.folder} to go on from the checkpoint before it"
+                f"{files.below(self.folder, f'{part}.pt')} cannot be read ({why}): nothing can go on from it; remove "
+                f"{self.folder} to go on from the one before it"
             ) from error
 
+    def _read(self, name: str) -> bytes:
+        """The bytes of a part. Raises _UnfitError for other bytes than were written; OSError."""
+        if name not in self.parts:
+            raise _UnfitError(f"its manifest lists no part {name}")
+        part = self.parts[name]
+        data = files.read(self.folder, part.file)
+        if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
+            raise _UnfitError(f"{part.file} changed since it was written")
+        return data
 
-def save(folder: Path, step: int, parts: dict[str, dict[str, Any]], *, keep: int) -> Path:
-    """Write checkpoint `step` into `folder`, whole or not at all, then remove all but the newest `keep`.
 
+class _UnfitError(Exception):
+    """Why a checkpoint cannot be trusted. finished: whether it ever was whole."""
+
+    def __init__(self, reason: str, *, finished: bool = True) -> None:
+        super().__init__(reason)
+        self.finished = finished
+
+
+# Writing --------------------------------------------------------------------------------------------------
+
+
+def save(
+    root: str | Path,
+    step: int,
+    parts: Parts,
+    *,
+    keep: int,
+    metrics: Mapping[str, float] | None = None,
+    best: Best | None = None,
+) -> str:
+    """Write checkpoint `step` below `root`, whole or not at all; then remove all but the newest `keep` and the best.
+
+    One that stands there under this step is replaced in one move. Returns the checkpoint's folder.
     Raises CheckpointError when the storage refuses; what was there before is untouched.
     """
-    final = folder / f"step_{step:08d}"
-    temporary = folder / f".tmp_{final.name}_{os.getpid()}"
+    root = files.normal_root(root)
+    name = _name(step)
+    consequence = (
+        "a kill now would cost the steps since the last one; make room or mend the storage, and the next is written"
+    )
+    with _refusals(f"checkpoint {files.below(root, name)}", consequence):
+        _write(root, name, step, parts, metrics or {})
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        sums = {}
-        for name, part in parts.items():
-            with (temporary / f"{name}.pt").open("wb") as file:
-                torch.save(part, file)
-                os.fsync(file.fileno())
-            sums[f"{name}.pt"] = _sha256(temporary / f"{name}.pt")
-        with (temporary / _MANIFEST).open("w") as text:
-            json.dump({"format": FORMAT, "step": step, "sha256": sums}, text, indent=1)
-            text.flush()
-            os.fsync(text.fileno())
-        _flush_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _flush_folder(folder)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch.save hides what the storage said behind an error of its own.
-        fault = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(fault, OSError):
+        _prune(root, keep, step, best)
+    except (OSError, pa.ArrowException) as error:
+        log.warning("old checkpoints in %s cannot be removed (%s)", root, files.why_refused(error))
+    return files.below(root, name)
+
+
+def save_model(root: str | Path, name: str, parts: Parts, *, step: int = 0) -> str:
+    """Write ROOT/NAME in the format of a checkpoint, whole or not at all, in place of what stood there; its folder.
+
+    Raises CheckpointError when the storage refuses, or for a name that no folder can have.
+    """
+    root = files.normal_root(root)
+    name = _folder_name(root, name)
+    with _refusals(files.below(root, name), "what stood there before is untouched; make room or give another name"):
+        _write(root, name, step, parts, {})
+    return files.below(root, name)
+
+
+def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, float]) -> None:
+    """The parts beside those that stand there, the manifest over the old one, and then away with the old parts."""
+    folder = files.below(root, name)
+    old = _prepare(root, name)
+    written: dict[str, dict[str, Any]] = {}
+    try:
+        for part, content in parts.items():
+            file = next(file for file in (f"{part}.pt", f"{part}-1.pt") if file not in old)
+            with whole(folder, file, digest=hashlib.sha256) as sink:
+                torch.save(content, cast(IO[bytes], sink))
+            written[part] = {"file": file, "bytes": sink.bytes, "sha256": sink.digest.hexdigest()}
+        numbers = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        with whole(folder, _MANIFEST) as sink:
+            sink.write(_manifest({"format": FORMAT, "step": step, "metrics": numbers, "parts": written}))
+    except Exception:
+        with contextlib.suppress(OSError):
+            _prepare(root, name)
+        raise
+    for file in old:
+        with contextlib.suppress(OSError):
+            files.remove(folder, file)
+
+
+def _prepare(root: str, name: str) -> set[str]:
+    """Remove all but a checkpoint that stands there; its parts' files. Raises OSError."""
+    folder = files.below(root, name)
+    there = files.listing(folder)
+    try:
+        old = {part.file for part in _look(folder).parts.values()}
+    except _UnfitError:
+        _remove(root, name)
+        return set()
+    for file in there.keys() - old - {_MANIFEST}:
+        files.remove(folder, file)
+    return old
+
+
+@contextmanager
+def _refusals(what: str, consequence: str) -> Iterator[None]:
+    """Turn a storage's errors into a sentence; others pass. torch.save hides what a storage said behind its own."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError | SourceError | pa.ArrowException):
+            cause = cause.__context__
+        if not isinstance(cause, Exception):
             raise
+        raise CheckpointError(f"{what} cannot be written ({files.why_refused(cause)}): {consequence}") from error
+
+
+def _manifest(about: Mapping[str, Any]) -> bytes:
+    """The one way to write a manifest: text that is not exactly this was changed."""
+    digest = hashlib.sha256(json.dumps(about, indent=1).encode()).hexdigest()
+    return f"{json.dumps({**about, 'sha256': digest}, indent=1)}\n".encode()
+
+
+def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
+    """Remove all up to `step` but the newest `keep` and the best. Later ones are another run's: not ours to count.
+
+    A damaged one goes when it is older than those kept, an unfinished one at once. Raises OSError.
+    """
+    found = (name for name, size in files.listing(root).items() if size is None)
+    steps = sorted((number for name in found if (number := _step(name)) is not None and number <= step), reverse=True)
+    fit, unfinished = list[Saved](), set[int]()
+    for number in steps:
+        try:
+            fit.append(_look(files.below(root, _name(number))))
+        except _UnfitError as error:
+            if not error.finished:
+                unfinished.add(number)
+    kept = {saved.step for saved in fit[: max(1, keep)]}
+    if step not in kept:
+        return
+    oldest = min(kept)
+    if best is not None:
+        kept |= _best(fit, best)
+    outdated = {saved.step for saved in fit} - kept
+    for number in steps:
+        if number in outdated or number in unfinished or (number < oldest and number not in kept):
+            _remove(root, _name(number))
+
+
+def _best(saved: Iterable[Saved], best: Best) -> set[int]:
+    """The step of the best, the later of two equals; none where nobody measured."""
+    sign = 1 if best.higher else -1
+    ranked = [(sign * each.metrics[best.metric], each.step) for each in saved if best.metric in each.metrics]
+    return {max(ranked)[1]} if ranked else set()
+
+
+def _remove(root: str, name: str) -> None:
+    """Remove a checkpoint, its manifest first: what a kill leaves is unfinished, not damaged. Raises OSError."""
+    files.remove(files.below(root, name), _MANIFEST)
+    files.remove(root, name)
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def newest(root: str | Path) -> tuple[Saved | None, list[Skipped]]:
+    """The newest checkpoint whose every byte is as it was written, or None; and the newer ones that are not.
+
+    Raises CheckpointError when the storage does not answer: what it holds is then unknown, which is not nothing.
+    """
+    root = files.normal_root(root)
+    skipped = list[Skipped]()
+    try:
+        names = [name for name in files.listing(root) if name.startswith("step_")]
+        for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
+            try:
+                return _checked(root, name), skipped
+            except _UnfitError as error:
+                skipped.append(Skipped(name, str(error)))
+    except (OSError, SourceError, pa.ArrowException) as error:
         raise CheckpointError(
-            f"checkpoint {final} cannot be written ({fault.strerror or fault}): a kill now would cost the steps since "
-            "the last one; make room or give another storage, then start again to resume"
+            f"the checkpoints in {root} cannot be listed or read ({files.why_refused(error)}): going on without them "
+            "would begin the run anew; see that the storage answers, and start again"
         ) from error
-    _prune(folder, keep, step)
-    return final
+    return None, skipped
 
 
-def newest(folder: Path) -> Saved | None:
-    """The newest checkpoint that is whole, or None. Damaged ones are skipped with a warning that says why."""
-    for candidate in sorted(folder.glob("step_*"), key=lambda f: (len(f.name), f.name), reverse=True):
-        fault = _fault(candidate)
-        if fault is None:
-            return Saved(candidate, int(candidate.name.removeprefix("step_")))
-        log.warning("checkpoint %s is skipped: %s; the one before it is used", candidate, fault)
-    return None
-
-
-def _fault(folder: Path) -> str | None:
-    """Why this checkpoint cannot be trusted, or None."""
+def load_model(root: str | Path, name: str) -> Saved:
+    """What `save_model` wrote as ROOT/NAME. Raises CheckpointError when it is not there, or has changed."""
+    root = files.normal_root(root)
+    folder = files.below(root, _folder_name(root, name))
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, and this thawline reads {FORMAT}"
-        if folder.name != f"step_{manifest['step']:08d}":
-            return f"it holds step {manifest['step']}"
-        if not manifest["sha256"]:
-            return "it lists no parts"
-        wrong = [name for name, digest in manifest["sha256"].items() if _sha256(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return f"{', '.join(wrong)} changed since it was written" if wrong else None
+        saved = _look(folder)
+        for part in saved.parts:
+            saved._read(part)
+        return saved
+    except (_UnfitError, OSError, SourceError, pa.ArrowException) as error:
+        why = str(error) if isinstance(error, _UnfitError) else files.why_refused(error)
+        raise CheckpointError(
+            f"{folder} cannot be loaded ({why}): no weights were changed; give the name of what was saved"
+        ) from error
 
 
-def _prune(folder: Path, keep: int, step: int) -> None:
-    """Remove all but the newest `keep` up to `step`. Later ones are damaged or another run's: not ours to count."""
-    numbers = (old.name.removeprefix("step_") for old in folder.glob("step_*"))
-    steps = sorted(int(number) for number in numbers if number.isdecimal() and int(number) <= step)
-    for old in steps[: -max(1, keep)]:
-        shutil.rmtree(folder / f"step_{old:08d}", ignore_errors=True)
-    for stale in folder.glob(".tmp_step_*"):  # left by a process that was killed while it wrote
-        shutil.rmtree(stale, ignore_errors=True)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _checked(root: str, name: str) -> Saved:
+    """A checkpoint, every byte of it read. Raises _UnfitError; OSError when a store does not answer."""
+    folder = files.below(root, name)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        saved = _look(folder)
+        if _step(name) is None or name != _name(saved.step):
+            raise _UnfitError(f"it holds step {saved.step}")
+        for part in saved.parts:
+            saved._read(part)
+        return saved
+    except OSError as error:
+        if files.is_remote(root) and not isinstance(error, FileNotFoundError):
+            raise
+        raise _UnfitError(f"it cannot be read ({files.why_refused(error)})") from error
+
+
+def _look(folder: str) -> Saved:
+    """A checkpoint by its manifest and its files' sizes; the parts are not read. Raises _UnfitError; OSError."""
+    there = files.listing(folder)
+    if _MANIFEST not in there:
+        raise _UnfitError(f"it was not finished: there is no {_MANIFEST}", finished=False)
+    size = there[_MANIFEST]
+    if size is None or size > _MANIFEST_BYTES:
+        raise _UnfitError(f"its {_MANIFEST} is no file" if size is None else f"its {_MANIFEST} has {size:,} bytes")
+    about = _understood(files.read(folder, _MANIFEST))
+    try:
+        parts = {name: Part(**part) for name, part in about["parts"].items()}
+        saved = Saved(folder, operator.index(about["step"]), about["metrics"], parts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _UnfitError(f"its {_MANIFEST} lacks what belongs there ({error})") from error
+    if not parts:
+        raise _UnfitError("it lists no parts")
+    for part in parts.values():
+        found = there.get(part.file)
+        if found != part.bytes:
+            raise _UnfitError(
+                f"{part.file} is missing"
+                if part.file not in there
+                else f"{part.file} is no file"
+                if found is None
+                else f"{part.file} has {found:,} bytes of {part.bytes:,}"
+            )
+    return saved
+
+
+def _understood(data: bytes) -> dict[str, Any]:
+    """A manifest's content. Raises _UnfitError when its text is not exactly what a writer of this format wrote."""
+    try:
+        about = json.loads(data)
+        wanted = about.get("format")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _UnfitError(f"its {_MANIFEST} cannot be understood ({type(error).__name__})") from error
+    if wanted != FORMAT:
+        raise _UnfitError(f"its format is {wanted}, and this thawline reads {FORMAT}")
+    if _manifest({key: value for key, value in about.items() if key != "sha256"}) != data:
+        raise _UnfitError(f"its {_MANIFEST} changed since it was written")
+    return dict(about)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _step(name: str) -> int | None:
+    """The step of a folder that `save` would call so."""
+    number = name.removeprefix("step_")
+    return int(number) if number.isdecimal() and name == _name(int(number)) else None
+
+
+def _folder_name(root: str, name: str) -> str:
+    if not name.strip(" .") or not name.isprintable() or {*name} & {*"/\\"}:
+        raise CheckpointError(
+            f"name={name!r} cannot be a folder's: nothing was written or read; give one like 'stage-1'"
+        )
+    return quote(name) if files.is_remote(root) else name

@@ -30,11 +30,12 @@ class RunContext(Protocol):
         """Where the model lives: "cpu", or "cuda" with its index."""
 
     @property
-    def run_dir(self) -> Path:
-        """The run's folder; the same storage for every rank."""
+    def run_dir(self) -> str | Path:
+        """The run's folder, or its URI (see dataio.files); the same storage for every rank."""
 
     def should_stop(self) -> bool:
-        """Has somebody asked this process to end early? Cheap; asked once a window, decided by all ranks."""
+        """Has somebody asked this process to end early? Cheap: asked once a window, and once a batch in an evaluation
+        between two epochs; decided by all ranks."""
 
     def publish(self, rows: list[Row]) -> None:
         """Show rows to whoever watches. Called by rank 0; must neither block nor fail."""
@@ -46,6 +47,9 @@ class Sink(Protocol):
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         """After every step on every rank. Must take microseconds."""
 
+    def busy(self, *, busy_s: float) -> None:
+        """After every window on every rank: how long this one was at work before it waited for the others."""
+
     def observe(self, row: Mapping[str, float | int | str | None]) -> None:
         """After every recorded row, on every rank."""
 
@@ -54,7 +58,7 @@ class Sink(Protocol):
 class LocalContext:
     """One process by itself: a notebook, or `thawline train` in process."""
 
-    run_dir: Path = Path("runs/notebook")
+    run_dir: str | Path = "runs/notebook"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     rank: int = 0
     world_size: int = 1

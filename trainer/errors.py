@@ -3,7 +3,10 @@
 TrainError
 ├── RecipeError          a schedule, optimiser or precision that makes no sense
 ├── CheckpointError      no valid checkpoint where one is needed
-└── DivergedError        the loss is not finite
+├── DivergedError        the loss or the gradients are not finite
+└── MemoryLimitError     a step does not fit, however it is split
+
+PeerError stands apart: another rank failed, in a way that may be its machine's, and starting again may help.
 """
 
 
@@ -21,3 +24,11 @@ class CheckpointError(TrainError):
 
 class DivergedError(TrainError):
     """The loss or the gradients are no longer finite."""
+
+
+class MemoryLimitError(TrainError):
+    """A training step does not fit into the device's memory, however it is split."""
+
+
+class PeerError(RuntimeError):
+    """Another rank failed in a way that only its own traceback explains."""

@@ -1,82 +1,68 @@
 """Who trains? `Learner`: the one owner of everything that changes during a run.
 
-The words are fastai's: fit_one_cycle, fine_tune, freeze, unfreeze. Underneath, a fit is a list of phases, a phase
-a number of steps of the infinite stream, and the whole position of a run is (phase, step in phase, step): that,
-the weights, the optimiser and the records are what a checkpoint holds. It knows no decoder, no Ray and no CLI.
+The words are fastai's: fit_one_cycle, fine_tune, freeze, unfreeze, save, load. Underneath, a fit is a list of phases,
+a phase a number of steps of the infinite stream, and the whole position of a run is (phase, step in phase, step):
+that, the weights, the optimiser and the records are what a checkpoint holds. It knows no decoder, no Ray and no CLI.
 """
 
+import contextlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from dataio import files
 from dataio.batch import Batch, Loader
 from dataio.hashing import hash64
 from models import groups
 from trainer import checkpoint, optim, world
+from trainer.checkpoint import Best
 from trainer.context import LocalContext, Row, RunContext, Sink
-from trainer.errors import CheckpointError, DivergedError
+from trainer.ema import Ema
+from trainer.errors import CheckpointError, RecipeError
+from trainer.evaluation import evaluate
+from trainer.keeper import Keeper
 from trainer.losses import default_loss
+from trainer.lr_find import lr_find
 from trainer.metrics import Meter, default_metrics
-from trainer.predictions import Predictions, average, collect
+from trainer.predictions import Predictions, average
+from trainer.progress import Progress
 from trainer.quarantine import Quarantine, together_by_id
 from trainer.recorder import Recorder
-from trainer.schedule import OneCycle, Phase, fine_tune_phases, one_cycle_phases, spread
-from trainer.step import LossFunction, PrecisionName, choose_precision, distribute, eval_step, train_step
-from trainer.window import Reading, Window, extend_hash
+from trainer.reduction import Compile
+from trainer.running import Running
+from trainer.saver import Written
+from trainer.schedule import Find, Phase, fine_tune_phases, flat_cos_phases, one_cycle_phases
+from trainer.shapes import LearningRate
+from trainer.step import LossFunction, PrecisionName, choose_precision, place
+from trainer.stepper import How, Stepper, Taken
 
 BatchTransform = Callable[[Batch, int], Batch]
+BatchNorms = Literal["train", "sync", "frozen"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """Where a run stands. All of it goes into a checkpoint."""
-
-    phase: int = 0
-    """Phases of the current fit that are complete."""
-    phase_step: int = 0
-    """Steps taken in the phase under way."""
-    step: int = 0
-    """Steps taken since the run began; times global_batch, it is the stream's cursor."""
-    epochs: float = 0.0
-    """Epochs in phases that are complete."""
-    stream_hash: str = ""
-    """Over the ids of every step so far, as they arrived (see `window.extend_hash`)."""
-    elapsed_s: float = 0.0
-    """Wall time, over every process that worked on the run."""
-
-
-@dataclass(frozen=True)
-class _Running:
-    """What a phase needs while it runs; made at its start, gone at its end."""
-
-    phase: Phase
-    steps: int
-    epoch_ends: frozenset[int]
-    """Steps of the phase after which an epoch has ended."""
-    cycle: OneCycle
-    model: nn.Module
-    """The learner's model, wrapped for the ranks."""
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
 
 
 class Learner:
     """Trains `model` on `train` and measures it on `valid`.
 
     model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C).
-    optimizer, weight_decay: see optim.build. precision: see step.choose_precision.
-    loss: (logits, targets) -> (N,) per-sample losses; from the task when not given. metrics: as in metrics.Meter.
+    optimizer: a name, or an optim.Recipe. precision: see step.choose_precision.
+    loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
+    meter: what is measured; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
+    accumulate: in how many micro-batches each rank takes its part of a step, to need less memory.
+    clip: the largest norm of a step's gradients. ema: decay of an average of the weights, which is then what is
+    measured; 0 keeps none. compile: a mode of torch.compile for training steps.
+    batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
-    log_every: steps a window; the device is read once in each. checkpoint_every_s, keep: see checkpoint.
+    log_every: steps a window; the device is read once in each. checkpoint_every_s, keep, best: see keeper, checkpoint.
     With no context it is one process on the model's device, and nothing is written to disk.
     """
 
@@ -86,62 +72,90 @@ class Learner:
         train: Loader,
         valid: Loader,
         *,
-        optimizer: str = "adamw",
-        weight_decay: float = 0.01,
+        optimizer: optim.Name | optim.Recipe = "adamw",
         precision: PrecisionName = "auto",
         loss: LossFunction | None = None,
+        label_smoothing: float = 0.0,
         meter: Meter | None = None,
         batch_transform: BatchTransform | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        ema: float = 0.0,
+        compile: Compile = "off",  # torch's word
+        batch_norm: BatchNorms = "train",
         seed: int = 42,
         context: RunContext | None = None,
         sinks: Sequence[Sink] = (),
         log_every: int = 10,
         checkpoint_every_s: float = math.inf,
         keep: int = 3,
+        best: Best | None = None,
     ) -> None:
         self.context = context or LocalContext(device=next(model.parameters()).device)
         self.device = self.context.device
         self.precision = choose_precision(precision, self.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = place(_normed(model, batch_norm, self.device), self.precision, self.device)
         self.train, self.valid = train, valid
-        self.loss = loss or default_loss(train.task)
+        self.loss = loss or default_loss(train.task, label_smoothing=label_smoothing)
         self.meter = (meter or Meter(default_metrics(train.task, len(train.classes)))).to(self.device)
         self.batch_transform = batch_transform
         self.recorder = Recorder(sinks=sinks)
-        self.progress = Progress()
+        self.progress = Progress(splits=accumulate)
+        self.quarantine = Quarantine(train, valid)
         self.stopped = False
-        self._optim: dict[str, Any] = {"name": optimizer, "weight_decay": weight_decay}
-        self._seed, self._log_every = seed, max(1, log_every)
-        self._checkpoint_every_s, self._keep = checkpoint_every_s, keep
+        self.how = How(
+            device=self.device,
+            precision=self.precision,
+            loss=self.loss,
+            recipe=optim.Recipe(name=optimizer) if isinstance(optimizer, str) else optimizer,
+            global_batch=train.global_batch,
+            clip=clip,
+            compile=compile,
+            window=max(1, log_every),
+        )
+        self.ema = Ema(self.model, ema) if ema else None
+        self._norms_frozen = batch_norm == "frozen"
+        self._seed = seed
         self._frozen_to = 0
         self._stream: Iterator[Batch] | None = None
         self._resuming = False
-        self._resumed: dict[str, Any] | None = None
-        self.quarantine = Quarantine(train, valid)
+        self.resumed: dict[str, Any] | None = None
         self._clock = time.monotonic()
-        self._last_save = self._clock
+        measured = ("valid_loss", *self.meter.metrics)
+        if best is not None and best.metric not in measured:
+            raise RecipeError(
+                f"best={best.metric!r} is not measured: no checkpoint would ever be the best; give one of "
+                f"{', '.join(measured)}"
+            )
+        run_dir, rank = self.context.run_dir, self.context.rank
+        self.keeper = Keeper(run_dir, rank=rank, every_s=checkpoint_every_s, keep=keep, best=best)
 
     # What a user calls ------------------------------------------------------------------------------------
 
     def fit_one_cycle(
         self,
-        epochs: int,
-        lr: float | slice | Sequence[float] = 3e-3,
+        epochs: float,
+        lr: LearningRate | Find = 3e-3,
         *,
         div: float = 25.0,
         div_final: float = 1e5,
         pct_start: float = 0.25,
     ) -> None:
         """Train the groups that are not frozen for `epochs`, under one cycle. Source: Smith (2018), fastai."""
-        phases = one_cycle_phases(epochs, lr, div=div, div_final=div_final, pct_start=pct_start)
-        self.fit([replace(phase, freeze_to=self._frozen_to) for phase in phases])
+        self._fit_unfrozen(one_cycle_phases(epochs, lr, div=div, div_final=div_final, pct_start=pct_start))
+
+    def fit_flat_cos(
+        self, epochs: float, lr: LearningRate | Find = 3e-3, *, div_final: float = 1e5, pct_start: float = 0.75
+    ) -> None:
+        """Train at a steady rate for `pct_start` of `epochs`, then let it fall along a cosine. Source: fastai."""
+        self._fit_unfrozen(flat_cos_phases(epochs, lr, div_final=div_final, pct_start=pct_start))
 
     def fine_tune(
         self,
-        epochs: int,
-        lr: float = 2e-3,
+        epochs: float,
+        lr: float | Find = 2e-3,
         *,
-        frozen_epochs: int = 1,
+        frozen_epochs: float = 1,
         pct_start: float = 0.3,
         div: float = 5.0,
     ) -> None:
@@ -150,19 +164,24 @@ class Learner:
 
     def freeze(self) -> None:
         """Only the head (and BatchNorm) will train in the next fit."""
-        self._freeze_to(-1)
+        self.freeze_to(-1)
 
     def unfreeze(self) -> None:
         """Everything will train in the next fit."""
-        self._freeze_to(0)
+        self.freeze_to(0)
+
+    def freeze_to(self, n: int) -> None:
+        """The layer groups from n on (and BatchNorm) will train in the next fit; -1 is the head alone."""
+        groups.freeze_to(self.model, n)
+        self._frozen_to = n
 
     def validate(self) -> dict[str, float]:
         """The metrics over exactly the validation samples. Collective."""
-        return self._evaluate(self.valid, keep=False)[0]
+        return self._all_of(self.valid)[0]
 
     def predictions(self) -> Predictions | None:
         """One prediction a validation sample, by id, on rank 0; None on other ranks. Collective."""
-        return self._evaluate(self.valid, keep=True)[1]
+        return self._all_of(self.valid, keep=True)[1]
 
     def tta(self, *, views: int = 4, beta: float = 0.25) -> Predictions | None:
         """Test-time augmentation: predictions averaged over augmented views of the validation images. Collective.
@@ -171,8 +190,19 @@ class Learner:
         Source: fastai's `Learner.tta`.
         """
         plain = self.predictions()
-        others = [self._evaluate(self.valid.augmented(view), keep=True)[1] for view in range(views)]
+        others = [self._all_of(self.valid.augmented(view), keep=True)[1] for view in range(views)]
         return None if plain is None else average(plain, [p for p in others if p is not None], beta=beta)
+
+    def save(self, name: str) -> None:
+        """Keep the weights as they are now under a name, in models/NAME of the run's folder. Collective."""
+        if self.context.rank == 0:
+            checkpoint.save_model(self._models, name, self.weights(), step=self.progress.step)
+        world.gather(None)  # nobody looks for it before it is there
+
+    def load(self, name: str) -> Self:
+        """Take weights up again that `save` kept; schedule, optimiser and records stay as they are. Collective."""
+        self._take_weights(checkpoint.load_model(self._models, name))
+        return self
 
     def note(self, text: str) -> None:
         """Tell whoever watches a line of text."""
@@ -180,7 +210,8 @@ class Learner:
             self.context.publish([{"kind": "note", "text": text}])
 
     def close(self) -> None:
-        """Give back the loaders' threads and memory."""
+        """Give back the loaders' threads and memory, once the last checkpoint is written."""
+        self.keeper.close()
         self._stream = None
         self.train.close()
         self.valid.close()
@@ -193,232 +224,33 @@ class Learner:
         Returns early, with `stopped` set, when somebody asked to stop.
         """
         if not self._resuming:
-            self.progress = replace(self.progress, phase=0, phase_step=0)
+            self.progress = replace(self.progress, phase=0, phase_step=0, validate_due=False)
         self._resuming = self.stopped = False
         for phase in phases[self.progress.phase :]:
-            self._run_phase(phase)
-            if self.progress.phase_step == self.train.steps(phase.epochs):
-                self.progress.phase, self.progress.phase_step = self.progress.phase + 1, 0
-                self.progress.epochs += phase.epochs
+            Running(self, phase).run()
             if self.stopped:
-                return
-
-    def _run_phase(self, phase: Phase) -> None:
-        running = self._open_phase(phase)
-        window = Window()
-        running.model.train()
-        while self.progress.phase_step < running.steps:
-            self._take_step(running, window)
-            at_epoch_end = self.progress.phase_step in running.epoch_ends
-            if len(window) < self._log_every and not at_epoch_end:
-                continue
-            reading = self._close_window(running, window)
-            if at_epoch_end:
-                self._validate_epoch(running)
-                running.model.train()
-            if reading.save_due or reading.stop or self.progress.phase_step == running.steps:
-                self._save(running)
-            window.restart_clock()
-            if reading.stop:
-                self.stopped = True
-                return
-
-    def _open_phase(self, phase: Phase) -> _Running:
-        self._freeze_to(phase.freeze_to)
-        # A fresh optimiser a phase: what is frozen has changed, and moments of other gradients would mislead it.
-        parameters = groups.parameter_groups(self.model)
-        optimizer = optim.build(parameters, device=self.device, **self._optim)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.scaled)
-        if self._resumed is not None:
-            optimizer.load_state_dict(self._resumed["optimizer"])
-            scaler.load_state_dict(self._resumed["scaler"])
-            self._resumed = None
-        steps = self.train.steps(phase.epochs)
-        return _Running(
-            phase=phase,
-            steps=steps,
-            epoch_ends=frozenset(self.train.steps(epoch) for epoch in range(1, phase.epochs + 1)),
-            cycle=OneCycle(
-                lr=spread(phase.lr, len(parameters)),
-                steps=steps,
-                div=phase.div,
-                div_final=phase.div_final,
-                pct_start=phase.pct_start,
-            ),
-            model=distribute(self.model, self.device),
-            optimizer=optimizer,
-            scaler=scaler,
-        )
-
-    def _take_step(self, running: _Running, window: Window) -> None:
-        optim.set_hyper(running.optimizer, *running.cycle.at(self.progress.phase_step))
-        began = time.perf_counter()
-        batch = self._next_batch()
-        waited_s = time.perf_counter() - began
-        if self.batch_transform is not None:
-            batch = self.batch_transform(batch, self.progress.step)
-        # Dropout is a function of (seed, step, rank), so a resumed run needs no random state.
-        torch.manual_seed(int(hash64(self._seed, self.progress.step, self.context.rank) >> 1))
-        losses = train_step(
-            running.model,
-            batch,
-            loss=self.loss,
-            optimizer=running.optimizer,
-            scaler=running.scaler,
-            precision=self.precision,
-            share=self.train.global_batch / self.context.world_size,
-        )
-        window.add(ids=batch.ids, losses=losses, data_wait_s=waited_s)
-        self.progress.step += 1
-        self.progress.phase_step += 1
-        step_s = time.perf_counter() - began - waited_s
-        for sink in self.recorder.sinks:
-            sink.step(images=len(batch.ids), step_s=step_s, data_wait_s=waited_s)
-
-    def _next_batch(self) -> Batch:
-        if self._stream is None:  # opened at the cursor, once: phases and fits go on in the same stream
-            self._stream = self.train.stream(self.progress.step)
-        return next(self._stream)
-
-    def _close_window(self, running: _Running, window: Window) -> Reading:
-        lrs, momentum = running.cycle.at(self.progress.phase_step - 1)
-        reading = window.close(
-            stop=self.context.should_stop(),
-            save_due=time.monotonic() - self._last_save >= self._checkpoint_every_s,
-            lost=self.quarantine.news("train"),
-        )
-        if not math.isfinite(reading.loss):
-            raise DivergedError(
-                f"the loss is {reading.loss} within the {reading.steps} steps before step {self.progress.step} "
-                f"(lr {lrs[-1]:.2e}): the weights are spoilt from there on; start again from the last checkpoint with "
-                "a lower lr, or in fp32"
-            )
-        self._quarantine("train", reading.lost)
-        for ids in reading.ids:
-            self.progress.stream_hash = extend_hash(self.progress.stream_hash, ids)
-        self._record(
-            "train",
-            running,
-            loss=reading.loss,
-            lr=lrs[-1],
-            momentum=momentum,
-            images=reading.images,
-            window_s=reading.window_s,
-            images_per_s=reading.images / reading.window_s,
-            data_wait_s=reading.data_wait_s,
-            data_wait_fraction=min(1.0, reading.data_wait_s / reading.window_s),
-        )
-        return reading
-
-    def _record(self, kind: str, running: _Running, **values: float | int | str | None) -> None:
-        phase, now = running.phase, time.monotonic()
-        self.progress.elapsed_s += now - self._clock
-        self._clock = now
-        row: Row = {
-            "kind": kind,
-            "phase": phase.name,
-            "step": self.progress.step,
-            "phase_step": self.progress.phase_step,
-            "phase_steps": running.steps,
-            "epoch": self.progress.epochs + phase.epochs * self.progress.phase_step / running.steps,
-            "time_s": self.progress.elapsed_s,
-            "unix_s": time.time(),
-        }
-        self.recorder.add({**row, **values})
-        if self.context.rank == 0:
-            self.context.publish([self.recorder.rows[-1]])
-
-    def _freeze_to(self, n: int) -> None:
-        groups.freeze_to(self.model, n)
-        self._frozen_to = n
-
-    # Evaluation -------------------------------------------------------------------------------------------
-
-    def _validate_epoch(self, running: _Running) -> None:
-        """Measure, and record a "valid" row with the epoch's mean training loss beside it."""
-        began = time.monotonic()
-        values, _ = self._evaluate(self.valid, keep=False)
-        before = [i for i, row in enumerate(self.recorder.rows) if row["kind"] == "valid"]
-        windows = [
-            (float(row["loss"] or 0), int(row["images"] or 0))
-            for row in self.recorder.rows[before[-1] + 1 if before else 0 :]
-            if row["kind"] == "train"
-        ]
-        train_loss = sum(loss * n for loss, n in windows) / sum(n for _, n in windows)
-        seconds = time.monotonic() - began
-        measured = self.valid.samples - len(self.valid.quarantined)
-        self._record("valid", running, train_loss=train_loss, valid_s=seconds, valid_samples=measured, **values)
-
-    def _evaluate(self, loader: Loader, *, keep: bool) -> tuple[dict[str, float], Predictions | None]:
-        world.average_buffers(self.model)
-        self.model.eval()
-        self.meter.reset()
-        kept: list[tuple[torch.Tensor, ...]] = []
-        for batch in loader.stream(self.progress.step):
-            logits, losses = eval_step(self.model, batch, loss=self.loss, precision=self.precision)
-            self.meter.update(logits, batch.targets, losses)
-            if keep:
-                kept.append((batch.ids, batch.targets, logits, losses))
-        values = self.meter.compute()
-        self._quarantine("valid", together_by_id(world.gather(self.quarantine.news("valid"))))
-        return values, collect(kept, task=self.valid.task) if keep else None
-
-    def _quarantine(self, split: str, found: Mapping[int, str]) -> None:
-        """Name the files that some rank found unusable, and have every rank do without them. Collective."""
-        rows = self.quarantine.rows(split, found, step=self.progress.step)
-        for row in rows:
-            self.recorder.add(row)
-            self.note(
-                f"quarantined, {'another fills its place' if split == 'train' else 'not measured'}: {row['reason']}"
-            )
-        self.quarantine.apply(rows)
-
-    # Checkpoints ------------------------------------------------------------------------------------------
-
-    def _save(self, running: _Running) -> None:
-        """Write a checkpoint on rank 0. A storage that refuses is reported and does not end the training."""
-        if not math.isfinite(self._checkpoint_every_s):
-            return
-        began = time.monotonic()
-        world.average_buffers(self.model)
-        self._last_save = began
-        if self.context.rank == 0:
-            parts = {"model": self.model.state_dict(), "state": self._state(running)}
-            try:
-                checkpoint.save(self.context.run_dir / "checkpoints", self.progress.step, parts, keep=self._keep)
-            except CheckpointError as error:
-                log.error("%s", error)
-                return
-        self._record("checkpoint", running, checkpoint_s=time.monotonic() - began)
-
-    def _state(self, running: _Running) -> dict[str, Any]:
-        """All of a checkpoint but the weights. At a phase's end the next one starts, with its own optimiser."""
-        progress, rows = self.progress, self.recorder.rows
-        if progress.phase_step < running.steps:
-            optimizer, scaler = running.optimizer.state_dict(), running.scaler.state_dict()
-            return {"progress": asdict(progress), "rows": rows, "optimizer": optimizer, "scaler": scaler}
-        epochs = progress.epochs + running.phase.epochs
-        finished = replace(progress, phase=progress.phase + 1, phase_step=0, epochs=epochs)
-        return {"progress": asdict(finished), "rows": rows, "optimizer": None, "scaler": None}
+                break
+        self.tell_written(world.gather(self.keeper.finished(all_of_them=True))[0])
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
-        world.gather(None)  # after a stop in this process, rank 0 may still be writing the last one
-        saved = checkpoint.newest(self.context.run_dir / "checkpoints")
+        saved, skipped = checkpoint.newest(self.keeper.root)
         found = world.gather(None if saved is None else saved.step)
         if len(set(found)) > 1:
             raise CheckpointError(
                 f"ranks see different checkpoints (steps {found}): they would train different weights; give every "
                 "worker the same storage"
             )
+        for each in skipped:
+            self.note(f"checkpoint {each.name} is skipped: {each.reason}")
         if saved is None:
             return False
         state = saved.load("state")
-        self.model.load_state_dict(saved.load("model"))
+        self._take_weights(saved)
         self.progress = Progress(**state["progress"])
         self.recorder.rows = state["rows"]
         self._resuming = True
-        self._resumed = state if state["optimizer"] is not None else None
+        self.resumed = state if state["optimizer"] is not None else None
         self._stream = None
         known = self.recorder.of_kind("quarantine")
         self.quarantine.apply(known)
@@ -429,3 +261,182 @@ class Learner:
         if self.context.rank == 0:
             self.context.publish(self.recorder.rows)
         return True
+
+    def rehearse(
+        self,
+        lrs: Callable[[int], Sequence[float]],
+        *,
+        stop: Callable[[float], bool],
+        steps: int,
+        freeze_to: int | None = None,
+    ) -> list[float]:
+        """Train on the stream from the cursor, then put everything back. Collective.
+
+        lrs: step, from 0 -> learning rate of each layer group. Each step's mean loss over all ranks, which may be
+        infinite or NaN, is given to `stop` and returned, at most `steps` of them: the same on every rank. Afterwards
+        weights, statistics, random state and cursor are bit by bit as before; the optimiser was one of its own.
+        """
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        frozen_to, training = self._frozen_to, self.model.training
+        devices = [self.device] if self.device.type == "cuda" else []
+        losses: list[float] = []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                if freeze_to is not None:
+                    self.freeze_to(freeze_to)
+                self.training_mode()
+                stepper = Stepper(self.model, self.how, splits=self.progress.splits, on_split=self.split)
+                self._stream = None
+                stream = self.train.stream(self.progress.step)
+                for step in range(steps):
+                    optim.set_hyper(stepper.optimizer, lrs(step), None)
+                    taken = self.take(stepper, lambda: next(stream), self.progress.step + step)
+                    parts = world.gather((float(taken.losses.sum(dtype=torch.float64)), len(taken.losses)))
+                    losses.append(sum(part[0] for part in parts) / sum(part[1] for part in parts))
+                    if stop(losses[-1]):
+                        break
+                stepper.close()
+        finally:
+            self.model.load_state_dict(before)
+            self.model.train(training)
+            self.model.zero_grad()
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            self._frozen_to = frozen_to
+            self._stream = None
+        return losses
+
+    # What a phase asks of the learner: see running -----------------------------------------------------------
+
+    def take(self, stepper: Stepper, following: Callable[[], Batch], step: int) -> Taken:
+        """Take a step on the batch that `following` gives, with the dropout of `step`. Collective."""
+
+        def fetch() -> Batch:
+            batch = following()
+            return batch if self.batch_transform is None else self.batch_transform(batch, step)
+
+        return stepper.take(fetch, seed=int(hash64(self._seed, step, self.context.rank) >> 1))
+
+    def next_batch(self) -> Batch:
+        """The stream's next, from the cursor on."""
+        if self._stream is None:  # opened at the cursor, once: phases and fits go on in the same stream
+            self._stream = self.train.stream(self.progress.step)
+        return next(self._stream)
+
+    def training_mode(self) -> None:
+        """As `model.train()`, but for statistics that are to stand still."""
+        self.model.train()
+        for layer in self.model.modules():
+            if self._norms_frozen and isinstance(layer, _BatchNorm):
+                layer.eval()
+
+    def split(self, splits: int) -> None:
+        """Some rank ran out of memory: from here on so many micro-batches."""
+        self.progress.splits = splits
+        self.note(
+            f"out of memory at step {self.progress.step}: every rank takes its part in {splits} micro-batches from "
+            "here on; the global batch and its gradients stay, but BatchNorm sees a micro-batch at a time"
+        )
+
+    def found_lr(self, phase: Phase, find: Find) -> float:
+        """What the lr finder suggests to a phase, or has suggested to an earlier one. Collective."""
+        if find.search and self.progress.phase_step == 0:
+            self.note(f"looking for a learning rate for {phase.name}")
+            found = lr_find(self, lr=find.rate, freeze_to=phase.freeze_to)
+            self.progress.found_lr = found.valley
+            self.note(f"the lr finder suggests {found.valley:.2e} (valley) for {phase.name}")
+        if self.progress.found_lr is None:
+            raise RecipeError(
+                f"phase {phase.name!r} takes the lr that an earlier phase found, and none searched: there is no "
+                "learning rate; give Find(search=True), or a number"
+            )
+        return self.progress.found_lr
+
+    def measure(
+        self, loader: Loader, *, keep: bool, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], Predictions | None] | None:
+        """`evaluate`, with the averaged weights if there are any. Collective."""
+        with contextlib.nullcontext() if self.ema is None else self.ema.in_place():
+            found = evaluate(
+                self.model,
+                loader,
+                step=self.progress.step,
+                loss=self.loss,
+                precision=self.precision,
+                meter=self.meter,
+                keep=keep,
+                interrupted=interrupted,
+            )
+        self.set_apart("valid", together_by_id(world.gather(self.quarantine.news("valid"))))
+        return found
+
+    def set_apart(self, split: str, found: Mapping[int, str]) -> None:
+        """Name the files that some rank found unusable, and have every rank do without them. Collective."""
+        rows = self.quarantine.rows(split, found, step=self.progress.step)
+        for row in rows:
+            self.recorder.add(row)
+            self.note(
+                f"quarantined, {'another fills its place' if split == 'train' else 'not measured'}: {row['reason']}"
+            )
+        self.quarantine.apply(rows)
+
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The parts of a checkpoint that are weights."""
+        weights = {"model": self.model.state_dict()}
+        return weights if self.ema is None else {**weights, "ema": self.ema.state_dict()}
+
+    def tell_written(self, written: Sequence[Written]) -> None:
+        """Record what became of checkpoints. A storage that refuses is told loudly and does not end the training."""
+        for each in written:
+            row: Row = {"step": each.step, "unix_s": time.time()}
+            if each.error is None:
+                self.show({"kind": "checkpoint", **row, "checkpoint_s": each.seconds})
+                continue
+            if self.context.rank == 0:
+                log.error("%s", each.error)
+            self.show({"kind": "checkpoint_failed", **row, "reason": each.error})
+
+    def show(self, row: Row) -> None:
+        """Record a row, on every rank, and publish it."""
+        self.recorder.add(row)
+        if self.context.rank == 0:
+            self.context.publish([row])
+
+    def elapsed_s(self) -> float:
+        """Wall time that the run has taken so far."""
+        now = time.monotonic()
+        self.progress.elapsed_s += now - self._clock
+        self._clock = now
+        return self.progress.elapsed_s
+
+    # Within -----------------------------------------------------------------------------------------------
+
+    def _all_of(self, loader: Loader, *, keep: bool = False) -> tuple[dict[str, float], Predictions | None]:
+        found = self.measure(loader, keep=keep)
+        assert found is not None  # nobody interrupts it
+        return found
+
+    def _take_weights(self, saved: checkpoint.Saved) -> None:
+        self.model.load_state_dict(saved.load("model"))
+        if self.ema is not None:
+            self.ema.load_state_dict(saved.load("ema" if "ema" in saved.parts else "model"))
+
+    @property
+    def _models(self) -> str:
+        return files.below(files.normal_root(self.context.run_dir), "models")
+
+    def _fit_unfrozen(self, phases: Sequence[Phase]) -> None:
+        self.fit([replace(phase, freeze_to=self._frozen_to) for phase in phases])
+
+
+def _normed(model: nn.Module, batch_norm: BatchNorms, device: torch.device) -> nn.Module:
+    """The model with BatchNorm over all ranks, where that is asked for. Raises RecipeError."""
+    if batch_norm != "sync" or world.world_size() == 1:
+        return model
+    if device.type != "cuda":
+        raise RecipeError(
+            f"batch_norm='sync' on {device.type}: torch can share BatchNorm's statistics between GPUs only; give train "
+            "or frozen"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

@@ -1,8 +1,10 @@
 """What did a run look like? Recorder rows to figures, one question each.
 
-Takes the recorder's Arrow table, gives a `matplotlib.figure.Figure`; knows no files and no window, and leaves
-pyplot's global state alone, so that it draws in a server, a worker and a notebook alike.
+Takes the recorder's Arrow table (plot_sweep: a sweep's numbers), gives a `matplotlib.figure.Figure`; knows no files
+and no window, and leaves pyplot's global state alone, so that it draws in a server, a worker and a notebook alike.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from trainer.errors import RecipeError
+from trainer.recorder import metric_names
 
-BLUE, ORANGE, GREEN, GREY = "#2f6690", "#d1603d", "#3a7d44", "#5c6670"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6690", "#d1603d", "#3a7d44", "#7a4f9a", "#5c6670"
 Floats = NDArray[np.float64]
 
 
@@ -54,11 +57,32 @@ def plot_metric(rows: pa.Table, name: str) -> Figure:
         )
     words = name.replace("_", " ")
     figure, axes = _canvas(words[:1].upper() + words[1:], words)
-    epoch, value = _series(rows, "valid", name)
-    axes.plot(epoch, value, "o-", color=GREEN, label=words, markersize=4)
-    if len(value):
-        axes.annotate(f"{value[-1]:.3g}", (epoch[-1], value[-1]), (0, 7), textcoords="offset points", ha="center")
-    axes.margins(x=0.06, y=0.15)
+    _metric(axes, rows, name)
+    return figure
+
+
+def plot_metrics(rows: pa.Table) -> Figure:
+    """Every validation metric by epoch, each in axes of its own: their scales differ."""
+    names = metric_names(rows.to_pylist())
+    across = min(3, max(1, len(names)))
+    down = max(1, -(-len(names) // across))
+    figure = Figure(figsize=(max(6, 3.6 * across), max(3.2, 2.4 * down)), dpi=110, layout="constrained")
+    places = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, name in zip(places, names, strict=False):
+        _dress(axes, name.replace("_", " "), "", xlabel="epoch")
+        _metric(axes, rows, name)
+    for axes in places[len(names) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def plot_sweep(thresholds: Floats, values: Floats, *, best: float, metric: str) -> Figure:
+    """A metric by threshold, and the threshold to take."""
+    figure, axes = _canvas("Threshold", metric, xlabel="threshold")
+    axes.xaxis.set_major_locator(MaxNLocator())
+    axes.plot(thresholds, values, "o-", color=GREEN, label=metric, markersize=3)
+    axes.axvline(best, color=ORANGE, linestyle="--", linewidth=1, label=f"best at {best:.3g}")
+    _legend(axes)
     return figure
 
 
@@ -87,6 +111,26 @@ def plot_data_wait(rows: pa.Table) -> Figure:
     return figure
 
 
+def plot_found(curve: pa.Table, suggestions: Mapping[str, float]) -> Figure:
+    """The lr finder's loss over the learning rate (log), with what it suggests marked on the smoothed curve.
+
+    curve: `lr_find.Found.table`, columns lr, loss (smoothed) and raw.
+    """
+    figure, axes = _canvas("Learning rate finder", "loss")
+    lr, loss, raw = (curve[name].to_numpy() for name in ("lr", "loss", "raw"))
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", color=GREY)
+    axes.plot(lr, raw, color=BLUE, alpha=0.3, linewidth=0.8, label="loss, as recorded")
+    axes.plot(lr, loss, color=BLUE, label="loss, smoothed")
+    for (name, value), color in zip(suggestions.items(), (ORANGE, GREEN, PURPLE, GREY), strict=False):
+        height = np.interp(np.log(value), np.log(lr), loss)
+        axes.plot(value, height, "o", color=color, label=f"{name} {value:.2g}", markersize=6)
+    low, high = float(loss.min()), float(loss.max())
+    axes.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))  # a batch's own loss may lie far out
+    _legend(axes)
+    return figure
+
+
 def smooth(values: Floats) -> Floats:
     """A centred Gaussian mean, as wide as a 50th of the curve, (N > 0,); lags nowhere, passes over NaN."""
     sigma = max(len(values) / 50, 1.0)
@@ -104,6 +148,14 @@ def _trace(axes: Axes, x: Floats, y: Floats, color: str, label: str) -> None:
         axes.plot(x, smooth(y), color=color, label=f"{label}, smoothed")
 
 
+def _metric(axes: Axes, rows: pa.Table, name: str) -> None:
+    epoch, value = _series(rows, "valid", name)
+    axes.plot(epoch, value, "o-", color=GREEN, label=name.replace("_", " "), markersize=4)
+    if len(value):
+        axes.annotate(f"{value[-1]:.3g}", (epoch[-1], value[-1]), (0, 7), textcoords="offset points", ha="center")
+    axes.margins(x=0.06, y=0.15)
+
+
 def _series(rows: pa.Table, kind: str, column: str) -> tuple[Floats, Floats]:
     """(epoch, column) where rows of this kind have it, float64; empty where the column was never written."""
     if column not in rows.column_names:
@@ -112,11 +164,16 @@ def _series(rows: pa.Table, kind: str, column: str) -> tuple[Floats, Floats]:
     return tuple(kept[name].to_numpy().astype(np.float64) for name in ("epoch", column))
 
 
-def _canvas(title: str, ylabel: str) -> tuple[Figure, Axes]:
+def _canvas(title: str, ylabel: str, *, xlabel: str = "epoch") -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6, 3.2), dpi=110, layout="constrained")
     axes = figure.subplots()
+    _dress(axes, title, ylabel, xlabel=xlabel)
+    return figure, axes
+
+
+def _dress(axes: Axes, title: str, ylabel: str, *, xlabel: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel("epoch", color=GREY)
+    axes.set_xlabel(xlabel, color=GREY)
     axes.set_ylabel(ylabel, color=GREY)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#e3e6e9", linewidth=0.8)
@@ -124,7 +181,6 @@ def _canvas(title: str, ylabel: str) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c4c9ce")
     axes.tick_params(colors=GREY, labelsize=9)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:

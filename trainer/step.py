@@ -1,10 +1,10 @@
-"""What happens in one training step? All of it: the only autocast, loss scaling and DDP details are here.
+"""What happens in one training step? All of it: the only autocast and loss scaling are here.
 
-No line in `train_step` makes the host wait for the device: nothing is read back, nothing is synchronised.
+No line of `backward` and `update` makes the host wait for the device: nothing is read back, nothing is synchronised.
 Losses come back as device tensors; the learner reads their sum once a logging window.
 """
 
-import warnings
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,29 +12,32 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dataio.batch import Batch
-from trainer import world
+from trainer import optim
 from trainer.errors import RecipeError
+from trainer.guard import Guard
+from trainer.reduction import Reduction
 
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How numbers are represented while the model runs. Weights and optimiser state are float32 throughout."""
+    """How numbers are represented while the model runs. Optimiser state has the weights' type."""
 
     name: str
     autocast: torch.dtype | None
     scaled: bool
     """fp16's exponent is too short for gradients, so its loss is scaled; bf16's is float32's."""
+    weights: torch.dtype = torch.float32
 
     @property
     def input_dtype(self) -> torch.dtype:
         """What loaders should write: half the bytes where the first layer would round anyway."""
-        return torch.float32 if self.autocast is None else torch.float16
+        return torch.float32 if self.name == "fp32" else torch.float16
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
@@ -47,10 +50,25 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
         "fp32": Precision("fp32", None, False),
         "bf16": Precision("bf16", torch.bfloat16, False),
         "fp16": Precision("fp16", torch.float16, True),
+        "pure_bf16": Precision("pure_bf16", None, False, torch.bfloat16),
     }
     if name not in known:
         raise RecipeError(f"precision={name!r} is not known: give auto, {', '.join(known)}")
     return known[name]
+
+
+def place(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """The model itself, on the device, channels_last, its weights of the precision's type.
+
+    BatchNorm stays float32: a running mean that moves by a tenth of a small difference would stand still in bfloat16.
+    """
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision.weights != torch.float32:
+        model.to(precision.weights)
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.float()
+    return model
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
@@ -58,50 +76,60 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None)
 
 
-def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap for gradient averaging over the ranks; the model itself when there is one rank.
-
-    DDP hooks the parameters that require gradients *now*: wrap anew after every freeze or unfreeze, or the
-    newly thawed ones drift apart between ranks without a word.
-    """
-    if world.world_size() == 1:
-        return model
-    with warnings.catch_warnings():
-        # torch 2.15's word for it, forward_sync_buffers, is unknown to 2.11.
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        return DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # BatchNorm statistics are averaged where they are used: before evaluation
-            gradient_as_bucket_view=True,
-            static_graph=True,
-        )
-
-
-def train_step(
-    model: nn.Module,
+def backward(
+    reduction: Reduction,
     batch: Batch,
     *,
     loss: LossFunction,
-    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     precision: Precision,
-    share: float,
+    global_batch: int,
+    micro_batches: int = 1,
 ) -> Tensor:
-    """One step: forward, loss, backward (DDP averages gradients meanwhile), update.
+    """Forward, loss and backward of this rank's part; the ranks' gradients are summed meanwhile.
 
-    share: global_batch / world_size. Dividing this rank's summed loss by it, and not by the rank's own count,
-    makes DDP's mean over ranks the mean over the global batch even where parts differ by a sample.
+    Each rank divides its summed loss by the global batch, and not by its own count, so that the sum over ranks and
+    micro-batches is the mean over the global batch, even where parts differ by a sample.
+    micro_batches: in how many pieces the part goes through the model, one after the other, to need less memory. The
+    gradients are those of the whole, unless a layer looks across samples: BatchNorm sees a piece at a time.
     Returns the samples' losses, (N,) float32 on the device.
     """
-    with autocast(precision, batch.images.device):
-        logits = model(batch.images)
-    losses = loss(logits, batch.targets)
-    optimizer.zero_grad()
-    scaler.scale(losses.sum() / share).backward()  # type: ignore[no-untyped-call]
-    scaler.step(optimizer)
+    losses = []
+    pieces = zip(batch.images.tensor_split(micro_batches), batch.targets.tensor_split(micro_batches), strict=True)
+    for piece, (images, targets) in enumerate(pieces, start=1):
+        with contextlib.nullcontext() if piece == micro_batches else reduction.local():
+            with autocast(precision, images.device):
+                outputs = reduction(_cast(images, precision))
+            each = loss(outputs, targets)
+            total = each.sum() / global_batch
+            # A loss can be infinite while its gradients are not: times NaN, every rank sees it in their sum.
+            total = total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
+            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        losses.append(each.detach())
+    reduction.end()
+    return torch.cat(losses)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler, guard: Guard, clip: float | None = None
+) -> None:
+    """Turn the gradients into a step, unless they are no numbers: then the optimiser passes over it (see guard).
+
+    clip: the largest norm that the gradients may have together. Only an optimiser that cannot pass over a step by
+    itself (see optim.skips) makes the host wait, and only in fp16.
+    """
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    skip = guard.see(norm)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    if optim.skips(optimizer):
+        optimizer.found_inf = skip  # type: ignore[attr-defined]  # what GradScaler.step would set
+        optimizer.step()
+    elif not (scaler.is_enabled() and bool(skip)):
+        optimizer.step()
     scaler.update()
-    return losses.detach()
 
 
 @torch.inference_mode()
@@ -111,5 +139,10 @@ def eval_step(model: nn.Module, batch: Batch, *, loss: LossFunction, precision: 
     Returns (logits (N, C), losses (N,)), float32 on the device.
     """
     with autocast(precision, batch.images.device):
-        logits = model(batch.images)
+        logits = model(_cast(batch.images, precision))
     return logits.float(), loss(logits, batch.targets)
+
+
+def _cast(images: Tensor, precision: Precision) -> Tensor:
+    """Autocast rounds for itself; without it the first layer wants its own type."""
+    return images.to(precision.weights) if precision.weights != torch.float32 else images

@@ -6,7 +6,7 @@ once and gathers once; every rank gets the same answer, so that decisions made f
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from trainer import world
+from trainer.busy import Busy
+from trainer.guard import Guard, Seen
 from trainer.quarantine import together_by_id
+from trainer.saver import Written
 
 
 def extend_hash(digest: str, ids: NDArray[np.int64]) -> str:
@@ -36,16 +39,36 @@ class Reading:
     """Mean over the window's samples."""
     window_s: float
     """Wall time of the slowest rank."""
+    busy_s: list[float]
+    """How long each rank was at work before it waited for the others (see busy)."""
     data_wait_s: float
     """Time a rank stood waiting for a batch, mean over ranks."""
     ids: list[NDArray[np.int64]]
     """One (global_batch,) array a step, in stream order: what arrived, not what was planned."""
     stop: bool
     """Some rank was asked to stop."""
-    save_due: bool
-    """Rank 0's clock says that a checkpoint is due."""
     lost: dict[int, str]
     """Files that some rank found unusable: id -> file and reason, by id."""
+    written: list[Written]
+    """What became of checkpoints since; known to rank 0."""
+    seen: Seen
+    """What the guard saw, on this rank; alike on all, since they see the sums of the same gradients."""
+
+    def numbers(self) -> dict[str, float | int]:
+        """What the recorder keeps of it."""
+        return {
+            "loss": self.loss,
+            "grad_norm": self.seen.grad_norm,
+            "skipped": self.seen.skipped,
+            "images": self.images,
+            "window_s": self.window_s,
+            "images_per_s": self.images / self.window_s,
+            "data_wait_s": self.data_wait_s,
+            "data_wait_fraction": min(1.0, self.data_wait_s / self.window_s),
+            "busy_s": sum(self.busy_s) / len(self.busy_s),
+            "busy_max_s": max(self.busy_s),
+            "straggler": self.busy_s.index(max(self.busy_s)),
+        }
 
 
 @dataclass
@@ -67,11 +90,23 @@ class Window:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def close(self, *, stop: bool, save_due: bool, lost: Mapping[int, str]) -> Reading:
-        """Read the device once, gather once, start over. Collective; the window must not be empty."""
-        loss_sum = 0.0 if self.loss_sum is None else float(self.loss_sum)  # the one synchronisation
+    def close(
+        self,
+        *,
+        guard: Guard,
+        busy: Busy,
+        stop: bool,
+        lost: Mapping[int, str] | None = None,
+        written: Sequence[Written] = (),
+    ) -> Reading:
+        """Read the device, gather once, start over. Collective; the window must not be empty."""
+        loss_sum = 0.0 if self.loss_sum is None else float(self.loss_sum)  # waits for the device; what follows does not
+        seen, busy_s = guard.read(), busy.read()
         ids = torch.stack(self.ids).numpy()
-        mine = (ids, loss_sum, time.perf_counter() - self.began, self.data_wait_s, stop, save_due, dict(lost))
+        mine = (
+            *(ids, loss_sum, time.perf_counter() - self.began, self.data_wait_s, stop),
+            *(dict(lost or {}), busy_s, list(written)),
+        )
         ranks = world.gather(mine)
         together = np.concatenate([rank[0] for rank in ranks], axis=1)
         self.ids, self.loss_sum, self.data_wait_s = [], None, 0.0
@@ -84,8 +119,10 @@ class Window:
             data_wait_s=sum(rank[3] for rank in ranks) / len(ranks),
             ids=list(together),
             stop=any(rank[4] for rank in ranks),
-            save_due=ranks[0][5],
-            lost=together_by_id([rank[6] for rank in ranks]),
+            lost=together_by_id([rank[5] for rank in ranks]),
+            busy_s=[rank[6] for rank in ranks],
+            written=ranks[0][7],
+            seen=seen,
         )
 
     def restart_clock(self) -> None:

@@ -1,7 +1,6 @@
 """How do ranks agree? The few collectives that training needs outside DDP, each a no-op for one process.
 
-They run on the host (gloo) at window, epoch and checkpoint ends, never inside a step, so a GPU does not wait
-for them.
+They run on the host (gloo), so a GPU does not wait for them; all but `worst` only at window, epoch and checkpoint ends.
 """
 
 from typing import TypeVar
@@ -25,6 +24,15 @@ def gather(value: T) -> list[T]:
     values: list[T | None] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]  # torch fills every place
+
+
+def worst(state: int) -> int:
+    """The largest of the ranks' numbers. Collective; a few tenths of a millisecond, in every step."""
+    if world_size() == 1:
+        return state
+    flag = torch.tensor(state)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return int(flag)
 
 
 def gather_to_first(value: T) -> list[T]:

@@ -1,0 +1,177 @@
+"""Which values may a job have? The range of each field, and what contradicts what.
+
+`job.check` asks here once, after the flags. What an image may become is dataio.ImageSpec's to refuse, and what an
+optimiser or a schedule may be, the trainer's; neither is imported.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import JobError
+
+if TYPE_CHECKING:
+    from cluster.job import Job
+
+TAKES: dict[str, tuple[str, ...]] = {
+    "fine_tune": ("div", "div_final", "pct_start", "momenta", "frozen_epochs"),
+    "one_cycle": ("div", "div_final", "pct_start", "momenta", "freeze_to"),
+    "flat_cos": ("div", "div_final", "pct_start", "warmup", "freeze_to"),
+    "constant": ("div", "warmup", "freeze_to"),
+}
+"""Recipe -> what of [fit] or of a phase shapes it, besides its length and lr."""
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(name.strip(" .")) and name == name.strip() and name.isprintable() and not {*name} & {*"/\\"}
+
+
+_Range = tuple[Callable[[Any], bool], str, str]
+
+_COUNT: _Range = (lambda v: v >= 0, "_ >= 0", "a count is not negative")
+_ALPHA: _Range = (lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha")
+_RATE: _Range = (
+    lambda v: v == "find" or 0 < v < inf,
+    "a finite number above 0",
+    "training would stand still or diverge",
+)
+_DIV: _Range = (lambda v: 1 <= v < inf, "_ >= 1", "the cycle would start above its own maximum")
+_PCT: _Range = (lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
+_WARMUP: _Range = (lambda v: 0 <= v <= 1, "0 <= _ <= 1, where 0 is none", "it is a share of the steps")
+_LENGTH: _Range = (lambda v: 0 < v < inf, "_ > 0", "nothing would be trained")
+_MOMENTUM: _Range = (lambda v: 0 <= v < 1, "0 <= _ < 1", "the moments would never settle")
+
+_RANGES: dict[str, _Range] = {
+    "name": (_is_file_name, "a name without slashes, such as 'pets-2'", "no run folder can be called so"),
+    "manifest": (bool, "the file that `thawline index` or `thawline pack` writes", "there is nothing to train on"),
+    "storage": (bool, "a folder or a URI", "the run would have no place"),
+    "seed": (lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits"),
+    "workers": (lambda v: v >= 1, "_ >= 1", "nobody would train"),
+    "log_every": (lambda v: v >= 1, "_ >= 1", "a window has at least one step"),
+    "failures": _COUNT,
+    "data.global_batch": (lambda v: v >= 2, "_ >= 2", "BatchNorm cannot train on one image"),
+    "data.threads": (lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative"),
+    "data.max_quarantined": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a share of the training images"),
+    "data.cache_gib": (lambda v: v > 0, "_ > 0", "no shard would find room"),
+    "augment.mixup": _ALPHA,
+    "augment.cutmix": _ALPHA,
+    "model.name": (bool, "a backbone such as 'resnet34'", "there is nothing to train"),
+    "model.weights": (bool, "none, imagenet or a file", "it would be no choice"),
+    "model.dropout": (lambda v: 0 <= v < 1, "0 <= _ < 1", "it is a probability, and at 1 nothing passes"),
+    "fit.epochs": (lambda v: v >= 1, "_ >= 1", "nothing would be trained"),
+    "fit.frozen_epochs": _COUNT,
+    "fit.lr": _RATE,
+    "fit.div": _DIV,
+    "fit.pct_start": _PCT,
+    "fit.warmup": _WARMUP,
+    "fit.accumulate": (lambda v: v >= 1, "_ >= 1, where 1 is none", "a step has at least one part"),
+    "fit.clip": (lambda v: 0 < v < inf, "a finite number above 0", "no gradient would be left, or none be clipped"),
+    "fit.ema": (lambda v: 0 <= v < 1, "0 <= _ < 1, where 0 is none", "at 1 the average would never move"),
+    "fit.label_smoothing": (lambda v: 0 <= v < 1, "0 <= _ < 1, where 0 is none", "at 1 no label would be left"),
+    "fit.metrics": (bool, "names such as 'accuracy'", "nothing is called so"),
+    "optim.weight_decay": (lambda v: 0 <= v < inf, "_ >= 0", "weights would grow by themselves"),
+    "optim.momentum": _MOMENTUM,
+    "optim.beta2": _MOMENTUM,
+    "optim.eps": (lambda v: 0 < v < inf, "a finite number above 0", "a step could divide by zero"),
+    "checkpoint.every_s": (lambda v: 0 <= v < inf, "_ >= 0", "it is a time between two checkpoints"),
+    "checkpoint.keep": (lambda v: v >= 1, "_ >= 1", "a killed run could not resume"),
+    "metrics.port": (lambda v: 0 <= v < 2**16, "0 <= _ < 65536; 0 is any free one", "no such port exists"),
+    "metrics.host": (bool, "an address such as 127.0.0.1", "nothing could listen"),
+    "phases.epochs": _LENGTH,
+    "phases.steps": _LENGTH,
+    "phases.samples": _LENGTH,
+    "phases.frozen_epochs": (lambda v: 0 <= v < inf, "_ >= 0", "a length is not negative"),
+    "phases.lr": _RATE,
+    "phases.div": _DIV,
+    "phases.div_final": (lambda v: 1 <= v < inf, "_ >= 1", "the phase would end above its own maximum"),
+    "phases.pct_start": _PCT,
+    "phases.warmup": _WARMUP,
+    "phases.momenta": _MOMENTUM,
+    "phases.size_px": (lambda v: v >= 8, "_ >= 8", "nothing could be seen"),
+}
+"""Field -> is the value inside?, what to give (_ stands for the field's name), what would happen outside."""
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raises JobError for the first value, by its dotted name, that lies outside its range."""
+    for name, value in values.items():
+        known = re.sub(r"\[\d+\]", "", name)
+        if known not in _RANGES or value is None:
+            continue
+        inside, wanted, consequence = _RANGES[known]
+        if not all(map(inside, value if isinstance(value, tuple) else (value,))):
+            wanted = wanted.replace("_", name, 1)
+            raise JobError(f"{name}={value!r} is out of range: {consequence}; give {wanted}")
+
+
+def check_together(job: "Job") -> None:
+    """Raises JobError for the first two values that contradict one another."""
+    _check_batch(job)
+    _check_phases(job)
+    _check_recipes(job)
+    fit, optim, workers = job.fit, job.optim, job.workers
+    if fit.compile == "reduce-overhead" and workers > 1:
+        raise JobError(
+            f"fit.compile='reduce-overhead' with workers={workers}: torch skips CUDA graphs for BatchNorm under DDP "
+            "(pytorch#139207), so nothing would come of it; give fit.compile='max-autotune-no-cudagraphs'"
+        )
+    if optim.nesterov and (optim.name != "sgd" or optim.momentum == 0):
+        raise JobError(
+            f"optim.nesterov with optim.name={optim.name!r} and optim.momentum={optim.momentum}: only sgd with a "
+            "momentum has such steps; give optim.name='sgd' and optim.momentum=0.9, or no nesterov"
+        )
+
+
+def _check_batch(job: "Job") -> None:
+    batch, workers, parts = job.data.global_batch, job.workers, job.fit.accumulate
+    if batch < 2 * workers * parts:
+        problem = f"global_batch={batch} over workers={workers}"
+        problem += f" in fit.accumulate={parts} parts" * (parts > 1)
+        raise JobError(
+            f"{problem} leaves one with fewer than 2 images a {'part' if parts > 1 else 'step'}: BatchNorm cannot "
+            f"train on one; give global_batch >= {2 * workers * parts}"
+        )
+
+
+def _check_phases(job: "Job") -> None:
+    for i, phase in enumerate(job.phases):
+        lengths = {name: getattr(phase, name) for name in ("epochs", "steps", "samples")}
+        lengths = {name: value for name, value in lengths.items() if value is not None}
+        if len(lengths) != 1:
+            given = " and ".join(f"{name}={value}" for name, value in lengths.items())
+            raise JobError(
+                f"phases[{i}] has {given or 'no epochs, steps or samples'}: its length would be unknown; give exactly "
+                "one of the three"
+            )
+        if phase.size_px and job.data.stages:
+            raise JobError(
+                f"phases[{i}].size_px={phase.size_px} beside data.stages: the images would have two sizes; give sizes "
+                "in one of the two places"
+            )
+        if phase.size_px and phase.size_px > job.data.presize_px:
+            raise JobError(
+                f"phases[{i}].size_px={phase.size_px} is larger than data.presize_px={job.data.presize_px}: the warp "
+                f"would invent pixels; give data.presize_px >= {phase.size_px}"
+            )
+
+
+def _check_recipes(job: "Job") -> None:
+    """Whatever is given must be read by some recipe: a phase's own, or for [fit] any of the job's."""
+    for i, phase in enumerate(job.phases):
+        recipe = phase.recipe or job.fit.recipe
+        for name in sorted(set().union(*TAKES.values()) - {*TAKES[recipe]}):
+            if (value := getattr(phase, name)) is not None:
+                raise _unread(f"phases[{i}].{name}={value!r}", name, recipe)
+    recipes = {phase.recipe or job.fit.recipe for phase in job.phases} or {job.fit.recipe}
+    for name in ("div", "pct_start", "warmup"):
+        value = getattr(job.fit, name)
+        if value and not any(name in TAKES[recipe] for recipe in recipes):
+            raise _unread(f"fit.{name}={value!r}", name, " and ".join(sorted(recipes)))
+
+
+def _unread(given: str, name: str, recipe: str) -> JobError:
+    others = " or ".join(other for other, takes in TAKES.items() if name in takes)
+    return JobError(
+        f"{given} with recipe {recipe}, which has none: nothing would read it; leave it out, or give {others}"
+    )

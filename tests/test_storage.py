@@ -1,0 +1,241 @@
+"""Is a run in an object store the same as one in a folder? Every test here is made on both, the store moto's S3."""
+
+import json
+import os
+import signal
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cluster import doctor, storage
+from cluster import job as jobs
+from cluster.discovery import clear_targets, targets_file, write_targets
+from cluster.errors import StorageError
+from cluster.job import Job
+from dataio import files
+from dataio.errors import ManifestError, SourceError
+from dataio.manifest import Manifest
+from tests.runs import digits_manifest, planned_hash, start, thawline, write_job
+from trainer import checkpoint
+from trainer.recorder import write_parquet
+
+pytest_plugins = ["tests.stores"]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A storage that does not exist yet, as a job names it."""
+    if request.param == "folder":
+        return str(tmp_path / "storage" / "runs")
+    uri: str = request.getfixturevalue("s3").format("runs")
+    return uri
+
+
+@pytest.fixture
+def job(place: str, flat: Manifest, tmp_path: Path) -> Job:
+    flat.save(tmp_path / "flat.parquet")
+    return jobs.resolved(Job(name="pets #1", manifest=str(tmp_path / "flat.parquet"), storage=place))
+
+
+def begin(job: Job) -> None:
+    """The job has a checkpoint."""
+    checkpoint.save(files.below(storage.run_dir(job), "checkpoints"), 10, {"model": {"w": torch.ones(1)}}, keep=1)
+
+
+def test_a_run_lies_below_its_storage_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.run_dir(Job(name="pets #1", storage="runs")) == f"{tmp_path}/runs/pets #1"
+    remote = Job(name="pets #1", storage="s3://bucket/runs/?region=us-east-1")
+    assert storage.run_dir(remote) == "s3://bucket/runs/pets%20%231?region=us-east-1"
+    with pytest.raises(SourceError, match="carries a password"):
+        storage.run_dir(replace(remote, storage="s3://key:secret@bucket/runs"))
+
+
+def test_looking_writes_nothing_and_opening_says_what_runs(job: Job, place: str) -> None:
+    for _ in range(2):
+        assert storage.look(job) is None
+    assert files.listing(place) == {}
+    for workers in (1, 2):
+        changed = replace(job, workers=workers)
+        assert storage.open_run(changed) is None
+        folder = storage.run_dir(job)
+        assert sorted(files.listing(folder)) == ["job.toml", "manifest.hash"]
+        written = jobs.from_dict(tomllib.loads(files.read(folder, "job.toml").decode()))
+        assert written == changed
+    assert list(files.listing(place)) == ["pets #1"]
+
+
+def test_a_run_with_checkpoints_goes_on_with_the_same_settings_only(job: Job) -> None:
+    longer = replace(job, fit=replace(job.fit, epochs=7))
+    storage.open_run(longer)
+    assert storage.open_run(job) is None, "nothing was trained yet, so nothing can be mixed"
+    begin(job)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"fit\.epochs: 5 -> 7.*another --name"):
+            storage.open_run(longer)
+        assert storage.open_run(replace(job, workers=2)) is None, "a run may go on with other workers"
+
+
+def test_a_run_goes_on_with_the_same_data_only(job: Job, tmp_path: Path) -> None:
+    storage.open_run(job)
+    begin(job)
+    assert storage.look(job) is None
+    other = Manifest.load(job.manifest)
+    column = other.rows.schema.get_field_index("id")
+    ids = pa.array([number + 1 for number in other.rows["id"].to_pylist()], other.rows.schema.field("id").type)
+    replace(other, rows=other.rows.set_column(column, "id", ids)).save(tmp_path / "other.parquet")
+    with pytest.raises(StorageError, match="another manifest"):
+        storage.look(replace(job, manifest=str(tmp_path / "other.parquet")))
+
+
+def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_there(job: Job) -> None:
+    storage.open_run(job)
+    begin(job)
+    wanted = {"status": "finished", "metrics": {"error_rate": 0.25}}
+    storage.write_text(storage.run_dir(job), "result.json", json.dumps(wanted))
+    Path(job.manifest).unlink()
+    assert storage.look(job) == wanted
+    assert storage.open_run(job) == wanted
+    with pytest.raises(StorageError, match="seed: 42 -> 1"):
+        storage.look(replace(job, seed=1))
+
+
+@pytest.mark.parametrize("name", ["job.toml", "result.json"])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe"])
+def test_a_file_of_the_run_that_cannot_be_understood_is_named(job: Job, name: str, text: bytes) -> None:
+    storage.open_run(job)
+    begin(job)
+    filesystem, base = files.open_root(storage.run_dir(job))
+    with filesystem.open_output_stream(f"{base}/{name}") as out:
+        out.write(text)
+    with pytest.raises(StorageError, match=rf"{name}.* cannot be understood"):
+        storage.look(job)
+
+
+def test_a_manifest_whose_files_moved_is_refused_before_anything_is_written(job: Job, place: str) -> None:
+    moved = replace(job, data=replace(job.data, root="/nowhere/at/all"))
+    with pytest.raises(ManifestError, match="48"):
+        storage.open_run(moved)
+    assert files.listing(place) == {}
+
+
+def test_a_storage_that_is_not_there_is_refused(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    nowhere = job.storage.replace("s3://", "s3://no-such-") if "://" in job.storage else str(tmp_path / "file")
+    for check in (storage.look, storage.open_run):
+        with pytest.raises(StorageError, match=r"cannot be written \((there is no no-such-|Not a dir).*--storage"):
+            check(replace(job, storage=nowhere))
+
+
+def test_a_folder_without_the_right_to_write_is_refused(
+    tmp_path: Path, flat: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat.save(tmp_path / "flat.parquet")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    job = Job(manifest=str(tmp_path / "flat.parquet"), storage=str(tmp_path / "runs"))
+    with pytest.raises(StorageError, match=r"no folder that this user may write"):
+        storage.look(job)
+
+
+def test_tables_are_written_whole_to_either(place: str) -> None:
+    home = files.below(files.normal_root(place), "pets")
+    for values in ([1, 2, 3], [4]):
+        write_parquet(pa.table({"x": values}), files.below(home, "rows.parquet"))
+        assert pq.read_table(pa.BufferReader(files.read(home, "rows.parquet"))).to_pydict() == {"x": values}
+    assert list(files.listing(home)) == ["rows.parquet"]
+
+
+def test_prometheus_finds_the_workers_in_a_local_file_whatever_the_storage(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = targets_file(place, "pets #1")
+    local = Path(place) if "://" not in place else tmp_path / "cache/thawline/targets"
+    assert file == local / "pets #1.targets.json"
+    write_targets(file, "pets #1", ["a:9400"])
+    assert json.loads(file.read_text())[0]["targets"] == ["a:9400"]
+    clear_targets(file)
+    assert json.loads(file.read_text()) == []
+    assert [each.name for each in local.iterdir()] == [file.name]
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert "://" not in place or targets_file(place, "a") == tmp_path / "home/.cache/thawline/targets/a.targets.json"
+
+
+def test_the_doctor_tells_a_storage_that_answers_from_one_that_is_not_there(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    nowhere = place.replace("s3://", "s3://no-such-") if "://" in place else str(tmp_path / "file" / "runs")
+    found = [check for each in (place, nowhere) for check in doctor.collect(storage=each) if check.name == "storage"]
+    assert [check.ok for check in found] == [True, False]
+    assert "cannot be used" in found[1].value
+
+
+# Whole runs -----------------------------------------------------------------------------------------------
+
+
+def outcome(folder: str) -> tuple[str, dict[str, torch.Tensor], list[float]]:
+    """(stream hash, final weights, training losses) of a run that has finished."""
+    result = json.loads(files.read(folder, "result.json"))
+    assert result["status"] == "finished"
+    saved, skipped = checkpoint.newest(files.below(folder, "checkpoints"))
+    assert saved is not None
+    assert skipped == []
+    assert saved.step == result["steps"]
+    rows = pq.read_table(pa.BufferReader(files.read(folder, "rows.parquet"))).to_pylist()
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    return result["stream_hash"], saved.load("model"), losses
+
+
+def until(happened: Callable[[], bool], *, timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # moto takes 13 MB/s, and a checkpoint has 135
+def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a_folder(
+    tmp_path: Path, s3: str
+) -> None:
+    manifest = digits_manifest(tmp_path)
+    file = write_job(tmp_path, manifest)
+    short = ("--fit.epochs", "1")
+    rarely = (*short, "--checkpoint.every_s", "1000")
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    local = thawline("train", file, *rarely, **cache)
+    assert local.returncode == 0, local.stderr
+    there = ("--storage", s3.format("runs"))
+    folder = s3.format("runs/run")
+    checkpoints = files.below(folder, "checkpoints")
+    process = start("train", file, *short, *there, **cache)
+    until(lambda: process.poll() is not None or checkpoint.newest(checkpoints)[0] is not None)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert "result.json" not in files.listing(folder), "it was too quick to be killed"
+    done = thawline("train", file, *rarely, *there, **cache)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    names = ["checkpoints", "job.toml", "manifest.hash", "report.html", "result.json", "rows.parquet", "valid.parquet"]
+    assert sorted(files.listing(folder)) == names
+    assert sorted(files.listing(str(tmp_path / "runs/run"))) == names
+    digest, weights, losses = outcome(folder)
+    expected_digest, expected_weights, expected_losses = outcome(str(tmp_path / "runs/run"))
+    assert digest == expected_digest == planned_hash(manifest, 10)
+    assert losses == expected_losses
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
+    before = dict(files.names_below(folder))
+    again = thawline("train", file, *short, *there, **cache)
+    assert again.returncode == 0, again.stderr
+    assert f"{folder} has finished" in again.stderr
+    assert json.loads(again.stdout)["stream_hash"] == digest
+    assert dict(files.names_below(folder)) == before
+    assert (tmp_path / "cache/thawline/targets/run.targets.json").read_text() == "[]\n"

@@ -1,0 +1,52 @@
+"""When is a checkpoint due, and what became of the last? Rank 0 writes; the others learn of it with the next window."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dataio import files
+from trainer.checkpoint import Best
+from trainer.saver import Saver, Written
+
+
+class Keeper:
+    """A run's checkpoints, seen from one rank. every_s: inf keeps none; 0 keeps one a window, and waits for it."""
+
+    def __init__(self, run_dir: str | Path, *, rank: int, every_s: float, keep: int, best: Best | None) -> None:
+        self.root = files.below(files.normal_root(run_dir), "checkpoints")
+        self.best = best
+        self.wanted = math.isfinite(every_s)
+        self._every_s = every_s
+        self._last = time.monotonic()
+        self._saver = Saver(self.root, keep=keep, best=best) if self.wanted and rank == 0 else None
+
+    def due(self) -> bool:
+        """Whether this rank, if it is the one that writes, has time for another."""
+        waited = time.monotonic() - self._last
+        return self._saver is not None and waited >= self._every_s and not self._saver.busy
+
+    def save(self, step: int, parts: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]) -> None:
+        """Copy now, write meanwhile. Waits for a write that goes on."""
+        self._last = time.monotonic()
+        if self._saver is None:
+            return
+        self._saver.save(step, parts, metrics=metrics)
+        if self._every_s == 0:
+            self._saver.wait()
+
+    def finished(self, *, all_of_them: bool = False) -> list[Written]:
+        """What was written, or could not be, since this was last asked; on rank 0."""
+        if self._saver is None:
+            return []
+        if all_of_them:
+            self._saver.wait()
+        return self._saver.finished()
+
+    def close(self) -> None:
+        """Wait for the last write, and end its thread."""
+        if self._saver is not None:
+            self._saver.close()
+            self._saver = None
+            self.wanted = False
