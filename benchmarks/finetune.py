@@ -5,12 +5,16 @@ on, all others to be measured on. Both ways take as many steps of the same strea
 fastai's recipe at its default rate; only the body's weights differ to begin with. The head that knew 0 to 4 stays
 behind: it would fit 5 to 9 by its shape alone.
 
+Which way is better depends on the budget of steps, so there are several: digits are easy, and given some tens of
+steps a network from scratch learns them from a hundred images.
+
 It says nothing of ImageNet's weights, nor of photographs: digits are what needs no download.
 """
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +43,7 @@ def main(
     model: str = "resnet18",
     size_px: int = 32,
     labels: int = 20,
-    epochs: int = 10,
+    epochs: tuple[int, ...] = (5, 10),
     known_epochs: int = 5,
     batch: int = 20,
     seeds: int = 5,
@@ -55,7 +59,7 @@ def main(
         model: A torchvision ResNet.
         size_px: Side of the images.
         labels: Training images of each new class.
-        epochs: Of either way; the first of fine-tuning's trains the head alone.
+        epochs: Of either way, one budget after another; the first of fine-tuning's trains the head alone.
         known_epochs: Of the training on 0 to 4.
         batch: Images a step.
         seeds: Repetitions, each with weights, labelled images and order of its own.
@@ -65,7 +69,7 @@ def main(
         out: Also write the JSON here.
     """
     check_positive(size_px=size_px, labels=labels, known_epochs=known_epochs, batch=batch)
-    if epochs < 2 or seeds < 2:
+    if min(epochs, default=0) < 2 or seeds < 2:
         raise BenchmarkError(
             f"epochs={epochs} and seeds={seeds} leave no epoch for the whole network, or no error of the mean: give 2 "
             "of each, or more"
@@ -107,41 +111,47 @@ class Setting:
     precision: PrecisionName
 
 
-def one_seed(setting: Setting, seed: int, *, labels: int, epochs: int, known_epochs: int) -> dict[str, float]:
+def one_seed(setting: Setting, seed: int, *, labels: int, epochs: Sequence[int], known_epochs: int) -> dict[str, float]:
     """Error rates in percent: of the known digits, and of the new ones from their body's weights and from scratch."""
     body = setting.folder / "body.pt"
-    numbers = {
-        "known_percent": trained(
-            setting, held_out(seed), lambda learner: learner.fit_one_cycle(known_epochs), seed=seed, keep=body
-        )
-    }
-    ways: dict[str, tuple[str | Path, Callable[[Learner], None]]] = {
-        "fine_tune_percent": (body, lambda learner: learner.fine_tune(epochs - 1, frozen_epochs=1)),
-        "scratch_percent": ("none", lambda learner: learner.fit_one_cycle(epochs)),
-    }
-    for name, (weights, fit) in ways.items():
-        numbers[name] = trained(setting, few_labels(labels, seed), fit, seed=seed, weights=weights)
-    return numbers | {"difference_percent": numbers["scratch_percent"] - numbers["fine_tune_percent"]}
+    found = {"known": trained(setting, KNOWN, held_out, fit=one_cycle(known_epochs), seed=seed, keep=body)}
+    for budget in epochs:
+        new = partial(trained, setting, NEW, few(labels), seed=seed)
+        tuned = found[f"{budget} epochs, fine_tune"] = new(fit=fine_tune(budget), weights=body)
+        scratch = found[f"{budget} epochs, scratch"] = new(fit=one_cycle(budget))
+        found[f"{budget} epochs, scratch - fine_tune"] = scratch - tuned
+    return found
+
+
+def fine_tune(epochs: int) -> Callable[[Learner], None]:
+    """Train the head alone for one of the epochs, everything for the others."""
+    return lambda learner: learner.fine_tune(epochs - 1, frozen_epochs=1)
+
+
+def one_cycle(epochs: int) -> Callable[[Learner], None]:
+    """Train everything."""
+    return lambda learner: learner.fit_one_cycle(epochs)
 
 
 def trained(
     setting: Setting,
-    splitter: Splitter,
-    fit: Callable[[Learner], None],
+    classes: str,
+    training: Callable[[int], int],
     *,
+    fit: Callable[[Learner], None],
     seed: int,
     weights: str | Path = "none",
     keep: Path | None = None,
 ) -> float:
-    """Train on what the splitter leaves in, from these weights; the validation's error rate at the end, in percent.
+    """Train on `training` images of each class's count, from these weights; the error rate on the others, in percent.
 
     keep: where the body's weights go afterwards, under torchvision's names.
     """
-    table = dataio.label(dataio.from_folder(setting.folder), dataio.by_regex(r"^(\d)_"))
-    manifest = dataio.split(table, splitter)
+    files = sorted(file for file in setting.folder.glob("*.jpg") if file.name[0] in classes)
+    table = dataio.from_lists(files, [file.name[0] for file in files], root=setting.folder)
     precision = choose_precision(setting.precision, setting.device)
     train, valid = loaders(
-        manifest,
+        dataio.split(table, by_class(training, seed)),
         dataio.ImageSpec.preset("digits", size_px=setting.size_px, presize_px=2 * setting.size_px),
         global_batch=setting.batch,
         seed=seed,
@@ -149,7 +159,7 @@ def trained(
         dtype=precision.input_dtype,
         engine=setting.engine,
     )
-    model = create(setting.model, len(manifest.classes), weights=weights, seed=seed).to(setting.device)
+    model = create(setting.model, len(classes), weights=weights, seed=seed).to(setting.device)
     learner = Learner(model, train, valid, precision=setting.precision, seed=seed)
     fit(learner)
     learner.close()
@@ -161,34 +171,30 @@ def trained(
 # Which images ------------------------------------------------------------------------------------------------
 
 
-def held_out(seed: int) -> Splitter:
-    """The known digits: all for training but every class's share to look at."""
-    return _by_class(KNOWN, seed, lambda count: count - round(_HELD_OUT * count))
+def held_out(count: int) -> int:
+    """All of a class but a share to look at."""
+    return count - round(_HELD_OUT * count)
 
 
-def few_labels(labels: int, seed: int) -> Splitter:
-    """The new digits: `labels` of each class for training, and all the rest for validation.
-
-    Raises BenchmarkError (when called on rows) for more labels than images.
-    """
+def few(labels: int) -> Callable[[int], int]:
+    """`labels` of each class. The function raises BenchmarkError where nothing would be left to measure."""
 
     def training(count: int) -> int:
         if labels >= count:
             raise BenchmarkError(f"labels={labels} leaves nothing of a class's {count} images to measure: give fewer")
         return labels
 
-    return _by_class(NEW, seed, training)
+    return training
 
 
-def _by_class(classes: str, seed: int, training: Callable[[int], int]) -> Splitter:
-    """Of each of these classes, so many of its images as `training` says, drawn by the seed; the others validate."""
+def by_class(training: Callable[[int], int], seed: int) -> Splitter:
+    """Of each class so many images as `training` says of their count, drawn by the seed; the others validate."""
 
     def draw(rows: pa.Table) -> Sides:
         labels = np.array(rows["label"].to_pylist())
-        random, sides = np.random.default_rng(seed), np.full(len(labels), None, object)
-        for name in classes:
+        random, sides = np.random.default_rng(seed), np.full(len(labels), "valid", object)
+        for name in np.unique(labels):
             drawn = random.permutation(np.flatnonzero(labels == name))
-            sides[drawn] = "valid"
             sides[drawn[: training(len(drawn))]] = "train"
         return sides
 
@@ -196,11 +202,11 @@ def _by_class(classes: str, seed: int, training: Callable[[int], int]) -> Splitt
 
 
 def summary(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """A row a seed, their mean, and the standard error of it: of the difference, too, as it is seed by seed."""
-    columns = {name: np.array([each[name] for each in found]) for name in found[0]}
-    rows = {f"seed {seed}": dict(each) for seed, each in enumerate(found)}
-    rows["mean"] = {name: float(values.mean()) for name, values in columns.items()}
-    rows["standard error"] = {
-        name: float(values.std(ddof=1) / np.sqrt(len(values))) for name, values in columns.items()
-    }
+    """By training: the mean over the seeds, the standard error of it, and each seed's; of differences, too."""
+    rows = {}
+    for name in found[0]:
+        values = np.array([each[name] for each in found])
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        seeds = {f"seed {seed}": float(value) for seed, value in enumerate(values)}
+        rows[name] = {"mean_percent": float(values.mean()), "standard_error": float(error), **seeds}
     return rows

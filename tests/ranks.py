@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,12 @@ def exact_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome]) -> None:
+def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome], sizes: Sequence[int]) -> None:
     """Three processes of which two go on: importing torch is what takes the time."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    for size in (3, 2):
+    for size in sizes:
         if rank < size:
             here = Here(rank, size, Path(folder, str(size)))
             here.folder.mkdir(exist_ok=True)
@@ -66,10 +66,13 @@ def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome]) -> Non
             dist.destroy_process_group()
 
 
-def worlds_of(scenario: Callable[[Here], Outcome], folder: Path) -> dict[int, list[Outcome]]:
-    """What every rank of 1, 2 and 3 saw: world size -> outcome by rank."""
-    spawn(_process, (str(folder), scenario), nprocs=3)  # type: ignore[no-untyped-call]
-    outcomes = {1: [scenario(Here(0, 1, folder / "1"))]}
-    for size in (2, 3):
+def worlds_of(
+    scenario: Callable[[Here], Outcome], folder: Path, *, sizes: Sequence[int] = (3, 2, 1)
+) -> dict[int, list[Outcome]]:
+    """What every rank of each world saw: world size -> outcome by rank. sizes: falling; 1 is this process."""
+    several = [size for size in sizes if size > 1]
+    spawn(_process, (str(folder), scenario, several), nprocs=several[0])  # type: ignore[no-untyped-call]
+    outcomes = {1: [scenario(Here(0, 1, folder / "1"))]} if 1 in sizes else {}
+    for size in several:
         outcomes[size] = [torch.load(folder / f"{size}/{rank}.pt", weights_only=False) for rank in range(size)]
     return outcomes

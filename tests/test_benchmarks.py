@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import harness, peers, prefilter, presize, presize_quality
+from benchmarks import finetune, harness, overhead, peers, prefilter, presize, presize_quality, step
 from benchmarks.photos import real_photos, write_photos
 from cluster import doctor
 from dataio import geometry, reference
 from dataio.spec import ImageSpec
+from models.backbones import create
+from trainer.learner import Learner
+from trainer.step import choose_precision
 
 CPU = torch.device("cpu")
 
@@ -274,9 +278,150 @@ def test_the_way_in_use_is_geometrys_own(side: int) -> None:
     assert (drawn.prefilter_px > 0).all() == (side == 500)
 
 
+def small_batch() -> Any:
+    return step.noise(4, 32, step.CLASSES, device=CPU, dtype=torch.float32)
+
+
+def test_the_learner_s_part_of_a_turn_is_compared_with_the_bare_turns_before_and_after_it() -> None:
+    """Steps of windows of three; a clock that only goes on in turns, and another speed for the CPU's."""
+    now, log = [0.0], list[tuple[str, int]]()
+    bare, learner = iter([10.0, 2.0, 4.0, 8.0]), iter([6.0, 3.0, 3.0])
+
+    def take_bare_turn() -> None:
+        now[0] += next(bare)
+        log.append(("bare", at))
+
+    turns = overhead.Turns(take_bare_turn, 3, CPU, wall=lambda: now[0], cpu=lambda: 2 * now[0])
+    for at in range(12):
+        if at % 3 == 2 and at > 2:
+            now[0] += next(learner)
+        turns(at)
+    assert log == [("bare", 2), ("bare", 5), ("bare", 8), ("bare", 11)]
+    assert turns.bare_s == [(10.0, 20.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0)]
+    assert turns.learner_s == [(6.0, 12.0), (3.0, 6.0), (3.0, 6.0)]
+    for shares in turns.extra():
+        np.testing.assert_allclose(shares, [6 / 6 - 1, 3 / 3 - 1, 3 / 6 - 1])
+    rows = overhead.compared({"learner": turns}, steps=3)
+    assert rows["bare"]["ms_per_step"] == harness.spread([10e3 / 3, 2e3 / 3, 4e3 / 3, 8e3 / 3])
+    assert rows["learner"]["cpu_ms_per_step"] == harness.spread([4000.0, 2000.0, 2000.0])
+    assert rows["learner"]["extra_percent"] == harness.spread([0.0, 0.0, -50.0])
+
+
+def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
+    """Same dropout, loss and update; but it decays norms and biases, too, which plain torch does not leave out."""
+    ends, batch, precision = [], small_batch(), choose_precision("fp32", CPU)
+    for bare in (True, False):
+        network = step.prepared("resnet18", step.CLASSES, device=CPU)
+        if bare:
+            torch.manual_seed(0)
+            loss = overhead.bare_loop(network, [batch], precision=precision, steps=1)()
+        else:
+            loss = float(step.stepping(network, batch, precision=precision).take(lambda: batch, seed=0).losses.mean())
+        ends.append((loss, [p.detach() for p in network.parameters()]))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=2 * 0.01 * step.LR, atol=1e-6)
+
+
+def test_overhead_ends_in_rows_of_both_learners_and_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "_CALLS", 1)
+    found = overhead.main(size_px=32, batch=2, steps=2, repeats=5, threads=1)["results"]
+    compared = ["bare", "learner", "learner, a checkpoint a window"]
+    assert list(found)[:3] == compared
+    for name, row in found.items():
+        measured = ["ms_per_step", "cpu_ms_per_step"] if name in compared else ["ms", "cpu_ms"]
+        assert list(row)[:2] == measured
+        assert all(0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"] for key in measured)
+    step_ms = found["bare"]["cpu_ms_per_step"]["median"]
+    for name in list(found)[3:]:
+        assert found[name]["cpu_percent"] == pytest.approx(100 * found[name]["cpu_ms"]["median"] / step_ms)
+
+
+def test_a_benchmark_s_batch_that_does_not_fit_is_refused_and_not_split() -> None:
+    class Full(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, step.CLASSES)
+
+        def groups(self) -> list[list[torch.nn.Module]]:
+            return [[self.head]]
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("injected")
+
+    call = step.training(Full(), small_batch(), precision=choose_precision("fp32", CPU))
+    with pytest.raises(harness.BenchmarkError, match=r"a batch of 4 does not fit .* give a smaller --batch"):
+        call()
+
+
+def test_few_labels_are_so_many_of_each_class_by_the_seed_and_all_others_validate() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 200).astype(str)
+    rows = pa.table({"label": labels.tolist()})
+    sides = finetune.by_class(finetune.few(7), seed=1)(rows)
+    assert set(sides) == {"train", "valid"}
+    for digit in "01234":
+        assert (sides[labels == digit] == "train").sum() == 7
+    assert (finetune.by_class(finetune.few(7), seed=1)(rows) == sides).all()
+    assert (finetune.by_class(finetune.few(7), seed=2)(rows) != sides).any()
+    known = finetune.by_class(finetune.held_out, seed=1)(rows)
+    for digit in "01234":
+        assert (known[labels == digit] == "valid").sum() == round(0.1 * (labels == digit).sum())
+    with pytest.raises(harness.BenchmarkError, match=r"labels=60 leaves nothing of a class's \d+ images"):
+        finetune.by_class(finetune.few(60), seed=1)(rows)
+
+
+@pytest.mark.slow
+def test_finetune_starts_one_way_from_the_body_alone_and_gives_both_as_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("sklearn.datasets", reason="scikit-learn carries the digits")
+    origins, steps = list[str](), list[int]()
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        model = create(*arguments, **options)
+        origins.append(model.origin)
+        return model
+
+    def close(learner: Learner) -> None:
+        steps.append(learner.progress.step)
+        closed(learner)
+
+    closed = Learner.close
+    monkeypatch.setattr(finetune, "create", remembered)
+    monkeypatch.setattr(Learner, "close", close)
+    monkeypatch.setattr(finetune, "KNOWN", "01")
+    monkeypatch.setattr(finetune, "NEW", "56")
+    monkeypatch.setattr(finetune, "held_out", finetune.few(20))
+    options = {"size_px": 16, "labels": 10, "epochs": (2,), "known_epochs": 1, "batch": 20, "seeds": 2, "threads": 1}
+    found = finetune.main(**options)["results"]  # type: ignore[arg-type]
+    scratch, body = "random weights", "body; the file has no head of ours, so the head is as initialised"
+    assert [origin.rpartition(": ")[2] for origin in origins] == 2 * [scratch, body, scratch]
+    assert steps == [2] * 6
+    ways = ["2 epochs, fine_tune", "2 epochs, scratch", "2 epochs, scratch - fine_tune"]
+    assert list(found) == ["known", *ways]
+    for row in found.values():
+        one, other = row["seed 0"], row["seed 1"]
+        assert row["mean_percent"] == pytest.approx((one + other) / 2)
+        assert row["standard_error"] == pytest.approx(abs(one - other) / 2)
+    for seed in ("seed 0", "seed 1"):
+        tuned, plain, difference = (found[way][seed] for way in ways)
+        assert all(0 <= rate <= 100 for rate in (tuned, plain))
+        assert difference == pytest.approx(plain - tuned)
+
+
 def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
     done = run("presise")
     assert done.returncode == 2
     assert done.stdout == ""
-    named = ("'presise'", "presize ", "presize_quality", "prefilter", "step", "train", "shards", "scale")
+    named = (
+        "'presise'",
+        "presize ",
+        "presize_quality",
+        "prefilter",
+        "step",
+        "train",
+        "overhead",
+        "finetune",
+        "shards",
+        "scale",
+    )
     assert all(f" {name}" in done.stderr for name in named)

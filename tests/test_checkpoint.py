@@ -189,6 +189,14 @@ def test_old_ones_that_cannot_be_removed_are_told_and_do_not_undo_the_new_one(
     assert newest_step(folder) == 9
 
 
+def test_nothing_is_removed_for_one_that_the_storage_took_and_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_write", lambda *args: None)
+    checkpoint.save(folder, 9, parts(9), keep=1)
+    assert steps(folder) == [3, 7]
+
+
 # The same step again --------------------------------------------------------------------------------------
 
 
@@ -386,3 +394,20 @@ def test_a_store_that_is_not_there_is_told_and_never_taken_for_an_empty_one(s3: 
         checkpoint.save(nowhere, 1, parts(1), keep=1)
     with pytest.raises(CheckpointError, match=r"cannot be listed or read \(there is no no-such-"):
         checkpoint.newest(nowhere)
+
+
+def test_a_store_that_stops_answering_is_told_and_no_older_checkpoint_is_taken_instead(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, read = s3.format("checkpoints"), files.read
+    for step in (1, 2):
+        checkpoint.save(root, step, parts(step), keep=2)
+
+    def fail(where: str, name: str) -> bytes:
+        if "step_00000002" in where:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return read(where, name)
+
+    monkeypatch.setattr(files, "read", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be listed or read \(AWS Error NETWORK_CONNECTION\)"):
+        checkpoint.newest(root)

@@ -58,7 +58,9 @@ class Narrow(ToyModel):
 
     def _trip(self) -> None:
         self.raised += 1
-        raise torch.OutOfMemoryError("injected")
+        if self.raised % 2:
+            raise torch.OutOfMemoryError("injected")
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: injected")
 
 
 def exact(here: Here, name: str, model: nn.Module | None = None, **options: Any) -> Learner:

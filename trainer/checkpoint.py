@@ -50,10 +50,11 @@ class Best:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A checkpoint that cannot be trusted, and why."""
+    """A checkpoint that cannot be trusted, and why. finished: whether it ever was whole."""
 
     name: str
     reason: str
+    finished: bool
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,7 @@ def save(
     )
     with _refusals(f"checkpoint {files.below(root, name)}", consequence):
         _write(root, name, step, parts, metrics or {})
-    try:
-        _prune(root, keep, step, best)
-    except (OSError, pa.ArrowException) as error:
-        log.warning("old checkpoints in %s cannot be removed (%s)", root, files.why_refused(error))
+    prune(root, step, keep=keep, best=best)
     return files.below(root, name)
 
 
@@ -210,11 +208,19 @@ def _manifest(about: Mapping[str, Any]) -> bytes:
     return f"{json.dumps({**about, 'sha256': digest}, indent=1)}\n".encode()
 
 
-def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
+def prune(root: str | Path, step: int, *, keep: int, best: Best | None = None) -> None:
     """Remove all up to `step` but the newest `keep` and the best. Later ones are another run's: not ours to count.
 
-    A damaged one goes when it is older than those kept, an unfinished one at once. Raises OSError.
+    A damaged one goes when it is older than those kept, an unfinished one at once. A storage that refuses is logged.
     """
+    root = files.normal_root(root)
+    try:
+        _prune(root, keep, step, best)
+    except (OSError, pa.ArrowException) as error:
+        log.warning("old checkpoints in %s cannot be removed (%s)", root, files.why_refused(error))
+
+
+def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
     found = (name for name, size in files.listing(root).items() if size is None)
     steps = sorted((number for name in found if (number := _step(name)) is not None and number <= step), reverse=True)
     fit, unfinished = list[Saved](), set[int]()
@@ -265,7 +271,7 @@ def newest(root: str | Path) -> tuple[Saved | None, list[Skipped]]:
             try:
                 return _checked(root, name), skipped
             except _UnfitError as error:
-                skipped.append(Skipped(name, str(error)))
+                skipped.append(Skipped(name, str(error), error.finished))
     except (OSError, SourceError, pa.ArrowException) as error:
         raise CheckpointError(
             f"the checkpoints in {root} cannot be listed or read ({files.why_refused(error)}): going on without them "

@@ -58,8 +58,8 @@ class Guard:
         """From the gradients' norm, a scalar: 1 where the optimiser must pass over this step, else 0; float32, ()."""
         bad = norm.isfinite().logical_not().float()
         self._streak.add_(1).mul_(bad)
-        self._skipped.add_(bad * (1 - self._stuck))
         torch.maximum(self._stuck, (self._streak > self._tolerated).float(), out=self._stuck)
+        self._skipped.add_(bad * (1 - self._stuck))
         self._good.add_(1 - self._stuck)
         self._norm.copy_(norm)
         self._steps += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dataio import files
+from trainer import checkpoint
 from trainer.checkpoint import Best
 from trainer.saver import Saver, Written
 
@@ -18,7 +19,7 @@ class Keeper:
         self.root = files.below(files.normal_root(run_dir), "checkpoints")
         self.best = best
         self.wanted = math.isfinite(every_s)
-        self._every_s = every_s
+        self._every_s, self._keep = every_s, keep
         self._last = time.monotonic()
         self._saver = Saver(self.root, keep=keep, best=best) if self.wanted and rank == 0 else None
 
@@ -35,6 +36,11 @@ class Keeper:
         self._saver.save(step, parts, metrics=metrics)
         if self._every_s == 0:
             self._saver.wait()
+
+    def tidy(self, step: int) -> None:
+        """The run goes on from there: remove what a kill left while older ones were written or removed."""
+        if self._saver is not None:
+            checkpoint.prune(self.root, step, keep=self._keep, best=self.best)
 
     def finished(self, *, all_of_them: bool = False) -> list[Written]:
         """What was written, or could not be, since this was last asked; on rank 0."""

@@ -243,10 +243,16 @@ class Learner:
             )
         for each in skipped:
             self.note(f"checkpoint {each.name} is skipped: {each.reason}")
+        if saved is None and any(each.finished for each in skipped):
+            raise CheckpointError(
+                f"no checkpoint in {self.keeper.root} can be trusted any more: going on would begin the run anew and "
+                "write over what is left of them; bring one back, or remove the run's folder to begin anew"
+            )
         if saved is None:
             return False
         state = saved.load("state")
         self._take_weights(saved)
+        self.keeper.tidy(saved.step)
         self.progress = Progress(**state["progress"])
         self.recorder.rows = state["rows"]
         self._resuming = True

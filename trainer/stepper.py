@@ -94,10 +94,11 @@ class Stepper:
                     waited = perf_counter() - began
                 torch.manual_seed(seed)
                 losses = self._backward(batch)
-            except torch.OutOfMemoryError:  # not kept: its traceback holds the tensors that there is no room for
-                state = _NO_MEMORY
             except Exception as error:
-                state, failure = _FAILED, error
+                if _is_memory(error):  # not kept: its traceback holds the tensors that there is no room for
+                    state = _NO_MEMORY
+                else:
+                    state, failure = _FAILED, error
             if state != _WELL:
                 self._reduction.answer()
             worst = world.worst(state)
@@ -161,6 +162,16 @@ class Stepper:
                     return failure  # with its traceback, on the rank that it happened on
                 return told if isinstance(told, Exception) else PeerError(_peer(rank, told))
         raise AssertionError
+
+
+def _is_memory(error: Exception) -> bool:
+    """torch has a type for what its own allocator refuses, and only words for the libraries' workspaces."""
+    words = (
+        *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "Unable to find a valid cuDNN algorithm"),
+        "DefaultCPUAllocator: can't allocate memory",
+    )
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, torch.OutOfMemoryError) or told
 
 
 def _peer(rank: int, told: str) -> str:

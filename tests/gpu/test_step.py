@@ -240,14 +240,14 @@ def test_a_gpu_that_reports_no_memory_takes_the_step_in_halves_as_if_it_always_h
 
 
 class Scaled(nn.Module):
-    """images (N, 3, H, W) -> sigmoid(weight images), which is all that it holds until backward."""
+    """images (N, 3, H, W) -> cos(weight images), by channel. Gradients through it stay within a float's sight."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(0.5, 2.0, 3)[:, None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images * self.weight).sigmoid()
+        return (images * self.weight).cos()
 
 
 class Deep(nn.Module):
