@@ -6,6 +6,7 @@ underscores, which Parquet, PromQL and a command line all take. An argument give
 """
 
 import ast
+import copy
 import difflib
 import inspect
 import re
@@ -132,7 +133,6 @@ def one(text: str, *, task: str, classes: int) -> Metric:
     asked = parse(text)
     metric = _make(_known(asked, task, classes), asked)
     _try(metric, text, task, classes)
-    metric.reset()
     return metric
 
 
@@ -241,8 +241,10 @@ def _try(metric: Metric, text: str, task: str, classes: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            metric.update(*_samples(task, classes))
-            value = metric.compute()
+            trial = copy.deepcopy(metric)
+            trial.distributed_available_fn = lambda: False  # a rank that fails elsewhere would leave this one waiting
+            trial.update(*_samples(task, classes))
+            value = trial.compute()
         if not isinstance(value, Tensor) or value.numel() != 1:
             wrong = "it gives more than one number"
     except Exception as error:  # torchmetrics has no one kind of error for inputs of another kind
