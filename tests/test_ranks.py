@@ -130,6 +130,19 @@ def elsewhere(here: Here) -> str:
     return ""
 
 
+def unreadable(here: Here) -> str:
+    """What all ranks are told where one cannot read its storage."""
+    storage = here.folder / ("in the way" if here.last else "unbroken")
+    if here.last:
+        storage.mkdir()
+        (storage / "checkpoints").write_text("a file")
+    try:
+        here.learner("storage", run_dir=storage).resume()
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
 def scenario(here: Here) -> Outcome:
     return {
         **collectives(here),
@@ -140,6 +153,7 @@ def scenario(here: Here) -> Outcome:
         "searching": searching(here),
         "fitting": fitting(here),
         "elsewhere": elsewhere(here),
+        "unreadable": unreadable(here),
     }
 
 
@@ -286,3 +300,10 @@ def test_ranks_that_see_different_storage_refuse_to_go_on(worlds: Worlds, size: 
     steps = [6] * (size - 1) + [None]
     for outcome in worlds[size]:
         assert f"ranks see different checkpoints (steps {steps})" in outcome["elsewhere"]
+
+
+@every
+def test_a_rank_that_cannot_read_its_storage_ends_all_with_its_sentence(worlds: Worlds, size: int) -> None:
+    said = {outcome["unreadable"] for outcome in worlds[size]}
+    assert len(said) == 1
+    assert "in the way/checkpoints cannot be listed or read" in said.pop()

@@ -234,23 +234,31 @@ class Learner:
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
-        saved, skipped = checkpoint.newest(self.keeper.root)
-        found = world.gather(None if saved is None else saved.step)
-        if len(set(found)) > 1:
+        found: int | Exception | None
+        try:
+            saved, skipped = checkpoint.newest(self.keeper.root)
+            state = None if saved is None else saved.load("state")
+            found = None if saved is None else saved.step
+        except CheckpointError as error:
+            found = error
+        everywhere = world.gather(found)  # a rank that cannot read must not leave the others waiting
+        for each in everywhere:
+            if isinstance(each, Exception):
+                raise each
+        if len(set(everywhere)) > 1:
             raise CheckpointError(
-                f"ranks see different checkpoints (steps {found}): they would train different weights; give every "
+                f"ranks see different checkpoints (steps {everywhere}): they would train different weights; give every "
                 "worker the same storage"
             )
-        for each in skipped:
-            self.note(f"checkpoint {each.name} is skipped: {each.reason}")
-        if saved is None and any(each.finished for each in skipped):
+        for told in skipped:
+            self.note(f"checkpoint {told.name} is skipped: {told.reason}")
+        if saved is None and any(told.finished for told in skipped):
             raise CheckpointError(
                 f"no checkpoint in {self.keeper.root} can be trusted any more: going on would begin the run anew and "
                 "write over what is left of them; bring one back, or remove the run's folder to begin anew"
             )
-        if saved is None:
+        if saved is None or state is None:
             return False
-        state = saved.load("state")
         self._take_weights(saved)
         self.keeper.tidy(saved.step)
         self.progress = Progress(**state["progress"])
@@ -284,15 +292,16 @@ class Learner:
         """
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        frozen_to, training = self._frozen_to, self.model.training
+        modes, frozen_to = [(layer, layer.training) for layer in self.model.modules()], self._frozen_to
         devices = [self.device] if self.device.type == "cuda" else []
         losses: list[float] = []
         try:
-            with torch.random.fork_rng(devices=devices):
+            with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as ending:
                 if freeze_to is not None:
                     self.freeze_to(freeze_to)
                 self.training_mode()
                 stepper = Stepper(self.model, self.how, splits=self.progress.splits, on_split=self.split)
+                ending.callback(stepper.close)
                 self._stream = None
                 stream = self.train.stream(self.progress.step)
                 for step in range(steps):
@@ -302,11 +311,11 @@ class Learner:
                     losses.append(sum(part[0] for part in parts) / sum(part[1] for part in parts))
                     if stop(losses[-1]):
                         break
-                stepper.close()
         finally:
             self.model.load_state_dict(before)
-            self.model.train(training)
             self.model.zero_grad()
+            for layer, mode in modes:
+                layer.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             self._frozen_to = frozen_to
