@@ -18,11 +18,15 @@ data/digits.parquet: | $(READY)
 demo: $(READY) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
 	$(BIN)/python deploy/demo.py
 
+# One thread a process: two test processes share two cores, and threads that wait for one another would spin.
+FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+
 test: $(READY)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
-	$(BIN)/python -m pytest
+	$(FAST)
+	$(BIN)/python -m pytest -m slow
 
 test-fast: $(READY)  ## the tests that start neither Ray nor other processes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(FAST)
 
 N ?= 100
 kills: $(READY)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one

@@ -38,7 +38,7 @@ recipe = "one_cycle"
 epochs = 2
 lr = 3e-3
 [checkpoint]
-every_s = 0
+every_s = 0.5
 [metrics]
 port = 0
 """

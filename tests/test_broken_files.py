@@ -104,7 +104,7 @@ def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path
 def test_more_broken_files_than_allowed_end_the_run_with_a_sentence(tmp_path: Path, manifest: Path) -> None:
     data = Manifest.load(manifest)
     job = write_job(tmp_path, manifest)
-    process = start("train", job, "--workers", "2", "--fit.epochs", "9", "--data.max_quarantined", "0.02")
+    process = start("train", job, "--fit.epochs", "9", "--data.max_quarantined", "0.02")
     wait_for_step(tmp_path / "runs/run", 2, process)
     for number in data.part("train").ids[::7]:
         path_of(data, int(number)).unlink()
