@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.fs as pafs
 import pytest
 import torch
 
@@ -23,7 +22,7 @@ from tests.images import first, flat_manifest
 from tests.packs import SMALL, loader, photos
 
 pytest.importorskip("dataio.dali", reason="DALI is not installed")
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
+pytest_plugins = ["tests.stores"]
 
 
 class Requests(logging.Handler):
@@ -40,37 +39,6 @@ class Requests(logging.Handler):
 
     def gets(self, words: str) -> list[str]:
         return [line for line in self.lines if line.startswith("GET") and words in line]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Host and port of an S3 server of this module."""
-    started = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    started.start()
-    host, port = started.get_host_and_port()
-    yield f"{host}:{port}"
-    started.stop()
-
-
-@pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URI of a folder in a bucket of the test's own, which does not exist yet; {} is the folder's name."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    options = f"endpoint_override={server}&scheme=http&region=us-east-1"
-    bucket = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[-60:].strip("-")
-    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
-    filesystem.create_dir(bucket)
-    yield f"s3://{bucket}/{{}}?{options}"
-    files.open_root.cache_clear()
 
 
 @pytest.fixture
@@ -108,16 +76,16 @@ def assert_same(one: ImageLoader, other: ImageLoader) -> None:
     other.close()
 
 
-def test_a_folder_in_a_store_is_listed_verified_and_split_as_one_on_disk(tmp_path: Path, store: str) -> None:
+def test_a_folder_in_a_store_is_listed_verified_and_split_as_one_on_disk(tmp_path: Path, s3: str) -> None:
     flat_manifest(tmp_path, train=6, valid=3)
     (tmp_path / "train" / "broken.jpg").write_bytes(b"no image")
-    upload(tmp_path, store.format("flat"))
+    upload(tmp_path, s3.format("flat"))
 
     def indexed(root: str | Path) -> Manifest:
         return split(label(from_folder(root), by_parent()), by_folder("valid"))
 
-    local, remote = indexed(tmp_path), indexed(store.format("flat"))
-    assert remote.root == store.format("flat")
+    local, remote = indexed(tmp_path), indexed(s3.format("flat"))
+    assert remote.root == s3.format("flat")
     assert remote.rows.to_pylist() == local.rows.to_pylist()
     assert remote.rows.num_rows == 10
     assert [row["path"] for row in remote.quarantined().to_pylist()] == ["train/broken.jpg"]
@@ -127,10 +95,10 @@ def test_a_folder_in_a_store_is_listed_verified_and_split_as_one_on_disk(tmp_pat
 
 @pytest.mark.parametrize("engine", ["dali", "reference"])
 @pytest.mark.parametrize("task", ["single_label", "mask"])
-def test_loose_files_in_a_store_train_as_those_on_disk(tmp_path: Path, store: str, task: str, engine: str) -> None:
+def test_loose_files_in_a_store_train_as_those_on_disk(tmp_path: Path, s3: str, task: str, engine: str) -> None:
     manifest = photos(tmp_path / "loose", task=task)
-    upload(tmp_path / "loose", store.format("loose"))
-    remote = at(manifest, store.format("loose"))
+    upload(tmp_path / "loose", s3.format("loose"))
+    remote = at(manifest, s3.format("loose"))
     for which in ("train", "valid"):
         local = loader(manifest, FileReader(manifest.root, masks=task == "mask"), engine=engine, split=which)
         assert_same(local, loader(remote, open_reader(remote), engine=engine, split=which))
@@ -139,17 +107,17 @@ def test_loose_files_in_a_store_train_as_those_on_disk(tmp_path: Path, store: st
 @pytest.mark.parametrize("engine", ["dali", "reference"])
 @pytest.mark.parametrize("task", ["single_label", "mask"])
 def test_shards_in_a_store_train_as_files_on_disk(
-    tmp_path: Path, store: str, task: str, engine: str, asked: Requests
+    tmp_path: Path, s3: str, task: str, engine: str, asked: Requests
 ) -> None:
     manifest = photos(tmp_path / "loose", task=task)
-    upload(tmp_path / "loose", store.format("loose"))
+    upload(tmp_path / "loose", s3.format("loose"))
     pack(manifest, tmp_path / "packed", shard_bytes=SMALL)
-    remote = pack(at(manifest, store.format("loose")), store.format("packed"), shard_bytes=SMALL)
+    remote = pack(at(manifest, s3.format("loose")), s3.format("packed"), shard_bytes=SMALL)
     assert len(remote.shards) > 3
-    assert remote.home == store.format("packed")
+    assert remote.home == s3.format("packed")
     remote.check_paths()
     assert check(remote) == []
-    filesystem, base = files.open_root(store.format("packed"))
+    filesystem, base = files.open_root(s3.format("packed"))
     for shard in remote.shards:  # from a store or from a disk, to a store or to a disk
         with filesystem.open_input_stream(f"{base}/{shard.name}") as stream:
             assert stream.read() == (tmp_path / "packed" / shard.name).read_bytes()
@@ -162,21 +130,21 @@ def test_shards_in_a_store_train_as_files_on_disk(
     assert not asked.gets("/loose/")
 
 
-def test_a_manifest_is_loaded_from_where_it_was_packed(tmp_path: Path, store: str) -> None:
+def test_a_manifest_is_loaded_from_where_it_was_packed(tmp_path: Path, s3: str) -> None:
     manifest = photos(tmp_path / "loose")
-    pack(manifest, store.format("packed"), shard_bytes=SMALL)
-    loaded = Manifest.load(files.below(store.format("packed"), "manifest.arrow"))
-    assert loaded.home == store.format("packed")
+    pack(manifest, s3.format("packed"), shard_bytes=SMALL)
+    loaded = Manifest.load(files.below(s3.format("packed"), "manifest.arrow"))
+    assert loaded.home == s3.format("packed")
     assert loaded.fingerprint() == manifest.fingerprint()
     local = loader(manifest, FileReader(manifest.root))
     assert_same(local, loader(loaded, open_reader(loaded, cache=tmp_path / "cache")))
 
 
 def test_an_unfinished_pack_goes_on_in_a_store(
-    tmp_path: Path, store: str, asked: Requests, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: str, asked: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = photos(tmp_path / "loose")
-    dest = store.format("packed")
+    dest = s3.format("packed")
 
     def interrupt(done: int, total: int) -> None:
         if done == 8:
@@ -195,11 +163,11 @@ def test_an_unfinished_pack_goes_on_in_a_store(
 
 
 def test_damage_in_a_store_is_found_by_check_and_on_the_way_here(
-    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dataio.cache._WAITS_S", (0.0,))
-    packed = pack(photos(tmp_path / "loose"), store.format("packed"), shard_bytes=SMALL)
-    filesystem, base = files.open_root(store.format("packed"))
+    packed = pack(photos(tmp_path / "loose"), s3.format("packed"), shard_bytes=SMALL)
+    filesystem, base = files.open_root(s3.format("packed"))
     place = f"{base}/{packed.shards[1].name}"
     with filesystem.open_input_stream(place) as stream:
         data = bytearray(stream.read())
@@ -216,6 +184,6 @@ def test_damage_in_a_store_is_found_by_check_and_on_the_way_here(
     assert "(missing)" in damage
 
 
-def test_a_store_that_is_not_there_is_told(tmp_path: Path, store: str) -> None:
+def test_a_store_that_is_not_there_is_told(tmp_path: Path, s3: str) -> None:
     with pytest.raises((ShardError, SourceError), match="nowhere"):
-        pack(photos(tmp_path / "loose"), "s3://nowhere/packed?" + store.partition("?")[2])
+        pack(photos(tmp_path / "loose"), "s3://nowhere/packed?" + s3.partition("?")[2])
