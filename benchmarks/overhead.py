@@ -4,6 +4,9 @@ The bare loop is what a notebook has: forward, backward, AdamW, a sum of losses.
 metrics, recorder and a worker's real exporter, once without checkpoints and once with one every window. Batches come
 out of memory. The learner is stopped where it asks for a batch, and there the bare loop takes its turn, so that both
 meet the machine in the same mood. A validation takes place after the last window, and is in none.
+
+A turn is short, since a machine's mood changes within seconds, and there are many, since it still differs by percents
+from one turn to the next: the standard error says whether the answer can be told from the noise.
 """
 
 import tempfile
@@ -48,6 +51,8 @@ from trainer.window import Window
 QUESTION = "what does the trainer cost beside a bare loop?"
 KINDS = {"learner": inf, "learner, a checkpoint a window": 1e-9}
 """What stands against the bare loop -> the least seconds between its checkpoints, which are due at windows' ends."""
+MINUTE = "learner, a checkpoint a minute"
+"""What a job keeps unless it says otherwise; reckoned from the two above, since a turn is far shorter."""
 _BATCHES = 4
 _WARMUP = 1
 _WRITE_S = 60.0
@@ -60,10 +65,10 @@ def main(
     model: str = "",
     batch: int = 0,
     size_px: int = 0,
-    steps: int = 10,
+    steps: int = 2,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
-    threads: int = 0,
-    repeats: int = 7,
+    threads: int = 1,
+    repeats: int = 60,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a step of the bare loop and of the learner, what the second takes longer, and some of its parts.
@@ -75,7 +80,7 @@ def main(
         size_px: Side of the images.
         steps: Steps a window, the learner's log_every; a window is also a turn.
         precision: auto is fp32 on the CPU, bf16 on a GPU.
-        threads: Of torch's operators on the CPU; 0 is one a core, at most 8. Give 1 where others use the cores.
+        threads: Of torch's operators on the CPU; 0 is one a core, at most 8. One is the steadiest.
         repeats: Measured turns of each.
         out: Also write the JSON here.
     """
@@ -273,7 +278,8 @@ def bare_loop(network: nn.Module, data: Sequence[Batch], *, precision: Precision
 def compared(turns: Mapping[str, Turns], *, steps: int) -> dict[str, dict[str, Any]]:
     """A row for the bare loop, over all its turns, and one a kind of learner with what it takes more, in percent.
 
-    A checkpoint's cost is what its turns take more than those without one.
+    A checkpoint's cost is what its turns take more than those without one. extra_percent's stderr is that of a median
+    of normal draws with this mad.
     """
     bare = np.concatenate([each.bare_s for each in turns.values()]) * 1000 / steps
     results = {"bare": {"ms_per_step": spread(bare[:, 0]), "cpu_ms_per_step": spread(bare[:, 1])}}
@@ -284,8 +290,19 @@ def compared(turns: Mapping[str, Turns], *, steps: int) -> dict[str, dict[str, A
             "cpu_ms_per_step": spread(seconds[:, 1]),
             "extra_percent": spread(100 * wall),
             "cpu_extra_percent": spread(100 * cpu),
+            "extra_percent_stderr": _stderr(100 * wall),
         }
+    if len(turns) == len(KINDS):
+        plain, with_one = (results[name] for name in KINDS)
+        a_turn_s = steps * results["bare"]["ms_per_step"]["median"] / 1000
+        percent = plain["extra_percent"]["median"]
+        more = (with_one["extra_percent"]["median"] - percent) * a_turn_s / 60
+        results[MINUTE] = {"extra_percent": percent + more, "extra_percent_stderr": plain["extra_percent_stderr"]}
     return results
+
+
+def _stderr(values: np.ndarray[Any, Any]) -> float:
+    return 1.2533 * 1.4826 * spread(values)["mad"] / len(values) ** 0.5
 
 
 # Parts ------------------------------------------------------------------------------------------------------

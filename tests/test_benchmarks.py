@@ -305,6 +305,7 @@ def test_the_learner_s_part_of_a_turn_is_compared_with_the_bare_turns_before_and
     assert rows["bare"]["ms_per_step"] == harness.spread([10e3 / 3, 2e3 / 3, 4e3 / 3, 8e3 / 3])
     assert rows["learner"]["cpu_ms_per_step"] == harness.spread([4000.0, 2000.0, 2000.0])
     assert rows["learner"]["extra_percent"] == harness.spread([0.0, 0.0, -50.0])
+    assert rows["learner"]["extra_percent_stderr"] == 0
 
 
 def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
@@ -326,7 +327,12 @@ def test_overhead_ends_in_rows_of_both_learners_and_of_the_parts(monkeypatch: py
     monkeypatch.setattr(overhead, "_CALLS", 1)
     found = overhead.main(size_px=32, batch=2, steps=2, repeats=5, threads=1)["results"]
     compared = ["bare", "learner", "learner, a checkpoint a window"]
-    assert list(found)[:3] == compared
+    assert list(found)[:4] == [*compared, overhead.MINUTE]
+    a_minute, plain, with_one = found.pop(overhead.MINUTE), found["learner"], found["learner, a checkpoint a window"]
+    turn_s = 2 * found["bare"]["ms_per_step"]["median"] / 1000
+    plain_percent, percent = plain["extra_percent"]["median"], with_one["extra_percent"]["median"]
+    assert a_minute["extra_percent"] == pytest.approx(plain_percent + (percent - plain_percent) * turn_s / 60)
+    assert a_minute["extra_percent_stderr"] == plain["extra_percent_stderr"] > 0
     for name, row in found.items():
         measured = ["ms_per_step", "cpu_ms_per_step"] if name in compared else ["ms", "cpu_ms"]
         assert list(row)[:2] == measured

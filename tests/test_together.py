@@ -138,18 +138,19 @@ class Breaking(ToyLoader):
 
 
 def failing(here: Here) -> Outcome:
-    """A loader that gives up, in words for a user or in none."""
+    """A loader that gives up, in words for a user or in none; in training (epochs of 3 steps) and in validation."""
     outcomes: Outcome = {}
     for name, failure in (("quarantine", QuarantineError("too many files are gone")), ("bug", ZeroDivisionError("x"))):
-        for at in (0, 1, 3):
-            train, valid = here.data()
-            broken = Breaking(**vars(train))
+        for place, at in (("train", 0), ("train", 1), ("train", 3), ("valid", 0)):
+            data = dict(zip(("train", "valid"), here.data(), strict=True))
+            broken = Breaking(**vars(data[place]))
             broken.failure, broken.at = failure, at
-            learn = here.learner(name, data=(broken, valid))
+            data[place] = broken
+            learn = here.learner(name, data=(data["train"], data["valid"]))
             try:
                 learn.fit_one_cycle(2, 1e-2)
             except Exception as error:
-                outcomes[f"{name} {at}"] = (type(error), str(error), learn.progress.step)
+                outcomes[f"{name} {place} {at}"] = (type(error), str(error), learn.progress.step)
     return outcomes
 
 
@@ -253,12 +254,16 @@ def test_no_number_on_one_rank_ends_all_at_that_step_with_the_state_before_it(wo
 
 
 @every
-@pytest.mark.parametrize("at", [0, 1, 3])
-def test_a_loader_that_gives_up_on_one_rank_ends_all_in_its_words(worlds: Worlds, size: int, at: int) -> None:
+@pytest.mark.parametrize(
+    ("where", "taken"), [("train 0", 0), ("train 1", 1), ("train 3", 3), ("valid 0", 3)]
+)
+def test_a_loader_that_gives_up_on_one_rank_ends_all_in_its_words(
+    worlds: Worlds, size: int, where: str, taken: int
+) -> None:
     for rank, outcome in enumerate(worlds[size]):
-        assert outcome["failing"][f"quarantine {at}"] == (QuarantineError, "too many files are gone", at)
-        kind, said, step = outcome["failing"][f"bug {at}"]
-        assert step == at
+        assert outcome["failing"][f"quarantine {where}"] == (QuarantineError, "too many files are gone", taken)
+        kind, said, step = outcome["failing"][f"bug {where}"]
+        assert step == taken
         if rank == size - 1:
             assert (kind, said) == (ZeroDivisionError, "x")
         else:

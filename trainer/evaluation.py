@@ -11,6 +11,8 @@ from trainer.metrics import Meter
 from trainer.predictions import Predictions, collect
 from trainer.step import LossFunction, Precision, eval_step
 
+_THROUGH, _INTERRUPTED, _FAILED = range(3)
+
 
 def evaluate(
     model: nn.Module,
@@ -25,19 +27,27 @@ def evaluate(
 ) -> tuple[dict[str, float], Predictions | None] | None:
     """The metrics over all ranks' samples, and with `keep` one prediction a sample on rank 0. Collective.
 
-    None on every rank when `interrupted`, asked before each batch, said yes on any of them.
+    None on every rank when `interrupted`, asked before each batch, said yes on any of them. Raises on every rank what
+    any of them met.
     """
     model.eval()
     meter.reset()
     kept: list[tuple[torch.Tensor, ...]] = []
-    broken = False
-    for batch in loader.stream(step):
-        if broken := interrupted():
-            break
-        outputs, losses = eval_step(model, batch, loss=loss, precision=precision)
-        meter.update(outputs, batch.targets, losses)
-        if keep:
-            kept.append((batch.ids, batch.targets, outputs, losses))
-    if any(world.gather(broken)):
+    state, failure = _THROUGH, None
+    try:
+        for batch in loader.stream(step):
+            if interrupted():
+                state = _INTERRUPTED
+                break
+            outputs, losses = eval_step(model, batch, loss=loss, precision=precision)
+            meter.update(outputs, batch.targets, losses)
+            if keep:
+                kept.append((batch.ids, batch.targets, outputs, losses))
+    except Exception as error:
+        state, failure = _FAILED, error
+    worst = world.worst(state)
+    if worst == _FAILED:
+        raise world.told(failure)
+    if worst == _INTERRUPTED:
         return None
     return meter.compute(), collect(kept, task=loader.task) if keep else None

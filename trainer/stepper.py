@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from dataio.batch import Batch
-from dataio.errors import DataError
 from models import groups
-from models.errors import ModelError
 from trainer import optim, world
 from trainer.busy import Busy
 from trainer.ema import Ema
-from trainer.errors import MemoryLimitError, PeerError, TrainError
+from trainer.errors import MemoryLimitError
 from trainer.guard import FP16_IN_A_ROW, Guard
 from trainer.reduction import Compile, Reduction
 from trainer.step import LossFunction, Precision, backward, update
@@ -106,7 +104,7 @@ class Stepper:
                 break
             losses = None
             if worst == _FAILED:
-                raise self._told(failure)
+                raise world.told(failure)
             self._split(0 if batch is None else len(batch.ids))
         assert batch is not None
         assert losses is not None
@@ -152,17 +150,6 @@ class Stepper:
             torch.cuda.empty_cache()
         self._reduction = self._wrap()
 
-    def _told(self, failure: Exception | None) -> Exception:
-        """The error that every rank raises: the first rank's that failed, as itself where all can read it."""
-        readable = isinstance(failure, DataError | ModelError | TrainError)
-        mine = failure if readable or failure is None else f"{type(failure).__name__}: {failure}"
-        for rank, told in enumerate(world.gather(mine)):
-            if told is not None:
-                if failure is not None and not readable:
-                    return failure  # with its traceback, on the rank that it happened on
-                return told if isinstance(told, Exception) else PeerError(_peer(rank, told))
-        raise AssertionError
-
 
 def _is_memory(error: Exception) -> bool:
     """torch has a type for what its own allocator refuses, and only words for the libraries' workspaces."""
@@ -172,7 +159,3 @@ def _is_memory(error: Exception) -> bool:
     )
     told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return isinstance(error, torch.OutOfMemoryError) or told
-
-
-def _peer(rank: int, told: str) -> str:
-    return f"rank {rank} failed ({told}): no other rank can go on without it; its own traceback says where"

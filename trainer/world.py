@@ -1,6 +1,7 @@
 """How do ranks agree? The few collectives that training needs outside DDP, each a no-op for one process.
 
-They run on the host (gloo), so a GPU does not wait for them; all but `worst` only at window, epoch and checkpoint ends.
+They run on the host (gloo), so a GPU does not wait for them; all but `worst` only at window, epoch and checkpoint
+ends, or when a rank has failed.
 """
 
 from typing import TypeVar
@@ -8,6 +9,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from dataio.errors import DataError
+from models.errors import ModelError
+from trainer.errors import PeerError, TrainError
 
 T = TypeVar("T")
 
@@ -33,6 +38,26 @@ def worst(state: int) -> int:
     flag = torch.tensor(state)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return int(flag)
+
+
+def told(failure: Exception | None) -> Exception:
+    """The error that every rank raises once one has failed: the first such rank's, as itself where all can read it.
+
+    Collective. failure: what this rank met; where it is no sentence of ours, it keeps its traceback, on this rank.
+    """
+    readable = isinstance(failure, DataError | ModelError | TrainError)
+    mine = failure if readable or failure is None else f"{type(failure).__name__}: {failure}"
+    for rank, words in enumerate(gather(mine)):
+        if words is None:
+            continue
+        if failure is not None and not readable:
+            return failure
+        if isinstance(words, Exception):
+            return words
+        return PeerError(
+            f"rank {rank} failed ({words}): no other rank can go on without it; its own traceback says where"
+        )
+    raise AssertionError("no rank has failed")
 
 
 def gather_to_first(value: T) -> list[T]:
