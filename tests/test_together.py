@@ -254,9 +254,7 @@ def test_no_number_on_one_rank_ends_all_at_that_step_with_the_state_before_it(wo
 
 
 @every
-@pytest.mark.parametrize(
-    ("where", "taken"), [("train 0", 0), ("train 1", 1), ("train 3", 3), ("valid 0", 3)]
-)
+@pytest.mark.parametrize(("where", "taken"), [("train 0", 0), ("train 1", 1), ("train 3", 3), ("valid 0", 3)])
 def test_a_loader_that_gives_up_on_one_rank_ends_all_in_its_words(
     worlds: Worlds, size: int, where: str, taken: int
 ) -> None:
