@@ -19,11 +19,13 @@ demo: $(READY) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray w
 	$(BIN)/python deploy/demo.py
 
 # One thread a process: two test processes share two cores, and threads that wait for one another would spin.
-FAST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+FAST := $(PYTEST) -m 'not slow'
+SLOW := $(PYTEST) -m slow
 
 test: $(READY)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
 	$(FAST)
-	$(BIN)/python -m pytest -m slow
+	$(SLOW)
 
 test-fast: $(READY)  ## the tests that start neither Ray nor other processes
 	$(FAST)
