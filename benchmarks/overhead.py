@@ -282,7 +282,8 @@ def compared(turns: Mapping[str, Turns], *, steps: int) -> dict[str, dict[str, A
     of normal draws with this mad.
     """
     bare = np.concatenate([each.bare_s for each in turns.values()]) * 1000 / steps
-    results = {"bare": {"ms_per_step": spread(bare[:, 0]), "cpu_ms_per_step": spread(bare[:, 1])}}
+    row: dict[str, Any] = {"ms_per_step": spread(bare[:, 0]), "cpu_ms_per_step": spread(bare[:, 1])}
+    results = {"bare": row}
     for name, each in turns.items():
         seconds, (wall, cpu) = np.array(each.learner_s) * 1000 / steps, each.extra()
         results[name] = {
