@@ -1,4 +1,4 @@
-"""How do a driver and its workers talk? `Board`: rows one way, a request to stop the other.
+"""How do a driver and its workers talk? `Board`: rows one way; a request to stop, or a warning, the other.
 
 A plain class that Ray makes an actor of, so that it tests without Ray. Its file imports nothing heavy: the actor's
 process starts in the time that Python needs.
@@ -8,6 +8,14 @@ from typing import Any
 
 Row = dict[str, float | int | str | None]
 
+NAMESPACE = "thawline"
+"""Of Ray, in which a running job's board is called as `board_name` says: so a client can ask for a stop."""
+
+
+def board_name(job: str) -> str:
+    """What the board of the job called so is called."""
+    return f"board of {job}"
+
 
 class Board:
     """What rank 0 and the driver leave for one another."""
@@ -15,6 +23,8 @@ class Board:
     def __init__(self) -> None:
         self._rows: list[Row] = []
         self._stop = False
+        self._taken_at: float | None = None
+        self._groups = 0
         self._error: Exception | None = None
         self._result: dict[str, Any] | None = None
 
@@ -28,12 +38,22 @@ class Board:
         return rows
 
     def request_stop(self) -> None:
-        """The driver asks for a graceful end."""
+        """The driver, or a client through messenger, asks for a graceful end."""
         self._stop = True
 
-    def stopping(self) -> bool:
-        """Workers ask whether to stop."""
-        return self._stop
+    def warn(self, taken_at: float | None) -> None:
+        """The driver has heard that a machine will be taken away then (unix seconds); None: not any more."""
+        self._taken_at = taken_at
+
+    def asked(self) -> tuple[bool, float | None]:
+        """Workers ask: shall we stop? When will a machine of ours be taken?"""
+        return self._stop, self._taken_at
+
+    def begin(self) -> int:
+        """Rank 0 of a group of workers is there; how many groups there were before."""
+        self._groups += 1
+        self._taken_at = None  # a warning was for the machines of the group before
+        return self._groups - 1
 
     def finish(self, result: dict[str, Any]) -> None:
         """Rank 0 hands over the result."""

@@ -12,11 +12,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import Positional
+
+from cluster import cli_jobs
+from cluster.arguments import read_job, take, take_flag, take_out
+from cluster.job import Job
 
 _EPILOGUE = """\
 verbs:
@@ -26,7 +31,11 @@ verbs:
   explain JOB                       one sample through every step, with shapes
   show JOB --out FILE.png           a batch as the model sees it
   lr-find JOB [--out FILE.png] ...  which learning rate suits its first phase: four suggestions, and the curve
-  train JOB [--workers N] ...       train, or resume, or show a finished run's result
+  train JOB [--workers N] ...       train, or resume, or show a finished run's result; --address auto: on this cluster
+  submit JOB --address URL ...      the same on a Ray cluster: [--follow] [--package ship|installed]
+  list, status NAME, logs NAME      what runs there, how far it is, what it says: [--follow]
+  stop NAME                         end it with a checkpoint; --now: within seconds, without one
+  token [--create]                  where this user's token for clusters lies; make one
   doctor                            versions, devices, engines: what works here and what does not
 
 JOB is a TOML file or a manifest. `thawline VERB --help` tells more; --debug shows tracebacks.
@@ -38,17 +47,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: thawline VERB ...\n\n{_EPILOGUE}", end="", file=sys.stdout if arguments else sys.stderr)
-        sys.exit(0 if arguments else 2)
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in _VERBS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(verb, _VERBS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(_VERBS)}"
-        print(f"thawline: {verb!r} is not a verb; {hint}", file=sys.stderr)
-        sys.exit(2)
+    verb, rest = _verb(arguments)
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
     sys.exit(_guarded(lambda: _run_verb(verb, rest), debug=debug))
 
@@ -60,7 +59,9 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     intruders = [] if verb == "doctor" else shadowed()  # doctor lists them itself
     if intruders:
         raise LaunchError("; ".join(intruders))
-    return _VERBS[verb](arguments)
+    if verb in _TYPED:
+        return int(tyro.cli(_TYPED[verb], args=arguments, prog=f"thawline {verb}"))
+    return _ON_JOBS[verb][0](arguments)
 
 
 def _guarded(action: Callable[[], int], *, debug: bool) -> int:
@@ -81,10 +82,10 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
 
 
 def _is_users(error: Exception) -> bool:
-    from cluster.errors import ClusterError
+    from cluster.errors import ClusterError, HangError
     from dataio.errors import DataError
 
-    if isinstance(error, ClusterError | DataError):
+    if isinstance(error, ClusterError | DataError | HangError):
         return True
     from cluster.run import USER_ERRORS
 
@@ -94,32 +95,29 @@ def _is_users(error: Exception) -> bool:
 # The verbs ------------------------------------------------------------------------------------------------
 
 
-def _sample(arguments: list[str]) -> int:
-    def sample(what: Positional[str], folder: Positional[Path]) -> int:
-        """Write sample images to train on.
+def _sample(what: Positional[str], folder: Positional[Path]) -> int:
+    """Write sample images to train on.
 
-        Args:
-            what: digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to
-                fetch; what was interrupted is continued.
-            folder: Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet.
-        """
-        from dataio.samples import fetch_pets, write_digits
+    Args:
+        what: digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to
+            fetch; what was interrupted is continued.
+        folder: Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet.
+    """
+    from dataio.samples import fetch_pets, write_digits
 
-        if what == "digits":
-            count = write_digits(folder)
-            print(f"{count} images in {folder}", file=sys.stderr)
-            return 0
-        if what != "pets":
-            print(f"thawline: sample {what!r} is not known: give digits or pets", file=sys.stderr)
-            return 2
-        with _transfer() as progress:
-            images = fetch_pets(folder, progress=progress)
-        label = r"--label 'regex:(.+)_\d+\.jpg$'"
-        print(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet", file=sys.stderr)
-        print(images)
+    if what == "digits":
+        count = write_digits(folder)
+        print(f"{count} images in {folder}", file=sys.stderr)
         return 0
-
-    return tyro.cli(sample, args=arguments, prog="thawline sample")
+    if what != "pets":
+        print(f"thawline: sample {what!r} is not known: give digits or pets", file=sys.stderr)
+        return 2
+    with _transfer() as progress:
+        images = fetch_pets(folder, progress=progress)
+    label = r"--label 'regex:(.+)_\d+\.jpg$'"
+    print(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet", file=sys.stderr)
+    print(images)
+    return 0
 
 
 @contextmanager
@@ -145,131 +143,123 @@ def _transfer() -> Iterator[Callable[[str, int, int | None], None]]:
         yield show
 
 
-def _index(arguments: list[str]) -> int:
-    def index(
-        source: Positional[str],
-        *,
-        out: str,
-        label: str = "parent",
-        delimiter: str | None = None,
-        classes: str | None = None,
-        values: str | None = None,
-        valid: str = "0.2",
-        test: str | None = None,
-        seed: int = 42,
-        root: str | None = None,
-        path_column: str | None = None,
-        folder: str = "",
-        suffix: str = "",
-        column_names: tuple[str, ...] = (),
-        folders: tuple[str, ...] = (),
-        extensions: tuple[str, ...] = (),
-        recursive: bool = True,
-        max_bad: float = 0.01,
-    ) -> int:
-        """Make a manifest: which images there are, what each shows, which are for validation and test.
+def _index(
+    source: Positional[str],
+    *,
+    out: str,
+    label: str = "parent",
+    delimiter: str | None = None,
+    classes: str | None = None,
+    values: str | None = None,
+    valid: str = "0.2",
+    test: str | None = None,
+    seed: int = 42,
+    root: str | None = None,
+    path_column: str | None = None,
+    folder: str = "",
+    suffix: str = "",
+    column_names: tuple[str, ...] = (),
+    folders: tuple[str, ...] = (),
+    extensions: tuple[str, ...] = (),
+    recursive: bool = True,
+    max_bad: float = 0.01,
+) -> int:
+    """Make a manifest: which images there are, what each shows, which are for validation and test.
 
-        Args:
-            source: A folder of images, or a CSV, TSV, Parquet or Arrow file with a column of paths; or the URI of one
-                (s3://, gs://, hdfs://).
-            out: The manifest to write: .parquet, or .arrow, which opens at once however large.
-            label: parent (the folder's name), regex:R (its first group, on the file's name), path-regex:R (on the
-                path), column:C (of the CSV or table), mask:TEMPLATE (such as masks/{stem}.png; {parent} and {name} too)
-                or mask-column:C, points:x0,y0,x1,y1 (columns) or points-column:C.
-            delimiter: Splits a column's value into several labels (multi-label).
-            classes: The vocabulary: a,b,c, a .txt file with a class a line, or another manifest, whose classes these
-                are; the sorted labels if not given.
-            values: The pixel values of a mask's classes, such as 0,255; those that occur if not given.
-            valid: A fraction drawn at random, stratified:F, fold:I/K (0/5 to 4/5), stratified-fold:I/K, column:C (true
-                or valid, test), or folder:N (a folder of that name).
-            test: The same for the test, but no folds; or all. Fractions are of all images; but where one of the two is
-                no fraction, the test is picked first and --valid divides the rest.
-            seed: Of what is drawn.
-            root: Where the paths of a CSV or table start; its own folder if not given.
-            path_column: The column of paths; the first if not given.
-            folder: Put before every path.
-            suffix: Put behind every path, such as .jpg.
-            column_names: Of a CSV that does not begin with them.
-            folders: Of a folder, look only into these.
-            extensions: What images end in, such as png.
-            recursive: Look into folders of the folder too.
-            max_bad: The share of files that may be unusable; 1 for any.
-        """
-        from cluster.index import make_manifest
-        from dataio.duplicates import report
+    Args:
+        source: A folder of images, or a CSV, TSV, Parquet or Arrow file with a column of paths; or the URI of one
+            (s3://, gs://, hdfs://).
+        out: The manifest to write: .parquet, or .arrow, which opens at once however large.
+        label: parent (the folder's name), regex:R (its first group, on the file's name), path-regex:R (on the
+            path), column:C (of the CSV or table), mask:TEMPLATE (such as masks/{stem}.png; {parent} and {name} too)
+            or mask-column:C, points:x0,y0,x1,y1 (columns) or points-column:C.
+        delimiter: Splits a column's value into several labels (multi-label).
+        classes: The vocabulary: a,b,c, a .txt file with a class a line, or another manifest, whose classes these
+            are; the sorted labels if not given.
+        values: The pixel values of a mask's classes, such as 0,255; those that occur if not given.
+        valid: A fraction drawn at random, stratified:F, fold:I/K (0/5 to 4/5), stratified-fold:I/K, column:C (true
+            or valid, test), or folder:N (a folder of that name).
+        test: The same for the test, but no folds; or all. Fractions are of all images; but where one of the two is
+            no fraction, the test is picked first and --valid divides the rest.
+        seed: Of what is drawn.
+        root: Where the paths of a CSV or table start; its own folder if not given.
+        path_column: The column of paths; the first if not given.
+        folder: Put before every path.
+        suffix: Put behind every path, such as .jpg.
+        column_names: Of a CSV that does not begin with them.
+        folders: Of a folder, look only into these.
+        extensions: What images end in, such as png.
+        recursive: Look into folders of the folder too.
+        max_bad: The share of files that may be unusable; 1 for any.
+    """
+    from cluster.index import make_manifest
+    from dataio.duplicates import report
 
-        manifest = make_manifest(
-            source,
-            label=label,
-            delimiter=delimiter,
-            classes=classes,
-            values=values,
-            valid=valid,
-            test=test,
-            seed=seed,
-            root=root,
-            path_column=path_column,
-            folder=folder,
-            suffix=suffix,
-            column_names=column_names,
-            folders=folders,
-            extensions=extensions,
-            recursive=recursive,
-            max_bad=max_bad,
-        )
-        manifest.save(out)
-        print("\n".join(filter(None, (manifest.summary(), report(manifest)))), file=sys.stderr)
-        print(out)
-        return 0
-
-    return tyro.cli(index, args=arguments, prog="thawline index")
+    manifest = make_manifest(
+        source,
+        label=label,
+        delimiter=delimiter,
+        classes=classes,
+        values=values,
+        valid=valid,
+        test=test,
+        seed=seed,
+        root=root,
+        path_column=path_column,
+        folder=folder,
+        suffix=suffix,
+        column_names=column_names,
+        folders=folders,
+        extensions=extensions,
+        recursive=recursive,
+        max_bad=max_bad,
+    )
+    manifest.save(out)
+    print("\n".join(filter(None, (manifest.summary(), report(manifest)))), file=sys.stderr)
+    print(out)
+    return 0
 
 
-def _pack(arguments: list[str]) -> int:
-    def pack(
-        manifest: Positional[str],
-        dest: Positional[str],
-        *,
-        max_side_px: int | None = None,
-        quality: int = 92,
-        shard_mib: int = 512,
-        max_bad: float = 0.01,
-        check: bool = False,
-    ) -> int:
-        """Put a manifest's images into shards: large Arrow files that training maps into memory, or fetches once a
-        machine from an object store. An interrupted pack goes on when it is started again.
+def _pack(
+    manifest: Positional[str],
+    dest: Positional[str],
+    *,
+    max_side_px: int | None = None,
+    quality: int = 92,
+    shard_mib: int = 512,
+    max_bad: float = 0.01,
+    check: bool = False,
+) -> int:
+    """Put a manifest's images into shards: large Arrow files that training maps into memory, or fetches once a
+    machine from an object store. An interrupted pack goes on when it is started again.
 
-        Args:
-            manifest: The manifest, as thawline index made it.
-            dest: A folder, or a URI such as s3://bucket/photos; manifest.arrow in it is what to train on.
-            max_side_px: Make larger images smaller, so that their longer side has this many pixels.
-            quality: Of the JPEGs that become smaller.
-            shard_mib: Size of a shard, about.
-            max_bad: Share of the images that may turn out missing or changed since they were indexed.
-            check: Write nothing: read what was packed there and report damage (exit 1).
-        """
-        from cluster.pack import MANIFEST, check_shards, pack_shards
-        from dataio import files
+    Args:
+        manifest: The manifest, as thawline index made it.
+        dest: A folder, or a URI such as s3://bucket/photos; manifest.arrow in it is what to train on.
+        max_side_px: Make larger images smaller, so that their longer side has this many pixels.
+        quality: Of the JPEGs that become smaller.
+        shard_mib: Size of a shard, about.
+        max_bad: Share of the images that may turn out missing or changed since they were indexed.
+        check: Write nothing: read what was packed there and report damage (exit 1).
+    """
+    from cluster.pack import MANIFEST, check_shards, pack_shards
+    from dataio import files
 
-        if check:
-            damages = check_shards(manifest, dest)
-            print("\n".join([*damages, f"{len(damages)} damages" if damages else "whole"]), file=sys.stderr)
-            return 1 if damages else 0
-        packed = pack_shards(
-            manifest, dest, max_side_px=max_side_px, quality=quality, shard_mib=shard_mib, max_bad=max_bad
-        )
-        print(packed.summary(), file=sys.stderr)
-        print(files.below(packed.home, MANIFEST))
-        return 0
-
-    return tyro.cli(pack, args=arguments, prog="thawline pack")
+    if check:
+        damages = check_shards(manifest, dest)
+        print("\n".join([*damages, f"{len(damages)} damages" if damages else "whole"]), file=sys.stderr)
+        return 1 if damages else 0
+    packed = pack_shards(manifest, dest, max_side_px=max_side_px, quality=quality, shard_mib=shard_mib, max_bad=max_bad)
+    print(packed.summary(), file=sys.stderr)
+    print(files.below(packed.home, MANIFEST))
+    return 0
 
 
 def _explain(arguments: list[str]) -> int:
     from cluster.run import job_loaders
     from dataio.explanation import explain
 
-    job = _job(arguments, "explain")
+    job = read_job(arguments, "explain")
     train, valid = job_loaders(job, _alone(job))
     print(explain(train), end="\n\n")
     print(explain(valid))
@@ -280,11 +270,11 @@ def _show(arguments: list[str]) -> int:
     from cluster.run import job_loaders
     from dataio.explanation import show_batch
 
-    out, rest = _out(arguments)
+    out, rest = take_out(arguments)
     if out is None:
         print("thawline show: give --out FILE.png", file=sys.stderr)
         return 2
-    job = _job(rest, "show")
+    job = read_job(rest, "show")
     train, _ = job_loaders(job, _alone(job))
     show_batch(train, rows=4, cols=8).savefig(out, dpi=110)
     print(out)
@@ -292,8 +282,8 @@ def _show(arguments: list[str]) -> int:
 
 
 def _lr_find(arguments: list[str]) -> int:
-    out, rest = _out(arguments)
-    job = _job(rest, "lr-find")
+    out, rest = take_out(arguments)
+    job = read_job(rest, "lr-find")
     from cluster.phases import phases
     from cluster.run import job_learner
     from trainer.lr_find import lr_find
@@ -301,7 +291,7 @@ def _lr_find(arguments: list[str]) -> int:
 
     given = job.phases[0].lr if job.phases and job.phases[0].lr is not None else job.fit.lr
     # Of two rates the ratio stays and the higher one is looked for; a single one is replaced, whatever it is.
-    lr = (given[0] / given[1], 1.0) if isinstance(given, tuple) else "find"
+    lr: tuple[float, float] | Literal["find"] = (given[0] / given[1], 1.0) if isinstance(given, tuple) else "find"
     tables = (replace(job.phases[0], lr=lr), *job.phases[1:]) if job.phases else ()
     first = phases(replace(job, phases=tables, fit=replace(job.fit, lr=lr)))[0]
     print(f"training in phase {first.name!r} while lr grows, and taking it back", file=sys.stderr)
@@ -317,23 +307,14 @@ def _lr_find(arguments: list[str]) -> int:
     return 0
 
 
-def _out(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """The picture to write, its folder made, if there is `--out FILE`; and the other arguments."""
-    if "--out" not in arguments[:-1]:
-        return None, arguments
-    at = arguments.index("--out")
-    out = Path(arguments[at + 1])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out, arguments[:at] + arguments[at + 2 :]
-
-
 def _train(arguments: list[str]) -> int:
-    job = _job(arguments, "train")
+    address, rest = take("--address", arguments)
+    job = read_job(rest, "train")
     from cluster.job import to_toml
     from cluster.preflight import preflight
 
     first = os.environ.get("RANK", "0") == "0"
-    finished = preflight(job)
+    finished = preflight(job, here=not address)
     if finished is not None:
         if first:
             _print_result(job, finished, already=True)
@@ -342,7 +323,7 @@ def _train(arguments: list[str]) -> int:
         print(to_toml(job), file=sys.stderr)
     from cluster.launch import launch
 
-    result = launch(job)
+    result = launch(job, address=address or "")
     if first:
         _print_result(job, result, already=False)
     return 0
@@ -372,49 +353,82 @@ def _print_result(job: Any, result: dict[str, Any], *, already: bool) -> None:
     print(json.dumps({"run": folder, **result["metrics"], "stream_hash": result["stream_hash"]}))
 
 
-def _doctor(arguments: list[str]) -> int:
-    def doctor(*, storage: str = "runs") -> int:
-        """Versions, devices, engines: what works here, what does not, and what to do.
+def _doctor(*, storage: str = "runs") -> int:
+    """Versions, devices, engines: what works here, what does not, and what to do.
 
-        Args:
-            storage: The folder that runs would be written to.
-        """
-        from cluster.doctor import collect
+    Args:
+        storage: The folder that runs would be written to.
+    """
+    from cluster.doctor import collect
 
-        checks = collect(storage=storage)
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            print(f"{'ok ' if check.ok else '!! '} {check.name:<{width}}  {check.value}")
-            if check.remedy and not check.ok:
-                print(f"    {'':<{width}}  -> {check.remedy}")
-        return 0 if all(check.ok for check in checks) else 1
-
-    return tyro.cli(doctor, args=arguments, prog="thawline doctor")
+    checks = collect(storage=storage)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{'ok ' if check.ok else '!! '} {check.name:<{width}}  {check.value}")
+        if check.remedy and not check.ok:
+            print(f"    {'':<{width}}  -> {check.remedy}")
+    return 0 if all(check.ok for check in checks) else 1
 
 
-_VERBS: dict[str, Callable[[list[str]], int]] = {
+_TYPED: dict[str, Callable[..., int]] = {
     "sample": _sample,
     "index": _index,
     "pack": _pack,
-    "explain": _explain,
-    "show": _show,
-    "lr-find": _lr_find,
-    "train": _train,
     "doctor": _doctor,
+    "list": cli_jobs.list_jobs,
+    "status": cli_jobs.status,
+    "logs": cli_jobs.logs,
+    "stop": cli_jobs.stop,
+    "token": cli_jobs.token,
 }
+"""Verbs whose signature says what can be typed."""
+
+_ON_JOBS: dict[str, tuple[Callable[[list[str]], int], tuple[str, ...], tuple[str, ...]]] = {
+    "explain": (_explain, (), ()),
+    "show": (_show, ("--out",), ()),
+    "lr-find": (_lr_find, ("--out",), ()),
+    "train": (_train, ("--address",), ()),
+    "submit": (cli_jobs.submit, ("--address", "--package"), ("--follow",)),
+}
+"""Verbs on a job, whose fields are flags; with options of their own that take a value, and that take none."""
 
 
-def _job(arguments: list[str], verb: str) -> Any:
-    """The job that comes first among the arguments, with the flags after it on top."""
-    from cluster import job as jobs
+def check_arguments(words: list[str]) -> None:
+    """See whether `thawline WORDS` can be understood, and run nothing: for documents that hold such lines.
 
-    if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            jobs.override(jobs.Job(), ["--help"])  # prints every field and exits
-        print(f"usage: thawline {verb} JOB [--field VALUE ...]; JOB is a .toml or a manifest", file=sys.stderr)
+    Raises SystemExit for misuse (status 2) and for --help (0), and JobError for values out of range.
+    """
+    verb, rest = _verb(words)
+    if verb in _TYPED:
+
+        @wraps(_TYPED[verb])  # tyro reads the signature, and calls this
+        def nothing(*_: object, **__: object) -> int:
+            return 0
+
+        tyro.cli(nothing, args=rest, prog=f"thawline {verb}")
+        return
+    _, options, flags = _ON_JOBS[verb]
+    for option in options:
+        _, rest = take(option, rest)
+    for flag in flags:
+        _, rest = take_flag(flag, rest)
+    read_job(rest, verb, file=Job(manifest="a.parquet"))
+
+
+def _verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb that comes first, and the rest. Misuse and --help end the process."""
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: thawline VERB ...\n\n{_EPILOGUE}", end="", file=sys.stdout if words else sys.stderr)
+        sys.exit(0 if words else 2)
+    verb, known = words[0], [*_TYPED, *_ON_JOBS]
+    if verb not in known:
+        from difflib import get_close_matches
+
+        near = get_close_matches(verb, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(known)}"
+        print(f"thawline: {verb!r} is not a verb; {hint}", file=sys.stderr)
         sys.exit(2)
-    job = jobs.check(jobs.override(jobs.load(arguments[0]), arguments[1:]))
-    return jobs.resolved(job)
+    return verb, words[1:]
 
 
 def _alone(job: Any) -> Any:

@@ -1,8 +1,11 @@
-"""How does Prometheus find the workers? A file for `file_sd_configs`, replaced when the workers change.
+"""How does Prometheus find the workers? By a file that it reads on the same machine, or by asking the driver of a run.
+
+The file is for `file_sd_configs`, replaced when the workers change. `Directory` answers `http_sd_configs`, for a
+Prometheus that sees neither the workers' machines nor the storage.
 
 The exporters already label every series with run and rank. The same labels on the target would make
-Prometheus rename the exporter's to exported_run and exported_rank (unless honor_labels is set), so the file
-carries them only as `__meta_thawline_*`: seen on Prometheus' service discovery page, usable in
+Prometheus rename the exporter's to exported_run and exported_rank (unless honor_labels is set), so the targets
+carry them only as `__meta_thawline_*`: seen on Prometheus' service discovery page, usable in
 relabel_configs, never part of a series. Nor is `job` set: the reader's own scrape config names it.
 
 Prometheus allows `*` in a path's last part only, so it refuses runs/*/targets.json in its configuration. The
@@ -12,11 +15,20 @@ a folder of the user who runs rank 0, wherever that was started from.
 
 import json
 import os
+import socket
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
+from threading import Thread
+from types import TracebackType
+from typing import Any, Self
 
 from cluster.storage import write_text
 from dataio import files
+
+Entry = dict[str, Any]
+"""One of Prometheus' target groups: {"targets": ["host:port"], "labels": {...}}."""
 
 
 def targets_file(storage: str | Path, run: str) -> Path:
@@ -30,13 +42,17 @@ def targets_file(storage: str | Path, run: str) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "thawline" / "targets" / f"{run}.targets.json"
 
 
-def write_targets(file: str | Path, run: str, endpoints: Sequence[str]) -> None:
-    """Announce `endpoints` ('host:port', the rank-th for each rank), in place of what `file` said before."""
-    entries = [
+def entries_of(run: str, endpoints: Sequence[str]) -> list[Entry]:
+    """The targets of a run: `endpoints` are 'host:port', the rank-th for each rank."""
+    return [
         {"targets": [endpoint], "labels": {"__meta_thawline_run": run, "__meta_thawline_rank": str(rank)}}
         for rank, endpoint in enumerate(endpoints)
     ]
-    _replace(Path(file), json.dumps(entries, indent=1))
+
+
+def write_targets(file: str | Path, run: str, endpoints: Sequence[str]) -> None:
+    """Announce `endpoints` ('host:port', the rank-th for each rank), in place of what `file` said before."""
+    _replace(Path(file), json.dumps(entries_of(run, endpoints), indent=1))
 
 
 def clear_targets(file: str | Path) -> None:
@@ -46,3 +62,82 @@ def clear_targets(file: str | Path) -> None:
 
 def _replace(file: Path, text: str) -> None:
     write_text(str(file.parent), file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it
+
+
+class Directory:
+    """The targets of a run behind http://HOST:PORT/targets, for `http_sd_configs`; nobody until `set`, until `close`.
+
+    `port` is used when free, any free port otherwise (0 asks for one), so that two drivers on a machine have one each.
+    `url` names an address that other machines can reach when `host` means every one. Nothing is asked of who reads:
+    what it tells is where workers answer, which `/metrics` itself does not hide.
+
+    Raises:
+        OSError: `host` is no address of this machine.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._body = b"[]"
+        try:
+            self._server = self._listen(host, port)
+        except (OSError, OverflowError):  # taken, or beyond 65535
+            self._server = self._listen(host, 0)
+        self.url = f"http://{reachable(host)}:{self._server.server_address[1]}/targets"
+        self._thread = Thread(target=self._server.serve_forever, name="thawline-targets", daemon=True)
+        self._thread.start()
+
+    def set(self, entries: Sequence[Entry]) -> None:
+        """Announce these, in place of what was announced before: see `entries_of`; an empty list drops all."""
+        self._body = json.dumps(list(entries), indent=1).encode()
+
+    def close(self) -> None:
+        """Stop answering and free the port; a second call does nothing."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _listen(self, host: str, port: int) -> ThreadingTCPServer:
+        directory = self
+
+        class Answer(BaseHTTPRequestHandler):
+            timeout = 5.0  # whoever connects and says nothing keeps a thread no longer
+
+            def do_GET(self) -> None:
+                if self.path != "/targets":
+                    self.send_error(404)
+                    return
+                body = directory._body
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")  # Prometheus takes no other
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+        class Server(ThreadingTCPServer):
+            address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            allow_reuse_address = daemon_threads = True
+
+        return Server((host, port), Answer)
+
+
+def reachable(host: str) -> str:
+    """`host`, or the address of the default route where `host` means every address of the machine."""
+    if host not in ("0.0.0.0", "::"):
+        return f"[{host}]" if ":" in host else host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nobody's address (RFC 5737); for UDP, connecting sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

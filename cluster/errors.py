@@ -3,7 +3,11 @@
 ClusterError
 ├── JobError        a TOML that cannot be read, an unknown field, a value out of range
 ├── LaunchError     too many workers, no GPU, a worker group that gave up
-└── StorageError    a run folder that cannot be written, or that holds another run
+├── StorageError    a run folder that cannot be written, or that holds another run
+├── TokenError      no token for the cluster, a wrong one, or one that others can read
+└── SubmitError     a cluster that does not answer, a name that is taken, a job that is not known
+
+HangError stands apart: a rank was waited for in vain, and starting again may help.
 """
 
 
@@ -21,3 +25,15 @@ class LaunchError(ClusterError):
 
 class StorageError(ClusterError):
     """The run's folder cannot be used."""
+
+
+class TokenError(ClusterError):
+    """The cluster's token is missing, wrong or open to others."""
+
+
+class SubmitError(ClusterError):
+    """The cluster cannot be asked, or cannot do what it was asked."""
+
+
+class HangError(RuntimeError):
+    """A collective ended in a time-out, or because another rank had gone."""

@@ -149,6 +149,22 @@ class Metrics:
 
     port: int = 9400  # of the first worker on a machine, the next takes the next; 0 = any free port
     host: str = "127.0.0.1"  # the address to listen on; 0.0.0.0 = every one
+    sd_port: int = 9399  # on a cluster: of the driver's list of workers (http_sd); 0 = any free port
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the workers get from a Ray cluster, and how long they wait for one another."""
+
+    cpus_per_worker: float = 1.0  # cores set aside for each worker, its decoding threads included
+    resources: dict[str, float] = field(default_factory=dict)  # Ray's custom resources that each worker takes
+    accelerator_type: str = ""  # such as "H100", as Ray calls it; empty = any
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"  # of the workers onto machines
+    wait_s: float = 0.0  # how long a cluster that is too small may take to grow
+    start_s: float = 30.0  # how long workers may take to be placed, before it is tried anew
+    resize_s: float = 30.0  # elastic: seconds between two looks at whether there is room for more workers
+    first_step_s: float = 1800.0  # how long ranks wait for one another until the first step is through
+    hang_s: float = 180.0  # and afterwards
 
 
 @dataclass(frozen=True)
@@ -159,10 +175,11 @@ class Job:
     manifest: str = ""  # what `thawline index` or `thawline pack` wrote: .parquet or .arrow, a file or a URI
     storage: str = "runs"  # a folder, or a URI that pyarrow.fs understands
     seed: int = 42  # decides order, augmentation and initial weights
-    workers: int = 1  # processes, one a GPU
+    workers: int | tuple[int, int] = 1  # processes, one a GPU; or two: as many as there is room for between them
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train
     log_every: int = 10  # steps in a logging window
     failures: int = 3  # worker failures to survive
+    preemptions: int = -1  # machines taken away with notice that are survived; -1 = any number
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
@@ -170,7 +187,18 @@ class Job:
     optim: Optim = field(default_factory=Optim)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
+    cluster: Cluster = field(default_factory=Cluster)
     phases: tuple[PhaseJob, ...] = ()  # instead of [fit]'s epochs and frozen_epochs; only in a file, not a flag
+
+    @property
+    def least_workers(self) -> int:
+        """Fewer than these cannot train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """More than these are never started."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 MAY_DIFFER = (
@@ -179,7 +207,7 @@ MAY_DIFFER = (
     # What the stream and the reduction do not depend on, by design: the same steps over the same ids.
     *("workers", "device", "data.engine", "data.threads"),
     # What is written and survived, not what is computed.
-    *("log_every", "failures", "checkpoint", "metrics", "data.max_quarantined"),
+    *("log_every", "failures", "preemptions", "checkpoint", "metrics", "cluster", "data.max_quarantined"),
 )
 """Fields, or whole sections, in which a run and its continuation may differ."""
 

@@ -40,6 +40,8 @@ _DIV: _Range = (lambda v: 1 <= v < inf, "_ >= 1", "the cycle would start above i
 _PCT: _Range = (lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
 _WARMUP: _Range = (lambda v: 0 <= v <= 1, "0 <= _ <= 1, where 0 is none", "it is a share of the steps")
 _LENGTH: _Range = (lambda v: 0 < v < inf, "_ > 0", "nothing would be trained")
+_SECONDS: _Range = (lambda v: 0 <= v < inf, "_ >= 0", "it is a time")
+_PATIENCE: _Range = (lambda v: 1 <= v < inf, "_ >= 1", "nothing would be given the time to answer")
 _MOMENTUM: _Range = (lambda v: 0 <= v < 1, "0 <= _ < 1", "the moments would never settle")
 
 _RANGES: dict[str, _Range] = {
@@ -50,6 +52,7 @@ _RANGES: dict[str, _Range] = {
     "workers": (lambda v: v >= 1, "_ >= 1", "nobody would train"),
     "log_every": (lambda v: v >= 1, "_ >= 1", "a window has at least one step"),
     "failures": _COUNT,
+    "preemptions": (lambda v: v >= -1, "_ >= -1, where -1 is any number", "a count is not negative"),
     "data.global_batch": (lambda v: v >= 2, "_ >= 2", "BatchNorm cannot train on one image"),
     "data.threads": (lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative"),
     "data.max_quarantined": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a share of the training images"),
@@ -78,6 +81,14 @@ _RANGES: dict[str, _Range] = {
     "checkpoint.keep": (lambda v: v >= 1, "_ >= 1", "a killed run could not resume"),
     "metrics.port": (lambda v: 0 <= v < 2**16, "0 <= _ < 65536; 0 is any free one", "no such port exists"),
     "metrics.host": (bool, "an address such as 127.0.0.1", "nothing could listen"),
+    "metrics.sd_port": (lambda v: 0 <= v < 2**16, "0 <= _ < 65536; 0 is any free one", "no such port exists"),
+    "cluster.cpus_per_worker": (lambda v: 0 < v < inf, "_ > 0", "nothing would feed the worker"),
+    "cluster.resources": (lambda v: all(0 < n < inf for n in v.values()), "numbers above 0", "none would be taken"),
+    "cluster.wait_s": _SECONDS,
+    "cluster.start_s": _PATIENCE,
+    "cluster.resize_s": _PATIENCE,
+    "cluster.first_step_s": _PATIENCE,
+    "cluster.hang_s": _PATIENCE,
     "phases.epochs": _LENGTH,
     "phases.steps": _LENGTH,
     "phases.samples": _LENGTH,
@@ -107,10 +118,15 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 
 def check_together(job: "Job") -> None:
     """Raises JobError for the first two values that contradict one another."""
+    if job.least_workers > job.most_workers:
+        raise JobError(
+            f"workers={job.workers!r}: the second is less than the first, so no number lies between them; give them "
+            f"as [{job.most_workers}, {job.least_workers}]"
+        )
     _check_batch(job)
     _check_phases(job)
     _check_recipes(job)
-    fit, optim, workers = job.fit, job.optim, job.workers
+    fit, optim, workers = job.fit, job.optim, job.most_workers
     if fit.compile == "reduce-overhead" and workers > 1:
         raise JobError(
             f"fit.compile='reduce-overhead' with workers={workers}: torch skips CUDA graphs for BatchNorm under DDP "
@@ -124,7 +140,7 @@ def check_together(job: "Job") -> None:
 
 
 def _check_batch(job: "Job") -> None:
-    batch, workers, parts = job.data.global_batch, job.workers, job.fit.accumulate
+    batch, workers, parts = job.data.global_batch, job.most_workers, job.fit.accumulate
     if batch < 2 * workers * parts:
         problem = f"global_batch={batch} over workers={workers}"
         problem += f" in fit.accumulate={parts} parts" * (parts > 1)

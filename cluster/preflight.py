@@ -9,16 +9,18 @@ from cluster.storage import Result, image_spec, look
 from dataio.cores import usable_cores
 
 
-def preflight(job: Job) -> Result | None:
+def preflight(job: Job, *, here: bool = True) -> Result | None:
     """The result if the run has finished, else None when nothing stands in its way. Writes nothing.
 
+    here: the workers will run on this machine, so its cores and devices must do.
     Raises: one of cluster.run.USER_ERRORS.
     """
     image_spec(job)
     finished = look(job)
     if finished is not None:
         return finished
-    check_cores(job)
+    if here:
+        check_cores(job)
 
     import torch
 
@@ -29,13 +31,14 @@ def preflight(job: Job) -> Result | None:
     from models.backbones import check_name, create
     from trainer.step import choose_precision
 
-    choose_precision(job.fit.precision, torch.device(choose_device(job)))
-    choose_engine(job.data.engine)
+    if here:
+        choose_precision(job.fit.precision, torch.device(choose_device(job)))
+        choose_engine(job.data.engine)
+        check_gpus(job)
     check_name(job.model.name)
     phases(job)
     mixing(job, classes=2)
-    check_gpus(job)
-    if job.model.weights != "none":  # fetched once here, not by every worker at the same time
+    if here and job.model.weights != "none":  # fetched once here, not by every worker at the same time
         create(job.model.name, 2, weights=job.model.weights)
     return None
 
@@ -43,7 +46,7 @@ def preflight(job: Job) -> Result | None:
 def check_cores(job: Job) -> None:
     """Raises LaunchError when there are more workers than cores: on GPUs, too, each needs one to feed it."""
     cores = usable_cores()
-    if job.workers > cores:
+    if job.least_workers > cores:
         raise LaunchError(
             f"workers={job.workers}, but this machine has {cores} CPU cores: the rest would never start; "
             f"give --workers {cores} or fewer"

@@ -18,10 +18,11 @@ import torch
 from cluster import doctor
 from cluster.console import diagnosis_lines
 from cluster.discovery import clear_targets, targets_file, write_targets
-from cluster.errors import ClusterError, LaunchError, StorageError
+from cluster.errors import ClusterError, HangError, LaunchError, StorageError
 from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.phases import phases, stages
+from cluster.pulse import Pulse
 from cluster.report import write_report
 from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
 from dataio import files
@@ -56,19 +57,36 @@ def run(job: Job, context: RunContext) -> Result:
     """Train as the job says, or go on, or return the result of a run that has finished. Collective.
 
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
-    Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins.
+    Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins; HangError where
+    another rank was waited for in vain.
     """
+    pulse = Pulse(rank=context.rank, world_size=context.world_size, hang_s=job.cluster.hang_s)
+    try:
+        return _run(job, context, pulse)
+    except RuntimeError as error:
+        sentence = pulse.explain(error)
+        if sentence is None:
+            raise
+        raise HangError(sentence) from error
+    finally:
+        pulse.close()
+
+
+def _run(job: Job, context: RunContext, pulse: Pulse) -> Result:
     finished = world.gather(_together(lambda: open_run(job) if context.rank == 0 else None))[0]
     if finished is not None:
         return finished
     torch.set_num_threads(default_threads(_ranks_here(context)))
     torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape: the search pays once
     with ExitStack() as stack:
-        learner = _together(lambda: _build(job, context, stack))
+        learner = _together(lambda: _build(job, context, stack, pulse))
         stack.callback(learner.close)
         _announce(job, context, learner, stack)
         learner.note(_description(job, context, learner))
-        learner.resume()
+        resumed = learner.resume()
+        pulse.begin(learner.progress.step)
+        if resumed and context.rank == 0:
+            context.publish([{"kind": "resumed", "step": learner.progress.step, "unix_s": time.time()}])
         learner.fit(phases(job))
         if learner.stopped:
             result, predictions = _result(job, context, learner, status="stopped", metrics={}), None
@@ -164,18 +182,30 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
     )
 
 
-def _build(job: Job, context: RunContext, stack: ExitStack) -> Learner:
+def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Learner:
     """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
     port = job.metrics.port and job.metrics.port + context.local_rank
     try:
-        exporter = stack.enter_context(Exporter(run=job.name, rank=context.rank, host=job.metrics.host, port=port))
+        exporter = Exporter(
+            run=job.name,
+            rank=context.rank,
+            host=job.metrics.host,
+            port=port,
+            restarts=getattr(context, "restarts", 0),
+            gpu=(context.device.index or 0) if context.device.type == "cuda" else None,
+        )
     except OSError as error:
         raise LaunchError(
             f"metrics.host={job.metrics.host!r} cannot be listened on ({error.strerror}): nobody could read this "
             "worker's metrics; give an address of this machine, or 0.0.0.0"
         ) from error
+    stack.enter_context(exporter)
     exporter.observe({"world_size": context.world_size, "quarantined": 0})
-    return job_learner(job, context, sinks=[exporter])
+    learner = job_learner(job, context, sinks=[exporter, pulse])
+    assert isinstance(learner.train, ImageLoader)
+    loader = learner.train
+    exporter.watch(lambda: loader.seconds)
+    return learner
 
 
 def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = None) -> Mix | None:
@@ -183,7 +213,7 @@ def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = No
     mixup, cutmix = job.augment.mixup, job.augment.cutmix
     if not (mixup or cutmix):
         return None
-    world = {"rank": rank, "world_size": world_size or job.workers}
+    world = {"rank": rank, "world_size": world_size or job.most_workers}
     return Mix(mixup=mixup, cutmix=cutmix, classes=classes, global_batch=job.data.global_batch, seed=job.seed, **world)
 
 
@@ -195,6 +225,7 @@ def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack)
         targets = targets_file(job.storage, job.name)
         write_targets(targets, job.name, endpoints)
         stack.callback(clear_targets, targets)
+        context.publish([{"kind": "targets", "endpoints": " ".join(endpoints)}])
 
 
 def _ranks_here(context: RunContext) -> int:

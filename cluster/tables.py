@@ -108,6 +108,8 @@ _WORDS: dict[Any, str] = {
     str: "a string",
     tuple[str, ...]: "strings in [ ]",
     tuple[float, float]: "two numbers in [ ]",
+    tuple[int, int]: "two whole numbers in [ ]",
+    dict[str, float]: "names with numbers in { }",
     tuple[float, float, float]: "three numbers in [ ]",
     tuple[tuple[float, int], ...]: "[ ] of pairs, each [a number, a whole number]",
 }
@@ -121,6 +123,9 @@ def _fit(kind: Any, value: Any) -> Any:
         kinds = get_args(kind)
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         return tuple(_fit(*pair) for pair in zip(kinds, value, strict=True))
+    if get_origin(kind) is dict and isinstance(value, dict):
+        _, inner = get_args(kind)
+        return {name: _fit(inner, number) for name, number in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:  # isinstance would take True for a count

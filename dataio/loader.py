@@ -25,7 +25,7 @@ from dataio.reference import ReferenceEngine
 from dataio.shards import Progress, open_reader
 from dataio.spec import ImageSpec
 from dataio.targets import decode_mask, make_targets, value_table
-from dataio.work import Mend, Work, read_ahead
+from dataio.work import Mend, Work, read_ahead, timed
 
 EngineName = Literal["auto", "dali", "reference"]
 
@@ -111,6 +111,7 @@ class ImageLoader:
         self._engine: _Engine | None = None
         self._lost: dict[int, str] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._spent = dict.fromkeys(("read", "decode", "finish"), 0.0)
 
     @property
     def samples(self) -> int:
@@ -253,7 +254,17 @@ class ImageLoader:
         if self._engine is None or not self._engine.reusable:  # an abandoned stream leaves batches in its queues
             self._engine = self._make_engine()
         works = read_ahead(self._make, self._asked(first_step), ahead=_AHEAD, threads=_READERS)
-        return self._engine.run((work for work in works if len(work.ids)), self._mend)
+        read = timed((work for work in works if len(work.ids)), self._spent, "read")
+        return timed(self._engine.run(read, self._mend), self._spent, "decode")
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What batches were waited for so far, in whichever thread asked for them, all streams of this loader together.
+
+        read: encoded files; decode: decoding and warping, as far as the engine had not worked ahead; finish: colours
+        and normalisation. Together, the time that batches took to come.
+        """
+        return self._spent.copy()
 
     def _make(self, asked: tuple[NDArray[np.int64], int]) -> Work:
         positions, size_px = asked
@@ -271,7 +282,7 @@ class ImageLoader:
 
     def _make_engine(self) -> _Engine:
         threads = self.threads or default_threads(self.world_size)
-        common: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "threads": threads}
+        common: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "threads": threads, "spent": self._spent}
         if self.engine == "reference":
             return ReferenceEngine(self.spec, **common)
         from dataio.dali import DaliEngine

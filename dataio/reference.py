@@ -7,6 +7,7 @@ readable: for speed use DALI.
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -91,9 +92,19 @@ class ReferenceEngine:
     name = "reference"
     reusable = True
 
-    def __init__(self, spec: ImageSpec, *, device: torch.device, dtype: torch.dtype, threads: int) -> None:
+    def __init__(
+        self,
+        spec: ImageSpec,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        threads: int,
+        spent: dict[str, float] | None = None,
+    ) -> None:
+        """spent: seconds by name; what `finish` takes is added to its "finish"."""
         self._spec, self._device, self._dtype = spec, device, dtype
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-render")
+        self._spent = {"finish": 0.0} if spent is None else spent
 
     def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]:
         """One Batch a Work, in order. Files that cannot be decoded go to `mend`; without one they raise EngineError."""
@@ -116,8 +127,11 @@ class ReferenceEngine:
             targets = torch.from_numpy(work.targets)
         else:
             targets = torch.stack([render_mask(work, i, self._spec) for i in range(len(work.ids))])
+        began = perf_counter()
+        images = finish(samples, work.geometry, self._spec, dtype=self._dtype).to(self._device).permute(0, 3, 1, 2)
+        self._spent["finish"] += perf_counter() - began
         return Batch(
-            images=finish(samples, work.geometry, self._spec, dtype=self._dtype).to(self._device).permute(0, 3, 1, 2),
+            images=images,
             targets=targets.to(self._device),
             ids=torch.from_numpy(work.ids),
         )

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
@@ -42,6 +43,22 @@ class Work:
 
 Mend = Callable[[Work, dict[int, str]], Work]
 """(work, {place in it: reason}) -> the same positions without those files: the loader's part of surviving a bad one."""
+
+
+def timed(items: Iterator[T], spent: dict[str, float], name: str) -> Iterator[T]:
+    """`items`, with the seconds that whoever asks waits for each added to spent[name].
+
+    Left out is what is meanwhile added under another name, so that all of `spent` together is the time that went by.
+    """
+    while True:
+        began, others = perf_counter(), sum(spent.values())
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            spent[name] += max(0.0, perf_counter() - began - (sum(spent.values()) - others))
+        yield item
 
 
 def read_ahead(make: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int) -> Iterator[R]:

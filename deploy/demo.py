@@ -47,7 +47,7 @@ def main() -> int:
         return status
     if scraper.last:
         print("\nread from the workers' endpoints while they trained:")
-    shown = re.compile(r"^thawline_(images_total|data_wait_seconds_total|loss|learning_rate)\b.*", re.M)
+    shown = re.compile(r"^thawline_(images_total|data_wait_seconds_sum|loss|learning_rate)\b.*", re.M)
     for endpoint, text in sorted(scraper.last.items()):
         for match in shown.finditer(text):
             print(f"  http://{endpoint}/metrics  {match.group()}")

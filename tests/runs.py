@@ -115,7 +115,8 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], *, timeo
     until = time.monotonic() + timeout_s
     while not any(int(f.name[5:]) >= step for f in (run / "checkpoints").glob("step_*")):
         if process.poll() is not None or time.monotonic() > until:
-            raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}, {process.stderr}")
+            said = process.stderr.read() if process.poll() is not None and process.stderr else ""
+            raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {said}")
         time.sleep(0.02)
 
 

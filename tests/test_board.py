@@ -16,9 +16,18 @@ def test_rows_are_taken_once_and_in_order() -> None:
 
 def test_a_request_to_stop_reaches_whoever_asks_next() -> None:
     board = Board()
-    assert board.stopping() is False
+    assert board.asked() == (False, None)
     board.request_stop()
-    assert board.stopping() is True
+    assert board.asked() == (True, None)
+
+
+def test_a_warning_is_for_the_group_of_workers_that_hears_it() -> None:
+    board = Board()
+    assert board.begin() == 0
+    board.warn(1234.5)
+    assert board.asked() == (False, 1234.5)
+    assert board.begin() == 1
+    assert board.asked() == (False, None)
 
 
 def test_the_first_error_is_kept() -> None:

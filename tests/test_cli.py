@@ -222,3 +222,30 @@ def test_a_real_process_shows_no_traceback_and_debug_does(tmp_path: Path) -> Non
     one_sentence(quiet.stderr)
     loud = subprocess.run([*command, "--debug"], capture_output=True, text=True, env=environment(), check=False)
     assert "Traceback" in loud.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("train j.toml --workers 2 8 --address auto", None),
+        ("submit j.toml --address http://h:8265 --name a --follow --package installed --fit.lr 1e-3", None),
+        ("stop a --address http://h:8265 --now", None),
+        ("logs a --follow", None),
+        ("list", None),
+        ("token --create", None),
+        ("index photos --out a.parquet", None),
+        ("status --help", 0),
+        ("submit j.toml --fit.epoch 3", 2),
+        ("status", 2),
+        ("stop a b", 2),
+        ("sumbit j.toml", 2),
+        ("submit", 2),
+    ],
+)
+def test_a_command_line_can_be_checked_without_running_it(words: str, status: int | None) -> None:
+    if status is None:
+        cli.check_arguments(words.split())
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.check_arguments(words.split())
+    assert ended.value.code == status

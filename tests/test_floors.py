@@ -6,7 +6,7 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
 - of dataio, trainer knows `batch` (the Batch and the Loader protocol), `hashing`, `errors`, and where files lie and
   appear whole (`files`, `atomic`); of models, `groups` and `errors`;
 - nvidia.dali is imported in dataio/dali.py (and by benchmarks, which measure it bare), ray within cluster, ray.train in
-  cluster/launch.py, apex in trainer/optim.py: one file each.
+  cluster/ray_train.py, apex in trainer/optim.py: one file each.
 """
 
 import ast
@@ -24,7 +24,7 @@ TRAINER_KNOWS = (
 ONLY_IN = {
     "nvidia.dali": ("dataio/dali.py", "benchmarks/"),
     "ray": ("cluster/",),
-    "ray.train": ("cluster/launch.py",),
+    "ray.train": ("cluster/ray_train.py",),
     "apex": ("trainer/optim.py",),
 }
 
@@ -89,7 +89,7 @@ def test_the_walk_sees_every_room_and_the_edges_that_are_known() -> None:
     assert {path.split("/")[0] for path in files} == {"dataio", "models", "trainer", "cluster", "benchmarks"}
     for path, name in (
         ("dataio/dali.py", "nvidia.dali.fn"),
-        ("cluster/launch.py", "ray.train"),  # inside a function
+        ("cluster/ray_train.py", "ray.train"),  # inside a function
         ("trainer/optim.py", "apex.optimizers"),  # a string given to import_module
         ("trainer/learner.py", "models.groups"),
         ("cluster/run.py", "trainer.learner.Learner"),

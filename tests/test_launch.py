@@ -11,8 +11,9 @@ import torch
 
 from cluster.errors import LaunchError
 from cluster.job import Job
-from cluster.launch import ProcessContext, check_gpus, choose_device, stop_on_signal
+from cluster.launch import ProcessContext, check_gpus, choose_device
 from cluster.preflight import check_cores
+from cluster.signals import stop_on_signal
 
 JOB = Job(manifest="m.parquet")
 

@@ -2,24 +2,16 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.parse
-import urllib.request
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
+from tests.prometheus import ask, serving, settings
 from tests.runs import counted_error_rate, digits_manifest, planned_hash, result, start, wait_for_step, write_job
 
 pytestmark = pytest.mark.slow
@@ -73,59 +65,15 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     assert processes_with(mark) == [], "the run's Ray must end with it"
 
 
-def find_prometheus() -> str | None:
-    beside = Path(sys.executable).with_name("prometheus")
-    return str(beside) if beside.exists() else shutil.which("prometheus")
-
-
-@pytest.fixture
-def prometheus(tmp_path: Path) -> Iterator[str]:
-    """A real Prometheus on loopback that reads runs/*.targets.json as deploy/prometheus.yml says; its address."""
-    binary = find_prometheus()
-    if binary is None:
-        reason = "no Prometheus here: `make prometheus` brings Debian's"
-        if os.environ.get("THAWLINE_REQUIRE_PROMETHEUS"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    stock = yaml.safe_load((Path(__file__).parent.parent / "deploy/prometheus.yml").read_text())
-    stock["global"]["scrape_interval"] = "1s"
-    (tmp_path / "deploy").mkdir()
-    (tmp_path / "deploy/prometheus.yml").write_text(yaml.safe_dump(stock))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    server = subprocess.Popen(
-        [
-            *(binary, f"--config.file={tmp_path / 'deploy/prometheus.yml'}", f"--web.listen-address={address}"),
-            *(f"--storage.tsdb.path={tmp_path / 'tsdb'}", "--log.level=error"),
-        ]
-    )
-    try:
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
-def ask(address: str, query: str, at: float) -> list[dict[str, Any]]:
-    words = urllib.parse.urlencode({"query": query, "time": f"{at:.3f}"})
-    with urllib.request.urlopen(f"http://{address}/api/v1/query?{words}", timeout=10) as answer:
-        rows: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    return rows
-
-
-def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path, manifest: Path, prometheus: str) -> None:
-    job = write_job(tmp_path, manifest)
-    process = start(
-        *("train", job, "--workers", "2", "--fit.epochs", "400"),
-        *("--checkpoint.every_s", "20", "--log_every", "5"),
-    )
-    run = tmp_path / "runs/run"
-    wait_for_step(run, 5, process)  # the first checkpoint comes 20 s into training
-    time.sleep(20)
-    now = time.time() - 1.0
-    total = ask(prometheus, "sum(rate(thawline_images_total[30s]))", now)
-    each = ask(prometheus, "thawline_images_total", now)
+def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path, manifest: Path) -> None:
+    job, run = write_job(tmp_path, manifest), tmp_path / "runs/run"
+    with serving(tmp_path, settings()) as prometheus:
+        process = start("train", job, "--workers", "2", "--fit.epochs", "400", "--checkpoint.every_s", "5")
+        wait_for_step(run, 5, process)  # the first checkpoint comes 5 s into training
+        time.sleep(14)
+        now = time.time() - 1.0
+        total = ask(prometheus, "sum(rate(thawline_images_total[15s]))", now)
+        each = ask(prometheus, "thawline_images_total", now)
     process.send_signal(signal.SIGINT)  # ends with a checkpoint, and the rows written
     _, talk = process.communicate(timeout=120)
     assert process.returncode == 0, talk
@@ -134,7 +82,7 @@ def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path, manife
 
     rows = [row for row in pq.read_table(run / "rows.parquet").to_pylist() if row["kind"] == "train"]
     when, images = np.array([row["unix_s"] for row in rows]), np.cumsum([row["images"] for row in rows])
-    assert when[0] < now - 30, "the run was too short to compare"
-    recorded = (np.interp(now, when, images) - np.interp(now - 30, when, images)) / 30
-    assert float(total[0]["value"][1]) == pytest.approx(recorded, rel=0.05)
+    assert when[0] < now - 15, "the run was too short to compare"
+    recorded = (np.interp(now, when, images) - np.interp(now - 15, when, images)) / 15
+    assert float(total[0]["value"][1]) == pytest.approx(recorded, rel=0.1)
     assert json.loads((tmp_path / "runs/run.targets.json").read_text()) == []

@@ -37,6 +37,12 @@ class RunContext(Protocol):
         """Has somebody asked this process to end early? Cheap: asked once a window, and once a batch in an evaluation
         between two epochs; decided by all ranks."""
 
+    def taken_at(self) -> float | None:
+        """When this run's machines, or some of them, will be taken away (unix seconds); None where nobody said so.
+
+        Cheap: asked once a window; the earliest that any rank has heard of counts.
+        """
+
     def publish(self, rows: list[Row]) -> None:
         """Show rows to whoever watches. Called by rank 0; must neither block nor fail."""
 
@@ -72,6 +78,10 @@ class LocalContext:
     def should_stop(self) -> bool:
         """Has `request_stop` been called?"""
         return self.stop_requested
+
+    def taken_at(self) -> float | None:
+        """Nobody says so here: who ends a process of this machine sends it a signal."""
+        return None
 
     def publish(self, rows: list[Row]) -> None:
         """Nobody watches."""

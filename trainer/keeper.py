@@ -11,6 +11,8 @@ from trainer import checkpoint
 from trainer.checkpoint import Best
 from trainer.saver import Saver, Written
 
+_MARGIN_S = 2.0
+
 
 class Keeper:
     """A run's checkpoints, seen from one rank. every_s: inf keeps none; 0 keeps one a window, and waits for it."""
@@ -22,11 +24,32 @@ class Keeper:
         self._every_s, self._keep = every_s, keep
         self._last = time.monotonic()
         self._saver = Saver(self.root, keep=keep, best=best) if self.wanted and rank == 0 else None
+        self._taken_at: float | None = None
+        self._warned = self._waiting = self._last_chance = False
+        self._needs_s = 0.0  # what the slowest write took
 
     def due(self) -> bool:
-        """Whether this rank, if it is the one that writes, has time for another."""
-        waited = time.monotonic() - self._last
-        return self._saver is not None and waited >= self._every_s and not self._saver.busy
+        """Whether this rank, if it is the one that writes, has time for another, or little time left."""
+        if self._saver is None:
+            return False
+        if self._warned or self._last_chance:
+            self._warned = self._last_chance = False
+            return True
+        return time.monotonic() - self._last >= self._every_s and not self._saver.busy
+
+    def warn(self, taken_at: float | None, *, window_s: float) -> None:
+        """A machine will be taken away then (unix seconds): one checkpoint is due at once, another just in time.
+
+        window_s: how long a window takes now; after the last one that can still be kept, it is kept.
+        """
+        if taken_at is None:
+            return
+        if taken_at != self._taken_at:
+            self._taken_at, self._warned = taken_at, True
+            self._waiting = True
+        left_s = taken_at - time.time()
+        if self._waiting and left_s < 2 * window_s + 1.5 * self._needs_s + _MARGIN_S:
+            self._waiting, self._last_chance = False, True
 
     def save(self, step: int, parts: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]) -> None:
         """Copy now, write meanwhile. Waits for a write that goes on."""
@@ -48,7 +71,9 @@ class Keeper:
             return []
         if all_of_them:
             self._saver.wait()
-        return self._saver.finished()
+        written = self._saver.finished()
+        self._needs_s = max([self._needs_s, *(each.seconds for each in written)])
+        return written
 
     def close(self) -> None:
         """Wait for the last write, and end its thread."""

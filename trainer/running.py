@@ -91,11 +91,13 @@ class Running:
             guard=self.stepper.guard,
             busy=self.stepper.busy,
             stop=learn.context.should_stop(),
+            taken_at=learn.context.taken_at(),
             lost=learn.quarantine.news("train"),
             written=learn.keeper.finished(),
         )
         learn.set_apart("train", reading.lost)
         learn.tell_written(reading.written)
+        learn.keeper.warn(reading.taken_at, window_s=reading.window_s)
         bad = reading.seen.bad
         for ids in reading.ids[:bad]:
             learn.progress.stream_hash = extend_hash(learn.progress.stream_hash, ids)

@@ -47,6 +47,8 @@ class Reading:
     """One (global_batch,) array a step, in stream order: what arrived, not what was planned."""
     stop: bool
     """Some rank was asked to stop."""
+    taken_at: float | None
+    """When the first of the ranks' machines will be taken away, unix seconds."""
     lost: dict[int, str]
     """Files that some rank found unusable: id -> file and reason, by id."""
     written: list[Written]
@@ -96,6 +98,7 @@ class Window:
         guard: Guard,
         busy: Busy,
         stop: bool,
+        taken_at: float | None = None,
         lost: Mapping[int, str] | None = None,
         written: Sequence[Written] = (),
     ) -> Reading:
@@ -105,7 +108,7 @@ class Window:
         ids = torch.stack(self.ids).numpy()
         mine = (
             *(ids, loss_sum, time.perf_counter() - self.began, self.data_wait_s, stop),
-            *(dict(lost or {}), busy_s, list(written)),
+            *(dict(lost or {}), busy_s, list(written), taken_at),
         )
         ranks = world.gather(mine)
         together = np.concatenate([rank[0] for rank in ranks], axis=1)
@@ -122,6 +125,7 @@ class Window:
             lost=together_by_id([rank[5] for rank in ranks]),
             busy_s=[rank[6] for rank in ranks],
             written=ranks[0][7],
+            taken_at=min((rank[8] for rank in ranks if rank[8] is not None), default=None),
             seen=seen,
         )
 

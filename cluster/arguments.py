@@ -1,0 +1,46 @@
+"""What comes before a job's own fields on a command line? The file, and the few options that are a verb's own."""
+
+import sys
+from pathlib import Path
+
+from cluster.job import Job
+
+
+def read_job(arguments: list[str], verb: str, *, file: Job | None = None) -> Job:
+    """The job that comes first among the arguments, with the flags after it on top, its paths absolute.
+
+    file: what to take the job's file to hold, unread. Misuse prints its reason and exits 2. Raises JobError.
+    """
+    from cluster import job as jobs
+
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            jobs.override(jobs.Job(), ["--help"])  # prints every field and exits
+        print(f"usage: thawline {verb} JOB [--field VALUE ...]; JOB is a .toml or a manifest", file=sys.stderr)
+        sys.exit(2)
+    return jobs.resolved(jobs.check(jobs.override(file or jobs.load(arguments[0]), arguments[1:])))
+
+
+def take(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--option VALUE` or `--option=VALUE`, if it is there; and the other arguments."""
+    for at, argument in enumerate(arguments):
+        if argument == option and at + 1 < len(arguments):
+            return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2], arguments[:at] + arguments[at + 1 :]
+    return None, arguments
+
+
+def take_flag(option: str, arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether `--option` is there; and the other arguments."""
+    return option in arguments, [argument for argument in arguments if argument != option]
+
+
+def take_out(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The picture to write, its folder made, if there is `--out FILE`; and the other arguments."""
+    given, rest = take("--out", arguments)
+    if given is None:
+        return None, arguments
+    out = Path(given)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out, rest

@@ -1,0 +1,235 @@
+"""What can be typed about jobs on a cluster? submit, list, status, logs, stop, token.
+
+Data goes to stdout, talk to stderr. Exit 0: done, finished, or stopped with a checkpoint; 1: failed, or ended without
+one; 2: misuse; and from `status`, 3: still under way.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from cluster.arguments import read_job, take, take_flag
+
+if TYPE_CHECKING:
+    from cluster.jobs import Attempt, Cluster
+
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_FIRST_WORD_S = 30.0
+_UNDER_WAY = 3
+
+
+def submit(arguments: list[str]) -> int:
+    """thawline submit JOB --address URL [--follow] [--package ship|installed] [--any.job.field VALUE ...]"""
+    following, rest = take_flag("--follow", arguments)
+    package, rest = take("--package", rest)
+    address, rest = take("--address", rest)
+    if package not in (None, "ship", "installed"):
+        print(f"thawline submit: --package {package} is neither ship nor installed", file=sys.stderr)
+        return 2
+    job = read_job(rest, "submit")
+    from cluster.storage import image_spec
+
+    image_spec(job)
+    cluster = _cluster(address)
+    attempt = cluster.submit(job, package="installed" if package == "installed" else "ship")
+    print(f"submitted as {attempt.id} to {cluster.address}", file=sys.stderr)
+    if following:
+        return _follow(cluster, attempt)
+    return _first_word(cluster, attempt)
+
+
+def list_jobs(*, address: str = "") -> int:
+    """What runs on a cluster, and what ran there: the last attempt of each job.
+
+    Args:
+        address: Of its dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given.
+    """
+    latest = {attempt.name: attempt for attempt in _cluster(address).attempts()}
+    rows = [("name", "attempt", "state", "began", "lasted"), *map(_listed, latest.values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def status(name: Positional[str], *, address: str = "") -> int:
+    """How far a job is, as one line of JSON. Exit 0 finished or stopped, 1 failed, 3 still under way.
+
+    Args:
+        name: The job's.
+        address: Of the cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given.
+    """
+    cluster = _cluster(address)
+    from cluster.jobs import outcome
+
+    attempt = cluster.attempt(name)
+    records = _records(cluster, attempt)
+    shown: dict[str, Any] = {"name": name, "attempt": attempt.number, "state": attempt.state}
+    for kind, columns in (("train", ("step", "epoch", "loss", "images_per_s")), ("valid", None)):
+        last = next((row for row in reversed(records) if row["kind"] == kind), None)
+        if last is not None:
+            from cluster.console import metric_names
+
+            names = columns or ("valid_loss", *metric_names(last))
+            shown |= {column: last[column] for column in names if column in last}
+    if not attempt.over:
+        print(json.dumps(shown))
+        return _UNDER_WAY
+    code, sentence = outcome(attempt, _end(records))
+    print(json.dumps(shown | {"outcome": sentence}))
+    return code
+
+
+def logs(name: Positional[str], *, address: str = "", follow: bool = False) -> int:
+    """What a job has printed: its rows, and whatever else.
+
+    Args:
+        name: The job's.
+        address: Of the cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given.
+        follow: Until it is over; the exit status is then the job's.
+    """
+    cluster = _cluster(address)
+    attempt = cluster.attempt(name)
+    if follow:
+        return _follow(cluster, attempt, everything=True)
+    from cluster import rows
+
+    for line in cluster.lines(attempt, follow=False):
+        row = rows.decode(line)
+        print(line if row is None else _plain(row))
+    return 0
+
+
+def stop(name: Positional[str], *, address: str = "", now: bool = False) -> int:
+    """End a job at the end of its window, with a checkpoint; submitted again, it goes on from there.
+
+    Args:
+        name: The job's.
+        address: Of the cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given.
+        now: Within seconds, and without a checkpoint.
+    """
+    cluster = _cluster(address)
+    from cluster.jobs import outcome
+
+    attempt = cluster.stop(name, now=now)
+    print(f"asked {attempt.id} to stop{'' if now else ' at the end of its window, with a checkpoint'}", file=sys.stderr)
+    while not attempt.over:
+        time.sleep(0.2)
+        attempt = cluster.attempt(name)
+    code, sentence = outcome(attempt, _end(_records(cluster, attempt)))
+    print(sentence, file=sys.stderr)
+    return 0 if now else code
+
+
+def token(*, create: bool = False) -> int:
+    """Where this user's token for clusters comes from.
+
+    Args:
+        create: Make one, readable by this user alone, where there is none.
+    """
+    from cluster import token as tokens
+
+    if create:
+        print(tokens.create_token())
+        return 0
+    tokens.use_token()
+    print(tokens.source())
+    return 0
+
+
+# What they share ------------------------------------------------------------------------------------------------
+
+
+def _cluster(address: str | None) -> "Cluster":
+    """The cluster that is meant. Raises TokenError, SubmitError."""
+    from cluster.errors import SubmitError
+    from cluster.jobs import Cluster
+
+    url = address or os.environ.get(_ADDRESS)
+    if not url:
+        raise SubmitError(f"no cluster is named: there is nobody to ask; give --address URL, or set {_ADDRESS}")
+    return Cluster(url)
+
+
+def _records(cluster: "Cluster", attempt: "Attempt") -> list[dict[str, Any]]:
+    from cluster import rows
+
+    return [row for line in cluster.lines(attempt, follow=False) if (row := rows.decode(line)) is not None]
+
+
+def _end(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((row for row in reversed(records) if row["kind"] == "end"), None)
+
+
+def _first_word(cluster: "Cluster", attempt: "Attempt") -> int:
+    """Wait until the job's driver has looked at the job and at the cluster, so that a mistake is told here."""
+    deadline = time.monotonic() + _FIRST_WORD_S
+    while time.monotonic() < deadline:
+        records = _records(cluster, attempt)
+        attempt = cluster.attempt(attempt.name)
+        if attempt.over:
+            return _ended(cluster, attempt)
+        if any(row["kind"] == "begun" for row in records):
+            break
+        time.sleep(0.5)
+    watch = f"thawline logs {attempt.name} --address {cluster.address} --follow"
+    print(f"it runs there; `{watch}` watches", file=sys.stderr)
+    return 0
+
+
+def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False) -> int:
+    """Show an attempt's rows until it is over; with `everything`, what else it prints, too."""
+    from cluster import rows
+    from cluster.console import Console
+
+    console = Console()
+    try:
+        for line in cluster.lines(attempt, follow=True):
+            row = rows.decode(line)
+            if row is not None:
+                console.show([row])
+            elif everything:
+                console.say(line)
+    except KeyboardInterrupt:
+        print(
+            f"\n{attempt.name} goes on without you; `thawline logs {attempt.name} --follow` watches again, "
+            f"`thawline stop {attempt.name}` ends it",
+            file=sys.stderr,
+        )
+        return 130
+    finally:
+        console.close()
+    while not attempt.over:
+        attempt = cluster.attempt(attempt.name)
+        time.sleep(0.1)
+    return _ended(cluster, attempt)
+
+
+def _ended(cluster: "Cluster", attempt: "Attempt") -> int:
+    from cluster.jobs import outcome
+
+    end = _end(_records(cluster, attempt))
+    code, sentence = outcome(attempt, end)
+    print(f"{'thawline: ' if code else ''}{sentence}", file=sys.stderr)
+    if end is not None and end["status"] == "finished":
+        print(json.dumps({"run": attempt.name, **end["metrics"], "stream_hash": end["stream_hash"]}))
+    return code
+
+
+def _plain(row: Mapping[str, Any]) -> str:
+    """A row as a line of text."""
+    if row["kind"] == "note":
+        return str(row["text"])
+    cells = [f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in row.items()]
+    return " ".join(cells)
+
+
+def _listed(attempt: "Attempt") -> tuple[str, str, str, str, str]:
+    began = "" if attempt.began_s is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.began_s))
+    seconds = 0.0 if attempt.began_s is None else (attempt.ended_s or time.time()) - attempt.began_s
+    return attempt.name, str(attempt.number), attempt.state, began, f"{seconds:.0f} s"

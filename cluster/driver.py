@@ -1,0 +1,89 @@
+"""What does `thawline submit` run on a cluster? A job's driver: `python -m cluster.driver`, in a folder with job.toml.
+
+The driver prints the run's rows as records (see rows) for whoever follows its log, and a last one with the outcome.
+"""
+
+import sys
+import traceback
+from typing import Any
+
+from cluster import job as jobs
+from cluster import ray_train, rows, storage
+from cluster.board import Row
+from cluster.discovery import Directory, entries_of
+from cluster.errors import ClusterError, LaunchError
+from cluster.job import Job
+from cluster.jobs import JOB_FILE
+from cluster.signals import stop_on_signal
+from dataio.errors import DataError
+
+
+def main() -> int:
+    """Train what job.toml says. Exit 0 finished or stopped, 1 failed."""
+    try:
+        result = _train(jobs.check(jobs.from_toml(JOB_FILE)))
+    except Exception as error:
+        users = _is_users(error)
+        if not users:
+            traceback.print_exc()
+        sentence = str(error) if users else f"{type(error).__name__}: {error}"
+        _tell({"kind": "end", "status": "failed", "error": sentence})
+        return 1
+    _tell({"kind": "end", **result})
+    return 0
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether its words are for a user."""
+    if isinstance(error, ClusterError | DataError):
+        return True
+    from cluster.run import USER_ERRORS  # brings torch; what is wrong with a job or a cluster is told without it
+
+    return isinstance(error, USER_ERRORS)
+
+
+def _train(job: Job) -> dict[str, Any]:
+    storage.image_spec(job)
+    finished = storage.look(job)
+    if finished is not None:
+        _tell({"kind": "note", "text": f"{storage.run_dir(job)} has finished: this is its result"})
+        return finished
+    try:
+        directory = Directory(host=job.metrics.host, port=job.metrics.sd_port)
+    except OSError as error:
+        raise LaunchError(
+            f"metrics.host={job.metrics.host!r} cannot be listened on ({error.strerror}): Prometheus could not find "
+            "the workers; give an address of the cluster's head, or 0.0.0.0"
+        ) from error
+    with directory:
+        watcher = Watcher(job, directory)
+        return ray_train.on_ray(job, device=job.device, show=watcher.show, stopping=stop_on_signal, address="auto")
+
+
+class Watcher:
+    """Passes rows on to the log, tells Prometheus where the workers are, and says what a failure cost."""
+
+    def __init__(self, job: Job, directory: Directory) -> None:
+        self._job, self._directory = job, directory
+        self._step = 0
+
+    def show(self, published: list[Row]) -> None:
+        """Take the run's rows as they come."""
+        for row in published:
+            _tell(row | {"targets": self._directory.url} if row["kind"] == "begun" else row)
+            if row["kind"] == "targets":
+                self._directory.set(entries_of(self._job.name, str(row["endpoints"]).split()))
+            elif row["kind"] == "train":
+                self._step = max(self._step, int(row["step"] or 0))
+            elif row["kind"] == "resumed" and self._step > (step := int(row["step"] or 0)):
+                again = self._step - step
+                _tell({"kind": "note", "text": f"{again} steps since that checkpoint were lost and are taken again"})
+                self._step = step
+
+
+def _tell(row: Row | dict[str, Any]) -> None:
+    print(rows.encode(row), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

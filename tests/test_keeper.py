@@ -1,0 +1,60 @@
+"""When checkpoints are due once a machine's end is announced: at once, and again while there is just time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.keeper import Keeper
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A wall clock that tests set."""
+    clock = [1000.0]
+    monkeypatch.setattr("trainer.keeper.time.time", lambda: clock[0])
+    return clock
+
+
+def kept(folder: Path, *, rank: int = 0, every_s: float = 3600.0) -> Keeper:
+    return Keeper(folder, rank=rank, every_s=every_s, keep=3, best=None)
+
+
+def test_a_warning_makes_one_due_at_once_and_one_just_in_time(tmp_path: Path, now: list[float]) -> None:
+    keep = kept(tmp_path)
+    due = []
+    for second in range(120):
+        now[0] = 1000.0 + second
+        keep.warn(1100.0 if second >= 10 else None, window_s=4.0)
+        if keep.due():
+            due.append(second)
+            keep.save(second, {"state": {"x": torch.zeros(1)}}, {})
+            keep.finished(all_of_them=True)
+    keep.close()
+    # Two windows of 4 s, a write of milliseconds and a margin of 2 s before the end at 100.
+    assert due == [10, 90]
+
+
+def test_another_warning_begins_anew_and_only_the_first_rank_writes(tmp_path: Path, now: list[float]) -> None:
+    keep, other = kept(tmp_path), kept(tmp_path, rank=1)
+    for each in (keep, other):
+        each.warn(1100.0, window_s=1.0)
+    assert (keep.due(), other.due()) == (True, False)
+    assert not keep.due()
+    keep.warn(1050.0, window_s=1.0)
+    assert keep.due()
+    keep.close()
+
+
+def test_a_slow_write_is_given_its_time(tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = kept(tmp_path)
+    keep._needs_s = 20.0
+    keep.warn(1100.0, window_s=1.0)
+    assert keep.due()
+    now[0] = 1065.0
+    keep.warn(1100.0, window_s=1.0)
+    assert not keep.due()
+    now[0] = 1066.5
+    keep.warn(1100.0, window_s=1.0)
+    assert keep.due()
+    keep.close()
