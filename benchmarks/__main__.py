@@ -9,7 +9,18 @@ import logging
 import sys
 from pathlib import Path
 
-NAMES = ("presize", "presize_quality", "prefilter", "step", "train", "overhead", "finetune", "shards", "scale")
+NAMES = (
+    "presize",
+    "presize_quality",
+    "prefilter",
+    "step",
+    "train",
+    "overhead",
+    "finetune",
+    "ray_overhead",
+    "shards",
+    "scale",
+)
 """Each is a module beside this one, its docstring beginning with its question, with a main()."""
 
 

@@ -155,28 +155,28 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
     """With Ray, until the block ends."""
     for name, value in {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{job.cluster.start_s:g}"}.items():
         os.environ.setdefault(name, value)
-    if address == "local":
-        token.use_own_token()
-    else:
+    local = address == "local"
+    if not local:
         token.use_token()
-    import ray
+    with token.own_token() if local else contextlib.nullcontext():
+        import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
-    if address == "local":
-        options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
-    # Ray puts the folder it is started from first on its workers' path: a user's own models/ would shadow ours.
-    with contextlib.chdir(scratch):
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+        if local:
+            options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
+        # Ray puts the folder it is started from first on its workers' path: a user's models/ would shadow ours.
+        with contextlib.chdir(scratch):
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise LaunchError(
+                    f"no Ray cluster answers at {address!r} ({_last_line(error)}): nothing can be trained there; start "
+                    "one with `ray start --head`, or give its address"
+                ) from error
         try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise LaunchError(
-                f"no Ray cluster answers at {address!r} ({_last_line(error)}): nothing can be trained there; start one "
-                "with `ray start --head`, or give its address"
-            ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _board(job: Job) -> Any:

@@ -191,7 +191,7 @@ def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Lea
             rank=context.rank,
             host=job.metrics.host,
             port=port,
-            restarts=getattr(context, "restarts", 0),
+            restarts=context.restarts,
             gpu=(context.device.index or 0) if context.device.type == "cuda" else None,
         )
     except OSError as error:

@@ -4,8 +4,11 @@ Whoever can submit to a cluster can run code on it. So every cluster that thawli
 submission brings one. Ray reads RAY_AUTH_MODE and the token when it is imported: call these first.
 """
 
+import contextlib
+import functools
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import TokenError
@@ -72,7 +75,22 @@ def use_token() -> None:
     os.environ[PATH] = str(file)
 
 
-def use_own_token() -> None:
-    """Have the cluster that this process is about to start, and will end, ask for a token that nobody else knows."""
-    if os.environ.setdefault(MODE, "token") == "token":
-        os.environ.setdefault(TOKEN, secrets.token_hex(32))
+@contextlib.contextmanager
+def own_token() -> Iterator[None]:
+    """Within, a cluster that this process starts asks for a token that nobody else knows, and that lies nowhere."""
+    if os.environ.get(MODE, "token") != "token" or os.environ.get(TOKEN):
+        yield
+        return
+    before = os.environ.get(MODE)
+    os.environ[MODE], os.environ[TOKEN] = "token", _own()
+    try:
+        yield
+    finally:
+        del os.environ[TOKEN]
+        if before is None:
+            del os.environ[MODE]
+
+
+@functools.cache  # Ray keeps what it has read once: a second cluster of this process must ask for the same
+def _own() -> str:
+    return secrets.token_hex(32)

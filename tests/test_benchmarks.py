@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import finetune, harness, overhead, peers, prefilter, presize, presize_quality, step
+from benchmarks import finetune, harness, overhead, peers, prefilter, presize, presize_quality, ray_overhead, step
 from benchmarks.photos import real_photos, write_photos
 from cluster import doctor
 from dataio import geometry, reference
@@ -414,6 +414,26 @@ def test_finetune_starts_one_way_from_the_body_alone_and_gives_both_as_many_step
         assert difference == pytest.approx(plain - tuned)
 
 
+def test_ray_overhead_compares_pairs_of_runs_over_the_same_samples() -> None:
+    rows = [{"kind": "train", "images": 64, "window_s": s} for s in (9.0, 9.0, 1.0, 3.0)] + [{"kind": "valid"}]
+    assert ray_overhead.images_per_s(rows) == 128 / 4
+    with pytest.raises(harness.BenchmarkError, match="give more epochs"):
+        ray_overhead.images_per_s(rows[:2])
+    runs = {
+        "ray": [ray_overhead.Run(speed, 20.0, "h") for speed in (98.0, 110.0, 99.0)],
+        "torchrun": [ray_overhead.Run(speed, 10.0, "h") for speed in (100.0, 100.0, 90.0)],
+    }
+    found = ray_overhead.compared(runs)
+    assert found["ray"]["images_per_s"] == harness.spread([98.0, 110.0, 99.0])
+    ratios = np.array([0.98, 1.1, 1.1])
+    assert found["ray / torchrun"]["ratio"] == pytest.approx(harness.spread(ratios))
+    assert found["ray / torchrun"]["mean"] == pytest.approx(ratios.mean())
+    assert found["ray / torchrun"]["stderr"] == pytest.approx(ratios.std(ddof=1) / 3**0.5)
+    runs["ray"].append(ray_overhead.Run(1.0, 1.0, "another"))
+    with pytest.raises(harness.BenchmarkError, match="different samples"):
+        ray_overhead.compared(runs)
+
+
 def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
     done = run("presise")
     assert done.returncode == 2
@@ -427,6 +447,7 @@ def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
         "train",
         "overhead",
         "finetune",
+        "ray_overhead",
         "shards",
         "scale",
     )

@@ -1,8 +1,10 @@
 """A job on a real cluster: a head and two worker nodes on this machine, each a raylet of its own, with a token."""
 
 import json
+import re
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,37 @@ def refused(cluster: RayCluster, *words: str, **env: str) -> str:
     assert done.stderr.count("thawline: ") == 1, done.stderr
     print(f"{time.monotonic() - began:.1f} s: {done.stderr.strip().splitlines()[-1]}")
     return done.stderr
+
+
+def test_two_jobs_at_once_do_not_disturb_each_other(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
+    job, ports = write_job(tmp_path, manifest), (str(free_port()), str(free_port()))
+    both = [
+        cluster.start(
+            *("submit", str(job), "--address", cluster.address, "--follow", "--name", name, "--fit.epochs", "4"),
+            *("--metrics.port", ports[0], "--metrics.sd_port", ports[1]),
+        )
+        for name in ("one", "two")
+    ]
+    endpoints: dict[str, str] = {}
+    for name, process in zip(("one", "two"), both, strict=True):
+        wait_for_step(tmp_path / "runs" / name, 2, process)
+        (target,) = json.loads((tmp_path / f"runs/{name}.targets.json").read_text())
+        (endpoints[name],) = target["targets"]
+        with urllib.request.urlopen(f"http://{endpoints[name]}/metrics", timeout=10) as answer:
+            assert set(re.findall(r'run="([^"]+)"', answer.read().decode())) == {name}
+    assert endpoints["one"] != endpoints["two"]
+    ends = [process.communicate(timeout=120) for process in both]
+    for name, (out, talk), process in zip(("one", "two"), ends, both, strict=True):
+        assert process.returncode == 0, talk
+        assert (
+            last_json(out)["stream_hash"]
+            == planned_hash(manifest, 40)
+            == result(tmp_path / "runs" / name)["stream_hash"]
+        )
+    told = [cluster.run("logs", name, "--address", cluster.address).stdout for name in ("one", "two")]
+    directories = [re.findall(r"targets=(\S+)", text) for text in told]
+    assert all(len(urls) == 1 for urls in directories)
+    assert directories[0] != directories[1]
 
 
 def test_what_cannot_be_is_told_in_a_sentence(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:

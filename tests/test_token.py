@@ -60,8 +60,15 @@ def test_an_empty_token_is_refused(file: Path) -> None:
 def test_a_cluster_of_one_s_own_has_a_token_that_lies_nowhere(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    monkeypatch.setenv(token.TOKEN, "")
-    monkeypatch.delenv(token.TOKEN)
-    token.use_own_token()
-    assert len(os.environ[token.TOKEN]) == 64
+    seen = []
+    for _ in range(2):
+        with token.own_token():
+            seen.append(os.environ[token.TOKEN])
+        assert token.TOKEN not in os.environ
+        assert token.MODE not in os.environ
+    assert len(bytes.fromhex(seen[0])) == 32
+    assert seen[0] == seen[1]
     assert not file.exists()
+    monkeypatch.setenv(token.MODE, "disabled")
+    with token.own_token():
+        assert token.TOKEN not in os.environ

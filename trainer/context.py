@@ -30,6 +30,10 @@ class RunContext(Protocol):
         """Where the model lives: "cpu", or "cuda" with its index."""
 
     @property
+    def restarts(self) -> int:
+        """How often this run's processes have been started again, by whoever watches over them."""
+
+    @property
     def run_dir(self) -> str | Path:
         """The run's folder, or its URI (see dataio.files); the same storage for every rank."""
 
@@ -70,6 +74,7 @@ class LocalContext:
     world_size: int = 1
     local_rank: int = 0
     stop_requested: bool = False
+    restarts: int = 0
 
     def request_stop(self) -> None:
         """Ask for an end at the next window (from a signal handler, say)."""
