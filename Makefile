@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast kills chaos check bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills chaos check bench prometheus clean help
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,10 +19,9 @@ demo: $(READY) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray w
 	$(BIN)/python deploy/demo.py
 
 # One thread a process: two test processes share two cores, and threads that wait for one another would spin.
-# The slow ones mostly wait for others, so a third process finds room.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile
-FAST := $(PYTEST) -n 2 -m 'not slow'
-SLOW := $(PYTEST) -n 3 -m slow
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+FAST := $(PYTEST) -m 'not slow'
+SLOW := $(PYTEST) -m 'slow and not cluster'
 
 test: $(READY)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
 	$(FAST)
@@ -34,6 +33,9 @@ test-fast: $(READY)  ## the tests that start neither Ray nor other processes
 N ?= 100
 kills: $(READY)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
 	$(BIN)/python -m tests.kills $(N)
+
+test-cluster: $(READY)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (5 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 CHAOS ?= 20
 chaos: $(READY)  ## runs (CHAOS=20) on a Ray cluster of this machine whose workers, nodes, controllers and drivers are killed

@@ -22,7 +22,7 @@ class Board:
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
-        self._stop = False
+        self._stop = self._leave = False
         self._taken_at: float | None = None
         self._groups = 0
         self._error: Exception | None = None
@@ -41,23 +41,32 @@ class Board:
         """The driver, or a client through messenger, asks for a graceful end."""
         self._stop = True
 
-    def warn(self, taken_at: float | None) -> None:
-        """The driver has heard that a machine will be taken away then (unix seconds); None: not any more."""
+    def make_way(self) -> None:
+        """The driver could start a larger group of workers: this one shall save and end, and the run go on."""
+        self._leave = True
+
+    def warn(self, taken_at: float) -> None:
+        """The driver has heard that a machine will be taken away then (unix seconds)."""
         self._taken_at = taken_at
+
+    def warned(self) -> bool:
+        """Whether the last group of workers was warned."""
+        return self._taken_at is not None
 
     def asked(self) -> tuple[bool, float | None]:
         """Workers ask: shall we stop? When will a machine of ours be taken?"""
-        return self._stop, self._taken_at
+        return self._stop or self._leave, self._taken_at
 
     def begin(self) -> int:
         """Rank 0 of a group of workers is there; how many groups there were before."""
         self._groups += 1
-        self._taken_at = None  # a warning was for the machines of the group before
+        self._taken_at, self._leave = None, False  # what was said to the group before
         return self._groups - 1
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Rank 0 hands over the result."""
-        self._result = result
+        """Rank 0 hands over the result; one that only made way has none."""
+        if result["status"] != "stopped" or self._stop:
+            self._result = result
 
     def fail(self, error: Exception) -> None:
         """A worker met what only a user can mend: trying again would end the same way."""

@@ -5,14 +5,16 @@ says. A driver, which is the process that called `on_ray`, shows their rows and 
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ from cluster import token
 from cluster.board import NAMESPACE, Board, Row, board_name
 from cluster.errors import LaunchError
 from cluster.job import Job
+from cluster.room import can_grow, choose_device, needs_of, room
 from cluster.storage import Result, run_dir
 from dataio.cores import usable_cores
 
 # "cpu:gloo" beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU wait.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 
+Show = Callable[[list[Row]], None]
 _ASK_S = 0.5  # also within a validation, which asks once a batch
 _WATCH_S = 0.2
 _DRAINS_S = 1.0
@@ -117,7 +121,7 @@ def on_ray(
     job: Job,
     *,
     device: str,
-    show: Callable[[list[Row]], None],
+    show: Show,
     stopping: Callable[[Callable[[], None]], contextlib.AbstractContextManager[None]],
     address: str = "local",
 ) -> Result:
@@ -134,11 +138,11 @@ def on_ray(
         import ray
 
         if address != "local":
-            device = _room(job, device)
+            device = choose_device(job, device)
         board = _board(job)
         show([{"kind": "begun", "device": device}])
         with stopping(lambda: board.request_stop.remote()):
-            failure = _fit_and_watch(job, device, board, folder, show)
+            failure = _groups(job, device, board, folder, show)
         result, error = ray.get(board.outcome.remote())
     if error is not None:
         raise error
@@ -194,97 +198,122 @@ def _board(job: Job) -> Any:
         ) from error
 
 
-def _needs(job: Job, device: str) -> dict[str, float]:
-    """What Ray sets aside for one worker."""
-    needs = {"CPU": job.cluster.cpus_per_worker, **job.cluster.resources}
-    return needs | ({"GPU": 1.0} if device == "cuda" else {})
-
-
-def _room(job: Job, device: str) -> str:
-    """The device to train on, once the cluster has grown large enough for it. Raises LaunchError when it does not."""
-    import ray
-
-    deadline = time.monotonic() + job.cluster.wait_s
-    while True:
-        nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        gpus = sum(node.get("GPU", 0.0) for node in nodes)
-        chosen = device if device != "auto" else "cuda" if gpus >= job.least_workers else "cpu"
-        found = places(nodes, _needs(job, chosen), accelerator_type=job.cluster.accelerator_type)
-        if found >= job.least_workers:
-            return chosen
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(1)
-    wanted = ", ".join(f"{amount:g} {name}" for name, amount in _needs(job, chosen).items())
-    kind = f" on machines with {job.cluster.accelerator_type}" if job.cluster.accelerator_type else ""
-    raise LaunchError(
-        f"workers={job.workers} of {wanted} each{kind}, but this cluster of {len(nodes)} machines has room for "
-        f"{found}: the rest would never start; give --workers {max(found, 1)} or fewer, let the cluster grow "
-        "(cluster.wait_s), or look at `ray status`"
-    )
-
-
-def places(nodes: list[dict[str, float]], needs: Mapping[str, float], *, accelerator_type: str = "") -> int:
-    """How many workers that need so much each fit onto empty machines with such resources, by Ray's names."""
-    mark = f"accelerator_type:{accelerator_type}"
-    fitting = [node for node in nodes if not accelerator_type or mark in node]
-    return sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in fitting)
-
-
-def _trainer(job: Job, device: str, board: Any, scratch: str) -> Any:
+def _trainer(job: Job, device: str, board: Any, scratch: str, *, workers: int, group: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster = job.cluster
     return TorchTrainer(
         _worker,
         train_loop_config={"job": jobs.to_toml(job), "board": board},
         scaling_config=ScalingConfig(
-            num_workers=job.workers,
+            num_workers=workers,
             use_gpu=device == "cuda",
-            resources_per_worker=_needs(job, device),
-            placement_strategy=cluster.placement.upper(),
-            accelerator_type=cluster.accelerator_type or None,
-            elastic_resize_monitor_interval_s=cluster.resize_s,
+            resources_per_worker=needs_of(job, device),
+            placement_strategy=job.cluster.placement.upper(),
+            accelerator_type=job.cluster.accelerator_type or None,
         ),
-        torch_config=TorchConfig(backend=BACKENDS[device], timeout_s=round(cluster.first_step_s)),
+        torch_config=TorchConfig(backend=BACKENDS[device], timeout_s=round(job.cluster.first_step_s)),
         run_config=RunConfig(
-            name=job.name,
+            name=f"{job.name}-{group}",
             storage_path=scratch,  # Ray keeps only its own notes there: checkpoints are the run folder's
-            failure_config=FailureConfig(max_failures=job.failures, max_preemption_failures=job.preemptions),
+            # How often to try again, and with how many workers, is decided here: see `_groups`.
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     )
 
 
-def _fit_and_watch(
-    job: Job, device: str, board: Any, scratch: str, show: Callable[[list[Row]], None]
-) -> Exception | None:
-    """Run the Ray Train controller in a thread and show rows meanwhile; the exception that ended it, or None."""
+def _groups(job: Job, device: str, board: Any, scratch: str, show: Show) -> Exception | None:
+    """Start groups of workers, one after another, until one has brought the run to its end, or too many have failed.
+
+    Ray Train can do so itself, but looks at the cluster every 20 s only and knows nothing of checkpoints: it waits a
+    minute for a machine that has vanished, and enlarges a group by killing it. Here the next group has as many workers
+    as there is room for at once, and a group that could be larger is asked to save and to leave.
+    Returns the exception that ended the last group, or None.
+    """
     import ray
 
-    trainer = _trainer(job, device, board, scratch)
+    failures, preemptions, most = job.failures, job.preemptions, job.most_workers
+    for group in itertools.count():
+        workers = min(most, _wait_for_room(job, device, board, show))
+        trainer = _trainer(job, device, board, scratch, workers=workers, group=group)
+        failure = _one_group(
+            trainer, board, show, grow=partial(can_grow, job, device, workers), every_s=job.cluster.resize_s
+        )
+        if any(each is not None for each in ray.get(board.outcome.remote())):
+            return failure
+        most = job.most_workers
+        if _not_placed(failure):
+            most = max(job.least_workers, workers - 1)  # others hold what there seemed to be
+            show(
+                [{"kind": "note", "text": f"{workers} workers found no place within {job.cluster.start_s:g} s: again"}]
+            )
+        elif failure is not None and ray.get(board.warned.remote()):
+            if preemptions == 0:
+                return failure
+            preemptions -= 1
+        elif failure is not None:
+            if failures == 0:
+                return failure
+            failures -= 1
+    raise AssertionError
+
+
+def _one_group(trainer: Any, board: Any, show: Show, *, grow: Callable[[], bool], every_s: float) -> Exception | None:
+    """Run Ray Train's controller in a thread and show rows meanwhile; the exception that ended it, or None.
+
+    grow: whether the group should make way for a larger one; asked every `every_s`.
+    """
+    import ray
+
     failures: list[Exception] = []
 
     def fit() -> None:
-        for _ in range(job.failures + 1):
-            try:
-                trainer.fit()
-                return
-            except Exception as error:  # whatever ended the group: the caller decides from the board what to say
-                failures.append(error)
-                if not isinstance(error, ray.exceptions.RayActorError):
-                    return
-                # The controller itself died, and its workers with it: another takes up where the run stands.
+        try:
+            trainer.fit()
+        except Exception as error:  # whatever ended the group: the caller decides from the board what to say
+            failures.append(error)
 
     controller = threading.Thread(target=fit, name="thawline-ray-fit", daemon=True)
     controller.start()
-    drains = Drains(board)
+    drains, looked = Drains(board), time.monotonic()
     while controller.is_alive():
         controller.join(timeout=_WATCH_S)
         show(ray.get(board.take.remote()))
         drains.look()
+        if time.monotonic() - looked >= every_s:
+            looked = time.monotonic()
+            if grow():
+                board.make_way.remote()
     show(ray.get(board.take.remote()))
-    return failures[-1] if failures else None
+    return failures[0] if failures else None
+
+
+def _wait_for_room(job: Job, device: str, board: Any, show: Show) -> int:
+    """How many workers there is room for now, once there is for the fewest. Raises LaunchError when asked to stop."""
+    import ray
+
+    told = False
+    while True:
+        found = room(job, device)
+        if found >= job.least_workers:
+            return found
+        if ray.get(board.asked.remote())[0]:
+            raise LaunchError(
+                f"asked to stop while there was room for {found} of {job.least_workers} workers: nobody was training, "
+                "and the run stands at its last checkpoint; start it again with the same name to go on"
+            )
+        if not told:
+            told = True
+            show([{"kind": "note", "text": f"waiting for room: {found} of {job.least_workers} workers fit now"}])
+        time.sleep(1)
+
+
+def _not_placed(failure: Exception | None) -> bool:
+    """Whether the workers were not even started."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+    cause = getattr(failure, "controller_failure", None)
+    return isinstance(cause, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError)
 
 
 class Drains:
@@ -302,7 +331,7 @@ class Drains:
 
         deadlines = ray._private.state.state.get_draining_nodes().values()  # node -> unix ms, 0 where none was given
         soonest = min((ms / 1000 for ms in deadlines if ms), default=None)
-        if soonest != self._known:
+        if soonest is not None and soonest != self._known:
             self._known = soonest
             self._board.warn.remote(soonest)
 

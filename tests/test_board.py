@@ -26,7 +26,9 @@ def test_a_warning_is_for_the_group_of_workers_that_hears_it() -> None:
     assert board.begin() == 0
     board.warn(1234.5)
     assert board.asked() == (False, 1234.5)
+    assert board.warned()
     assert board.begin() == 1
+    assert not board.warned()
     assert board.asked() == (False, None)
 
 
@@ -45,3 +47,24 @@ def test_its_process_imports_nothing_heavy() -> None:
         [sys.executable, "-c", f"import cluster.board; {heavy}"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_group_that_makes_way_stops_and_leaves_no_result() -> None:
+    board = Board()
+    board.begin()
+    board.make_way()
+    assert board.asked() == (True, None)
+    board.finish({"status": "stopped", "steps": 3})
+    assert board.outcome() == (None, None)
+    board.begin()
+    assert board.asked() == (False, None)
+    board.finish({"status": "finished"})
+    assert board.outcome() == ({"status": "finished"}, None)
+
+
+def test_a_stop_that_was_asked_for_is_a_result() -> None:
+    board = Board()
+    board.make_way()
+    board.request_stop()
+    board.finish({"status": "stopped", "steps": 3})
+    assert board.outcome()[0] == {"status": "stopped", "steps": 3}

@@ -35,6 +35,7 @@ def last_json(text: str) -> Any:
     return json.loads(text.strip().splitlines()[-1])
 
 
+@pytest.mark.cluster
 def test_a_job_is_submitted_followed_asked_stopped_and_taken_up_again(
     cluster: RayCluster, tmp_path: Path, manifest: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_job_is_submitted_followed_asked_stopped_and_taken_up_again(
     assert "resumed at step" in cluster.run("logs", "run", *at).stdout
 
 
+@pytest.mark.cluster
 def test_a_run_goes_on_from_here_to_the_cluster_and_back(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
     job, run, at = write_job(tmp_path, manifest), tmp_path / "runs/travels", ("--address", cluster.address)
     length = ("--name", "travels", "--fit.epochs", str(EPOCHS))
@@ -109,6 +111,7 @@ def refused(cluster: RayCluster, *words: str, **env: str) -> str:
     return done.stderr
 
 
+@pytest.mark.cluster
 def test_two_jobs_at_once_do_not_disturb_each_other(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
     job, ports = write_job(tmp_path, manifest), (str(free_port()), str(free_port()))
     both = [

@@ -12,7 +12,7 @@ from cluster import rows
 from cluster.driver import Watcher
 from cluster.errors import JobError
 from cluster.job import Job
-from cluster.ray_train import places
+from cluster.room import places
 
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H100": 1.0}
 
