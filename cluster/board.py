@@ -4,6 +4,7 @@ A plain class that Ray makes an actor of, so that it tests without Ray. Its file
 process starts in the time that Python needs.
 """
 
+import time
 from typing import Any
 
 Row = dict[str, float | int | str | None]
@@ -17,12 +18,17 @@ def board_name(job: str) -> str:
     return f"board of {job}"
 
 
+_AFTERMATH_S = 60.0  # workers on a machine that was taken away are noticed to be gone this late
+
+
 class Board:
     """What rank 0 and the driver leave for one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, failures: int = 0, preemptions: int = 0) -> None:
+        """failures, preemptions: how many to survive; -1 = any number."""
+        self._left = {"failures": failures, "preemptions": preemptions}
         self._rows: list[Row] = []
-        self._stop = self._leave = False
+        self._stop = self._leave = self._made_way = False
         self._taken_at: float | None = None
         self._groups = 0
         self._error: Exception | None = None
@@ -49,24 +55,36 @@ class Board:
         """The driver has heard that a machine will be taken away then (unix seconds)."""
         self._taken_at = taken_at
 
-    def warned(self) -> bool:
-        """Whether the last group of workers was warned."""
-        return self._taken_at is not None
-
     def asked(self) -> tuple[bool, float | None]:
         """Workers ask: shall we stop? When will a machine of ours be taken?"""
         return self._stop or self._leave, self._taken_at
 
-    def begin(self) -> int:
-        """Rank 0 of a group of workers is there; how many groups there were before."""
+    def begin(self, workers: int) -> int:
+        """Rank 0 of a group of so many workers is there; how many groups there were before."""
+        self._rows.append({"kind": "group", "workers": workers, "restarts": self._groups, "unix_s": time.time()})
         self._groups += 1
         self._taken_at, self._leave = None, False  # what was said to the group before
         return self._groups - 1
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Rank 0 hands over the result; one that only made way has none."""
-        if result["status"] != "stopped" or self._stop:
+    def finish(self, result: dict[str, Any]) -> bool:
+        """Rank 0 hands over the result; False: the group only made way for a larger one, and the run goes on."""
+        self._made_way = result["status"] == "stopped" and not self._stop
+        if not self._made_way:
             self._result = result
+        return not self._made_way
+
+    def again(self, *, placed: bool = True) -> bool:
+        """A group has ended without a result, or found no place: shall there be another? Counts the failure."""
+        if self._result is not None or self._error is not None:
+            return False
+        if self._made_way or not placed:
+            self._made_way = False
+            return True
+        warned = self._taken_at is not None and time.time() < self._taken_at + _AFTERMATH_S
+        kind = "preemptions" if warned else "failures"
+        left = self._left[kind]
+        self._left[kind] = left - 1 if left > 0 else left
+        return left != 0
 
     def fail(self, error: Exception) -> None:
         """A worker met what only a user can mend: trying again would end the same way."""

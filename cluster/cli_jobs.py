@@ -173,7 +173,7 @@ def _first_word(cluster: "Cluster", attempt: "Attempt") -> int:
         records = _records(cluster, attempt)
         attempt = cluster.attempt(attempt.name)
         if attempt.over:
-            return _ended(cluster, attempt)
+            return _ended(attempt, _end(_records(cluster, attempt)))
         if any(row["kind"] == "begun" for row in records):
             break
         time.sleep(0.5)
@@ -187,12 +187,13 @@ def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False)
     from cluster import rows
     from cluster.console import Console
 
-    console = Console()
+    console, end = Console(), None
     try:
         for line in cluster.lines(attempt, follow=True):
             row = rows.decode(line)
             if row is not None:
                 console.show([row])
+                end = row if row["kind"] == "end" else end
             elif everything:
                 console.say(line)
     except KeyboardInterrupt:
@@ -207,13 +208,13 @@ def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False)
     while not attempt.over:
         attempt = cluster.attempt(attempt.name)
         time.sleep(0.1)
-    return _ended(cluster, attempt)
+    return _ended(attempt, end)
 
 
-def _ended(cluster: "Cluster", attempt: "Attempt") -> int:
+def _ended(attempt: "Attempt", end: Mapping[str, Any] | None) -> int:
+    """Tell how an attempt ended, from its log's last record; the exit status."""
     from cluster.jobs import outcome
 
-    end = _end(_records(cluster, attempt))
     code, sentence = outcome(attempt, end)
     print(f"{'thawline: ' if code else ''}{sentence}", file=sys.stderr)
     if end is not None and end["status"] == "finished":

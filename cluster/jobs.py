@@ -36,7 +36,9 @@ JOB_FILE = "job.toml"
 _SHIPPED = ("cluster", "dataio", "models", "trainer")
 _MISSING = 87
 """Exit status of an attempt whose machine has no thawline; no status of Python's."""
-_PROBE = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('cluster') and u.find_spec('trainer') else 87)"
+_PROBE = (
+    f"import importlib.util as u, sys; sys.exit(0 if u.find_spec('cluster') and u.find_spec('trainer') else {_MISSING})"
+)
 _CONNECT_S = 5.0
 _AGAIN_S = 1.0
 _SILENT_S = 120.0

@@ -1,120 +1,136 @@
 """How do Ray Train workers run a job? On a Ray of this run's own, or on a cluster that is there.
 
-The one file that imports ray.train. Ray places the workers and starts them again; what they then do, the run's folder
-says. A driver, which is the process that called `on_ray`, shows their rows and passes on requests and warnings.
+With ray_policies the only file that imports ray.train. Ray places the workers and starts them again; what they then
+do, the run's folder says. A driver, which is the process that called `on_ray`, shows their rows and passes on requests
+and warnings.
 """
 
 import contextlib
 import itertools
 import logging
+import math
 import os
+import socket
 import tempfile
 import threading
 import time
-import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster import forkserver, token
 from cluster import job as jobs
-from cluster import token
 from cluster.board import NAMESPACE, Board, Row, board_name
 from cluster.errors import LaunchError
+from cluster.forkserver import ForkServer
 from cluster.job import Job
-from cluster.room import can_grow, choose_device, needs_of, room
-from cluster.storage import Result, run_dir
+from cluster.room import answering, choose_device
+from cluster.storage import Result
 from dataio.cores import usable_cores
 
-# "cpu:gloo" beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU wait.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""torch's, by device. gloo beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU
+wait."""
 
 Show = Callable[[list[Row]], None]
 _ASK_S = 0.5  # also within a validation, which asks once a batch
 _WATCH_S = 0.2
 _DRAINS_S = 1.0
+_FORKS_S = 2.0
 _SETTINGS = {
     # Ray's own defaults notice a dead worker after seconds; half a second costs nothing measurable.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unasked
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `Drains` does it, without a process of its own
 }
 
 
-@dataclass
-class RayContext:
-    """A Ray Train worker. See trainer.context.RunContext."""
+class MadeWay(Exception):  # noqa: N818  # nothing is wrong
+    """Workers have saved and ended so that a larger group goes on: to Ray Train, a failure that costs nothing."""
 
-    run_dir: str | Path
-    device: Any
-    rank: int
-    world_size: int
-    local_rank: int
-    board: Any
-    restarts: int = 0
-    _answer: Any = None
-    _asked: float = 0.0
-    _stop: bool = False
-    _taken_at: float | None = None
 
-    def should_stop(self) -> bool:
-        """The board's last answer, if it has come: never waits, and asks again at most every `_ASK_S`."""
-        self._ask()
-        return self._stop
-
-    def taken_at(self) -> float | None:
-        """As `should_stop`."""
-        self._ask()
-        return self._taken_at
-
-    def publish(self, rows: list[Row]) -> None:
-        """Send rows on their way."""
-        self.board.publish.remote(rows)
-
-    def _ask(self) -> None:
-        import ray
-
-        if self._answer is None and time.monotonic() - self._asked >= _ASK_S:
-            self._answer, self._asked = self.board.asked.remote(), time.monotonic()
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            (self._stop, self._taken_at), self._answer = ray.get(self._answer), None
+class PartFailedError(Exception):
+    """The process that trains has failed, or has gone; the text is its traceback, if it could send one."""
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs, also after a failure: the run's folder says where to go on."""
+    """What each Ray Train worker runs, after a failure too: its machine's fork server makes the process that trains."""
     import ray
     import ray.train
-    import ray.train.torch
 
-    from cluster.run import USER_ERRORS, run
-    from trainer import world
-
-    board, job = config["board"], jobs.from_dict(tomllib.loads(config["job"]))
+    board = config["board"]
     result, error = ray.get(board.outcome.remote())
     if result is not None or error is not None:
         return
+    link = forkserver.fork(Path(config["socket"]), _part(config), wait_s=config["wait_s"])
+    answer, asked_at, told = None, 0.0, (False, None)
+    while True:
+        try:
+            kind, value = link.recv() if link.poll(_ASK_S) else ("", None)
+        except (EOFError, OSError):
+            raise PartFailedError("the process that trained has gone: killed, or out of memory") from None
+        if kind == "rows":
+            board.publish.remote(value)
+        elif kind == "error":
+            ray.get(board.fail.remote(value))
+            raise PartFailedError(str(value))
+        elif kind == "failure":
+            raise PartFailedError(value)
+        elif kind == "result":
+            if ray.train.get_context().get_world_rank() == 0 and not ray.get(board.finish.remote(value)):
+                raise MadeWay
+            return
+        if answer is None and time.monotonic() - asked_at >= _ASK_S:
+            answer, asked_at = board.asked.remote(), time.monotonic()
+        if answer is not None and ray.wait([answer], timeout=0)[0]:
+            said, answer = ray.get(answer), None
+            if said != told:
+                told = said
+                with contextlib.suppress(BrokenPipeError):  # the next read tells
+                    link.send(said)
+
+
+def _part(config: dict[str, Any]) -> dict[str, Any]:
+    """What `part.main` needs to know, agreed on by all ranks. Collective."""
+    import ray
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
     here = ray.train.get_context()
+    rank, size = here.get_world_rank(), here.get_world_size()
+    agreed = None
+    if rank == 0:
+        agreed = {
+            "restarts": ray.get(config["board"].begin.remote(size)),
+            "meet": f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}",
+        }
     os.environ["LOCAL_WORLD_SIZE"] = str(here.get_local_world_size())
-    rank = here.get_world_rank()
-    context = RayContext(
-        run_dir=run_dir(job),
-        device=ray.train.torch.get_device(),
-        rank=rank,
-        world_size=here.get_world_size(),
-        local_rank=here.get_local_rank(),
-        board=board,
-        restarts=world.gather(ray.get(board.begin.remote()) if rank == 0 else 0)[0],
-    )
-    try:
-        result = run(job, context)
-    except USER_ERRORS as failure:
-        ray.get(board.fail.remote(failure))
-        raise
-    if context.rank == 0:
-        ray.get(board.finish.remote(result))
+    return {
+        "job": config["job"],
+        "device": _device(),
+        "backend": BACKENDS[config["device"]],
+        "rank": rank,
+        "world_size": size,
+        "local_rank": here.get_local_rank(),
+        **broadcast_from_rank_zero(agreed),
+    }
+
+
+def _device() -> str:
+    """This worker's, as torch calls it: the place of its GPU among those of this machine's workers."""
+    import ray
+
+    mine = [str(each) for each in ray.get_gpu_ids()]
+    return f"cuda:{os.environ['CUDA_VISIBLE_DEVICES'].split(',').index(mine[0])}" if mine else "cpu"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def on_ray(
@@ -142,7 +158,7 @@ def on_ray(
         board = _board(job)
         show([{"kind": "begun", "device": device}])
         with stopping(lambda: board.request_stop.remote()):
-            failure = _groups(job, device, board, folder, show)
+            failure = _train(job, device, board, folder, show)
         result, error = ray.get(board.outcome.remote())
     if error is not None:
         raise error
@@ -190,7 +206,11 @@ def _board(job: Job) -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
-        return ray.remote(num_cpus=0)(Board).options(name=board_name(job.name), scheduling_strategy=here).remote()
+        return (
+            ray.remote(num_cpus=0)(Board)
+            .options(name=board_name(job.name), scheduling_strategy=here)
+            .remote(failures=job.failures, preemptions=job.preemptions)
+        )
     except ValueError as error:
         raise LaunchError(
             f"a job called {job.name!r} runs on this cluster already: two would write into one another's run; wait for "
@@ -198,71 +218,33 @@ def _board(job: Job) -> Any:
         ) from error
 
 
-def _trainer(job: Job, device: str, board: Any, scratch: str, *, workers: int, group: int) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _train(job: Job, device: str, board: Any, scratch: str, show: Show) -> Exception | None:
+    """Let Ray Train's controller bring the run to its end; what ended it, or None.
 
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"job": jobs.to_toml(job), "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=device == "cuda",
-            resources_per_worker=needs_of(job, device),
-            placement_strategy=job.cluster.placement.upper(),
-            accelerator_type=job.cluster.accelerator_type or None,
-        ),
-        torch_config=TorchConfig(backend=BACKENDS[device], timeout_s=round(job.cluster.first_step_s)),
-        run_config=RunConfig(
-            name=f"{job.name}-{group}",
-            storage_path=scratch,  # Ray keeps only its own notes there: checkpoints are the run folder's
-            # How often to try again, and with how many workers, is decided here: see `_groups`.
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-        ),
-    )
-
-
-def _groups(job: Job, device: str, board: Any, scratch: str, show: Show) -> Exception | None:
-    """Start groups of workers, one after another, until one has brought the run to its end, or too many have failed.
-
-    Ray Train can do so itself, but looks at the cluster every 20 s only and knows nothing of checkpoints: it waits a
-    minute for a machine that has vanished, and enlarges a group by killing it. Here the next group has as many workers
-    as there is room for at once, and a group that could be larger is asked to save and to leave.
-    Returns the exception that ended the last group, or None.
+    A controller that dies takes its workers with it: another goes on from the run's folder.
     """
     import ray
 
-    failures, preemptions, most = job.failures, job.preemptions, job.most_workers
-    for group in itertools.count():
-        workers = min(most, _wait_for_room(job, device, board, show))
-        trainer = _trainer(job, device, board, scratch, workers=workers, group=group)
-        failure = _one_group(
-            trainer, board, show, grow=partial(can_grow, job, device, workers), every_s=job.cluster.resize_s
-        )
-        if any(each is not None for each in ray.get(board.outcome.remote())):
+    from cluster.ray_policies import Trainer, controller_died
+
+    drains, forks = Drains(board), Forks()
+    for number in itertools.count():
+        config = {
+            "job": jobs.to_toml(job),
+            "board": board,
+            "device": device,
+            "socket": str(forks.path),
+            "wait_s": job.cluster.start_s,
+        }
+        trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=f"{job.name}-{number}")
+        failure = _fit(trainer, board, (drains, forks), show)
+        if failure is None or not controller_died(failure) or not ray.get(board.again.remote()):
             return failure
-        most = job.most_workers
-        if _not_placed(failure):
-            most = max(job.least_workers, workers - 1)  # others hold what there seemed to be
-            show(
-                [{"kind": "note", "text": f"{workers} workers found no place within {job.cluster.start_s:g} s: again"}]
-            )
-        elif failure is not None and ray.get(board.warned.remote()):
-            if preemptions == 0:
-                return failure
-            preemptions -= 1
-        elif failure is not None:
-            if failures == 0:
-                return failure
-            failures -= 1
     raise AssertionError
 
 
-def _one_group(trainer: Any, board: Any, show: Show, *, grow: Callable[[], bool], every_s: float) -> Exception | None:
-    """Run Ray Train's controller in a thread and show rows meanwhile; the exception that ended it, or None.
-
-    grow: whether the group should make way for a larger one; asked every `every_s`.
-    """
+def _fit(trainer: Any, board: Any, watchers: Sequence["Drains | Forks"], show: Show) -> Exception | None:
+    """Run Ray Train's controller in a thread, show rows and watch meanwhile; the exception that ended it, or None."""
     import ray
 
     failures: list[Exception] = []
@@ -270,50 +252,43 @@ def _one_group(trainer: Any, board: Any, show: Show, *, grow: Callable[[], bool]
     def fit() -> None:
         try:
             trainer.fit()
-        except Exception as error:  # whatever ended the group: the caller decides from the board what to say
+        except Exception as error:  # whatever ended it: the caller decides from the board what to say
             failures.append(error)
 
     controller = threading.Thread(target=fit, name="thawline-ray-fit", daemon=True)
     controller.start()
-    drains, looked = Drains(board), time.monotonic()
     while controller.is_alive():
         controller.join(timeout=_WATCH_S)
         show(ray.get(board.take.remote()))
-        drains.look()
-        if time.monotonic() - looked >= every_s:
-            looked = time.monotonic()
-            if grow():
-                board.make_way.remote()
+        for watcher in watchers:
+            watcher.look()
     show(ray.get(board.take.remote()))
     return failures[0] if failures else None
 
 
-def _wait_for_room(job: Job, device: str, board: Any, show: Show) -> int:
-    """How many workers there is room for now, once there is for the fewest. Raises LaunchError when asked to stop."""
-    import ray
+class Forks:
+    """A fork server on every machine of the cluster, those that join it later too."""
 
-    told = False
-    while True:
-        found = room(job, device)
-        if found >= job.least_workers:
-            return found
-        if ray.get(board.asked.remote())[0]:
-            raise LaunchError(
-                f"asked to stop while there was room for {found} of {job.least_workers} workers: nobody was training, "
-                "and the run stands at its last checkpoint; start it again with the same name to go on"
-            )
-        if not told:
-            told = True
-            show([{"kind": "note", "text": f"waiting for room: {found} of {job.least_workers} workers fit now"}])
-        time.sleep(1)
+    def __init__(self) -> None:
+        self.path = Path(tempfile.gettempdir()) / f"thawline-{uuid.uuid4().hex}" / "fork"
+        self._servers: dict[str, Any] = {}
+        self._looked = -math.inf
+        self.look()
 
+    def look(self) -> None:
+        """Start those that are missing, at most every `_FORKS_S`."""
+        if time.monotonic() - self._looked < _FORKS_S:
+            return
+        self._looked = time.monotonic()
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-def _not_placed(failure: Exception | None) -> bool:
-    """Whether the workers were not even started."""
-    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-
-    cause = getattr(failure, "controller_failure", None)
-    return isinstance(cause, WorkerGroupStartupFailedError | WorkerGroupStartupTimeoutError)
+        nodes = answering()
+        self._servers = {node: server for node, server in self._servers.items() if node in nodes}
+        for node in set(nodes) - set(self._servers):
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            owner = ray.remote(num_cpus=0)(ForkServer).options(scheduling_strategy=there)
+            self._servers[node] = owner.remote(str(self.path))
 
 
 class Drains:
@@ -330,7 +305,7 @@ class Drains:
         import ray
 
         deadlines = ray._private.state.state.get_draining_nodes().values()  # node -> unix ms, 0 where none was given
-        soonest = min((ms / 1000 for ms in deadlines if ms), default=None)
+        soonest = min((ms / 1000 for ms in deadlines if ms / 1000 > time.time()), default=None)
         if soonest is not None and soonest != self._known:
             self._known = soonest
             self._board.warn.remote(soonest)

@@ -23,7 +23,7 @@ def choose_device(job: Job, device: str) -> str:
     """The device to train on, once the cluster has grown large enough for it. Raises LaunchError when it does not."""
     deadline = time.monotonic() + job.cluster.wait_s
     while True:
-        nodes = _nodes()
+        nodes = list(_nodes().values())
         gpus = sum(node.get("GPU", 0.0) for node in nodes)
         chosen = device if device != "auto" else "cuda" if gpus >= job.least_workers else "cpu"
         found = places(nodes, needs_of(job, chosen), accelerator_type=job.cluster.accelerator_type)
@@ -41,21 +41,26 @@ def choose_device(job: Job, device: str) -> str:
     )
 
 
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each machine that answers and is not about to be taken away.
+def _nodes() -> dict[str, dict[str, float]]:
+    """The resources of each machine that answers and is not about to be taken away, by Ray's id of it.
 
     Ray notices a machine that has vanished after many seconds; whether its raylet still listens is known at once.
     """
     import ray
 
     leaving = ray._private.state.state.get_draining_nodes()
-    return [
-        dict(node["Resources"])
+    return {
+        node["NodeID"]: dict(node["Resources"])
         for node in ray.nodes()
         if node["Alive"]
         and node["NodeID"] not in leaving
         and _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
-    ]
+    }
+
+
+def answering() -> list[str]:
+    """Ray's ids of the machines that answer and are not about to be taken away."""
+    return list(_nodes())
 
 
 def _answers(host: str, port: int) -> bool:
@@ -68,7 +73,7 @@ def _answers(host: str, port: int) -> bool:
 
 def room(job: Job, device: str) -> int:
     """How many of the job's workers fit onto the cluster as it is now, if nobody else uses it."""
-    return places(_nodes(), needs_of(job, device), accelerator_type=job.cluster.accelerator_type)
+    return places(list(_nodes().values()), needs_of(job, device), accelerator_type=job.cluster.accelerator_type)
 
 
 def places(nodes: list[dict[str, float]], needs: Mapping[str, float], *, accelerator_type: str = "") -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -23,7 +23,6 @@ from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.phases import phases, stages
 from cluster.pulse import Pulse
-from cluster.report import write_report
 from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
 from dataio import files
 from dataio.errors import DataError
@@ -39,11 +38,13 @@ from trainer.diagnosis import diagnose
 from trainer.errors import TrainError
 from trainer.learner import Learner
 from trainer.metric_names import higher
-from trainer.metrics import Meter, build
 from trainer.optim import Recipe
 from trainer.predictions import Predictions
 from trainer.recorder import write_parquet
 from trainer.step import choose_precision
+
+if TYPE_CHECKING:
+    from trainer.metrics import Meter
 
 T = TypeVar("T")
 
@@ -84,6 +85,8 @@ def _run(job: Job, context: RunContext, pulse: Pulse) -> Result:
         _announce(job, context, learner, stack)
         learner.note(_description(job, context, learner))
         resumed = learner.resume()
+        if not resumed:
+            _together(lambda: learner.meter)  # a metric that cannot be made shall not cost an epoch
         pulse.begin(learner.progress.step)
         if resumed and context.rank == 0:
             context.publish([{"kind": "resumed", "step": learner.progress.step, "unix_s": time.time()}])
@@ -165,7 +168,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
         optimizer=Recipe(**asdict(job.optim)),
         precision=job.fit.precision,
         label_smoothing=job.fit.label_smoothing,
-        meter=Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes))),
+        meter=lambda: _meter(job, train),
         accumulate=job.fit.accumulate,
         clip=job.fit.clip,
         ema=job.fit.ema,
@@ -180,6 +183,12 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
         keep=job.checkpoint.keep,
         best=Best(best, higher=bool(higher(best))) if (best := job.checkpoint.best) else None,
     )
+
+
+def _meter(job: Job, train: ImageLoader) -> "Meter":
+    from trainer.metrics import Meter, build  # torchmetrics takes two seconds, which a run that goes on can do without
+
+    return Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes)))
 
 
 def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Learner:
@@ -256,6 +265,8 @@ def _write_outcome(run_dir: str | Path, learner: Learner, result: Result, predic
         outcomes = predictions.table(learner.valid.classes)
         write_parquet(outcomes, files.below(folder, "valid.parquet"))
         assert isinstance(learner.valid, ImageLoader)
+        from cluster.report import write_report  # with matplotlib, which training needs not
+
         write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
         write_text(folder, "result.json", json.dumps(result, indent=2) + "\n")
     except OSError as error:

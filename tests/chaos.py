@@ -9,8 +9,8 @@ trains, something is killed with SIGKILL: a worker, a whole node (which comes ba
 controller, or the driver (then the job is submitted again, as its owner would). It must end with the unbroken run's
 stream_hash, which is the hash of every id that was trained on, in order: so no sample was lost, and none came twice.
 
-Printed at the end, as JSON: per kind of victim, how many seconds from the kill to the end of the first window that the
-workers trained after it, median and greatest.
+Printed at the end, as JSON: per kind of victim, how many seconds from the kill until the workers' training function
+ran again, and until the end of the first window after it; median and greatest.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -42,19 +41,19 @@ LENGTH = {"elastic": 60, "drain": 40}
 _LIMIT_S = 300.0
 _NOTICE_S = 20
 _NAMES = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "driver": "cluster.driver"}
-_WORKERS = re.compile(r"(\d+) worker\(s\) on ")
 Row = dict[str, Any]
 
 
 @dataclass
 class Outcome:
-    """One run. recovery_s: from the kill to the end of the first window after it; None: there was none."""
+    """One run. running_s, window_s: from the kill until workers run again, and to the end of their first window."""
 
     run: str
     victim: str
     killed_at_step: int
     resumed_at_step: int | None
-    recovery_s: float | None
+    running_s: float | None
+    window_s: float | None
     equal: bool
     problem: str = ""
     worlds: tuple[int, ...] = ()
@@ -169,13 +168,18 @@ def outcome(stage: Stage, manifest: Path, kind: str, killed: float, problem: str
     before = max((row["step"] for row in trained if row["unix_s"] <= killed), default=0)
     back = [row for row in told if row["kind"] == "resumed" and row["unix_s"] > killed]
     if problem or not back:
-        return Outcome(stage.name, kind, before, None, None, False, problem or "nothing was resumed after the kill")
+        return Outcome(
+            stage.name, kind, before, None, None, None, False, problem or "nothing was resumed after the kill"
+        )
+    groups = [row for row in told if row["kind"] == "group"]
+    running = min(row["unix_s"] for row in groups if row["unix_s"] > killed)
     first = min((row["unix_s"] for row in trained if row["unix_s"] > back[0]["unix_s"]), default=None)
     made = json.loads((stage.run / "result.json").read_text())
     return Outcome(
-        *(stage.name, kind, before, back[0]["step"], None if first is None else round(first - killed, 1)),
+        *(stage.name, kind, before, back[0]["step"], round(running - killed, 1)),
+        None if first is None else round(first - killed, 1),
         equal=(made["stream_hash"], made["steps"]) == (planned_hash(manifest, steps), steps),
-        worlds=tuple(int(found[1]) for row in told if (found := _WORKERS.search(str(row.get("text"))))),
+        worlds=tuple(row["workers"] for row in groups),
     )
 
 
@@ -230,9 +234,11 @@ def main() -> int:
             print(json.dumps(asdict(outcomes[-1])), flush=True)
     summary: dict[str, Any] = {"runs": len(outcomes), "equal": sum(each.equal for each in outcomes)}
     for kind in {each.victim for each in outcomes}:
-        seconds = [each.recovery_s for each in outcomes if each.victim == kind and each.recovery_s is not None]
-        if seconds:
-            summary[kind] = {"median_s": statistics.median(seconds), "max_s": max(seconds), "of": len(seconds)}
+        for until in ("running_s", "window_s"):
+            told = [getattr(each, until) for each in outcomes if each.victim == kind]
+            if seconds := [each for each in told if each is not None]:
+                found = {"median": statistics.median(seconds), "max": max(seconds), "of": len(seconds)}
+                summary.setdefault(kind, {})[until] = found
     print(json.dumps(summary))
     return 0 if summary["equal"] == summary["runs"] else 1
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 from cluster.board import Board
 
@@ -23,13 +24,57 @@ def test_a_request_to_stop_reaches_whoever_asks_next() -> None:
 
 def test_a_warning_is_for_the_group_of_workers_that_hears_it() -> None:
     board = Board()
-    assert board.begin() == 0
+    assert board.begin(2) == 0
     board.warn(1234.5)
     assert board.asked() == (False, 1234.5)
-    assert board.warned()
-    assert board.begin() == 1
-    assert not board.warned()
+    assert board.begin(1) == 1
     assert board.asked() == (False, None)
+    assert [(row["kind"], row["workers"], row["restarts"]) for row in board.take()] == [
+        ("group", 2, 0),
+        ("group", 1, 1),
+    ]
+
+
+def test_failures_and_machines_taken_away_are_counted_apart() -> None:
+    board = Board(failures=1, preemptions=2)
+    soon = time.time() + 30
+    for taken_at, again in ((None, True), (soon, True), (soon, True), (soon, False), (None, False)):
+        board.begin(2)
+        if taken_at:
+            board.warn(taken_at)
+        assert board.again() is again
+
+
+def test_a_warning_of_long_ago_excuses_no_failure() -> None:
+    board = Board(failures=0, preemptions=-1)
+    board.begin(2)
+    board.warn(time.time() - 3600)
+    assert not board.again()
+
+
+def test_any_number_may_be_survived() -> None:
+    board = Board(failures=-1)
+    assert all(board.again() for _ in range(100))
+
+
+def test_workers_that_found_no_place_or_made_way_cost_nothing() -> None:
+    board = Board(failures=0)
+    assert board.again(placed=False)
+    board.begin(1)
+    board.make_way()
+    assert not board.finish({"status": "stopped", "steps": 3})
+    assert board.again()
+    assert not board.again()  # the next one is a failure
+
+
+def test_no_group_follows_a_result_or_an_error_of_the_users() -> None:
+    ended = Board(failures=9)
+    ended.begin(1)
+    assert ended.finish({"status": "finished"})
+    assert not ended.again()
+    failed = Board(failures=9)
+    failed.fail(ValueError("no such model"))
+    assert not failed.again()
 
 
 def test_the_first_error_is_kept() -> None:
@@ -51,12 +96,12 @@ def test_its_process_imports_nothing_heavy() -> None:
 
 def test_a_group_that_makes_way_stops_and_leaves_no_result() -> None:
     board = Board()
-    board.begin()
+    board.begin(1)
     board.make_way()
     assert board.asked() == (True, None)
     board.finish({"status": "stopped", "steps": 3})
     assert board.outcome() == (None, None)
-    board.begin()
+    board.begin(1)
     assert board.asked() == (False, None)
     board.finish({"status": "finished"})
     assert board.outcome() == ({"status": "finished"}, None)

@@ -7,7 +7,9 @@ import torch
 
 from trainer import metric_names
 from trainer.errors import RecipeError
-from trainer.metrics import build, higher
+from trainer.metric_kinds import _HOUSE
+from trainer.metric_names import higher
+from trainer.metrics import build
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_a_column_is_the_text_in_snake_case(text: str, column: str) -> None:
 
 
 def test_every_name_of_the_house_is_built_for_its_tasks() -> None:
-    for task, names in metric_names._HOUSE.items():
+    for task, names in _HOUSE.items():
         assert list(build(list(names), task=task, classes=6)) == sorted(names)
         assert set(metric_names.DEFAULTS[task]) <= set(names)
     assert list(build([], task="single_label", classes=2)) == ["accuracy", "error_rate"]

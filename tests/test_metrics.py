@@ -13,9 +13,9 @@ from sklearn import metrics as sk
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.multiprocessing.spawn import spawn
 
-from trainer import metric_names
 from trainer.errors import RecipeError
 from trainer.losses import default_loss
+from trainer.metric_kinds import _HOUSE
 from trainer.metric_names import IGNORED
 from trainer.metric_states import ErrorRate, PointError
 from trainer.metrics import Meter, build, default_metrics
@@ -290,7 +290,7 @@ def test_no_other_name_than_those_told_reads_the_device_in_update(task: str) -> 
     outputs, targets = shapes.get(task, ((8, 6, 4, 4), (8, 4, 4)))
     kind = torch.int64 if task in ("single_label", "mask") else torch.float32
     waiting = []
-    for name in metric_names._HOUSE[task]:
+    for name in _HOUSE[task]:
         metrics = build([name], task=task, classes=6)
         with FakeTensorMode(allow_non_fake_inputs=True):
             for metric in metrics.values():

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer import plots
+from trainer.diagnosis import smooth
 from trainer.errors import RecipeError
 
 WINDOWS = 60
@@ -124,12 +125,12 @@ def test_a_metric_that_was_not_recorded_gets_a_sentence(rows: pa.Table) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 49, 400])
 def test_smoothing_keeps_constants_and_length(size: int) -> None:
-    np.testing.assert_allclose(plots.smooth(np.full(size, 3.0)), np.full(size, 3.0))
+    np.testing.assert_allclose(smooth(np.full(size, 3.0)), np.full(size, 3.0))
 
 
 def test_smoothing_does_not_lag_and_passes_over_nan() -> None:
     line = np.linspace(0, 1, 200)
     inner = slice(20, -20)
-    np.testing.assert_allclose(plots.smooth(line)[inner], line[inner], atol=1e-12)
+    np.testing.assert_allclose(smooth(line)[inner], line[inner], atol=1e-12)
     line[100] = np.nan
-    np.testing.assert_allclose(plots.smooth(line)[inner], np.linspace(0, 1, 200)[inner], atol=2e-3)
+    np.testing.assert_allclose(smooth(line)[inner], np.linspace(0, 1, 200)[inner], atol=2e-3)

@@ -2,7 +2,7 @@
 
 At most one finding about the learning (the first of these that holds), and one about the data path. `start` is the
 training loss at the beginning of the run (mean of the first 50th of its windows), `end` that of its last tenth;
-curves are smoothed as plots.smooth does. Where rows are too few for a rule, it says nothing.
+curves are smoothed as `smooth` does. Where rows are too few for a rule, it says nothing.
 
 - *Not finite*: a training or validation loss is NaN or infinite.
 - *Learning rate too high*, by any of four signs. The smoothed training loss rises above 1.5 x start. A validation loss
@@ -34,12 +34,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.metrics import higher
-from trainer.plots import smooth
+from trainer.metric_names import higher
 from trainer.recorder import metric_names
 
 Floats = NDArray[np.float64]
 _LEAST_WINDOWS, _LEAST_EPOCHS = 5, 6
+
+
+def smooth(values: Floats) -> Floats:
+    """A centred Gaussian mean, as wide as a 50th of the curve, (N > 0,); lags nowhere, passes over NaN."""
+    sigma = max(len(values) / 50, 1.0)
+    reach = min(int(3 * sigma), (len(values) - 1) // 2)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    finite = np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
+    weight = np.convolve(finite.astype(float), kernel, "same")
+    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """How good is a model on one split, over exactly its samples? Nothing is collective until every rank is through."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from dataio.batch import Loader
 from trainer import world
-from trainer.metrics import Meter
 from trainer.predictions import Predictions, collect
 from trainer.step import LossFunction, Precision, eval_step
+
+if TYPE_CHECKING:
+    from trainer.metrics import Meter
 
 _THROUGH, _INTERRUPTED, _FAILED = range(3)
 
@@ -21,7 +24,7 @@ def evaluate(
     step: int,
     loss: LossFunction,
     precision: Precision,
-    meter: Meter,
+    meter: "Meter",
     keep: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, float], Predictions | None] | None:

@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import nn
@@ -30,7 +31,6 @@ from trainer.evaluation import evaluate
 from trainer.keeper import Keeper
 from trainer.losses import default_loss
 from trainer.lr_find import lr_find
-from trainer.metrics import Meter, default_metrics
 from trainer.predictions import Predictions, average
 from trainer.progress import Progress
 from trainer.quarantine import Quarantine, together_by_id
@@ -42,6 +42,9 @@ from trainer.schedule import Find, Phase, fine_tune_phases, flat_cos_phases, one
 from trainer.shapes import LearningRate
 from trainer.step import LossFunction, PrecisionName, choose_precision, place
 from trainer.stepper import How, Stepper, Taken
+
+if TYPE_CHECKING:
+    from trainer.metrics import Meter
 
 BatchTransform = Callable[[Batch, int], Batch]
 BatchNorms = Literal["train", "sync", "frozen"]
@@ -55,7 +58,7 @@ class Learner:
     model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C).
     optimizer: a name, or an optim.Recipe. precision: see step.choose_precision.
     loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
-    meter: what is measured; from the task when not given.
+    meter: what is measured, or what makes that when it is first asked for; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
     accumulate: in how many micro-batches each rank takes its part of a step, to need less memory.
     clip: the largest norm of a step's gradients. ema: decay of an average of the weights, which is then what is
@@ -76,7 +79,7 @@ class Learner:
         precision: PrecisionName = "auto",
         loss: LossFunction | None = None,
         label_smoothing: float = 0.0,
-        meter: Meter | None = None,
+        meter: "Meter | Callable[[], Meter] | None" = None,
         batch_transform: BatchTransform | None = None,
         accumulate: int = 1,
         clip: float | None = None,
@@ -97,7 +100,7 @@ class Learner:
         self.model = place(_normed(model, batch_norm, self.device), self.precision, self.device)
         self.train, self.valid = train, valid
         self.loss = loss or default_loss(train.task, label_smoothing=label_smoothing)
-        self.meter = (meter or Meter(default_metrics(train.task, len(train.classes)))).to(self.device)
+        self._meter = meter
         self.batch_transform = batch_transform
         self.recorder = Recorder(sinks=sinks)
         self.progress = Progress(splits=accumulate)
@@ -121,14 +124,24 @@ class Learner:
         self._resuming = False
         self.resumed: dict[str, Any] | None = None
         self._clock = time.monotonic()
-        measured = ("valid_loss", *self.meter.metrics)
-        if best is not None and best.metric not in measured:
+        if best is not None and best.metric not in (measured := ("valid_loss", *self.meter.metrics)):
             raise RecipeError(
                 f"best={best.metric!r} is not measured: no checkpoint would ever be the best; give one of "
                 f"{', '.join(measured)}"
             )
         run_dir, rank = self.context.run_dir, self.context.rank
         self.keeper = Keeper(run_dir, rank=rank, every_s=checkpoint_every_s, keep=keep, best=best)
+
+    @cached_property
+    def meter(self) -> "Meter":
+        """What is measured. Made when it is first asked for: torchmetrics takes two seconds to import."""
+        if callable(self._meter):
+            return self._meter().to(self.device)
+        if self._meter is not None:
+            return self._meter.to(self.device)
+        from trainer.metrics import Meter, default_metrics
+
+        return Meter(default_metrics(self.train.task, len(self.train.classes))).to(self.device)
 
     # What a user calls ------------------------------------------------------------------------------------
 

@@ -17,10 +17,8 @@ from torchmetrics.classification import MulticlassStatScores, MultilabelStatScor
 
 from trainer import metric_names
 from trainer.errors import RecipeError
-from trainer.metric_names import higher
+from trainer.metric_kinds import one
 from trainer.metric_states import gathered
-
-__all__ = ["Meter", "TaskMetrics", "as_metrics_take", "build", "default_metrics", "higher"]
 
 
 def as_metrics_take(outputs: Tensor, targets: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
@@ -96,7 +94,7 @@ def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
             raise RecipeError(
                 f"metric {text!r} comes twice as column {column}: one would hide the other; leave one out"
             )
-        metrics[column] = metric_names.one(text, task=task, classes=classes)
+        metrics[column] = one(text, task=task, classes=classes)
     return TaskMetrics(metrics, task=task)
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from trainer.diagnosis import smooth
 from trainer.errors import RecipeError
 from trainer.recorder import metric_names
 
@@ -129,17 +130,6 @@ def plot_found(curve: pa.Table, suggestions: Mapping[str, float]) -> Figure:
     axes.set_ylim(low - 0.1 * (high - low), high + 0.25 * (high - low))  # a batch's own loss may lie far out
     _legend(axes)
     return figure
-
-
-def smooth(values: Floats) -> Floats:
-    """A centred Gaussian mean, as wide as a 50th of the curve, (N > 0,); lags nowhere, passes over NaN."""
-    sigma = max(len(values) / 50, 1.0)
-    reach = min(int(3 * sigma), (len(values) - 1) // 2)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    finite = np.isfinite(values)
-    total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
-    weight = np.convolve(finite.astype(float), kernel, "same")
-    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
 def _trace(axes: Axes, x: Floats, y: Floats, color: str, label: str) -> None:

@@ -60,13 +60,15 @@ def sweep(
     if not len(thresholds):
         raise RecipeError("thresholds=[] leaves nothing to choose from; give at least one between 0 and 1")
     asked = metric_names.parse(metric)
+    from trainer import metric_kinds  # torchmetrics takes two seconds to import
+
     tried = np.sort(np.asarray(thresholds, dtype=np.float64))
     probabilities = torch.from_numpy(predictions.probabilities).double()
     targets = (torch.from_numpy(predictions.targets) > 0.5).long()
     values = []
     for threshold in tried.tolist():
         text = asked.also(threshold=threshold).call
-        counted = metric_names.one(text, task="multi_label", classes=targets.shape[1])
+        counted = metric_kinds.one(text, task="multi_label", classes=targets.shape[1])
         counted.update(probabilities, targets)
         values.append(float(counted.compute()))
     best = np.array(values) * (-1 if metric_names.higher(metric) is False else 1)

@@ -1,0 +1,158 @@
+"""How many workers does Ray Train start, and may it start them again? The house's answers, in its controller.
+
+Ray Train asks two policies. Its own look at the cluster every 20 s, wait for machines that have vanished, and enlarge
+a group of workers by killing it. Ours take what there is room for at once, count failures on the board, and let a
+group that could be larger save first. Built on what Ray Train calls internal: pyproject pins Ray for it.
+"""
+
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
+from ray.train.v2._internal.execution.scaling_policy import (
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from cluster.errors import LaunchError
+from cluster.job import Job
+from cluster.room import answering, can_grow, needs_of, room
+
+_LOOK_S = 0.5
+
+
+class _Backend(Backend):
+    """Sets up nothing: the process that trains does. But it sees the GPUs of its machine's other workers, for NCCL."""
+
+    share_cuda_visible_devices = True
+
+
+class _BackendConfig(BackendConfig):
+    backend_cls = _Backend
+
+
+class Trainer(DataParallelTrainer):
+    """A Ray Train trainer with the policies of this file."""
+
+    def __init__(
+        self, worker: Any, config: dict[str, Any], job: Job, device: str, board: Any, *, scratch: str, name: str
+    ) -> None:
+        self._parts = (job, device, board)
+        super().__init__(
+            worker,
+            train_loop_config=config,
+            backend_config=_BackendConfig(),
+            scaling_config=ScalingConfig(
+                num_workers=job.most_workers,
+                use_gpu=device == "cuda",
+                resources_per_worker=needs_of(job, device),
+                placement_strategy=job.cluster.placement.upper(),
+                accelerator_type=job.cluster.accelerator_type or None,
+            ),
+            # Ray keeps only its own notes in scratch: checkpoints are the run folder's.
+            run_config=RunConfig(name=name, storage_path=scratch),
+        )
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        job, device, board = self._parts
+        ours = {"scaling_policy": Places(self.scaling_config, job, device, board), "failure_policy": Budget(board)}
+        return super()._initialize_and_run_controller(**parts | ours)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # Nobody reads a Ray Dataset here, and its manager is one more process to wait for.
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+
+
+class Places(ScalingPolicy):
+    """As many workers as there is room for on machines that answer; a larger group when the cluster has grown."""
+
+    def __init__(self, scaling_config: ScalingConfig, job: Job, device: str, board: Any) -> None:
+        super().__init__(scaling_config)
+        self._job, self._device, self._board = job, device, board
+        self._workers, self._ran = 0, True
+        self._told, self._looked = False, time.monotonic()
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start as many as there is room for; wait while that is too few. Raises LaunchError when asked to stop."""
+        self._maybe_send_resource_request()
+        job, most = self._job, self._job.most_workers
+        if not self._ran:  # others hold what there seemed to be
+            most = max(job.least_workers, self._workers - 1)
+            self._tell(f"{self._workers} workers found no place within {job.cluster.start_s:g} s: again, with {most}")
+        found = room(job, self._device)
+        if found < job.least_workers:
+            return self._wait(found)
+        self._workers, self._ran, self._told = min(most, found), False, False
+        return ResizeDecision(self._workers, needs_of(job, self._device))
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Ask a group that could be larger to save and to leave."""
+        self._ran = True
+        self._maybe_send_resource_request()
+        if time.monotonic() - self._looked >= self._job.cluster.resize_s:
+            self._looked = time.monotonic()
+            if can_grow(self._job, self._device, self._workers):
+                self._board.make_way.remote()
+        return NoopDecision()
+
+    def on_controller_start_worker_group(
+        self, *, scaling_config: ScalingConfig, num_workers: int
+    ) -> dict[str, str] | None:
+        """Only machines that answer: Ray notices after many seconds that one has vanished."""
+        return {"ray.io/node-id": f"in({','.join(answering())})"}
+
+    def _wait(self, found: int) -> ScalingDecision:
+        least = self._job.least_workers
+        if ray.get(self._board.asked.remote())[0]:
+            error = LaunchError(
+                f"asked to stop while there was room for {found} of {least} workers: nobody was training, and the run "
+                "stands at its last checkpoint; start it again with the same name to go on"
+            )
+            ray.get(self._board.fail.remote(error))
+            raise error
+        if not self._told:
+            self._told = True
+            self._tell(f"waiting for room: {found} of {least} workers fit now")
+        time.sleep(_LOOK_S)  # the controller has nothing else to do
+        return NoopDecision()
+
+    def _tell(self, text: str) -> None:
+        self._board.publish.remote([{"kind": "note", "text": text}])
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return self._job.most_workers  # what a cluster that can grow is asked to grow to
+
+
+class Budget(FailurePolicy):
+    """Again, for as long as the board allows."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(FailureConfig())
+        self._board = board
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Whether to start the workers again after this."""
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if cause is not None and not isinstance(cause, RETRYABLE_CONTROLLER_ERRORS):
+            return FailureDecision.RAISE  # of this house or of Ray Train: the same would happen again
+        placed = not isinstance(cause, WorkerGroupStartupTimeoutError)
+        again = ray.get(self._board.again.remote(placed=placed))
+        return FailureDecision.RETRY if again else FailureDecision.RAISE
+
+
+def controller_died(failure: Exception) -> bool:
+    """Whether what `Trainer.fit` raised says that there is no controller any more."""
+    return isinstance(failure, RayActorError)
