@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -114,11 +115,16 @@ def fork(path: Path, part: Mapping[str, Any], *, wait_s: float) -> Connection:
     return Connection(client.detach())
 
 
+def socket_of(name: str, node: str) -> Path:
+    """Where the fork server of that name listens on that machine; short, for a socket's path has 107 bytes."""
+    return Path(tempfile.gettempdir()) / f"thawline-{name}-{node[:12]}" / "fork"
+
+
 class ForkServer:
     """Ray makes an actor of it, which keeps a fork server on its machine; they end together."""
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
+    def __init__(self, name: str, node: str) -> None:
+        self._path = socket_of(name, node)
         threading.Thread(target=self._keep, name="thawline-fork-server", daemon=True).start()
 
     def _keep(self) -> None:

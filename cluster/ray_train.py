@@ -16,14 +16,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from cluster import forkserver, token
 from cluster import job as jobs
 from cluster.board import NAMESPACE, Board, Row, board_name
 from cluster.errors import LaunchError
-from cluster.forkserver import ForkServer
+from cluster.forkserver import ForkServer, socket_of
 from cluster.job import Job
 from cluster.room import answering, choose_device
 from cluster.storage import Result
@@ -65,7 +64,8 @@ def _worker(config: dict[str, Any]) -> None:
     result, error = ray.get(board.outcome.remote())
     if result is not None or error is not None:
         return
-    link = forkserver.fork(Path(config["socket"]), _part(config), wait_s=config["wait_s"])
+    path = socket_of(config["forks"], ray.get_runtime_context().get_node_id())
+    link = forkserver.fork(path, _part(config), wait_s=config["wait_s"])
     answer, asked_at, told = None, 0.0, (False, None)
     while True:
         try:
@@ -233,7 +233,7 @@ def _train(job: Job, device: str, board: Any, scratch: str, show: Show) -> Excep
             "job": jobs.to_toml(job),
             "board": board,
             "device": device,
-            "socket": str(forks.path),
+            "forks": forks.name,
             "wait_s": job.cluster.start_s,
         }
         trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=f"{job.name}-{number}")
@@ -270,7 +270,7 @@ class Forks:
     """A fork server on every machine of the cluster, those that join it later too."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.gettempdir()) / f"thawline-{uuid.uuid4().hex}" / "fork"
+        self.name = uuid.uuid4().hex[:12]
         self._servers: dict[str, Any] = {}
         self._looked = -math.inf
         self.look()
@@ -288,7 +288,7 @@ class Forks:
         for node in set(nodes) - set(self._servers):
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             owner = ray.remote(num_cpus=0)(ForkServer).options(scheduling_strategy=there)
-            self._servers[node] = owner.remote(str(self.path))
+            self._servers[node] = owner.remote(self.name, node)
 
 
 class Drains:

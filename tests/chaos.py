@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from tests.runs import digits_manifest, planned_hash, wait_for_step, write_job
 
 KINDS = ("worker", "node", "controller", "driver")
 SCENES = ("elastic", "drain")
-LENGTH = {"elastic": 60, "drain": 40}
+LENGTH = {"elastic": 30, "drain": 40}
 """Epochs of ten steps; twelve where nothing else is said."""
 _LIMIT_S = 300.0
 _NOTICE_S = 20
@@ -222,6 +223,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=(*KINDS, *SCENES))
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the cluster ends with it
     draw, outcomes = random.Random(given.seed), []
     with tempfile.TemporaryDirectory(prefix="thawline-chaos-") as scratch, ray_cluster(1) as cluster:
         cluster.add_node(cpus=1, resources={"taken": 1.0})
