@@ -8,6 +8,7 @@ one thread. It ends when its standard input does, a worker when the connection t
 """
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -33,6 +34,8 @@ _AGAIN_S = 0.1
 def serve(path: Path, main: Main) -> None:
     """Fork whoever asks at the socket `path`, until standard input ends. Each child runs `main` and ends with it."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children: their connections tell
+    with contextlib.suppress(PermissionError):  # Ray's workers give way to its agents; those that train shall not
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         path.chmod(0o600)
@@ -121,25 +124,33 @@ def socket_of(name: str, node: str) -> Path:
 
 
 class ForkServer:
-    """Ray makes an actor of it, which keeps a fork server on its machine; they end together."""
+    """Keeps a fork server on this machine, which ends with this process at the latest. Ray makes actors of it."""
 
     def __init__(self, name: str, node: str) -> None:
         self._path = socket_of(name, node)
+        self._server: subprocess.Popen[bytes] | None = None
+        self._closing = False
         threading.Thread(target=self._keep, name="thawline-fork-server", daemon=True).start()
 
     def _keep(self) -> None:
         found = os.pathsep.join(place for place in sys.path if place)  # with the code that Ray has brought here
-        while True:
+        while not self._closing:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             self._path.unlink(missing_ok=True)
-            server = subprocess.Popen(
+            self._server = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(self._path)],
                 stdin=subprocess.PIPE,  # ends when this process does
                 env=os.environ | {"PYTHONPATH": found, "PYTHONSAFEPATH": "1"},
                 start_new_session=True,
             )
-            server.wait()
+            self._server.wait()
             time.sleep(_AGAIN_S)
+
+    def close(self) -> None:
+        """End it; without this it ends with this process."""
+        self._closing = True
+        if self._server is not None and self._server.stdin is not None:
+            self._server.stdin.close()
 
 
 if __name__ == "__main__":

@@ -46,9 +46,19 @@ class Trainer(DataParallelTrainer):
     """A Ray Train trainer with the policies of this file."""
 
     def __init__(
-        self, worker: Any, config: dict[str, Any], job: Job, device: str, board: Any, *, scratch: str, name: str
+        self,
+        worker: Any,
+        config: dict[str, Any],
+        job: Job,
+        device: str,
+        board: Any,
+        *,
+        scratch: str,
+        name: str,
+        can_add: bool,
     ) -> None:
-        self._parts = (job, device, board)
+        """can_add: the cluster may be able to add machines, and is asked to."""
+        self._parts = (job, device, board, can_add)
         super().__init__(
             worker,
             train_loop_config=config,
@@ -65,9 +75,11 @@ class Trainer(DataParallelTrainer):
         )
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        job, device, board = self._parts
-        ours = {"scaling_policy": Places(self.scaling_config, job, device, board), "failure_policy": Budget(board)}
-        return super()._initialize_and_run_controller(**parts | ours)
+        job, device, board, can_add = self._parts
+        places = Places(self.scaling_config, job, device, board, can_add=can_add)
+        return super()._initialize_and_run_controller(
+            **parts | {"scaling_policy": places, "failure_policy": Budget(board)}
+        )
 
     def _create_default_callbacks(self) -> list[Any]:
         # Nobody reads a Ray Dataset here, and its manager is one more process to wait for.
@@ -77,8 +89,9 @@ class Trainer(DataParallelTrainer):
 class Places(ScalingPolicy):
     """As many workers as there is room for on machines that answer; a larger group when the cluster has grown."""
 
-    def __init__(self, scaling_config: ScalingConfig, job: Job, device: str, board: Any) -> None:
+    def __init__(self, scaling_config: ScalingConfig, job: Job, device: str, board: Any, *, can_add: bool) -> None:
         super().__init__(scaling_config)
+        self._can_add = can_add
         self._job, self._device, self._board = job, device, board
         self._workers, self._ran = 0, True
         self._told, self._looked = False, time.monotonic()
@@ -132,8 +145,17 @@ class Places(ScalingPolicy):
     def _tell(self, text: str) -> None:
         self._board.publish.remote([{"kind": "note", "text": text}])
 
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Tell a cluster that can grow what is needed."""
+        if self._can_add:
+            super().after_controller_start(train_run_context)
+
+    def _maybe_send_resource_request(self) -> None:
+        if self._can_add:
+            super()._maybe_send_resource_request()
+
     def _get_num_workers_for_resource_request(self) -> int:
-        return self._job.most_workers  # what a cluster that can grow is asked to grow to
+        return self._job.most_workers
 
 
 class Budget(FailurePolicy):

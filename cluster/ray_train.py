@@ -16,7 +16,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, Self
 
 from cluster import forkserver, token
 from cluster import job as jobs
@@ -33,10 +34,10 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 wait."""
 
 Show = Callable[[list[Row]], None]
-_ASK_S = 0.5  # also within a validation, which asks once a batch
-_WATCH_S = 0.2
-_DRAINS_S = 1.0
-_FORKS_S = 2.0
+_ASK_S = 1.0  # also within a validation, which asks once a batch
+_WATCH_S = 0.5
+_DRAINS_S = 2.0
+_FORKS_S = 5.0
 _SETTINGS = {
     # Ray's own defaults notice a dead worker after seconds; half a second costs nothing measurable.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -44,6 +45,11 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unasked
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `Drains` does it, without a process of its own
+}
+_QUIET = {
+    # Of a Ray that serves one run and that nobody looks into: its processes share the cores with those that train.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 
@@ -66,10 +72,10 @@ def _worker(config: dict[str, Any]) -> None:
         return
     path = socket_of(config["forks"], ray.get_runtime_context().get_node_id())
     link = forkserver.fork(path, _part(config), wait_s=config["wait_s"])
-    answer, asked_at, told = None, 0.0, (False, None)
+    listener = _Listener(board, link) if ray.train.get_context().get_world_rank() == 0 else None
     while True:
         try:
-            kind, value = link.recv() if link.poll(_ASK_S) else ("", None)
+            kind, value = link.recv() if link.poll(None if listener is None else _ASK_S) else ("", None)
         except (EOFError, OSError):
             raise PartFailedError("the process that trained has gone: killed, or out of memory") from None
         if kind == "rows":
@@ -80,17 +86,33 @@ def _worker(config: dict[str, Any]) -> None:
         elif kind == "failure":
             raise PartFailedError(value)
         elif kind == "result":
-            if ray.train.get_context().get_world_rank() == 0 and not ray.get(board.finish.remote(value)):
+            if listener is not None and not ray.get(board.finish.remote(value)):
                 raise MadeWay
             return
-        if answer is None and time.monotonic() - asked_at >= _ASK_S:
-            answer, asked_at = board.asked.remote(), time.monotonic()
-        if answer is not None and ray.wait([answer], timeout=0)[0]:
-            said, answer = ray.get(answer), None
-            if said != told:
-                told = said
+        if listener is not None:
+            listener.look()
+
+
+class _Listener:
+    """Rank 0's: passes on what the board asks of the workers, which decide together. Never waits for the board."""
+
+    def __init__(self, board: Any, link: Connection) -> None:
+        self._board, self._link = board, link
+        self._answer: Any = None
+        self._asked, self._told = 0.0, (False, None)
+
+    def look(self) -> None:
+        """Take the board's last answer, if it has come; ask again at most every `_ASK_S`."""
+        import ray
+
+        if self._answer is None and time.monotonic() - self._asked >= _ASK_S:
+            self._answer, self._asked = self._board.asked.remote(), time.monotonic()
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            said, self._answer = ray.get(self._answer), None
+            if said != self._told:
+                self._told = said
                 with contextlib.suppress(BrokenPipeError):  # the next read tells
-                    link.send(said)
+                    self._link.send(said)
 
 
 def _part(config: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +180,7 @@ def on_ray(
         board = _board(job)
         show([{"kind": "begun", "device": device}])
         with stopping(lambda: board.request_stop.remote()):
-            failure = _train(job, device, board, folder, show)
+            failure = _train(job, device, board, folder, show, local=address == "local")
         result, error = ray.get(board.outcome.remote())
     if error is not None:
         raise error
@@ -183,6 +205,8 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
 
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
         if local:
+            for name, value in _QUIET.items():
+                os.environ.setdefault(name, value)
             options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
         # Ray puts the folder it is started from first on its workers' path: a user's models/ would shadow ours.
         with contextlib.chdir(scratch):
@@ -218,7 +242,7 @@ def _board(job: Job) -> Any:
         ) from error
 
 
-def _train(job: Job, device: str, board: Any, scratch: str, show: Show) -> Exception | None:
+def _train(job: Job, device: str, board: Any, scratch: str, show: Show, *, local: bool) -> Exception | None:
     """Let Ray Train's controller bring the run to its end; what ended it, or None.
 
     A controller that dies takes its workers with it: another goes on from the run's folder.
@@ -227,8 +251,8 @@ def _train(job: Job, device: str, board: Any, scratch: str, show: Show) -> Excep
 
     from cluster.ray_policies import Trainer, controller_died
 
-    drains, forks = Drains(board), Forks()
-    for number in itertools.count():
+    drains = Drains(board)
+    with Forks(local=local) as forks:
         config = {
             "job": jobs.to_toml(job),
             "board": board,
@@ -236,10 +260,12 @@ def _train(job: Job, device: str, board: Any, scratch: str, show: Show) -> Excep
             "forks": forks.name,
             "wait_s": job.cluster.start_s,
         }
-        trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=f"{job.name}-{number}")
-        failure = _fit(trainer, board, (drains, forks), show)
-        if failure is None or not controller_died(failure) or not ray.get(board.again.remote()):
-            return failure
+        for number in itertools.count():
+            name = f"{job.name}-{number}"
+            trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=name, can_add=not local)
+            failure = _fit(trainer, board, (drains, forks), show)
+            if failure is None or not controller_died(failure) or not ray.get(board.again.remote()):
+                return failure
     raise AssertionError
 
 
@@ -267,13 +293,23 @@ def _fit(trainer: Any, board: Any, watchers: Sequence["Drains | Forks"], show: S
 
 
 class Forks:
-    """A fork server on every machine of the cluster, those that join it later too."""
+    """A fork server on every machine of the cluster, those that join it later too. A context."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, local: bool) -> None:
+        """local: this machine is the cluster, so that no actor need be in between."""
         self.name = uuid.uuid4().hex[:12]
+        self._local = local
         self._servers: dict[str, Any] = {}
         self._looked = -math.inf
+
+    def __enter__(self) -> Self:
         self.look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers.values():
+            if self._local:
+                server.close()
 
     def look(self) -> None:
         """Start those that are missing, at most every `_FORKS_S`."""
@@ -287,8 +323,8 @@ class Forks:
         self._servers = {node: server for node, server in self._servers.items() if node in nodes}
         for node in set(nodes) - set(self._servers):
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            owner = ray.remote(num_cpus=0)(ForkServer).options(scheduling_strategy=there)
-            self._servers[node] = owner.remote(self.name, node)
+            actor = ray.remote(num_cpus=0)(ForkServer).options(scheduling_strategy=there)
+            self._servers[node] = (ForkServer if self._local else actor.remote)(self.name, node)
 
 
 class Drains:

@@ -38,7 +38,7 @@ from tests.runs import digits_manifest, planned_hash, wait_for_step, write_job
 KINDS = ("worker", "node", "controller", "driver")
 SCENES = ("elastic", "drain")
 LENGTH = {"elastic": 30, "drain": 40}
-"""Epochs of ten steps; twelve where nothing else is said."""
+"""Epochs of ten steps; six where nothing else is said."""
 _LIMIT_S = 300.0
 _NOTICE_S = 20
 _NAMES = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "driver": "cluster.driver"}
@@ -188,7 +188,7 @@ def one_run(
     cluster: RayCluster, folder: Path, manifest: Path, *, number: int, kind: str, draw: random.Random
 ) -> Outcome:
     """Submit, wait for a random step, kill, see it through."""
-    name, epochs = f"{kind}{number}", LENGTH.get(kind, 12)
+    name, epochs = f"{kind}{number}", LENGTH.get(kind, 6)
     job, run = write_job(folder, manifest), folder / "runs" / name
     submit = (
         *("submit", str(job), "--name", name, "--address", cluster.address, "--follow", "--workers", "1", "2"),
@@ -200,7 +200,7 @@ def one_run(
         while not any(row["kind"] == "train" and row["step"] >= 10 for row in stage.records()):
             time.sleep(1)
     else:
-        wait_for_step(run, draw.randrange(4, 60), stage.following)
+        wait_for_step(run, draw.randrange(4, 40), stage.following)
         time.sleep(draw.random())
     killed, problem = time.time(), ""
     acts: dict[str, Callable[[], Any]] = {

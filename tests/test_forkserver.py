@@ -113,3 +113,13 @@ def test_words_that_break_off_fork_nothing(tmp_path: Path) -> None:
 def test_where_no_server_stands_it_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match=r"no process at .* after 0.3 s .*: this machine cannot start a worker"):
         fork(tmp_path / "fork", {}, wait_s=0.3)
+
+
+def test_what_is_imported_before_a_fork_has_touched_neither_dali_nor_cuda() -> None:
+    """A process that CUDA has been started in cannot be forked, and a thread does not come along."""
+    code = (
+        "import sys, threading, cluster.part, torch\n"
+        "print('nvidia.dali' in sys.modules, torch.cuda.is_initialized(), threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "1"]

@@ -1,0 +1,54 @@
+"""Can a process that was forked after all imports use the GPU, and DALI on it?"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.forkserver import fork
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none"),
+]
+SERVER = """
+import sys
+from pathlib import Path
+from cluster import part
+from cluster.forkserver import serve
+
+def main(link, words):
+    import torch
+    values = torch.arange(10.0, device="cuda")
+    link.send((float(values.sum()), torch.cuda.device_count()))
+    try:
+        import nvidia.dali.fn as fn
+        from nvidia.dali import pipeline_def
+    except ImportError:
+        link.send(None)
+        return
+    @pipeline_def(batch_size=2, num_threads=1, device_id=0)
+    def made():
+        return fn.random.uniform(range=(3.0, 3.0), shape=[4], device="gpu")
+    link.send(made().run()[0].as_cpu().as_array().sum())
+
+serve(Path(sys.argv[1]), main)
+"""
+
+
+def test_a_forked_process_uses_the_gpu_twice_in_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "own" / "fork"
+    path.parent.mkdir()
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], stdin=subprocess.PIPE, env=dict(os.environ))
+    try:
+        for _ in range(2):  # the first child's CUDA must not have reached the server
+            with fork(path, {}, wait_s=120) as link:
+                assert link.recv() == (45.0, torch.cuda.device_count())
+                assert link.recv() in (None, 24.0)
+    finally:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait(timeout=60)
