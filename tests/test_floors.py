@@ -6,7 +6,7 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
 - of dataio, trainer knows `batch` (the Batch and the Loader protocol), `hashing`, `errors`, and where files lie and
   appear whole (`files`, `atomic`); of models, `groups` and `errors`;
 - nvidia.dali is imported in dataio/dali.py (and by benchmarks, which measure it bare), ray within cluster, ray.train in
-  cluster/ray_train.py, apex in trainer/optim.py: one file each.
+  cluster/ray_train.py and cluster/ray_policies.py, apex in trainer/optim.py.
 """
 
 import ast
@@ -24,7 +24,7 @@ TRAINER_KNOWS = (
 ONLY_IN = {
     "nvidia.dali": ("dataio/dali.py", "benchmarks/"),
     "ray": ("cluster/",),
-    "ray.train": ("cluster/ray_train.py",),
+    "ray.train": ("cluster/ray_train.py", "cluster/ray_policies.py"),
     "apex": ("trainer/optim.py",),
 }
 
