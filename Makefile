@@ -34,7 +34,7 @@ N ?= 100
 kills: $(READY)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
 	$(BIN)/python -m tests.kills $(N)
 
-test-cluster: $(READY)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (5 minutes)
+test-cluster: $(READY)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (7 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 CHAOS ?= 20

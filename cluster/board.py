@@ -12,13 +12,12 @@ Row = dict[str, float | int | str | None]
 NAMESPACE = "thawline"
 """Of Ray, in which a running job's board is called as `board_name` says: so a client can ask for a stop."""
 
+_AFTERMATH_S = 60.0  # workers on a machine that was taken away are noticed to be gone this late
+
 
 def board_name(job: str) -> str:
     """What the board of the job called so is called."""
     return f"board of {job}"
-
-
-_AFTERMATH_S = 60.0  # workers on a machine that was taken away are noticed to be gone this late
 
 
 class Board:

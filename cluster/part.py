@@ -78,9 +78,9 @@ def main(link: Connection, part: dict[str, Any]) -> None:
         link=link,
     )
     threading.Thread(target=context.listen, name="thawline-listen", daemon=True).start()
-    if context.device.type == "cuda":
-        torch.cuda.set_device(context.device)
     try:
+        if context.device.type == "cuda":
+            torch.cuda.set_device(context.device)
         dist.init_process_group(
             part["backend"],
             init_method=part["meet"],

@@ -58,7 +58,6 @@ class Trainer(DataParallelTrainer):
         can_add: bool,
     ) -> None:
         """can_add: the cluster may be able to add machines, and is asked to."""
-        self._parts = (job, device, board, can_add)
         super().__init__(
             worker,
             train_loop_config=config,
@@ -73,13 +72,11 @@ class Trainer(DataParallelTrainer):
             # Ray keeps only its own notes in scratch: checkpoints are the run folder's.
             run_config=RunConfig(name=name, storage_path=scratch),
         )
+        places = Places(self.scaling_config, job, device, board, can_add=can_add)
+        self._policies = {"scaling_policy": places, "failure_policy": Budget(board)}
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        job, device, board, can_add = self._parts
-        places = Places(self.scaling_config, job, device, board, can_add=can_add)
-        return super()._initialize_and_run_controller(
-            **parts | {"scaling_policy": places, "failure_policy": Budget(board)}
-        )
+        return super()._initialize_and_run_controller(**parts | self._policies)
 
     def _create_default_callbacks(self) -> list[Any]:
         # Nobody reads a Ray Dataset here, and its manager is one more process to wait for.

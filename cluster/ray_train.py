@@ -8,7 +8,6 @@ and warnings.
 import contextlib
 import itertools
 import logging
-import math
 import os
 import socket
 import tempfile
@@ -19,11 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-from cluster import forkserver, token
 from cluster import job as jobs
+from cluster import token
 from cluster.board import NAMESPACE, Board, Row, board_name
 from cluster.errors import LaunchError
-from cluster.forkserver import ForkServer, socket_of
+from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
 from cluster.room import answering, choose_device
 from cluster.storage import Result
@@ -36,8 +35,7 @@ wait."""
 Show = Callable[[list[Row]], None]
 _ASK_S = 1.0  # also within a validation, which asks once a batch
 _WATCH_S = 0.5
-_DRAINS_S = 2.0
-_FORKS_S = 5.0
+_LOOK_S = 2.0
 _SETTINGS = {
     # Ray's own defaults notice a dead worker after seconds; half a second costs nothing measurable.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -71,7 +69,7 @@ def _worker(config: dict[str, Any]) -> None:
     if result is not None or error is not None:
         return
     path = socket_of(config["forks"], ray.get_runtime_context().get_node_id())
-    link = forkserver.fork(path, _part(config), wait_s=config["wait_s"])
+    link = fork(path, _part(config), wait_s=config["wait_s"])
     listener = _Listener(board, link) if ray.train.get_context().get_world_rank() == 0 else None
     while True:
         try:
@@ -195,9 +193,10 @@ def on_ray(
 @contextlib.contextmanager
 def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
     """With Ray, until the block ends."""
-    for name, value in {**_SETTINGS, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{job.cluster.start_s:g}"}.items():
-        os.environ.setdefault(name, value)
     local = address == "local"
+    start_s = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{job.cluster.start_s:g}"}
+    for name, value in {**_SETTINGS, **(_QUIET if local else {}), **start_s}.items():
+        os.environ.setdefault(name, value)
     if not local:
         token.use_token()
     with token.own_token() if local else contextlib.nullcontext():
@@ -205,8 +204,6 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
 
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
         if local:
-            for name, value in _QUIET.items():
-                os.environ.setdefault(name, value)
             options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
         # Ray puts the folder it is started from first on its workers' path: a user's models/ would shadow ours.
         with contextlib.chdir(scratch):
@@ -283,11 +280,14 @@ def _fit(trainer: Any, board: Any, watchers: Sequence["Drains | Forks"], show: S
 
     controller = threading.Thread(target=fit, name="thawline-ray-fit", daemon=True)
     controller.start()
+    looked = time.monotonic()
     while controller.is_alive():
         controller.join(timeout=_WATCH_S)
         show(ray.get(board.take.remote()))
-        for watcher in watchers:
-            watcher.look()
+        if time.monotonic() - looked >= _LOOK_S:
+            looked = time.monotonic()
+            for watcher in watchers:
+                watcher.look()
     show(ray.get(board.take.remote()))
     return failures[0] if failures else None
 
@@ -300,44 +300,41 @@ class Forks:
         self.name = uuid.uuid4().hex[:12]
         self._local = local
         self._servers: dict[str, Any] = {}
-        self._looked = -math.inf
 
     def __enter__(self) -> Self:
         self.look()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self._servers.values():
-            if self._local:
+        if self._local:
+            for server in self._servers.values():
                 server.close()
 
     def look(self) -> None:
-        """Start those that are missing, at most every `_FORKS_S`."""
-        if time.monotonic() - self._looked < _FORKS_S:
-            return
-        self._looked = time.monotonic()
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+        """Start those that are missing."""
+        for node in set(answering()) - set(self._servers):  # one that is silent for a while keeps its own
+            self._servers[node] = (ForkServer if self._local else _server_on(node))(self.name, node)
 
-        nodes = answering()
-        self._servers = {node: server for node, server in self._servers.items() if node in nodes}
-        for node in set(nodes) - set(self._servers):
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            actor = ray.remote(num_cpus=0)(ForkServer).options(scheduling_strategy=there)
-            self._servers[node] = (ForkServer if self._local else actor.remote)(self.name, node)
+
+def _server_on(node: str) -> Callable[[str, str], Any]:
+    """`ForkServer`, as an actor on that machine."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    made: Callable[[str, str], Any] = ray.remote(num_cpus=0)(ForkServer).options(scheduling_strategy=there).remote
+    return made
 
 
 class Drains:
     """Tells the board when a machine that any worker may be on is about to be taken away."""
 
     def __init__(self, board: Any) -> None:
-        self._board, self._looked, self._known = board, 0.0, None
+        self._board = board
+        self._known: float | None = None
 
     def look(self) -> None:
-        """Ask Ray, at most every `_DRAINS_S`."""
-        if time.monotonic() - self._looked < _DRAINS_S:
-            return
-        self._looked = time.monotonic()
+        """Ask Ray, and say what is new."""
         import ray
 
         deadlines = ray._private.state.state.get_draining_nodes().values()  # node -> unix ms, 0 where none was given

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster import ray_train
 from cluster.forkserver import fork
 
 SERVER = """
@@ -37,11 +38,11 @@ serve(Path(sys.argv[1]), main)
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
+def serving(folder: Path, code: str = SERVER) -> Iterator[tuple[Path, "subprocess.Popen[bytes]"]]:
     path = folder / "own" / "fork"
     path.parent.mkdir()
     environment = os.environ | {"THAWLINE_OWN": "the server's"}
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], stdin=subprocess.PIPE, env=environment)
+    server = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, env=environment)
     try:
         yield path, server
     finally:
@@ -123,3 +124,26 @@ def test_what_is_imported_before_a_fork_has_touched_neither_dali_nor_cuda() -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "1"]
+
+
+def test_a_machine_has_one_server_for_as_long_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is silent for a moment, or about to be taken away, keeps its own: a second would take its socket."""
+    started: list[str] = []
+    closed: list[str] = []
+
+    class Server:
+        def __init__(self, name: str, node: str) -> None:
+            self.node = node
+            started.append(node)
+
+        def close(self) -> None:
+            closed.append(self.node)
+
+    monkeypatch.setattr(ray_train, "ForkServer", Server)
+    seen = iter((["a"], ["a", "b"], ["b"], ["a", "b"]))
+    monkeypatch.setattr(ray_train, "answering", lambda: next(seen))
+    with ray_train.Forks(local=True) as forks:
+        for _ in range(3):
+            forks.look()
+        assert started == ["a", "b"]
+    assert closed == ["a", "b"]

@@ -100,6 +100,10 @@ class Learner:
         self.model = place(_normed(model, batch_norm, self.device), self.precision, self.device)
         self.train, self.valid = train, valid
         self.loss = loss or default_loss(train.task, label_smoothing=label_smoothing)
+        if meter is None:  # torchmetrics takes two seconds to import, which who gives a maker puts off
+            from trainer.metrics import Meter, default_metrics
+
+            meter = Meter(default_metrics(train.task, len(train.classes)))
         self._meter = meter
         self.batch_transform = batch_transform
         self.recorder = Recorder(sinks=sinks)
@@ -134,14 +138,8 @@ class Learner:
 
     @cached_property
     def meter(self) -> "Meter":
-        """What is measured. Made when it is first asked for: torchmetrics takes two seconds to import."""
-        if callable(self._meter):
-            return self._meter().to(self.device)
-        if self._meter is not None:
-            return self._meter.to(self.device)
-        from trainer.metrics import Meter, default_metrics
-
-        return Meter(default_metrics(self.train.task, len(self.train.classes))).to(self.device)
+        """What is measured."""
+        return (self._meter() if callable(self._meter) else self._meter).to(self.device)
 
     # What a user calls ------------------------------------------------------------------------------------
 

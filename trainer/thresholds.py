@@ -59,9 +59,9 @@ def sweep(
         )
     if not len(thresholds):
         raise RecipeError("thresholds=[] leaves nothing to choose from; give at least one between 0 and 1")
-    asked = metric_names.parse(metric)
     from trainer import metric_kinds  # torchmetrics takes two seconds to import
 
+    asked = metric_names.parse(metric)
     tried = np.sort(np.asarray(thresholds, dtype=np.float64))
     probabilities = torch.from_numpy(predictions.probabilities).double()
     targets = (torch.from_numpy(predictions.targets) > 0.5).long()

@@ -1,14 +1,12 @@
 """Can a process that was forked after all imports use the GPU, and DALI on it?"""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster.forkserver import fork
+from tests.test_forkserver import serving
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,15 +38,8 @@ serve(Path(sys.argv[1]), main)
 
 
 def test_a_forked_process_uses_the_gpu_twice_in_a_row(tmp_path: Path) -> None:
-    path = tmp_path / "own" / "fork"
-    path.parent.mkdir()
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(path)], stdin=subprocess.PIPE, env=dict(os.environ))
-    try:
+    with serving(tmp_path, SERVER) as (path, _):
         for _ in range(2):  # the first child's CUDA must not have reached the server
             with fork(path, {}, wait_s=120) as link:
                 assert link.recv() == (45.0, torch.cuda.device_count())
                 assert link.recv() in (None, 24.0)
-    finally:
-        assert server.stdin is not None
-        server.stdin.close()
-        server.wait(timeout=60)
