@@ -98,7 +98,7 @@ def open_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def check_positive(**values: int) -> None:
+def check_positive(**values: float) -> None:
     """Raises BenchmarkError naming the first flag below 1."""
     for name, value in values.items():
         if value < 1:

@@ -1,11 +1,18 @@
 """How do a driver and its workers talk? `Board`: rows one way; a request to stop, or a warning, the other.
 
-A plain class that Ray makes an actor of, so that it tests without Ray. Its file imports nothing heavy: the actor's
-process starts in the time that Python needs.
+A plain class, so that it tests without Ray. On a cluster Ray makes an actor of it, which clients find by its name. A
+run of one machine serves it from its driver: an actor that waits for calls would take more of the cores than all that
+is said. Its file imports nothing heavy: the actor's process starts in the time that Python needs.
 """
 
+import contextlib
+import functools
+import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
+from typing import Any, cast
 
 Row = dict[str, float | int | str | None]
 
@@ -13,6 +20,7 @@ NAMESPACE = "thawline"
 """Of Ray, in which a running job's board is called as `board_name` says: so a client can ask for a stop."""
 
 _AFTERMATH_S = 60.0  # workers on a machine that was taken away are noticed to be gone this late
+_SPEAK_S = 5.0
 
 
 def board_name(job: str) -> str:
@@ -92,3 +100,63 @@ class Board:
     def outcome(self) -> tuple[dict[str, Any] | None, Exception | None]:
         """What the run came to."""
         return self._result, self._error
+
+
+class _Away:
+    """What is somewhere else: a method called here is called there."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        """call: picklable; takes a method's name and its arguments."""
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return functools.partial(self._call, name)
+
+
+def board_of(actor: Any) -> Board:
+    """The board that this actor of Ray's is. Can be pickled; each call waits for its answer."""
+    return cast(Board, _Away(functools.partial(_call_actor, actor)))
+
+
+def board_at(path: Path) -> Board:
+    """The board that `served` serves there, on this machine. Can be pickled; each call waits for its answer."""
+    return cast(Board, _Away(functools.partial(_call_at, path)))
+
+
+def _call_actor(actor: Any, name: str, *args: Any, **named: Any) -> Any:
+    import ray
+
+    return ray.get(getattr(actor, name).remote(*args, **named))
+
+
+def _call_at(path: Path, name: str, *args: Any, **named: Any) -> Any:
+    with Client(str(path)) as link:  # one a call: signal handlers and threads may be within others
+        link.send((name, args, named))
+        return link.recv()
+
+
+@contextlib.contextmanager
+def served(board: Board, path: Path) -> Iterator[None]:
+    """Answer at the socket `path`, one call after the other, until the block ends. In a folder of this user's alone."""
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            # Who breaks off, or sends what cannot be read here, gets no answer; the next one does.
+            with contextlib.suppress(Exception), listener.accept() as link:
+                if link.poll(_SPEAK_S):
+                    name, args, named = link.recv()
+                    link.send(getattr(board, name)(*args, **named))
+
+    with Listener(str(path), family="AF_UNIX", backlog=64) as listener:
+        thread = threading.Thread(target=serve, name="thawline-board", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            with contextlib.suppress(OSError), Client(str(path)):
+                pass  # wakes it
+            thread.join(timeout=2 * _SPEAK_S)

@@ -2,9 +2,16 @@
 
 Ray Train asks two policies. Its own look at the cluster every 20 s, wait for machines that have vanished, and enlarge
 a group of workers by killing it. Ours take what there is room for at once, count failures on the board, and let a
-group that could be larger save first. Built on what Ray Train calls internal: pyproject pins Ray for it.
+group that could be larger save first.
+
+Its processes share the cores with those that train. An actor of Ray's that waits for its next call wakes a hundred
+times a second, which took a tenth of two busy cores; one that is within a call sleeps. So here the controller is within
+one call for as long as it lives, and a worker that is asked how it is takes its time to answer.
+
+Built on what Ray Train calls internal: pyproject pins Ray for it.
 """
 
+import asyncio
 import time
 from typing import Any
 
@@ -13,7 +20,11 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -22,14 +33,20 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
     ScalingPolicy,
 )
+from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.board import Board
 from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.room import answering, can_grow, needs_of, room
 
 _LOOK_S = 0.5
+_POLL_S = 0.5
+_ANSWER_S = 2.0
 
 
 class _Backend(Backend):
@@ -51,7 +68,7 @@ class Trainer(DataParallelTrainer):
         config: dict[str, Any],
         job: Job,
         device: str,
-        board: Any,
+        board: Board,
         *,
         scratch: str,
         name: str,
@@ -76,17 +93,63 @@ class Trainer(DataParallelTrainer):
         self._policies = {"scaling_policy": places, "failure_policy": Budget(board)}
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        return super()._initialize_and_run_controller(**parts | self._policies)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        settings = {"env_vars": get_env_vars_to_propagate()}
+        actor = ray.remote(num_cpus=0)(Controller).options(scheduling_strategy=here, runtime_env=settings)
+        return ray.get(actor.remote(**parts | self._policies).run.remote())
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Nobody reads a Ray Dataset here, and its manager is one more process to wait for.
-        return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+        # A process each: nobody reads a Ray Dataset here, and the driver looks after a controller that died.
+        needless = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [each for each in super()._create_default_callbacks() if not isinstance(each, needless)]
+
+
+class TrainWorker(RayTrainWorker):
+    """Ray Train's worker, which answers when its part has ended, or after a while."""
+
+    def poll_status(self) -> Any:
+        """How it is."""
+        thread = get_train_context().execution_context.training_thread_runner._thread
+        if thread is not None:
+            thread.join(timeout=_ANSWER_S)
+        return super().poll_status()
+
+
+class _Group(WorkerGroup):
+    _worker_cls = TrainWorker
+
+    def shutdown(self) -> None:
+        """End the workers, without the question that Ray would first ask: they may be within another."""
+        if self.has_started():
+            for worker in self.get_workers():
+                ray.kill(worker.actor)
+        super().shutdown()
+
+
+class _Controller(TrainController):
+    worker_group_cls = _Group
+
+    async def _poll_workers(self) -> Any:
+        # No pause in between: the workers take their time, and one that dies is seen at once, or with the next poll.
+        return self._worker_group.poll_status(timeout=_POLL_S)
+
+
+class Controller:
+    """Ray Train's controller, as an actor that runs it within one call."""
+
+    def __init__(self, **parts: Any) -> None:
+        self._controller = _Controller(**parts)
+
+    def run(self) -> Any:
+        """Bring the run to its end; what `Trainer.fit` returns."""
+        asyncio.run(self._controller.run())
+        return self._controller.get_result()
 
 
 class Places(ScalingPolicy):
     """As many workers as there is room for on machines that answer; a larger group when the cluster has grown."""
 
-    def __init__(self, scaling_config: ScalingConfig, job: Job, device: str, board: Any, *, can_add: bool) -> None:
+    def __init__(self, scaling_config: ScalingConfig, job: Job, device: str, board: Board, *, can_add: bool) -> None:
         super().__init__(scaling_config)
         self._can_add = can_add
         self._job, self._device, self._board = job, device, board
@@ -115,7 +178,7 @@ class Places(ScalingPolicy):
         if time.monotonic() - self._looked >= self._job.cluster.resize_s:
             self._looked = time.monotonic()
             if can_grow(self._job, self._device, self._workers):
-                self._board.make_way.remote()
+                self._board.make_way()
         return NoopDecision()
 
     def on_controller_start_worker_group(
@@ -126,12 +189,12 @@ class Places(ScalingPolicy):
 
     def _wait(self, found: int) -> ScalingDecision:
         least = self._job.least_workers
-        if ray.get(self._board.asked.remote())[0]:
+        if self._board.asked()[0]:
             error = LaunchError(
                 f"asked to stop while there was room for {found} of {least} workers: nobody was training, and the run "
                 "stands at its last checkpoint; start it again with the same name to go on"
             )
-            ray.get(self._board.fail.remote(error))
+            self._board.fail(error)
             raise error
         if not self._told:
             self._told = True
@@ -140,7 +203,7 @@ class Places(ScalingPolicy):
         return NoopDecision()
 
     def _tell(self, text: str) -> None:
-        self._board.publish.remote([{"kind": "note", "text": text}])
+        self._board.publish([{"kind": "note", "text": text}])
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Tell a cluster that can grow what is needed."""
@@ -158,7 +221,7 @@ class Places(ScalingPolicy):
 class Budget(FailurePolicy):
     """Again, for as long as the board allows."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Board) -> None:
         super().__init__(FailureConfig())
         self._board = board
 
@@ -168,10 +231,18 @@ class Budget(FailurePolicy):
         if cause is not None and not isinstance(cause, RETRYABLE_CONTROLLER_ERRORS):
             return FailureDecision.RAISE  # of this house or of Ray Train: the same would happen again
         placed = not isinstance(cause, WorkerGroupStartupTimeoutError)
-        again = ray.get(self._board.again.remote(placed=placed))
+        again = self._board.again(placed=placed)
         return FailureDecision.RETRY if again else FailureDecision.RAISE
 
 
 def controller_died(failure: Exception) -> bool:
     """Whether what `Trainer.fit` raised says that there is no controller any more."""
     return isinstance(failure, RayActorError)
+
+
+def free_places() -> None:
+    """Give back what a controller of this driver's that died had reserved for its workers."""
+    job = ray.get_runtime_context().get_job_id()
+    for name in placement_group_table():
+        if name.endswith(job):  # a placement group's id ends with that of the job that made it
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))

@@ -16,11 +16,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from cluster import job as jobs
 from cluster import token
-from cluster.board import NAMESPACE, Board, Row, board_name
+from cluster.board import NAMESPACE, Board, Row, board_at, board_name, board_of, served
 from cluster.errors import LaunchError
 from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
@@ -36,9 +39,8 @@ Show = Callable[[list[Row]], None]
 _ASK_S = 1.0  # also within a validation, which asks once a batch
 _WATCH_S = 0.5
 _LOOK_S = 2.0
+_END_S = 5.0
 _SETTINGS = {
-    # Ray's own defaults notice a dead worker after seconds; half a second costs nothing measurable.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unasked
@@ -63,54 +65,57 @@ def _worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs, after a failure too: its machine's fork server makes the process that trains."""
     import ray
     import ray.train
+    from ray.train.v2._internal.execution.context import get_train_context
 
-    board = config["board"]
-    result, error = ray.get(board.outcome.remote())
+    board: Board = config["board"]
+    result, error = board.outcome()
     if result is not None or error is not None:
         return
     path = socket_of(config["forks"], ray.get_runtime_context().get_node_id())
     link = fork(path, _part(config), wait_s=config["wait_s"])
-    listener = _Listener(board, link) if ray.train.get_context().get_world_rank() == 0 else None
-    while True:
-        try:
-            kind, value = link.recv() if link.poll(None if listener is None else _ASK_S) else ("", None)
-        except (EOFError, OSError):
-            raise PartFailedError("the process that trained has gone: killed, or out of memory") from None
-        if kind == "rows":
-            board.publish.remote(value)
-        elif kind == "error":
-            ray.get(board.fail.remote(value))
-            raise PartFailedError(str(value))
-        elif kind == "failure":
-            raise PartFailedError(value)
-        elif kind == "result":
-            if listener is not None and not ray.get(board.finish.remote(value)):
-                raise MadeWay
-            return
-        if listener is not None:
-            listener.look()
+    first = ray.train.get_context().get_world_rank() == 0
+    barrier = get_train_context().get_synchronization_actor() if first else None
+    with _passing_on(board, link) if first else contextlib.nullcontext():
+        while True:
+            try:
+                kind, value = link.recv()
+            except (EOFError, OSError):
+                raise PartFailedError("the process that trained has gone: killed, or out of memory") from None
+            if kind == "rows":
+                board.publish(value)
+                if barrier is not None:  # all have met, and nobody asks it again: one process less
+                    ray.kill(barrier)
+                    barrier = None
+            elif kind == "error":
+                board.fail(value)
+                raise PartFailedError(str(value))
+            elif kind == "failure":
+                raise PartFailedError(value)
+            elif kind == "result":
+                if first and not board.finish(value):
+                    raise MadeWay
+                return
 
 
-class _Listener:
-    """Rank 0's: passes on what the board asks of the workers, which decide together. Never waits for the board."""
+@contextlib.contextmanager
+def _passing_on(board: Board, link: Connection) -> Iterator[None]:
+    """Rank 0's: tell what the board asks of the workers, which decide together; in a thread, until the block ends."""
+    ended = threading.Event()
 
-    def __init__(self, board: Any, link: Connection) -> None:
-        self._board, self._link = board, link
-        self._answer: Any = None
-        self._asked, self._told = 0.0, (False, None)
+    def pass_on() -> None:
+        told: tuple[bool, float | None] = (False, None)
+        # Where the board or the link has gone, the workers end too, and say why.
+        with contextlib.suppress(Exception):
+            while not ended.wait(_ASK_S):
+                if (said := board.asked()) != told:
+                    told = said
+                    link.send(said)
 
-    def look(self) -> None:
-        """Take the board's last answer, if it has come; ask again at most every `_ASK_S`."""
-        import ray
-
-        if self._answer is None and time.monotonic() - self._asked >= _ASK_S:
-            self._answer, self._asked = self._board.asked.remote(), time.monotonic()
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            said, self._answer = ray.get(self._answer), None
-            if said != self._told:
-                self._told = said
-                with contextlib.suppress(BrokenPipeError):  # the next read tells
-                    self._link.send(said)
+    threading.Thread(target=pass_on, name="thawline-pass-on", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _part(config: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def _part(config: dict[str, Any]) -> dict[str, Any]:
     agreed = None
     if rank == 0:
         agreed = {
-            "restarts": ray.get(config["board"].begin.remote(size)),
+            "restarts": config["board"].begin(size),
             "meet": f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}",
         }
     os.environ["LOCAL_WORLD_SIZE"] = str(here.get_local_world_size())
@@ -171,15 +176,13 @@ def on_ray(
     """
     scratch = tempfile.TemporaryDirectory(prefix="thawline-ray-train-", ignore_cleanup_errors=True)
     with scratch as folder, _connected(job, address, folder):
-        import ray
-
         if address != "local":
             device = choose_device(job, device)
-        board = _board(job)
-        show([{"kind": "begun", "device": device}])
-        with stopping(lambda: board.request_stop.remote()):
-            failure = _train(job, device, board, folder, show, local=address == "local")
-        result, error = ray.get(board.outcome.remote())
+        with _board(job, folder, local=address == "local") as board:
+            show([{"kind": "begun", "device": device}])
+            with stopping(board.request_stop):
+                failure = _train(job, device, board, folder, show, local=address == "local")
+            result, error = board.outcome()
     if error is not None:
         raise error
     if result is None:
@@ -209,6 +212,8 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
         with contextlib.chdir(scratch):
             try:
                 ray.init(address=address, **options)
+                if local:
+                    ray._private.worker._global_node.kill_log_monitor()  # nobody reads what it would pass on
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise LaunchError(
                     f"no Ray cluster answers at {address!r} ({_last_line(error)}): nothing can be trained there; start "
@@ -217,17 +222,38 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with _none_left() if local else contextlib.nullcontext():
+                ray.shutdown()
 
 
-def _board(job: Job) -> Any:
-    """The run's board, on this machine: it shall live as long as this process, and no longer."""
+@contextlib.contextmanager
+def _none_left() -> Iterator[None]:
+    """End what is left of this run's own Ray when the block ends: its processes at times deadlock in their ends."""
+    import ray
+
+    started = ray._private.worker._global_node.all_processes
+    raylet = psutil.Process(started["raylet"][0].process.pid)
+    workers = raylet.children(recursive=True)
+    yield
+    for each in psutil.wait_procs(workers, timeout=_END_S)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+@contextlib.contextmanager
+def _board(job: Job, scratch: str, *, local: bool) -> Iterator[Board]:
+    """The run's board: it lives as long as this process, and no longer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if local:
+        path = Path(scratch) / "board"
+        with served(Board(failures=job.failures, preemptions=job.preemptions), path):
+            yield board_at(path)
+        return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
-        return (
+        actor = (
             ray.remote(num_cpus=0)(Board)
             .options(name=board_name(job.name), scheduling_strategy=here)
             .remote(failures=job.failures, preemptions=job.preemptions)
@@ -237,16 +263,16 @@ def _board(job: Job) -> Any:
             f"a job called {job.name!r} runs on this cluster already: two would write into one another's run; wait for "
             f"it, `thawline stop {job.name}`, or give another --name"
         ) from error
+    yield board_of(actor)
 
 
-def _train(job: Job, device: str, board: Any, scratch: str, show: Show, *, local: bool) -> Exception | None:
+def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, local: bool) -> Exception | None:
     """Let Ray Train's controller bring the run to its end; what ended it, or None.
 
     A controller that dies takes its workers with it: another goes on from the run's folder.
     """
-    import ray
 
-    from cluster.ray_policies import Trainer, controller_died
+    from cluster.ray_policies import Trainer, controller_died, free_places
 
     drains = Drains(board)
     with Forks(local=local) as forks:
@@ -261,14 +287,14 @@ def _train(job: Job, device: str, board: Any, scratch: str, show: Show, *, local
             name = f"{job.name}-{number}"
             trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=name, can_add=not local)
             failure = _fit(trainer, board, (drains, forks), show)
-            if failure is None or not controller_died(failure) or not ray.get(board.again.remote()):
+            if failure is None or not controller_died(failure) or not board.again():
                 return failure
+            free_places()
     raise AssertionError
 
 
-def _fit(trainer: Any, board: Any, watchers: Sequence["Drains | Forks"], show: Show) -> Exception | None:
+def _fit(trainer: Any, board: Board, watchers: Sequence["Drains | Forks"], show: Show) -> Exception | None:
     """Run Ray Train's controller in a thread, show rows and watch meanwhile; the exception that ended it, or None."""
-    import ray
 
     failures: list[Exception] = []
 
@@ -283,12 +309,12 @@ def _fit(trainer: Any, board: Any, watchers: Sequence["Drains | Forks"], show: S
     looked = time.monotonic()
     while controller.is_alive():
         controller.join(timeout=_WATCH_S)
-        show(ray.get(board.take.remote()))
+        show(board.take())
         if time.monotonic() - looked >= _LOOK_S:
             looked = time.monotonic()
             for watcher in watchers:
                 watcher.look()
-    show(ray.get(board.take.remote()))
+    show(board.take())
     return failures[0] if failures else None
 
 
@@ -329,7 +355,7 @@ def _server_on(node: str) -> Callable[[str, str], Any]:
 class Drains:
     """Tells the board when a machine that any worker may be on is about to be taken away."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Board) -> None:
         self._board = board
         self._known: float | None = None
 
@@ -341,7 +367,7 @@ class Drains:
         soonest = min((ms / 1000 for ms in deadlines if ms / 1000 > time.time()), default=None)
         if soonest is not None and soonest != self._known:
             self._known = soonest
-            self._board.warn.remote(soonest)
+            self._board.warn(soonest)
 
 
 def _last_line(error: Exception | None) -> str:

@@ -14,8 +14,8 @@ def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         os.write(2, b"\nstopping at the end of this window, with a checkpoint; Ctrl-C again to end at once\n")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # first: what is asked may be long in answering
         request()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is not threading.main_thread():
         yield

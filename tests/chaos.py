@@ -41,7 +41,7 @@ LENGTH = {"elastic": 30, "drain": 40}
 """Epochs of ten steps; six where nothing else is said."""
 _LIMIT_S = 300.0
 _NOTICE_S = 20
-_NAMES = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "driver": "cluster.driver"}
+_NAMES = {"worker": "ray::TrainWorker", "controller": "ray::Controller", "driver": "cluster.driver"}
 Row = dict[str, Any]
 
 

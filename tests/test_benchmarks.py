@@ -415,10 +415,12 @@ def test_finetune_starts_one_way_from_the_body_alone_and_gives_both_as_many_step
 
 
 def test_ray_overhead_compares_pairs_of_runs_over_the_same_samples() -> None:
-    rows = [{"kind": "train", "images": 64, "window_s": s} for s in (9.0, 9.0, 1.0, 3.0)] + [{"kind": "valid"}]
-    assert ray_overhead.images_per_s(rows) == 128 / 4
-    with pytest.raises(harness.BenchmarkError, match="give more epochs"):
-        ray_overhead.images_per_s(rows[:2])
+    ends = {10.2: 1.0, 12.0: 1.4, 14.0: 2.0, 18.0: 4.0, 22.5: 0.5}  # of windows, by when they ended: their seconds
+    rows = [{"images": 64, "window_s": s, "unix_s": end} for end, s in ends.items()]
+    # Of the first turn the second and third; the fourth was frozen within; the fifth begins before things have settled.
+    assert ray_overhead.images_per_s(rows, [(10.0, 15.0), (21.9, 23.0)]) == pytest.approx(128 / 3.4)
+    with pytest.raises(harness.BenchmarkError, match="no window lies within a turn"):
+        ray_overhead.images_per_s(rows, [(30.0, 35.0)])
     runs = {
         "ray": [ray_overhead.Run(speed, 20.0, "h") for speed in (98.0, 110.0, 99.0)],
         "torchrun": [ray_overhead.Run(speed, 10.0, "h") for speed in (100.0, 100.0, 90.0)],

@@ -1,10 +1,16 @@
 """What passes between a driver and its workers: nothing is lost, and the first error is the one that counts."""
 
+import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Client
+from pathlib import Path
 
-from cluster.board import Board
+import pytest
+
+from cluster.board import Board, board_at, served
 
 
 def test_rows_are_taken_once_and_in_order() -> None:
@@ -113,3 +119,39 @@ def test_a_stop_that_was_asked_for_is_a_result() -> None:
     board.request_stop()
     board.finish({"status": "stopped", "steps": 3})
     assert board.outcome()[0] == {"status": "stopped", "steps": 3}
+
+
+def test_a_served_board_is_called_from_elsewhere(tmp_path: Path) -> None:
+    board, path = Board(failures=1), tmp_path / "board"
+    with served(board, path):
+        away = pickle.loads(pickle.dumps(board_at(path)))
+        away.publish([{"kind": "note", "text": "one"}])
+        with ThreadPoolExecutor(8) as pool:  # one call after the other, whoever calls
+            list(pool.map(away.publish, [[{"kind": "train", "step": step}] for step in range(64)]))
+        rows = board_at(path).take()
+        assert rows[0] == {"kind": "note", "text": "one"}
+        assert sorted(int(row["step"] or 0) for row in rows[1:]) == list(range(64))
+        away.request_stop()
+        assert away.asked() == (True, None)
+        assert [away.again(placed=False), away.again(), away.again()] == [True, True, False]
+    assert board.asked() == (True, None)
+    with pytest.raises(OSError, match="No such file"):
+        away.asked()
+
+
+class Unreadable(Exception):  # noqa: N818  # as a user's may be
+    """One whose pickle cannot be read."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__("needs two")
+
+
+def test_who_breaks_off_or_sends_nonsense_does_not_end_the_board(tmp_path: Path) -> None:
+    path = tmp_path / "board"
+    with served(Board(), path):
+        with Client(str(path)):
+            pass
+        with pytest.raises(EOFError):
+            board_at(path).fail(Unreadable(1, 2))
+        board_at(path).fail(ValueError("readable"))
+        assert str(board_at(path).outcome()[1]) == "readable"

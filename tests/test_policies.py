@@ -1,8 +1,6 @@
 """How many workers Ray Train is told to start, and whether again: without Ray, its board a plain object."""
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from ray.train import ScalingConfig
@@ -18,27 +16,16 @@ from cluster.job import Cluster, Job
 from cluster.ray_policies import Budget, Places
 
 
-class Handle:
-    """A board as an actor's handle shows it: `handle.method.remote(...)` runs it."""
-
-    def __init__(self, board: Board) -> None:
-        self.board = board
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self.board, name))
-
-
 class World:
     """A policy, and the cluster that it sees."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, job: Job) -> None:
         self.room, self.grows = 0, False
         self.board = Board(failures=job.failures)
-        monkeypatch.setattr("ray.get", lambda value: value)
         monkeypatch.setattr(ray_policies, "room", lambda job, device: self.room)
         monkeypatch.setattr(ray_policies, "can_grow", lambda job, device, workers: self.grows)
         monkeypatch.setattr(ray_policies, "_LOOK_S", 0.0)
-        self.policy = Places(ScalingConfig(num_workers=job.most_workers), job, "cpu", Handle(self.board), can_add=False)
+        self.policy = Places(ScalingConfig(num_workers=job.most_workers), job, "cpu", self.board, can_add=False)
 
     def start(self, room: int) -> int:
         """How many workers are started where there is room for so many; 0: it waits."""
@@ -110,9 +97,8 @@ def test_workers_go_where_machines_answer(monkeypatch: pytest.MonkeyPatch, elast
 
 
 def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.get", lambda value: value)
     board = Board(failures=2)
-    budget = Budget(Handle(board))
+    budget = Budget(board)
     lost = WorkerGroupError("a worker died", {0: RuntimeError("killed")})
     no_place = ControllerError(WorkerGroupStartupTimeoutError(2))
     not_started = ControllerError(WorkerGroupStartupFailedError("it died while it started"))
@@ -125,4 +111,4 @@ def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
         (lost, FailureDecision.RAISE),
     ):
         assert budget.make_decision(error) is decision
-    assert Budget(Handle(Board(failures=9))).make_decision(ours) is FailureDecision.RAISE
+    assert Budget(Board(failures=9)).make_decision(ours) is FailureDecision.RAISE

@@ -49,7 +49,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     process = start("train", job, "--workers", "2", "--fit.epochs", str(EPOCHS), THAWLINE_TEST_MARK=mark)
     run = tmp_path / "runs/run"
     wait_for_step(run, 10, process)
-    victims = processes_with(mark, b"RayTrainWorker")
+    victims = processes_with(mark, b"ray::TrainWorker")
     assert len(victims) == 2
     os.kill(victims[-1], signal.SIGKILL)
     _, talk = process.communicate(timeout=200)
