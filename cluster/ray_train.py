@@ -212,8 +212,10 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
         with contextlib.chdir(scratch):
             try:
                 ray.init(address=address, **options)
-                if local:
-                    ray._private.worker._global_node.kill_log_monitor()  # nobody reads what it would pass on
+                if local:  # its scribe and its autoscaler serve nobody
+                    node = ray._private.worker._global_node
+                    for end in (node.kill_log_monitor, node.kill_monitor):
+                        end()
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise LaunchError(
                     f"no Ray cluster answers at {address!r} ({_last_line(error)}): nothing can be trained there; start "
@@ -286,7 +288,7 @@ def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, loc
         for number in itertools.count():
             name = f"{job.name}-{number}"
             trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=name, can_add=not local)
-            failure = _fit(trainer, board, (drains, forks), show)
+            failure = _fit(trainer, board, () if local else (drains, forks), show)
             if failure is None or not controller_died(failure) or not board.again():
                 return failure
             free_places()
