@@ -70,10 +70,10 @@ def main(
     device: DeviceName = "cpu",
     workers: int = 2,
     pairs: int = 5,
-    epochs: int = 3,
+    epochs: int = 4,
     batch: int = 64,
     size_px: int = 64,
-    turn_s: float = 5.0,
+    turn_s: float = 3.0,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Measure images/s of both, and the ratio of each pair of runs.
