@@ -70,7 +70,7 @@ def main(
     device: DeviceName = "cpu",
     workers: int = 2,
     pairs: int = 5,
-    epochs: int = 4,
+    epochs: int = 3,
     batch: int = 64,
     size_px: int = 64,
     turn_s: float = 3.0,
@@ -188,7 +188,10 @@ def _running(words: Sequence[str], log: Path) -> Iterator[_Started]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as said:
         began = time.time()
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+        # A session of its own: what is stopped is sent SIGHUP when the shell that began all this ends.
+        process = subprocess.Popen(
+            words, stdout=subprocess.DEVNULL, stderr=said, env=environment, start_new_session=True
+        )
     started = _Started(process, log, began)
     try:
         yield started
