@@ -233,11 +233,12 @@ def _none_left() -> Iterator[None]:
     """End what is left of this run's own Ray when the block ends: its processes at times deadlock in their ends."""
     import ray
 
-    started = ray._private.worker._global_node.all_processes
-    raylet = psutil.Process(started["raylet"][0].process.pid)
-    workers = raylet.children(recursive=True)
+    raylet = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # it died, and what it had started ends with it
+        started = psutil.Process(raylet).children(recursive=True)
     yield
-    for each in psutil.wait_procs(workers, timeout=_END_S)[1]:
+    for each in psutil.wait_procs(started, timeout=_END_S)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             each.kill()
 

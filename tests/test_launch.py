@@ -2,13 +2,17 @@
 
 import os
 import signal
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
+from cluster import ray_train
 from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.launch import ProcessContext, check_gpus, choose_device
@@ -47,6 +51,28 @@ def test_the_first_signal_asks_and_a_second_interrupt_insists() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_interrupt_counts_while_the_first_is_still_asking() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal(lambda: signal.raise_signal(signal.SIGINT)):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_hangs_as_a_runs_own_ray_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["bash", "-c", "sleep 600 & echo $!; wait"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as raylet:
+        assert raylet.stdout is not None
+        hanging = psutil.Process(int(raylet.stdout.readline()))
+        node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=raylet)]})
+        monkeypatch.setattr("ray._private.worker._global_node", node)
+        monkeypatch.setattr(ray_train, "_END_S", 0.1)
+        with ray_train._none_left():
+            raylet.kill()
+            raylet.wait()
+            assert hanging.is_running()
+        assert psutil.wait_procs([hanging], timeout=10)[0] == [hanging]
+    with ray_train._none_left():  # it has died before: nothing to do, and no error
+        pass
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
