@@ -212,20 +212,27 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
         with contextlib.chdir(scratch):
             try:
                 ray.init(address=address, **options)
-                if local:  # its scribe and its autoscaler serve nobody
-                    node = ray._private.worker._global_node
-                    for end in (node.kill_log_monitor, node.kill_monitor):
-                        end()
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise LaunchError(
                     f"no Ray cluster answers at {address!r} ({_last_line(error)}): nothing can be trained there; start "
                     "one with `ray start --head`, or give its address"
                 ) from error
         try:
+            if local:
+                _end_idle_processes()
             yield
         finally:
             with _none_left() if local else contextlib.nullcontext():
                 ray.shutdown()
+
+
+def _end_idle_processes() -> None:
+    """Of this run's own Ray: its log monitor and its autoscaler serve nobody."""
+    import ray
+
+    node = ray._private.worker._global_node
+    node.kill_log_monitor()
+    node.kill_monitor()
 
 
 @contextlib.contextmanager
@@ -274,7 +281,6 @@ def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, loc
 
     A controller that dies takes its workers with it: another goes on from the run's folder.
     """
-
     from cluster.ray_policies import Trainer, controller_died, free_places
 
     drains = Drains(board)
@@ -298,7 +304,6 @@ def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, loc
 
 def _fit(trainer: Any, board: Board, watchers: Sequence["Drains | Forks"], show: Show) -> Exception | None:
     """Run Ray Train's controller in a thread, show rows and watch meanwhile; the exception that ended it, or None."""
-
     failures: list[Exception] = []
 
     def fit() -> None:
