@@ -29,6 +29,7 @@ from typing import Any
 Main = Callable[[Connection, Any], None]
 _MOST = 1 << 20
 _AGAIN_S = 0.1
+_END_S = 5.0
 
 
 def serve(path: Path, main: Main) -> None:
@@ -147,10 +148,12 @@ class ForkServer:
             time.sleep(_AGAIN_S)
 
     def close(self) -> None:
-        """End it; without this it ends with this process."""
+        """End it, and wait: what a process of Ray's has started is killed with it, and would leave its socket."""
         self._closing = True
         if self._server is not None and self._server.stdin is not None:
             self._server.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._server.wait(timeout=_END_S)
 
 
 if __name__ == "__main__":
@@ -159,3 +162,4 @@ if __name__ == "__main__":
     from cluster.part import main
 
     serve(Path(sys.argv[1]), main)
+    os._exit(0)  # to take all that was imported apart would take a second, for which an end of a run waits

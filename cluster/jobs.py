@@ -7,6 +7,7 @@ attempt leaves off, the next takes up from the run's folder. Ray Jobs runs shell
 
 import asyncio
 import contextlib
+import logging
 import re
 import shlex
 import shutil
@@ -92,7 +93,10 @@ class Cluster:
         from ray.job_submission import JobSubmissionClient
 
         with self._refusals():
-            return JobSubmissionClient(self.address)
+            client = JobSubmissionClient(self.address)
+        for handler in logging.getLogger("ray").handlers:  # its modules tell of every upload, whatever level is asked
+            handler.setLevel(logging.WARNING)
+        return client
 
     def submit(self, job: Job, *, package: Package = "ship") -> Attempt:
         """Send a job, its paths as they are, and return the attempt that Ray has taken.

@@ -5,7 +5,7 @@ Cheap by intent, the cheapest first: a mistake should cost a moment, not the imp
 
 from cluster.errors import LaunchError
 from cluster.job import Job
-from cluster.storage import Result, image_spec, look
+from cluster.storage import Result, image_spec, load_manifests, look
 from dataio.cores import usable_cores
 
 
@@ -25,22 +25,34 @@ def preflight(job: Job, *, here: bool = True) -> Result | None:
     import torch
 
     from cluster.launch import check_gpus, choose_device
-    from cluster.phases import phases
-    from cluster.run import mixing
     from dataio.loader import choose_engine
-    from models.backbones import check_name, create
+    from models.backbones import create
     from trainer.step import choose_precision
 
     if here:
         choose_precision(job.fit.precision, torch.device(choose_device(job)))
         choose_engine(job.data.engine)
         check_gpus(job)
-    check_name(job.model.name)
-    phases(job)
-    mixing(job, classes=2)
+    check_recipe(job)
     if here and job.model.weights != "none":  # fetched once here, not by every worker at the same time
         create(job.model.name, 2, weights=job.model.weights)
     return None
+
+
+def check_recipe(job: Job) -> None:
+    """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
+    from cluster.phases import phases
+    from cluster.run import mixing
+    from models.backbones import check_name
+
+    check_name(job.model.name)
+    phases(job)
+    mixing(job, classes=2)
+    if job.fit.metrics:
+        from trainer.metrics import build
+
+        manifest, _ = load_manifests(job)
+        build(job.fit.metrics, task=manifest.task, classes=len(manifest.classes))
 
 
 def check_cores(job: Job) -> None:

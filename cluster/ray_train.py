@@ -27,8 +27,9 @@ from cluster.board import NAMESPACE, Board, Row, board_at, board_name, board_of,
 from cluster.errors import LaunchError
 from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
+from cluster.preflight import check_recipe
 from cluster.room import answering, choose_device
-from cluster.storage import Result
+from cluster.storage import Result, has_begun
 from dataio.cores import usable_cores
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -178,6 +179,8 @@ def on_ray(
     with scratch as folder, _connected(job, address, folder):
         if address != "local":
             device = choose_device(job, device)
+            if not has_begun(job):
+                check_recipe(job)  # workers would take half a minute more to tell
         with _board(job, folder, local=address == "local") as board:
             show([{"kind": "begun", "device": device}])
             with stopping(board.request_stop):
@@ -340,9 +343,14 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        import ray
+
         if self._local:
             for server in self._servers.values():
                 server.close()
+        else:
+            ends = [server.close.remote() for server in self._servers.values()]
+            ray.wait(ends, num_returns=len(ends), timeout=_END_S)
 
     def look(self) -> None:
         """Start those that are missing."""

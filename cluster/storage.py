@@ -45,12 +45,18 @@ def look(job: Job) -> Result | None:
     return _look(job)[0]
 
 
+def has_begun(job: Job) -> bool:
+    """Whether the run has a checkpoint, so that its settings are known to work. Raises StorageError."""
+    folder = run_dir(job)
+    with _refusals(folder):
+        return any(name.startswith("step_") for name in files.listing(files.below(folder, "checkpoints")))
+
+
 def _look(job: Job) -> tuple[Result | None, str]:
     """`look`'s answer, and unless it is a result, the fingerprint of the job's manifest."""
     folder = run_dir(job)
     with _refusals(folder):
-        begun = any(name.startswith("step_") for name in files.listing(files.below(folder, "checkpoints")))
-        there = files.listing(folder) if begun else {}
+        there = files.listing(folder) if has_begun(job) else {}
         known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
         result = _parsed(folder, "result.json", json.loads) if "result.json" in there else None
         same_data = files.read(folder, "manifest.hash").decode().strip() if "manifest.hash" in there else ""

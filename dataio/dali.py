@@ -5,10 +5,12 @@ The only file that imports DALI. `device` alone decides where it runs: "cpu" who
 never from DALI, so both give the same stream.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -32,6 +34,7 @@ from dataio.targets import VOID
 from dataio.work import Mend, Work
 
 PREFETCH = 2
+_REWRITTEN = "__autograph_generated_file"  # how DALI calls modules of Python that it has rewritten
 # The JPEG engines take this share of a batch, CUDA cores and the host's threads the rest. DALI's default, to be
 # swept on the GPU at hand: with few CPU cores beside a big GPU a higher share pays.
 HW_DECODER_LOAD = 0.65
@@ -184,8 +187,16 @@ class DaliEngine:
         self._lent: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()
         self._fed: deque[Work] = deque()
         """Work that the pipeline has taken and not yet returned."""
-        self._pipe: Pipeline = _pipeline(self._next, **self._options)
+        self._pipe = self._built()
         self.reusable = True
+
+    def _built(self) -> Pipeline:
+        pipe: Pipeline = _pipeline(self._next, **self._options)
+        # DALI rewrites our Python into a file that goes with a regular end of the process; workers end otherwise.
+        for name, module in list(sys.modules.items()):
+            if name.startswith(_REWRITTEN) and module.__file__ is not None:
+                Path(module.__file__).unlink(missing_ok=True)
+        return pipe
 
     def _next(self) -> tuple[Any, ...]:
         work = next(self._works)
@@ -216,7 +227,7 @@ class DaliEngine:
                     raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
                 self._works = chain([work for work in again if len(work.ids)], works)
                 self._fed.clear()
-                self._pipe = _pipeline(self._next, **self._options)
+                self._pipe = self._built()
                 continue
             yield self._batch(self._fed.popleft(), samples, targets, ids)
 

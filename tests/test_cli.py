@@ -140,9 +140,12 @@ def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path
         (["--data.global_batch", "1"], "global_batch"),
         (["--fit.recipe", "fine_tune", "--fit.lr", "1e-6", "1e-4"], "fine_tune"),
         (["--model.weights", str(tmp_path / "none.pt")], "none.pt"),
+        (["--fit.metrics", "accurcy"], "metric 'accurcy' is not known"),
+        (["--fit.metrics", "mse"], "'mse' is for task points and this one is single_label"),
     ):
         code, _, err = thawline("train", job, *flags)
         assert code == 1, flags
+        assert not (tmp_path / "runs").exists()
         assert words in err.strip().splitlines()[-1]
         assert "Traceback" not in err
 

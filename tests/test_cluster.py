@@ -107,6 +107,7 @@ def refused(cluster: RayCluster, *words: str, **env: str) -> str:
     done = cluster.run(*words, timeout_s=60, **env)
     assert done.returncode == 1, done.stdout
     assert done.stderr.count("thawline: ") == 1, done.stderr
+    assert "INFO" not in done.stderr  # of Ray's client
     print(f"{time.monotonic() - began:.1f} s: {done.stderr.strip().splitlines()[-1]}")
     return done.stderr
 
@@ -156,6 +157,8 @@ def test_what_cannot_be_is_told_in_a_sentence(cluster: RayCluster, tmp_path: Pat
     )
     wrong.chmod(0o644)
     assert "can be read by others (mode 0644)" in refused(cluster, *submit, "d", RAY_AUTH_TOKEN_PATH=str(wrong))
+    for flag, word in (("--model.name", "resnt18"), ("--fit.metrics", "accurcy")):
+        assert f"'{word}'" in refused(cluster, *submit, "g", flag, word)
     nobody = f"http://127.0.0.1:{free_port()}"
     assert f"no Ray cluster answers at {nobody}" in refused(cluster, "submit", job, "--address", nobody)
     assert "is no URL of a Ray dashboard" in refused(cluster, "submit", job, "--address", "auto")

@@ -1,5 +1,9 @@
 """Do DALI and torch render the same, and what the geometry says? Pixels on odd images, keypoints, memory, ids."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -193,6 +197,20 @@ def test_dali_hands_its_memory_over_without_a_copy(monkeypatch: pytest.MonkeyPat
     (batch,) = run_engine("dali", [odd_work(spec)], spec, dtype=torch.float16)
     assert len(lent) == len(SAMPLES) + 2  # the warped samples, of which one new image is made, then these as they are
     assert [batch.targets.data_ptr(), batch.ids.data_ptr()] == lent[len(SAMPLES) :]
+
+
+def test_a_process_that_ends_at_once_leaves_no_file_of_dali(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, tests.test_engines as t\n"
+        "spec = t.spec_of()\n"
+        "(batch,) = t.run_engine('dali', [t.odd_work(spec)], spec)\n"
+        "print(len(batch.ids), any('autograph_generated' in name for name in sys.modules), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(FILES)), "True"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_batches_that_are_kept_are_not_overwritten_by_later_ones() -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster import ray_train
-from cluster.forkserver import fork
+from cluster.forkserver import ForkServer, fork, socket_of
 
 SERVER = """
 import os, sys, threading, time
@@ -124,6 +124,17 @@ def test_what_is_imported_before_a_fork_has_touched_neither_dali_nor_cuda() -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "1"]
+
+
+def test_a_server_that_is_closed_leaves_nothing() -> None:
+    name = f"test{os.getpid()}"
+    server, path = ForkServer(name, "here"), socket_of(name, "here")
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, "it did not come up"
+        time.sleep(0.05)
+    server.close()
+    assert not path.parent.exists()
 
 
 def test_a_machine_has_one_server_for_as_long_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
