@@ -80,8 +80,8 @@ class Board:
             self._result = result
         return not self._made_way
 
-    def again(self, *, placed: bool = True) -> bool:
-        """A group has ended without a result, or found no place: shall there be another? Counts the failure."""
+    def again(self, why: str = "its workers have ended", *, placed: bool = True) -> bool:
+        """A group has ended without a result, or found no place: shall there be another? Counts it, and says so."""
         if self._result is not None or self._error is not None:
             return False
         if self._made_way or not placed:
@@ -91,6 +91,9 @@ class Board:
         kind = "preemptions" if warned else "failures"
         left = self._left[kind]
         self._left[kind] = left - 1 if left > 0 else left
+        if left != 0:
+            more = "" if left < 0 else f", and {left - 1} more {kind} are survived"
+            self._rows.append({"kind": "note", "text": f"{why}: going on from the last checkpoint{more}"})
         return left != 0
 
     def fail(self, error: Exception) -> None:

@@ -339,11 +339,8 @@ def _print_result(job: Any, result: dict[str, Any], *, already: bool) -> None:
         print(f"stopped at step {result['steps']}; the same command resumes it", file=sys.stderr)
         return
     if already:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         print(f"{folder} has finished: this is its result", file=sys.stderr)
-        rows = pq.read_table(pa.BufferReader(files.read(folder, "rows.parquet")))
+        rows = files.as_table(files.read(folder, "rows.parquet"))
         print(epoch_table(rows.to_pylist()), file=sys.stderr)
     print(
         f"{result['images_per_s']:,.0f} images/s, {result['data_wait_fraction']:.1%} of the time waiting for data, "

@@ -37,3 +37,9 @@ class SubmitError(ClusterError):
 
 class HangError(RuntimeError):
     """A collective ended in a time-out, or because another rank had gone."""
+
+
+def last_line(said: object) -> str:
+    """The last line of what somebody else's error says, in which the cause most often stands."""
+    lines = [line.strip() for line in str(said or "").splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"

@@ -24,7 +24,7 @@ from uuid import uuid4
 from cluster import job as jobs
 from cluster import token
 from cluster.doctor import HOME
-from cluster.errors import SubmitError, TokenError
+from cluster.errors import SubmitError, TokenError, last_line
 from cluster.job import Job
 from cluster.messenger import NOT_RUNNING
 
@@ -243,7 +243,7 @@ class Cluster:
                     f"{self.address} does not know the token in {token.source()}: the cluster refuses you; copy the "
                     "token that it was started with there"
                 ) from error
-            raise SubmitError(f"{self.address} refused ({_last_line(words)}): nothing was done") from error
+            raise SubmitError(f"{self.address} refused ({last_line(words)}): nothing was done") from error
 
     def _silent(self, why: str) -> SubmitError:
         return SubmitError(
@@ -296,7 +296,7 @@ def _attempt(info: Any) -> Attempt | None:
         number=int(info.submission_id.rpartition(".")[2]),
         state=info.status.value.lower(),
         exit_code=info.driver_exit_code,
-        message=_last_line(info.message or "no reason was given"),
+        message=last_line(info.message or "no reason was given"),
         began_s=info.start_time and info.start_time / 1000,
         ended_s=info.end_time and info.end_time / 1000,
     )
@@ -308,7 +308,3 @@ def _broken() -> tuple[type[Exception], ...]:
     import requests
 
     return OSError, RuntimeError, aiohttp.ClientError, requests.exceptions.RequestException
-
-
-def _last_line(text: str) -> str:
-    return ([line.strip() for line in text.splitlines() if line.strip()] or ["no reason was given"])[-1]

@@ -22,7 +22,7 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
@@ -40,7 +40,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.board import Board
-from cluster.errors import LaunchError
+from cluster.errors import LaunchError, last_line
 from cluster.job import Job
 from cluster.room import answering, can_grow, needs_of, room
 
@@ -231,8 +231,19 @@ class Budget(FailurePolicy):
         if cause is not None and not isinstance(cause, RETRYABLE_CONTROLLER_ERRORS):
             return FailureDecision.RAISE  # of this house or of Ray Train: the same would happen again
         placed = not isinstance(cause, WorkerGroupStartupTimeoutError)
-        again = self._board.again(placed=placed)
+        again = self._board.again(_why(training_failed_error, cause), placed=placed)
         return FailureDecision.RETRY if again else FailureDecision.RAISE
+
+
+def _why(error: TrainingFailedError, cause: Exception | None) -> str:
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    dead = [rank for rank, failure in sorted(failures.items()) if isinstance(failure, WorkerHealthCheckFailedError)]
+    if dead:  # what the others then met is only its consequence
+        return f"rank {' and rank '.join(map(str, dead))} died (killed, out of memory, or the machine is gone)"
+    if failures:
+        rank = min(failures)
+        return f"rank {rank} failed ({last_line(failures[rank])})"
+    return f"the workers did not come up ({last_line(cause or error)})"
 
 
 def controller_died(failure: Exception) -> bool:

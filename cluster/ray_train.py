@@ -24,7 +24,7 @@ import psutil
 from cluster import job as jobs
 from cluster import token
 from cluster.board import NAMESPACE, Board, Row, board_at, board_name, board_of, served
-from cluster.errors import LaunchError
+from cluster.errors import LaunchError, last_line
 from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
 from cluster.preflight import check_recipe
@@ -190,7 +190,7 @@ def on_ray(
         raise error
     if result is None:
         raise LaunchError(
-            f"the workers gave up after {job.failures} failures ({_last_line(failure)}): the run stands at its last "
+            f"the workers gave up after {job.failures} failures ({last_line(failure)}): the run stands at its last "
             "checkpoint; start it again with the same name to go on, --debug shows the workers' tracebacks"
         ) from failure
     return result
@@ -217,16 +217,28 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise LaunchError(
-                    f"no Ray cluster answers at {address!r} ({_last_line(error)}): nothing can be trained there; start "
+                    f"no Ray cluster answers at {address!r} ({last_line(error)}): nothing can be trained there; start "
                     "one with `ray start --head`, or give its address"
                 ) from error
         try:
+            _hush()
             if local:
                 _end_idle_processes()
             yield
         finally:
             with _none_left() if local else contextlib.nullcontext():
                 ray.shutdown()
+
+
+def _hush() -> None:
+    """What Ray says of workers that died, in yellow and on stdout, is said by the board in a sentence."""
+    import ray
+
+    worker = ray._private.worker.global_worker
+    worker.threads_stopped.set()
+    worker.gcs_error_subscriber.close()
+    worker.listener_thread.join()
+    worker.threads_stopped.clear()
 
 
 def _end_idle_processes() -> None:
@@ -299,7 +311,7 @@ def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, loc
             name = f"{job.name}-{number}"
             trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=name, can_add=not local)
             failure = _fit(trainer, board, () if local else (drains, forks), show)
-            if failure is None or not controller_died(failure) or not board.again():
+            if failure is None or not controller_died(failure) or not board.again("the controller died"):
                 return failure
             free_places()
     raise AssertionError
@@ -384,8 +396,3 @@ class Drains:
         if soonest is not None and soonest != self._known:
             self._known = soonest
             self._board.warn(soonest)
-
-
-def _last_line(error: Exception | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] if error else []
-    return lines[-1] if lines else "no reason was given"

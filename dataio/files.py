@@ -127,6 +127,18 @@ def as_array(data: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8)
 
 
+def as_table(data: bytes) -> pa.Table:
+    """The rows of a Parquet file. Raises pa.ArrowException for what is none.
+
+    In this thread alone: pq.read_table leaves the bytes to Arrow's threads, and one that lets go of them while Python
+    ends aborts the process.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(use_threads=False)
+
+
 def missing(root: str, names: Sequence[str]) -> list[str]:
     """Those of the names that are no files; a store is asked for all at once."""
     if is_remote(root):

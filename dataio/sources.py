@@ -140,12 +140,7 @@ def from_file(
     home, name = _place(file)
     data = _bytes(home, name, "Parquet or Arrow file")
     try:
-        if data[:6] == b"ARROW1":
-            rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-        else:
-            import pyarrow.parquet as pq
-
-            rows = pq.read_table(pa.BufferReader(data))
+        rows = pa.ipc.open_file(pa.BufferReader(data)).read_all() if data[:6] == b"ARROW1" else files.as_table(data)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"{file} cannot be read as Parquet or Arrow: {error}; check what it is") from error
     own = root_of(rows.schema.metadata) or home

@@ -77,12 +77,10 @@ def thawline(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=240, check=False)
 
 
-def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
-    """`thawline ARGUMENTS`, going on."""
+def start(*arguments: str | Path, out: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen[str]:
+    """`thawline ARGUMENTS`, going on. out: where its stdout goes."""
     command = [str(Path(sys.executable).with_name("thawline")), *map(str, arguments)]  # as a user starts it
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**more)
-    )
+    return subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment(**more))
 
 
 def _under_torchrun(workers: int, *arguments: str | Path) -> list[str]:

@@ -48,7 +48,11 @@ def test_failures_and_machines_taken_away_are_counted_apart() -> None:
         board.begin(2)
         if taken_at:
             board.warn(taken_at)
-        assert board.again() is again
+        assert board.again("rank 1 died") is again
+    assert [row["text"] for row in board.take() if row["kind"] == "note"] == [
+        f"rank 1 died: going on from the last checkpoint, and {more} are survived"
+        for more in ("0 more failures", "1 more preemptions", "0 more preemptions")
+    ]
 
 
 def test_a_warning_of_long_ago_excuses_no_failure() -> None:

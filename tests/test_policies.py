@@ -4,7 +4,11 @@ from dataclasses import replace
 
 import pytest
 from ray.train import ScalingConfig
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -112,3 +116,19 @@ def test_what_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         assert budget.make_decision(error) is decision
     assert Budget(Board(failures=9)).make_decision(ours) is FailureDecision.RAISE
+    assert [str(row["text"]).partition(":")[0] for row in board.take()] == [
+        "rank 0 failed (killed)",
+        "the workers did not come up (it died while it started)",
+    ]
+
+
+def test_of_several_failures_that_of_a_dead_worker_is_told() -> None:
+    board = Board(failures=-1)
+    dead = WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("the actor died"))
+    others = RuntimeError("Traceback ...\nRuntimeError: Connection closed by peer")
+    assert Budget(board).make_decision(WorkerGroupError("", {0: others, 2: dead})) is FailureDecision.RETRY
+    assert Budget(board).make_decision(WorkerGroupError("", {1: others})) is FailureDecision.RETRY
+    assert [row["text"] for row in board.take()] == [
+        "rank 2 died (killed, out of memory, or the machine is gone): going on from the last checkpoint",
+        "rank 1 failed (RuntimeError: Connection closed by peer): going on from the last checkpoint",
+    ]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 import uuid
 from pathlib import Path
@@ -46,15 +47,18 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
     (tmp_path / "trainer").mkdir()
     (tmp_path / "trainer/__init__.py").write_text("raise RuntimeError('foreign code ran')")
     monkeypatch.chdir(tmp_path)
-    process = start("train", job, "--workers", "2", "--fit.epochs", str(EPOCHS), THAWLINE_TEST_MARK=mark)
+    command = ("train", job, "--workers", "2", "--fit.epochs", str(EPOCHS))
+    process = start(*command, out=subprocess.PIPE, THAWLINE_TEST_MARK=mark)
     run = tmp_path / "runs/run"
     wait_for_step(run, 10, process)
     victims = processes_with(mark, b"ray::TrainWorker")
     assert len(victims) == 2
     os.kill(victims[-1], signal.SIGKILL)
-    _, talk = process.communicate(timeout=200)
+    out, talk = process.communicate(timeout=200)
     assert process.returncode == 0, talk
     assert "resumed at step" in talk
+    assert "died (killed, out of memory, or the machine is gone): going on from the last checkpoint, and 2 more" in talk
+    assert json.loads(out)["stream_hash"] == planned_hash(manifest, STEPS), "nothing else is said on stdout"
 
     made = result(run)
     assert (made["status"], made["world_size"], made["steps"]) == ("finished", 2, STEPS)

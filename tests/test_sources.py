@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(files, "open_root", lambda root: (inside, root.removeprefix("s3://box").strip("/")))
     (tmp_path / "box").mkdir()
     return tmp_path / "box"
+
+
+def test_a_table_that_was_read_leaves_its_bytes_to_nobody(tmp_path: Path) -> None:
+    """A thread of Arrow's that lets go of them while Python ends would abort the process."""
+    rows = pa.table({"a": list(range(1000)), "b": [str(i) for i in range(1000)]})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=100)
+    data = (tmp_path / "a.parquet").read_bytes()
+    before = sys.getrefcount(data)
+    for _ in range(300):
+        assert files.as_table(data).equals(rows)
+        assert sys.getrefcount(data) == before
 
 
 # --- from_folder

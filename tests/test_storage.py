@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,7 +210,7 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     file = write_job(tmp_path, manifest)
     short = ("--fit.epochs", "1")
     rarely = (*short, "--checkpoint.every_s", "1000")
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    cache: Any = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     local = thawline("train", file, *rarely, **cache)
     assert local.returncode == 0, local.stderr
     there = ("--storage", s3.format("runs"))
