@@ -40,7 +40,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.board import Board
-from cluster.errors import LaunchError, last_line
+from cluster.errors import HangError, LaunchError, last_line
 from cluster.job import Job
 from cluster.room import answering, can_grow, needs_of, room
 
@@ -242,7 +242,9 @@ def _why(error: TrainingFailedError, cause: Exception | None) -> str:
         return f"rank {' and rank '.join(map(str, dead))} died (killed, out of memory, or the machine is gone)"
     if failures:
         rank = min(failures)
-        return f"rank {rank} failed ({last_line(failures[rank])})"
+        told = last_line(failures[rank])
+        _, hung, what = told.partition(f"{HangError.__name__}: ")
+        return what.partition(";")[0] if hung else f"rank {rank} failed ({told})"  # without what to do: it is done here
     return f"the workers did not come up ({last_line(cause or error)})"
 
 

@@ -128,7 +128,10 @@ def test_of_several_failures_that_of_a_dead_worker_is_told() -> None:
     others = RuntimeError("Traceback ...\nRuntimeError: Connection closed by peer")
     assert Budget(board).make_decision(WorkerGroupError("", {0: others, 2: dead})) is FailureDecision.RETRY
     assert Budget(board).make_decision(WorkerGroupError("", {1: others})) is FailureDecision.RETRY
+    hung = RuntimeError("...\ncluster.errors.HangError: rank 0 waited in vain: rank 1 has gone; give more time")
+    assert Budget(board).make_decision(WorkerGroupError("", {0: hung})) is FailureDecision.RETRY
     assert [row["text"] for row in board.take()] == [
         "rank 2 died (killed, out of memory, or the machine is gone): going on from the last checkpoint",
         "rank 1 failed (RuntimeError: Connection closed by peer): going on from the last checkpoint",
+        "rank 0 waited in vain: rank 1 has gone: going on from the last checkpoint",
     ]
