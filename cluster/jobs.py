@@ -296,7 +296,7 @@ def _attempt(info: Any) -> Attempt | None:
         number=int(info.submission_id.rpartition(".")[2]),
         state=info.status.value.lower(),
         exit_code=info.driver_exit_code,
-        message=last_line(info.message or "no reason was given"),
+        message=last_line(info.message),
         began_s=info.start_time and info.start_time / 1000,
         ended_s=info.end_time and info.end_time / 1000,
     )
