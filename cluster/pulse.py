@@ -24,7 +24,7 @@ _STALE_S = 10.0
 _ASK = timedelta(seconds=5)
 _OURS = ("trainer", "dataio", "models", "cluster")
 _MEETINGS = {
-    *(("trainer/world.py", name) for name in ("gather", "worst", "gather_to_first", "average_buffers")),
+    *(("trainer/world.py", name) for name in ("_exchange", "worst", "average_buffers")),
     *(("trainer/reduction.py", name) for name in ("answer", "end")),
     ("autograd/graph.py", "_engine_run_backward"),
 }

@@ -41,6 +41,7 @@ from trainer.metric_names import higher
 from trainer.optim import Recipe
 from trainer.predictions import Predictions
 from trainer.recorder import write_parquet
+from trainer.sentences import errors_in
 from trainer.step import choose_precision
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ _TELL_S = 5.0
 
 USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
 """What a user can mend: shown as a sentence, never as a traceback."""
+_KINDS = errors_in(*USER_ERRORS)
 
 
 def run(job: Job, context: RunContext) -> Result:
@@ -244,15 +246,7 @@ def _ranks_here(context: RunContext) -> int:
 
 def _together(make: Callable[[], T]) -> T:
     """Call on every rank; if any rank fails in a way that a user can mend, all raise that. Collective."""
-    error: Exception | None = None
-    try:
-        value = make()
-    except USER_ERRORS as caught:
-        error = caught
-    for other in world.gather(error):
-        if other is not None:
-            raise other
-    return value
+    return world.together(make, _KINDS)
 
 
 def _write_outcome(run_dir: str | Path, learner: Learner, result: Result, predictions: Predictions | None) -> None:

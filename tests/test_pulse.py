@@ -36,17 +36,17 @@ def test_a_place_is_in_our_code_and_knows_where_ranks_meet(monkeypatch: pytest.M
     def gather(values: list[object], value: object) -> None:
         told.set()
         asked.wait(10)
-        values[:] = [value, value]
+        values[:] = [value, value]  # what another rank says is the same
 
     monkeypatch.setattr(world, "world_size", lambda: 2)
-    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    monkeypatch.setattr("torch.distributed.all_gather", gather)
     thread = threading.Thread(target=world.gather, args=(1,))
     thread.start()
     told.wait(10)
     waiting = _place(sys._current_frames()[thread.ident or 0])
     asked.set()
     thread.join()
-    assert waiting == ("trainer/world.py, in gather", True)
+    assert waiting == ("trainer/world.py, in _exchange", True)
     assert _place(sys._getframe()) == ("outside of thawline's code", False)
 
 

@@ -3,11 +3,14 @@
 The scenario below runs once in 1, 2 and 3 processes (gloo, on the CPU); the tests compare what came out.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dataio.errors import ManifestError
 from tests.ranks import GLOBAL_BATCH, VALID, Here, Outcome, exact_loss, worlds_of
 from tests.toy import ToyModel, ids_of, loaders, same, snapshot, stream_hash
 from trainer import lr_find, world
@@ -38,13 +41,22 @@ def collectives(here: Here) -> Outcome:
         readings.append(window.close(guard=Guard(model, CPU), busy=Busy(CPU), stop=stop, written=written))
     return {
         "gather": world.gather({"rank": here.rank}),
-        "gather_to_first": world.gather_to_first(10 * here.rank),
+        "gather_tensors": world.gather_tensors([torch.full((here.rank, 2), 0.5), torch.tensor(here.last)], [math.inf]),
+        "gather_to_first": world.gather_to_first([torch.arange(here.rank, dtype=torch.int16)]),
+        "told": told(here),
         "buffers": snapshot(model),
         "readings": [
             ([i.tolist() for i in r.ids], r.steps, r.images, r.loss, r.data_wait_s, r.stop, [w.step for w in r.written])
             for r in readings
         ],
     }
+
+
+def told(here: Here) -> list[tuple[str, str]]:
+    """What this rank raises where the last fails: by a sentence, and by a fault of its own."""
+    failures = (ManifestError("rows 3 ≠ 4 \udcff"), KeyError("x"))
+    raised = [world.told(failure if here.last else None) for failure in failures]
+    return [(type(error).__name__, str(error)) for error in raised]
 
 
 def one_step(here: Here, *, frozen_statistics: bool) -> dict[str, Tensor]:
@@ -175,7 +187,26 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 @every
 def test_gather_gives_every_rank_everything_and_gather_to_first_only_rank_0(worlds: Worlds, size: int) -> None:
     assert [o["gather"] for o in worlds[size]] == [[{"rank": r} for r in range(size)]] * size
-    assert [o["gather_to_first"] for o in worlds[size]] == [[10 * r for r in range(size)]] + [[]] * (size - 1)
+    for outcome in worlds[size]:
+        for rank, (value, tensors) in enumerate(outcome["gather_tensors"]):
+            assert value == [math.inf]
+            assert [tensor.dtype for tensor in tensors] == [torch.float32, torch.bool]
+            assert torch.equal(tensors[0], torch.full((rank, 2), 0.5))
+            assert torch.equal(tensors[1], torch.tensor(rank == size - 1))
+    first, *others = (outcome["gather_to_first"] for outcome in worlds[size])
+    assert others == [[]] * (size - 1)
+    assert [(numbers.dtype, numbers.tolist()) for (numbers,) in first] == [
+        (torch.int16, list(range(rank))) for rank in range(size)
+    ]
+
+
+@every
+def test_an_error_crosses_as_its_type_and_sentence_and_as_no_other_type(worlds: Worlds, size: int) -> None:
+    readable, strange = ("ManifestError", "rows 3 ≠ 4 \udcff"), f"rank {size - 1} failed (KeyError: 'x')"
+    for rank, outcome in enumerate(worlds[size]):
+        assert outcome["told"][0] == readable
+        own, other = outcome["told"][1]
+        assert (own, other) == ("KeyError", "'x'") if rank == size - 1 else other.startswith(strange)
 
 
 @every

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -241,21 +241,12 @@ class Learner:
             Running(self, phase).run()
             if self.stopped:
                 break
-        self.tell_written(world.gather(self.keeper.finished(all_of_them=True))[0])
+        self.tell_written(self.all_written())
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
-        found: int | Exception | None
-        try:
-            saved, skipped = checkpoint.newest(self.keeper.root)
-            state = None if saved is None else saved.load("state")
-            found = None if saved is None else saved.step
-        except CheckpointError as error:
-            found = error
-        everywhere = world.gather(found)  # a rank that cannot read must not leave the others waiting
-        for each in everywhere:
-            if isinstance(each, Exception):
-                raise each
+        saved, state, skipped = world.together(self._newest)
+        everywhere = world.gather(None if saved is None else saved.step)
         if len(set(everywhere)) > 1:
             raise CheckpointError(
                 f"ranks see different checkpoints (steps {everywhere}): they would train different weights; give every "
@@ -394,7 +385,8 @@ class Learner:
                 keep=keep,
                 interrupted=interrupted,
             )
-        self.set_apart("valid", together_by_id(world.gather(self.quarantine.news("valid"))))
+        news = [*self.quarantine.news("valid").items()]
+        self.set_apart("valid", together_by_id([dict(rank) for rank in world.gather(news)]))
         return found
 
     def set_apart(self, split: str, found: Mapping[int, str]) -> None:
@@ -411,6 +403,11 @@ class Learner:
         """The parts of a checkpoint that are weights."""
         weights = {"model": self.model.state_dict()}
         return weights if self.ema is None else {**weights, "ema": self.ema.state_dict()}
+
+    def all_written(self) -> list[Written]:
+        """What became of every checkpoint since this was last asked, once no write goes on. Collective."""
+        written = [asdict(each) for each in self.keeper.finished(all_of_them=True)]
+        return [Written(**each) for each in world.gather(written)[0]]
 
     def tell_written(self, written: Sequence[Written]) -> None:
         """Record what became of checkpoints. A storage that refuses is told loudly and does not end the training."""
@@ -442,6 +439,11 @@ class Learner:
         found = self.measure(loader, keep=keep)
         assert found is not None  # nobody interrupts it
         return found
+
+    def _newest(self) -> tuple[checkpoint.Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
+        """The checkpoint to go on from, its state, and what was skipped before it. Raises CheckpointError."""
+        saved, skipped = checkpoint.newest(self.keeper.root)
+        return saved, None if saved is None else saved.load("state"), skipped
 
     def _take_weights(self, saved: checkpoint.Saved) -> None:
         self.model.load_state_dict(saved.load("model"))

@@ -3,6 +3,7 @@
 All else is torchmetrics' own (see metric_names). Updating one of these never waits for the device.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -110,10 +111,12 @@ def gathered(metrics: Sequence[Metric]) -> Iterator[None]:
     have some. A metric with a gather of its own keeps it.
     """
     plain = [m for m in metrics if m.dist_sync_fn is None and all(map(_summed_or_joined, _states(m), _reductions(m)))]
-    ranks = world.gather([[_joined(state).cpu() for state in _states(metric)] for metric in plain])
-    for metric, *parts in zip(plain, *ranks, strict=True):
+    sent = world.gather_tensors([_joined(state) for metric in plain for state in _states(metric)])
+    states = zip(*(tensors for _, tensors in sent), strict=True)
+    for metric in plain:
         # torchmetrics asks for each state in turn.
-        answers = iter([[rank.to(metric.device) for rank in _filled(state)] for state in zip(*parts, strict=True)])
+        own = itertools.islice(states, len(_states(metric)))
+        answers = iter([[rank.to(metric.device) for rank in _filled(state)] for state in own])
         metric.dist_sync_fn = lambda state, group=None, answers=answers: next(answers)
     try:
         yield

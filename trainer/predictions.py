@@ -47,11 +47,11 @@ class Predictions:
 
 def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | None:
     """Bring (ids, targets, logits, losses) of every batch of every rank to rank 0. Collective; None elsewhere."""
-    columns = [torch.cat(column).cpu().numpy() for column in zip(*kept, strict=True)] if kept else None
-    ranks = [rank for rank in world.gather_to_first(columns) if rank is not None]
+    columns = [torch.cat(column) for column in zip(*kept, strict=True)]
+    ranks = [rank for rank in world.gather_to_first(columns) if rank]  # one without samples sends none
     if not ranks:
         return None
-    ids, targets, logits, losses = (np.concatenate(column) for column in zip(*ranks, strict=True))
+    ids, targets, logits, losses = (torch.cat(column).cpu().numpy() for column in zip(*ranks, strict=True))
     order = np.argsort(ids, kind="stable")
     scores = torch.from_numpy(logits[order])
     probabilities = scores.softmax(1) if task == "single_label" else scores.sigmoid()

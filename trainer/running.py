@@ -119,7 +119,7 @@ class Running:
         if optim.skips(self.stepper.optimizer) and learn.ema is None and self.stepper.guard.undo(back):
             world.average_buffers(learn.model)
             self._save()
-        learn.tell_written(world.gather(learn.keeper.finished(all_of_them=True))[0])
+        learn.tell_written(learn.all_written())
         lrs, _ = self.schedule.at(progress.phase_step)
         kept = f"what was before it is kept in {learn.keeper.root}" if learn.keeper.wanted else "nothing was kept"
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""

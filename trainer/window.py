@@ -7,7 +7,8 @@ once and gathers once; every rank gets the same answer, so that decisions made f
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,27 +106,33 @@ class Window:
         """Read the device, gather once, start over. Collective; the window must not be empty."""
         loss_sum = 0.0 if self.loss_sum is None else float(self.loss_sum)  # waits for the device; what follows does not
         seen, busy_s = guard.read(), busy.read()
-        ids = torch.stack(self.ids).numpy()
-        mine = (
-            *(ids, loss_sum, time.perf_counter() - self.began, self.data_wait_s, stop),
-            *(dict(lost or {}), busy_s, list(written), taken_at),
-        )
-        ranks = world.gather(mine)
-        together = np.concatenate([rank[0] for rank in ranks], axis=1)
+        mine: dict[str, Any] = {
+            "loss_sum": loss_sum,
+            "window_s": time.perf_counter() - self.began,
+            "data_wait_s": self.data_wait_s,
+            "busy_s": busy_s,
+            "stop": stop,
+            "taken_at": taken_at,
+            "lost": [*(lost or {}).items()],
+            "written": [asdict(each) for each in written],
+        }
+        sent = world.gather_tensors([torch.stack(self.ids)], mine)
+        together = torch.cat([ids for _, (ids,) in sent], 1).numpy()
+        ranks = [told for told, _ in sent]
         self.ids, self.loss_sum, self.data_wait_s = [], None, 0.0
         self.began = time.perf_counter()
         return Reading(
             steps=len(together),
             images=together.size,
-            loss=sum(rank[1] for rank in ranks) / together.size,
-            window_s=max(rank[2] for rank in ranks),
-            data_wait_s=sum(rank[3] for rank in ranks) / len(ranks),
+            loss=sum(rank["loss_sum"] for rank in ranks) / together.size,
+            window_s=max(rank["window_s"] for rank in ranks),
+            data_wait_s=sum(rank["data_wait_s"] for rank in ranks) / len(ranks),
             ids=list(together),
-            stop=any(rank[4] for rank in ranks),
-            lost=together_by_id([rank[5] for rank in ranks]),
-            busy_s=[rank[6] for rank in ranks],
-            written=ranks[0][7],
-            taken_at=min((rank[8] for rank in ranks if rank[8] is not None), default=None),
+            stop=any(rank["stop"] for rank in ranks),
+            lost=together_by_id([dict(rank["lost"]) for rank in ranks]),
+            busy_s=[rank["busy_s"] for rank in ranks],
+            written=[Written(**each) for each in ranks[0]["written"]],
+            taken_at=min((rank["taken_at"] for rank in ranks if rank["taken_at"] is not None), default=None),
             seen=seen,
         )
 

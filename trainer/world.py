@@ -1,20 +1,30 @@
 """How do ranks agree? The few collectives that training needs outside DDP, each a no-op for one process.
 
 They run on the host (gloo), so a GPU does not wait for them; all but `worst` only at window, epoch and checkpoint
-ends, or when a rank has failed.
+ends, or when a rank has failed. What they send is JSON and the plain bytes of tensors, never pickled objects: a
+stranger who joins in a rank's place could otherwise run code on all others.
 """
 
-from typing import TypeVar
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from dataio.errors import DataError
-from models.errors import ModelError
-from trainer.errors import PeerError, TrainError
+from trainer.errors import PeerError
+from trainer.sentences import KINDS, Kinds, from_words, to_words
 
 T = TypeVar("T")
+
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    )
+}
 
 
 def world_size() -> int:
@@ -23,12 +33,22 @@ def world_size() -> int:
 
 
 def gather(value: T) -> list[T]:
-    """Every rank's picklable value, by rank, on every rank. Collective."""
-    if world_size() == 1:
-        return [value]
-    values: list[T | None] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values  # type: ignore[return-value]  # torch fills every place
+    """Every rank's value, by rank, on every rank. Collective.
+
+    value: what JSON can say: numbers (NaN and infinities too), texts, None, lists, dictionaries with texts as keys.
+    As JSON has it a tuple comes back as a list, also in a world of one.
+    """
+    return [said for said, _ in _exchange(value, ())]
+
+
+def gather_tensors(tensors: Sequence[Tensor], value: Any = None) -> list[tuple[Any, list[Tensor]]]:
+    """Every rank's value (see `gather`) and tensors, which may differ in number and shape, on the host. Collective."""
+    return _exchange(value, tensors)
+
+
+def gather_to_first(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Every rank's tensors, on rank 0's host; an empty list elsewhere. Collective."""
+    return [sent for _, sent in _exchange(None, tensors, everywhere=False)]
 
 
 def worst(state: int) -> int:
@@ -40,34 +60,70 @@ def worst(state: int) -> int:
     return int(flag)
 
 
-def told(failure: Exception | None) -> Exception:
+def together(make: Callable[[], T], kinds: Kinds = KINDS) -> T:
+    """Call on every rank; if any rank fails in a way that a user can mend, all raise that. Collective.
+
+    kinds: the types of errors that a user can mend; others pass, on this rank alone.
+    """
+    failure: Exception | None = None
+    try:
+        value = make()
+    except tuple(kinds.values()) as error:
+        failure = error
+    if any(gather(failure is not None)):
+        raise told(failure, kinds)
+    return value
+
+
+def told(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
     """The error that every rank raises once one has failed: the first such rank's, as itself where all can read it.
 
     Collective. failure: what this rank met; where it is no sentence of ours, it keeps its traceback, on this rank.
     """
-    readable = isinstance(failure, DataError | ModelError | TrainError)
-    mine = failure if readable or failure is None else f"{type(failure).__name__}: {failure}"
+    mine = None if failure is None else to_words(failure, kinds)
     for rank, words in enumerate(gather(mine)):
         if words is None:
             continue
-        if failure is not None and not readable:
+        if failure is not None and mine is not None and (mine == words or not mine[0]):
             return failure
-        if isinstance(words, Exception):
-            return words
-        return PeerError(
-            f"rank {rank} failed ({words}): no other rank can go on without it; its own traceback says where"
+        sentence = from_words(words, kinds)
+        return sentence or PeerError(
+            f"rank {rank} failed ({words[1]}): no other rank can go on without it; its own traceback says where"
         )
     raise AssertionError("no rank has failed")
 
 
-def gather_to_first(value: T) -> list[T]:
-    """Every rank's picklable value on rank 0; an empty list elsewhere. Collective."""
+def _exchange(value: Any, tensors: Sequence[Tensor], *, everywhere: bool = True) -> list[tuple[Any, list[Tensor]]]:
+    """Every rank's JSON and tensors, by rank; not `everywhere`: on rank 0 alone. Two collectives."""
+    text = json.dumps([value, [[str(tensor.dtype), list(tensor.shape)] for tensor in tensors]]).encode()
     if world_size() == 1:
-        return [value]
-    first = dist.get_rank() == 0
-    values: list[T | None] | None = [None] * world_size() if first else None
-    dist.gather_object(value, values)
-    return values or []  # type: ignore[return-value]
+        return [(json.loads(text)[0], list(tensors))]
+    parts = [torch.frombuffer(bytearray(text), dtype=torch.uint8)]
+    parts += [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    size = torch.tensor([len(text), sum(map(len, parts))])
+    sizes = [torch.empty_like(size) for _ in range(world_size())]
+    dist.all_gather(sizes, size)
+    longest = max(int(each[1]) for each in sizes)
+    mine = torch.cat([*parts, torch.zeros(longest - int(size[1]), dtype=torch.uint8)])
+    hears = everywhere or dist.get_rank() == 0
+    sent = [torch.empty_like(mine) for _ in sizes] if hears else []
+    if everywhere:
+        dist.all_gather(sent, mine)
+    else:
+        dist.gather(mine, sent if hears else None)
+    return [_read(data, int(each[0])) for data, each in zip(sent, sizes, strict=False)]
+
+
+def _read(data: Tensor, text: int) -> tuple[Any, list[Tensor]]:
+    """The value and the tensors in a rank's bytes, (bytes,) uint8, of which the first `text` are JSON."""
+    value, kinds = json.loads(data[:text].numpy().tobytes())
+    tensors, at = list[Tensor](), text
+    for name, shape in kinds:
+        dtype = _DTYPES[name]
+        end = at + torch.Size(shape).numel() * dtype.itemsize
+        tensors.append(data[at:end].clone().view(dtype).reshape(shape))  # a copy, for the place of each must be even
+        at = end
+    return value, tensors
 
 
 def average_buffers(model: nn.Module) -> None:
