@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from cluster import cli_jobs
+from cluster import cli_jobs, outputs, signals
 from cluster.arguments import read_job, take, take_flag, take_out
 from cluster.job import Job
 
@@ -47,9 +47,13 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    verb, rest = _verb(arguments)
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    sys.exit(_guarded(lambda: _run_verb(verb, rest), debug=debug))
+    with outputs.forgiving() as stdout, signals.ending_when_interrupted():
+        verb, rest = _verb(arguments)
+        logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
+        status = _guarded(lambda: _run_verb(verb, rest), debug=debug)
+        if verb != "train":  # a run has ended as it has, whoever hears of it
+            status = status or _unheard(verb, stdout)
+    sys.exit(status)
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
@@ -71,14 +75,25 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     except KeyboardInterrupt:
         print("thawline: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if debug or not _is_users(error):
             raise
         print(f"thawline: {error}", file=sys.stderr)
         return 1
+
+
+def _unheard(verb: str, stdout: outputs.Talk) -> int:
+    """1 where what a verb had to say is lost, which it tells unless its reader has left."""
+    stdout.flush()
+    if stdout.why is None:
+        return 0
+    if not outputs.reader_left(stdout):
+        print(
+            f"thawline: stdout cannot be written ({outputs.reason(stdout.why)}): what `thawline {verb}` has to say is "
+            "lost; send it elsewhere",
+            file=sys.stderr,
+        )
+    return 1
 
 
 def _is_users(error: Exception) -> bool:

@@ -1,15 +1,17 @@
 """What does a person see while a run goes on? A bar and an epoch table on a terminal, plain lines elsewhere.
 
-Reads the rows that rank 0 publishes, wherever it runs; talks on stderr, since stdout is for data.
+Reads the rows that rank 0 publishes, wherever it runs; talks on stderr, since stdout is for data. What cannot be
+printed is left unsaid (see outputs).
 """
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cluster.outputs import Talk, reason
 from trainer import recorder
 from trainer.diagnosis import Finding
 
@@ -54,10 +56,16 @@ class Console:
     """Shows rows as they come. Rows of epochs it has shown already are passed over (a worker that came back)."""
 
     def __init__(self, stream: Any = None) -> None:
-        self._rich = RichConsole(file=stream or sys.stderr, highlight=False)
+        self._talk = Talk(stream or sys.stderr)
+        self._rich = RichConsole(file=cast(TextIO, self._talk), highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_valid: Row | None = None
+
+    @property
+    def unsaid(self) -> int:
+        """Lines that could not be printed."""
+        return self._talk.unsaid
 
     def show(self, rows: Sequence[Row]) -> None:
         """Take published rows."""
@@ -74,10 +82,12 @@ class Console:
         (self._bar.console if self._bar else self._rich).print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Take the bar down, and tell how much was not heard."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if self.unsaid:
+            self.say(f"{self.unsaid} lines could not be printed when they were due ({reason(self._talk.why)})")
 
     def _epoch(self, row: Row) -> None:
         last = self._last_valid

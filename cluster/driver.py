@@ -14,12 +14,18 @@ from cluster.discovery import Directory, entries_of
 from cluster.errors import ClusterError, LaunchError
 from cluster.job import Job
 from cluster.jobs import JOB_FILE
+from cluster.outputs import forgiving
 from cluster.signals import stop_on_signal
 from dataio.errors import DataError
 
 
 def main() -> int:
     """Train what job.toml says. Exit 0 finished or stopped, 1 failed."""
+    with forgiving():
+        return _main()
+
+
+def _main() -> int:
     try:
         result = _train(jobs.check(jobs.from_toml(JOB_FILE)))
     except Exception as error:

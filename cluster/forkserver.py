@@ -26,6 +26,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from cluster.outputs import Talk
+
 Main = Callable[[Connection, Any], None]
 _MOST = 1 << 20
 _AGAIN_S = 0.1
@@ -71,10 +73,10 @@ def _fork(server: socket.socket, asked: socket.socket, main: Main) -> None:
         main(Connection(asked.detach()), words["part"])
         status = 0
     except BaseException:  # nothing above this frame is the child's
-        traceback.print_exc()
+        traceback.print_exc(file=Talk(sys.stderr))
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        Talk(sys.stdout).flush()
+        Talk(sys.stderr).flush()
         os._exit(status)  # what the parent would do at its end is not this process's to do
 
 

@@ -6,6 +6,7 @@ result), ("error", an exception of the user's), ("failure", a traceback).
 
 import contextlib
 import os
+import sys
 import threading
 import tomllib
 import traceback
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from cluster import job as jobs
+from cluster.outputs import Talk
 from cluster.run import USER_ERRORS, run
 from cluster.storage import run_dir
 from trainer.context import Row
@@ -93,5 +95,5 @@ def main(link: Connection, part: dict[str, Any]) -> None:
     except USER_ERRORS as error:
         context.send("error", error)
     except BaseException as error:  # whatever it is, the one who waits shall hear of it
-        traceback.print_exc()
+        traceback.print_exc(file=Talk(sys.stderr))
         context.send("failure", "".join(traceback.format_exception(error)))

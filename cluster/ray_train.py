@@ -29,6 +29,7 @@ from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
 from cluster.preflight import check_recipe
 from cluster.room import answering, choose_device
+from cluster.signals import deaf_to_hangup
 from cluster.storage import Result, has_begun
 from dataio.cores import usable_cores
 
@@ -212,7 +213,7 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
         if local:
             options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
         # Ray puts the folder it is started from first on its workers' path: a user's models/ would shadow ours.
-        with contextlib.chdir(scratch):
+        with contextlib.chdir(scratch), deaf_to_hangup():
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:

@@ -1,28 +1,94 @@
-"""What does Ctrl-C mean? The end of this window, with a checkpoint; a second one means now."""
+"""What does Ctrl-C mean? The end of this window, with a checkpoint; a second one means now.
+
+SIGTERM asks as the first Ctrl-C does, and so does SIGHUP, which a terminal sends that is closed: unless it was ignored
+on entry, since then somebody has asked that the run outlives it (nohup, disown).
+"""
 
 import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+_UNWIND_S = 10.0
+_WORDS = b"\nstopping at the end of this window, with a checkpoint; Ctrl-C again to end at once\n"
+_asked_by = 0
 
 
 @contextlib.contextmanager
 def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; a second SIGINT interrupts at once."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop; the next SIGINT does what it did before."""
+    global _asked_by
 
     def handler(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"\nstopping at the end of this window, with a checkpoint; Ctrl-C again to end at once\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # first: what is asked may be long in answering
+        global _asked_by
+        _asked_by = _asked_by or number
+        signal.signal(signal.SIGINT, again)  # first: what is asked may be long in answering
+        with contextlib.suppress(OSError):  # whoever closed the terminal hears nothing
+            os.write(2, _WORDS)
         request()
 
+    _asked_by = 0
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    was = before[signal.SIGINT]
+    again = was if callable(was) else signal.default_int_handler
     try:
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def exit_status() -> int:
+    """What a process exits with whose run has stopped at a checkpoint: 130 if Ctrl-C asked for that, else 143.
+
+    143 is SIGTERM's, which SIGHUP and `thawline stop` are taken for, and what other ranks have heard.
+    """
+    return 128 + (signal.SIGINT if _asked_by == signal.SIGINT else signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ending_when_interrupted() -> Iterator[None]:
+    """Within, for the main of a process: a KeyboardInterrupt means its end, whatever hangs in a thread.
+
+    A file that never answers would hold up the taking down for ever: that is given `_UNWIND_S`, and the next SIGINT
+    does not wait for it.
+    """
+
+    def end() -> None:
+        time.sleep(_UNWIND_S)
+        os._exit(128 + signal.SIGINT)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        threading.Thread(target=end, name="thawline-end", daemon=True).start()
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else somebody has asked for something else, such as to be left alone
+        signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def deaf_to_hangup() -> Iterator[None]:
+    """Processes that are started within, of Ray, ignore SIGHUP: a run that saves because of it still needs them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)

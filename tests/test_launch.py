@@ -1,8 +1,10 @@
 """Starting and stopping: what this machine can hold, and what a signal means."""
 
+import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.launch import ProcessContext, check_gpus, choose_device
 from cluster.preflight import check_cores
-from cluster.signals import stop_on_signal
+from cluster.signals import exit_status, stop_on_signal
 
 JOB = Job(manifest="m.parquet")
 
@@ -89,3 +91,59 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+HANGS = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from cluster import signals
+signals._UNWIND_S = 1.0
+with signals.ending_when_interrupted(), ThreadPoolExecutor() as pool, signals.stop_on_signal(lambda: print("asked")):
+    reading = pool.submit(lambda: (print("reads", flush=True), open(sys.argv[1])))
+    reading.result()
+"""
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_what_a_thread_that_hangs_holds_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    words = [sys.executable, "-u", "-c", HANGS, str(tmp_path / "pipe")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reads\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "asked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_asks_as_sigterm_does_unless_somebody_wanted_it_ignored(ignored: bool) -> None:
+    context = ProcessContext(Path("unused"), torch.device("cpu"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with stop_on_signal(context.request_stop):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert context.should_stop() is not ignored
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_which_signal_asked_is_told_as_an_exit_status(number: signal.Signals, status: int) -> None:
+    with stop_on_signal(lambda: None):
+        assert exit_status() == 143, "nobody has sent a signal: `thawline stop`"
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+    assert exit_status() == status
+
+
+def test_a_request_is_made_though_nobody_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(fd: int, words: bytes) -> int:
+        raise OSError(errno.EIO, "the terminal is gone")
+
+    monkeypatch.setattr(os, "write", gone)
+    context = ProcessContext(Path("unused"), torch.device("cpu"))
+    with stop_on_signal(context.request_stop):
+        signal.raise_signal(signal.SIGHUP)
+    assert context.should_stop()
