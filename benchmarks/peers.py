@@ -167,7 +167,7 @@ def fastai_itself(spec: ImageSpec) -> Callable[[Iterable[Encoded]], Iterator[tor
 
     resize, to_tensor = Resize(spec.presize_px), ToTensor()
     augment = aug_transforms(
-        do_flip=spec.flip,
+        do_flip=spec.flips,
         max_rotate=spec.rotate_deg,
         min_zoom=spec.min_zoom,
         max_zoom=spec.max_zoom,

@@ -166,6 +166,7 @@ def _index(
     delimiter: str | None = None,
     classes: str | None = None,
     values: str | None = None,
+    swap: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     valid: str = "0.2",
     test: str | None = None,
     seed: int = 42,
@@ -192,6 +193,8 @@ def _index(
         classes: The vocabulary: a,b,c, a .txt file with a class a line, or another manifest, whose classes these
             are; the sorted labels if not given.
         values: The pixel values of a mask's classes, such as 0,255; those that occur if not given.
+        swap: Two points that change places in a mirror image, such as left_eye,right_eye, once for each pair; none
+            where no point has a side. If not given, images with points are not mirrored.
         valid: A fraction drawn at random, stratified:F, fold:I/K (0/5 to 4/5), stratified-fold:I/K, column:C (true
             or valid, test), or folder:N (a folder of that name).
         test: The same for the test, but no folds; or all. Fractions are of all images; but where one of the two is
@@ -216,6 +219,7 @@ def _index(
         delimiter=delimiter,
         classes=classes,
         values=values,
+        swap=swap,
         valid=valid,
         test=test,
         seed=seed,

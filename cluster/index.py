@@ -22,6 +22,7 @@ def make_manifest(
     delimiter: str | None = None,
     classes: str | None = None,
     values: str | None = None,
+    swap: Sequence[str] = (),
     valid: str = "0.2",
     test: str | None = None,
     seed: int = 42,
@@ -53,7 +54,8 @@ def make_manifest(
         _refuse("a CSV or table", text, **options, column_names=column_names)
         kinds = [kind for words in extensions for kind in words.split(",")] or sources.IMAGE_EXTENSIONS
         table = sources.from_folder(text, extensions=kinds, folders=folders or None, recursive=recursive)
-    table = labels.label(table, labeller, task=task, classes=names, values=pixels)
+    pairs = _pairs(swap) if swap or other is None else other.swap
+    table = labels.label(table, labeller, task=task, classes=names, values=pixels, swap=pairs)
     if other is not None and table.task != other.task:
         raise ManifestError(
             f"--classes {classes} is for {other.task} and --label {label} gives {table.task}: their targets do not "
@@ -150,6 +152,20 @@ def _vocabulary(
     else:
         names = [name.strip() for name in classes.split(",")]
     return names, pixels, None
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, str]] | None:
+    """The points that change places in a mirror; None where nobody said."""
+    if not words or list(words) == ["none"]:
+        return [] if words else None
+    pairs = [tuple(name.strip() for name in word.split(",")) for word in words]
+    wrong = next((word for word, pair in zip(words, pairs, strict=True) if len(pair) != 2), None)
+    if wrong is not None:
+        raise LabelError(
+            f"--swap {wrong!r:.80} is not two names with a comma between: give --swap left_eye,right_eye once for each "
+            "pair, or --swap none where no point has a side"
+        )
+    return [(one, other) for one, other in pairs]
 
 
 def _splitter(valid: str, test: str | None, seed: int) -> splits.Splitter:

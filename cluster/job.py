@@ -48,7 +48,7 @@ class Augment:
     """
 
     preset: Literal["default", "satellite", "plain", "digits"] = "default"  # dataio.spec.PRESETS, as a start
-    flip: bool = True  # mirror left to right, every second image
+    flip: bool | Literal["auto"] = "auto"  # mirror left to right, every second image; auto = points only if paired
     dihedral: bool = False  # one of the square's eight symmetries, mirrors included
     rotate_deg: float = 10.0  # rotate by up to this, either way
     min_zoom: float = 1.0  # zoom by this to max_zoom; below 1 shows the border
@@ -292,7 +292,7 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
 
     Paths are compared as text, never what lies there: whether it is the same manifest, its reader must say.
     """
-    before, after = flat(old), flat(new)
+    before, after = ({**flat(job), "augment.flip": job.augment.flip is not False} for job in (old, new))
     names = [name for name in {**before, **after} if name not in ignore and name.split(".")[0] not in ignore]
     changes = [(name, before.get(name), after.get(name)) for name in names]
     return [f"{name}: {was} -> {now}" for name, was, now in changes if was != now]
@@ -306,6 +306,8 @@ def override(job: Job, args: list[str]) -> Job:
     """
     import tyro  # 0.1 s that reading a job does not need
 
+    args = _plain_flags(args)
+
     def parse(default: Job) -> Job:
         flags = tyro.cli(Job, default=replace(default, phases=()), args=args, prog="thawline train JOB")
         return replace(flags, phases=default.phases)
@@ -318,6 +320,16 @@ def override(job: Job, args: list[str]) -> Job:
     own = {name: value for name, value in asdict(job.augment).items() if value != getattr(old, name)}
     # Parsed again on top of the new preset: the flags win whatever their order, and whatever they say.
     return parse(replace(job, augment=Augment(**{**_preset(preset), **own, "preset": preset})))
+
+
+def _plain_flags(args: list[str]) -> list[str]:
+    """`--augment.flip` and `--augment.no-flip` with the value that tyro asks for where a field may also be a word."""
+    words = {"--augment.flip": ["--augment.flip", "True"], "--augment.no-flip": ["--augment.flip", "False"]}
+    plain = list[str]()
+    for i, arg in enumerate(args):
+        valued = args[i + 1 : i + 2] in (["True"], ["False"], ["auto"])
+        plain += [arg] if valued else words.get(arg, [arg])
+    return plain
 
 
 def _preset(name: str) -> dict[str, Any]:

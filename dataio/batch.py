@@ -17,8 +17,9 @@ class Batch:
     images: torch.Tensor
     """(N, 3, H, W) float32 or float16, normalised, channels_last in memory, on the loader's device."""
     targets: torch.Tensor
-    """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. points: (N, K, 2) float32 x, y in
-    [-1, 1], NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the loader's
+    """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. points: (N, K, 2) float32 x, y,
+    -1 and 1 at the edges of the image as the model sees it, beyond them for a point that the crop or the augmentation
+    left outside, NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the loader's
     device."""
     ids: torch.Tensor
     """(N,) int64 manifest ids, on the CPU."""

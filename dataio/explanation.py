@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dataio.geometry import project
+from dataio.geometry import Geometry, project
 from dataio.loader import ImageLoader
 from dataio.reference import decode, render_mask
 from dataio.spec import ImageSpec
@@ -42,6 +42,7 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
         f"  warp       ({work.size_px}, {work.size_px}, 3) uint8, one bilinear interpolation, {spec.border} border",
         "             the model's corners see x,y = " + "  ".join(f"{x:.1f},{y:.1f}" for x, y in seen),
         *(f"             [{row[0]:9.4f} {row[1]:9.4f} {row[2]:9.4f}]" for row in matrix),
+        *([f"  mirrored   {_mirror_words(loader, geometry)}"] if loader.task == "points" else []),
         *([f"  saturation {saturation:.3f}"] if spec.max_saturation else []),
         f"  lighting   y = {scale:.3f} x {'+' if shift >= 0 else '-'} {abs(shift):.3f}, then (y - mean) / std",
         f"engine: {loader.engine} on {loader.device} ({loader.choice.reason})",
@@ -126,6 +127,14 @@ def _target_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
         return "; ".join(there) or "(none)"
     shares = [(np.mean(target == i), name) for i, name in [*enumerate(classes), (VOID, "no class")]]
     return f"{target.shape} " + ", ".join(f"{name} {share:.0%}" for share, name in shares if share)
+
+
+def _mirror_words(loader: ImageLoader, geometry: Geometry) -> str:
+    """Whether the first sample is a mirror image, and whose names that changes."""
+    if not geometry.mirrored[0]:
+        return "no"
+    pairs = [f"{one} and {other}" for one, other in loader.swap or ()]
+    return f"yes: {', '.join(pairs)} change places" if pairs else "yes"
 
 
 def _shape(tensor: torch.Tensor) -> str:

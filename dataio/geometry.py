@@ -64,6 +64,11 @@ class Geometry:
     sampling: Floats
     """(n,): how far SAMPLES are spread, 0 (all at the centre: one would do) to 1."""
 
+    @property
+    def mirrored(self) -> NDArray[np.bool_]:
+        """Which samples show their source as a mirror does, (n,): left is right there, however it is turned."""
+        return np.asarray(np.linalg.det(self.homographies) < 0)
+
     def sampled(self, k: int) -> Floats:
         """`homographies` at sample k of each output pixel: (n, 3, 3); an image is the mean over all SAMPLES."""
         dx, dy = SAMPLES[k][:, None] * self.sampling
@@ -176,7 +181,7 @@ def _affine(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
     """
     n = len(u["flip"])
     zero = np.zeros(n)
-    mirrored = np.where(spec.flip & (u["flip"] < 0.5), -1.0, 1.0)
+    mirrored = np.where(spec.flips & (u["flip"] < 0.5), -1.0, 1.0)
     flip = _symmetry(u["dihedral"]) if spec.dihedral else _scaling(mirrored, np.ones(n), zero, zero)
     angle = np.deg2rad(spec.rotate_deg) * (2 * u["rotate"] - 1) * (u["p_rotate"] < spec.p_affine)
     turn = _eye(n)

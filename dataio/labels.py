@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataio.errors import LabelError
+from dataio.keypoints import Pairs, check_pairs
 from dataio.sources import Table, tidy
 
 Row = Mapping[str, Any]
@@ -174,6 +175,7 @@ def label(
     task: str | None = None,
     classes: Sequence[str] | None = None,
     values: Sequence[int] | None = None,
+    swap: Sequence[tuple[str, str]] | None = None,
 ) -> Table:
     """Return the table with its `label` column, its task, and what the labels mean.
 
@@ -181,10 +183,13 @@ def label(
     in the order of the targets: class names (by default those that occur, sorted), the names of the points, or the
     names of a mask's classes. `values` are the pixel values of these, 0, 1, 2, ... by default; for a mask with neither,
     `split` takes the values that occur, each called by its number.
+    `swap` are the points that change places in a mirror image, such as [("left eye", "right eye")]: with it training
+    mirrors images, without it not, since a mirrored left eye would keep its name. Empty: no point has a side.
 
     Raises: LabelError when an image has no label, when a label is not in the given vocabulary, when all have the same
-        (single_label without one), when some have one label and others a list, when points are not finite pairs, or
-        when the labeller fails; SourceError for the path of a mask that is none.
+        (single_label without one), when some have one label and others a list, when points are not finite pairs,
+        when `swap` is no pairs of their names, or when the labeller fails; SourceError for the path of a mask that is
+        none.
     """
     name = str(getattr(labeller, "name", None) or getattr(labeller, "__name__", labeller))
     labels = [_one(labeller, name, row) for row in _each(table.rows)]
@@ -206,7 +211,8 @@ def label(
         column = tidy(column, table.root, name)
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
     rows = rows.append_column("label", pa.array(column, LABEL_TYPES[task]))
-    return Table(rows, table.root, task, vocabulary, None if values is None else tuple(map(int, values)))
+    pixels = None if values is None else tuple(map(int, values))
+    return replace(table, rows=rows, task=task, classes=vocabulary, values=pixels, swap=_swap(swap, vocabulary, task))
 
 
 # Vocabularies ---------------------------------------------------------------------------------------------
@@ -306,6 +312,20 @@ def _points(
             "a model for these could not say them; name more, or correct the labels"
         )
     return column, known or tuple(f"point {i}" for i in range(most))
+
+
+def _swap(pairs: Sequence[tuple[str, str]] | None, names: tuple[str, ...] | None, task: str) -> Pairs | None:
+    if pairs is None:
+        return None
+    if task != "points":
+        raise LabelError(f"swap names points that change places in a mirror, and the task is {task}: leave it out")
+    try:
+        return check_pairs(pairs, names or ())
+    except ValueError as error:
+        raise LabelError(
+            f"swap cannot be used ({error}): a mirrored image would get wrong names; name two points that change "
+            "places, each once, such as left_eye,right_eye"
+        ) from error
 
 
 def _flat(value: Any) -> list[float]:

@@ -1,5 +1,6 @@
 """How do a manifest and a spec become batches? The loaders, and which engine was chosen and why."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from dataio import geometry
 from dataio.batch import Batch
 from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, QuarantineError, SplitError
+from dataio.keypoints import UNPAIRED, Pairs
 from dataio.manifest import Manifest
 from dataio.part import Part, Rows
 from dataio.plan import Plan, part_bounds
@@ -28,6 +30,8 @@ from dataio.targets import decode_mask, make_targets, value_table
 from dataio.work import Mend, Work, read_ahead, timed
 
 EngineName = Literal["auto", "dali", "reference"]
+
+log = logging.getLogger(__name__)
 
 _AHEAD = 3  # batches read ahead of the engine; the files of three batches hide a slow disk's latency
 _READERS = 2
@@ -94,6 +98,8 @@ class ImageLoader:
     """Of a mask: see manifest.Manifest."""
     max_quarantined: float = 0.01
     """Share of the samples that may turn out unusable before training stops."""
+    swap: Pairs | None = None
+    """Of points: see manifest.Manifest. None: images with points are not mirrored."""
     view: int | None = None
     """For test-time augmentation: which of the augmented views of the validation samples; None is the plain one."""
 
@@ -108,6 +114,10 @@ class ImageLoader:
                 f"the {self.samples} images have no size in the manifest (it was made with verify=False): "
                 "their geometry cannot be drawn; split again with verify=True, or index again"
             )
+        if self.task == "points" and self.swap is None:
+            if self.train and self.spec.flips:
+                log.warning("%s", UNPAIRED)
+            self.spec = self.spec.unmirrored()
         self._engine: _Engine | None = None
         self._lost: dict[int, str] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -224,7 +234,9 @@ class ImageLoader:
             paths=[self.reader.where(rows, i) for i in range(len(rows))],
             geometry=drawn,
             ids=rows.ids,
-            targets=make_targets(rows, task=self.task, classes=self.classes, geometry=drawn, size_px=size_px),
+            targets=make_targets(
+                rows, task=self.task, classes=self.classes, geometry=drawn, size_px=size_px, swap=self.swap
+            ),
             size_px=size_px,
             positions=positions,
             masks=self._masks(loaded),
@@ -379,6 +391,7 @@ def split_loader(
         task=manifest.task,
         classes=manifest.classes,
         values=manifest.values,
+        swap=manifest.swap,
         reader=open_reader(manifest, cache=cache, cache_gib=cache_gib, progress=progress),
         train=split == "train",
         global_batch=global_batch,

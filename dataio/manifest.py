@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from dataio import files
 from dataio.atomic import whole
 from dataio.errors import ManifestError, SourceError
+from dataio.keypoints import Pairs, check_pairs
 from dataio.labels import LABEL_TYPES
 from dataio.part import Part
 
@@ -54,6 +55,8 @@ class Manifest:
     image whose status is not 'ok'. `root` is where the paths start: an absolute folder or a URI. `classes` are what
     targets mean: sorted class names, the names of the points, or the names of a mask's values in their order.
     `values` are a mask's pixel values, one for each class; any other value belongs to none.
+    `swap` are the points that change places in a mirror image, and None where nobody said: then none is mirrored.
+    `notes` are sentences on what was seen while it was made, for `summary`; they are not saved.
     `shards` hold the files' bytes, if they were packed; `home` is the folder or URI where this manifest lies.
     """
 
@@ -64,6 +67,8 @@ class Manifest:
     values: tuple[int, ...] = ()
     shards: tuple[Shard, ...] = ()
     home: str = ""
+    swap: Pairs | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
     """As the file has it; `replace` leaves it out, so another table is hashed anew."""
 
@@ -80,6 +85,7 @@ class Manifest:
             "root": self.root,
             "fingerprint": self.fingerprint(),
             "shards": [asdict(shard) for shard in self.shards],
+            **({} if self.swap is None else {"swap": self.swap}),
         }
         rows = self.rows.replace_schema_metadata({_KEY: json.dumps(about)})
         name = _full(file)
@@ -128,6 +134,7 @@ class Manifest:
             tuple(about["values"]),
             tuple(Shard(**shard) for shard in about["shards"]),
             files.above(_full(file)),
+            _pairs(about, file),
         )
         object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
         return manifest
@@ -193,7 +200,8 @@ class Manifest:
         names = ["id", "label", "split", "width", "height", "hash", "status"]
         if self.task == "mask":
             names[1] = "mask_hash"
-        digest = xxhash.xxh3_128(json.dumps([self.task, self.classes, self.values]).encode())
+        meaning = [self.task, self.classes, self.values, *([] if self.swap is None else [self.swap])]
+        digest = xxhash.xxh3_128(json.dumps(meaning).encode())
         for start in range(0, self.rows.num_rows, _HASHED_ROWS):
             rows = self.rows.select(names).slice(start, _HASHED_ROWS)
             plain = pa.table([_plain(column) for column in rows.columns], names)
@@ -230,7 +238,7 @@ class Manifest:
         if self.shards:
             size = sum(shard.bytes for shard in self.shards)
             return "\n".join([*lines, f"{len(self.shards)} shards, {size:,} bytes, in {self.home}"])
-        return "\n".join([*lines, f"root {self.root}"])
+        return "\n".join([*lines, f"root {self.root}", *self.notes])
 
     def usable(self) -> NDArray[np.bool_]:
         """Which rows can be used, (N,)."""
@@ -258,7 +266,14 @@ def columns(task: str) -> pa.Schema:
 
 
 def build(
-    columns_by_name: dict[str, Any], *, root: str, task: str, classes: Sequence[str], values: Sequence[int] = ()
+    columns_by_name: dict[str, Any],
+    *,
+    root: str,
+    task: str,
+    classes: Sequence[str],
+    values: Sequence[int] = (),
+    swap: Pairs | None = None,
+    notes: Sequence[str] = (),
 ) -> Manifest:
     """A manifest from columns (Arrow or plain sequences), one for each of `columns(task)`."""
     schema = columns(task)
@@ -268,12 +283,23 @@ def build(
         if not isinstance(column, pa.Array | pa.ChunkedArray):
             column = pa.array(column, kind.value_type if pa.types.is_dictionary(kind) else kind)
         arrays.append(column.cast(kind))
-    return Manifest(_in_order(pa.table(arrays, schema)), root, task, tuple(classes), tuple(values))
+    rows = _in_order(pa.table(arrays, schema))
+    return Manifest(rows, root, task, tuple(classes), tuple(values), swap=swap, notes=tuple(notes))
 
 
 def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
     """The root that a manifest's schema tells; None for the schema of any other table."""
     return json.loads(metadata[_KEY])["root"] if metadata and _KEY in metadata else None
+
+
+def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
+    try:
+        return None if about.get("swap") is None else check_pairs(about["swap"], about["classes"])
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            f"manifest {file} names points that change places and cannot ({error}): it was changed since it was made; "
+            "make it again with thawline index"
+        ) from error
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

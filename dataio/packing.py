@@ -274,7 +274,7 @@ class _Packer:
         rows = pa.concat_tables(self.tables).select(self.names) if self.tables else old.rows
         columns_by_name = {name: rows[name] for name in self.names}
         packed = build(columns_by_name, root=old.root, task=old.task, classes=old.classes, values=old.values)
-        return replace(packed, shards=tuple(self.done), home=self.dest)
+        return replace(packed, shards=tuple(self.done), home=self.dest, swap=old.swap)
 
     def _tell(self) -> None:
         if self.progress is not None:

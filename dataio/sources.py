@@ -21,6 +21,7 @@ from pyarrow import csv
 
 from dataio import files
 from dataio.errors import SourceError
+from dataio.keypoints import Pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,8 @@ class Table:
     `rows` has `path` (string, posix, relative to root, or absolute when outside a local one), the columns of its
     source, and after labelling `label` (typed as labels.LABEL_TYPES has it). `task` is None until then. `root` is an
     absolute folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a
-    mask's classes, one for each; None where both are still to be found in the data.
+    mask's classes, one for each; None where both are still to be found in the data. `swap` are the points that change
+    places in a mirror image; None where nobody said. `notes` are sentences on what was seen while it was made.
     """
 
     rows: pa.Table
@@ -49,6 +51,8 @@ class Table:
     task: str | None = None
     classes: tuple[str, ...] | None = None
     values: tuple[int, ...] | None = None
+    swap: Pairs | None = None
+    notes: tuple[str, ...] = ()
 
 
 def from_folder(

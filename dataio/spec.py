@@ -1,6 +1,6 @@
 """What should the model see? A frozen description, with no device, no file and no random number in it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from math import ceil, inf
@@ -46,11 +46,12 @@ class ImageSpec:
     one warp goes straight from the decoded image to size_px; it only has to be large enough to make that honest."""
     presize: Presize = "crop"
     """How a rectangle becomes the square: crop (random in training), squish, or pad with the border."""
-    flip: bool = True
-    """Mirror left and right, with probability one half; without effect beside `dihedral`, which mirrors too."""
+    flip: bool | Literal["auto"] = "auto"
+    """Mirror left and right, with probability one half; without effect beside `dihedral`, which mirrors too. auto: yes,
+    but images with points only where their manifest says which points change places (`swap`)."""
     dihedral: bool = False
-    """One of the square's eight symmetries, quarter turns and mirrors, each equally likely. (fastai's flip_vert leaves
-    half of the images alone and draws for the other half.)"""
+    """One of the square's eight symmetries, quarter turns and mirrors, each equally likely; images with points need
+    `swap` for it. (fastai's flip_vert leaves half of the images alone and draws for the other half.)"""
     rotate_deg: float = 10.0
     """Rotate by up to this, either way."""
     min_zoom: float = 1.0
@@ -88,6 +89,8 @@ class ImageSpec:
                 f"pixels; give presize_px >= {self.size_px}"
             )
         _one_of("presize", self.presize, ("crop", "squish", "pad"))
+        if self.flip not in (True, False, "auto"):
+            raise SpecError(f"flip={self.flip!r} is not known: give True, False or 'auto'")
         _one_of("border", self.border, ("reflect", "replicate", "constant"))
         _within("rotate_deg", self.rotate_deg, 0, 180, "degrees either way")
         _within("min_zoom", self.min_zoom, 0.1, 10, "a factor; 1 is none")
@@ -150,6 +153,25 @@ class ImageSpec:
             remedy = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(PRESETS)}"
             raise SpecError(f"preset={name!r} is not known, so it says nothing of augmentation: {remedy}")
         return cls(**{**PRESETS[name], **changes})
+
+    @property
+    def flips(self) -> bool:
+        """Whether `flip` mirrors; auto does, until a loader of points says otherwise."""
+        return self.flip is not False
+
+    def unmirrored(self) -> Self:
+        """This spec for images with points of which nobody said which change places in a mirror: without `flip`.
+
+        Raises: SpecError where it asks for mirror images by name.
+        """
+        asked = next((name for name in ("flip", "dihedral") if getattr(self, name) is True), None)
+        if asked is not None:
+            raise SpecError(
+                f"{asked}=True mirrors images, and the manifest names no points that change places: a mirrored left "
+                "eye would still be called left; index again with --swap LEFT,RIGHT (--swap none where no point has a "
+                f"side), or give {asked}=False"
+            )
+        return replace(self, flip=False)
 
     @property
     def effects(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataio.errors import QuarantineError, SplitError
+from dataio.keypoints import UNPAIRED
 from dataio.labels import Row
 from dataio.manifest import Manifest, build
 from dataio.sources import Table
@@ -224,7 +225,15 @@ def split(
         )
     columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
-    return build(columns, root=table.root, task=table.task, classes=classes, values=values or ())
+    return build(
+        columns,
+        root=table.root,
+        task=table.task,
+        classes=classes,
+        values=values or (),
+        swap=table.swap,
+        notes=(*table.notes, *([UNPAIRED] if table.task == "points" and table.swap is None else [])),
+    )
 
 
 # Drawing --------------------------------------------------------------------------------------------------

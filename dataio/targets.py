@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from dataio.errors import EngineError, ManifestError
 from dataio.geometry import Geometry
+from dataio.keypoints import Pairs, partners
 from dataio.part import Rows
 from dataio.pictures import hush_pillow, why_undecodable
 
@@ -24,16 +25,22 @@ VOID = 255
 Targets = NDArray[np.int64] | NDArray[np.float32]
 
 
-def make_targets(rows: Rows, *, task: str, classes: tuple[str, ...], geometry: Geometry, size_px: int) -> Targets:
+def make_targets(
+    rows: Rows, *, task: str, classes: tuple[str, ...], geometry: Geometry, size_px: int, swap: Pairs | None = None
+) -> Targets:
     """The targets of n samples as the model sees them.
 
     single_label: (n,) int64 indices into the classes. multi_label: (n, C) float32 zeros and ones. points: (n, K, 2)
-    float32 x, y in [-1, 1] over the model's square, beyond it where augmentation moved a point out of sight, NaN where
+    float32 x, y, where [-1, 1] is the model's square and what crop or augmentation left outside lies beyond; NaN where
     there is none. mask: (n,) int64 zeros, since the engine makes them.
+    swap: points that change places where an image is mirrored.
     Raises: ManifestError when a label is not among the classes.
     """
     if task == "points":
-        return geometry.place(points(rows.labels, len(classes)), size_px=size_px).astype(np.float32)
+        placed = geometry.place(points(rows.labels, len(classes)), size_px=size_px)
+        if swap:
+            placed = np.where(geometry.mirrored[:, None, None], placed[:, partners(classes, swap)], placed)
+        return placed.astype(np.float32)
     if task == "mask":
         return np.zeros(len(rows), np.int64)
     single = task == "single_label"

@@ -54,7 +54,7 @@ def write(pixels: Pixels, file: Path, *, orientation: int = 1) -> None:
 def scenes(folder: Path, task: str, *, count: int = 12) -> Manifest:
     """`count` scenes of several sizes, some turned by EXIF, the last quarter for validation, with points or masks.
 
-    Masks are grey, a palette's, or of half the image's size, in turn.
+    Masks are grey, a palette's, or of half the image's size, in turn. No point has a side.
     """
     paths, masks, labels = list[str](), list[str](), list[Any]()
     for i in range(count):
@@ -75,4 +75,5 @@ def scenes(folder: Path, task: str, *, count: int = 12) -> Manifest:
     columns |= {"id": np.arange(count), "path": paths, "label": masks if task == "mask" else labels}
     columns["split"] = ["train"] * (count - count // 4) + ["valid"] * (count // 4)
     classes, values = (NAMES, (0, 1, 2, 3)) if task == "mask" else (POINTS, ())
-    return build(columns, root=str(folder), task=task, classes=classes, values=values)
+    swap = () if task == "points" else None
+    return build(columns, root=str(folder), task=task, classes=classes, values=values, swap=swap)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cluster.index import make_manifest
 from dataio.errors import DataError, LabelError, ManifestError, QuarantineError, SourceError, SplitError
+from dataio.keypoints import UNPAIRED
 from dataio.manifest import Manifest
 from tests.runs import thawline
 
@@ -107,6 +108,27 @@ def test_masks_without_classes_are_called_by_the_values_that_occur(folder: Path)
         make_manifest(folder, label="mask:.masks/{stem}.png", values="7,8")
     one = make_manifest(folder, label="mask:.masks/{stem}.png", values="7,8", max_bad=1, test="all")
     assert one.part("test").ids.tolist() == [9], "a mask of void alone teaches nothing"
+
+
+def test_pairs_of_points_come_from_words_or_from_another_manifest(folder: Path, tmp_path: Path) -> None:
+    (folder / "eyes.csv").write_text("file,l_x,l_y,r_x,r_y\n" + "".join(f"cat/{i}.png,1,2,5,2\n" for i in (0, 2, 4, 6)))
+    words = ("--label", "points:l_x,l_y,r_x,r_y", "--valid", "0.5", "--out", tmp_path / "m.parquet")
+    done = thawline("index", folder / "eyes.csv", *words)
+    assert f"root {folder}\n{UNPAIRED}\n" in done.stderr
+    done = thawline("index", folder / "eyes.csv", *words, "--swap", "r, l")
+    assert (done.returncode, UNPAIRED in done.stderr) == (0, False), done.stderr
+    assert Manifest.load(tmp_path / "m.parquet").swap == (("l", "r"),)
+
+    def swap(*given: str, classes: str | None = None) -> object:
+        label = "points:l_x,l_y,r_x,r_y"
+        return make_manifest(folder / "eyes.csv", label=label, valid="0.5", swap=given, classes=classes).swap
+
+    assert swap(classes=str(tmp_path / "m.parquet")) == (("l", "r"),)
+    assert swap("none") == ()
+    with pytest.raises(LabelError, match="--swap 'l' is not two names with a comma between"):
+        swap("l")
+    with pytest.raises(LabelError, match="'l' is in two pairs"):
+        swap("l,r", "r,l")
 
 
 def test_a_folder_can_be_looked_into_in_part(folder: Path, tmp_path: Path) -> None:

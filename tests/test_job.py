@@ -126,7 +126,7 @@ def test_a_manifest_is_a_job_with_all_defaults(tmp_path: Path) -> None:
         ({"fit": {"epochs": "5"}}, r"fit\.epochs='5' in x\.toml is of type str.*a whole number$"),
         ({"fit": {"epochs": True}}, r"fit\.epochs=True in x\.toml is of type bool.*a whole number$"),
         ({"fit": {"epochs": 5.0}}, r"of type float.*a whole number$"),
-        ({"augment": {"flip": 1}}, r"of type int.*true or false$"),
+        ({"augment": {"flip": 1}}, r"of type int.*true or false or 'auto'$"),
         ({"fit": {"lr": [1e-6, 1e-5, 1e-4]}}, r"of type list.*a number or two numbers in"),
         ({"fit": {"lr": [1e-6, True]}}, r"of type list.*a number or two numbers in"),
         ({"fit": {"div": "x"}}, r"of type str.*a number$"),
@@ -189,6 +189,9 @@ def test_flags_go_on_top_of_the_file() -> None:
     assert override(JOB, ["--fit.metrics", "a", "b(c='d')"]).fit == Fit(metrics=("a", "b(c='d')"))
     assert override(replace(JOB, fit=Fit(lr=(1.0, 2.0))), ["--fit.epochs", "7"]).fit == Fit(lr=(1.0, 2.0), epochs=7)
     assert override(JOB, ["--augment.no-flip"]).augment == Augment(flip=False)
+    assert override(JOB, ["--augment.flip", "--augment.dihedral"]).augment == Augment(flip=True, dihedral=True)
+    assert override(JOB, ["--augment.flip", "auto"]) == JOB
+    assert differences(JOB, override(JOB, ["--augment.flip"])) == [], "runs from before there was auto go on"
     assert override(JOB, ["--augment.ratio", "1", "2"]).augment == Augment(ratio=(1.0, 2.0))
     staged = override(JOB, ["--data.stages", "0", "128", "2.5", "224", "--data.std", ".1", ".2", ".3"])
     assert staged.data == Data(stages=((0.0, 128), (2.5, 224)), std=(0.1, 0.2, 0.3))
@@ -245,7 +248,7 @@ def test_a_job_offers_the_presets_and_every_field_of_an_image() -> None:
         job = from_dict({"augment": {"preset": preset}, "data": {"size_px": 64, "stages": [[0, 32], [1, 64]]}})
         assert image_spec(job) == ImageSpec.preset(preset, size_px=64, stages=((0.0, 32), (1.0, 64)))
         for name, value in PRESETS[preset].items():
-            assert type(value) is type(getattr(Augment(), name))
+            assert type(value) is type(getattr(Augment(), name)) or name == "flip"  # auto, or one of both
 
 
 def test_an_image_has_the_statistics_of_the_job_if_it_gives_some() -> None:

@@ -247,6 +247,25 @@ def test_what_is_no_list_of_points_is_told(answer: Any, message: str) -> None:
         label(listed("a.jpg"), labels.points_by_function(lambda row: answer))
 
 
+def test_pairs_of_points_are_names_of_two_each_once() -> None:
+    cells: Any = {f"{name}_{axis}": [1.0] for name in ("nose", "left", "right", "tail") for axis in "xy"}
+    table = listed("a.jpg", **cells)
+    names = labels.points_by_columns([column for column in table.rows.column_names if column != "path"])
+    assert label(table, names).swap is None
+    assert label(table, names, swap=[]).swap == ()
+    assert label(table, names, swap=[("tail", "nose"), ("right", "left")]).swap == (("nose", "tail"), ("left", "right"))
+    for swap, message in (
+        ([("left", "ear")], r"'ear' is not among the 4 points \(nose, left, right, tail\)"),
+        ([("left", "left")], "'left,left' is not a pair"),
+        ([("left", "right"), ("nose", "left")], "'left' is in two pairs"),
+        (["ab"], "'ab' is not a pair"),
+    ):
+        with pytest.raises(LabelError, match=rf"swap cannot be used \({message}.*\): .* name two points"):
+            label(table, names, swap=swap)  # type: ignore[arg-type]
+    with pytest.raises(LabelError, match=r"swap names points .*, and the task is single_label: leave it out"):
+        label(listed("x/a.jpg", "y/b.jpg"), labels.by_parent(), swap=[("x", "y")])
+
+
 @pytest.mark.parametrize("columns", [(), ("x",), ("x", "y", "x", "y"), ("x", "y", "z")])
 def test_columns_that_do_not_pair_up_are_told(columns: tuple[str, ...]) -> None:
     with pytest.raises(LabelError, match="do not pair up"):

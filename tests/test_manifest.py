@@ -348,6 +348,23 @@ def test_fingerprint_changes_with_what_decides_a_run() -> None:
     assert len(set(prints)) == len(prints)
 
 
+def test_pairs_of_points_are_kept_and_count_only_where_there_are_some(tmp_path: Path) -> None:
+    old = TASKS["points"]()
+    assert old.fingerprint() == "5515868c615d952dba94cbf32a16b399", "as before there were pairs: runs on it go on"
+    pairs = (("point 0", "point 1"),)
+    known = [old, *(replace(old, swap=swap) for swap in ((), pairs))]
+    assert len({manifest.fingerprint() for manifest in known}) == 3
+    for manifest in known:
+        for kind in FORMATS:
+            manifest.save(tmp_path / f"m.{kind}")
+            loaded = Manifest.load(tmp_path / f"m.{kind}")
+            assert loaded.swap == manifest.swap
+            assert replace(loaded).fingerprint() == manifest.fingerprint()
+    replace(old, swap=(("point 0", "tail"),)).save(tmp_path / "odd.parquet")
+    with pytest.raises(ManifestError, match=r"'tail' is not among the 2 points .*; make it again with thawline index"):
+        Manifest.load(tmp_path / "odd.parquet")
+
+
 def test_vocabularies_must_be_the_same_in_the_same_order() -> None:
     manifest = TASKS["single_label"]()
     manifest.check_vocabulary(unlooked(["c", "a", "b"]))

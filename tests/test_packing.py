@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,10 @@ def test_shards_can_be_packed_again_into_others(tmp_path: Path) -> None:
 
 
 def test_large_images_become_smaller_and_small_ones_stay(tmp_path: Path) -> None:
-    manifest = photos(tmp_path / "loose", task="points", side=38)
+    manifest = replace(photos(tmp_path / "loose", task="points", side=38), swap=(("nose", "tail"),))
     packed = pack(manifest, tmp_path / "packed", max_side_px=40, quality=95)
     assert packed.fingerprint() != manifest.fingerprint()
+    assert packed.swap == Manifest.load(tmp_path / "packed/manifest.arrow").swap == manifest.swap
     new, old = packed.rows.to_pylist(), manifest.rows.to_pylist()
     read = dict(every(packed))
     changed = [i for i, (a, b) in enumerate(zip(new, old, strict=True)) if a["hash"] != b["hash"]]

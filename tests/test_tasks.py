@@ -1,5 +1,8 @@
 """Do points and masks lie where the pixels show them, under every augmentation, in both engines?"""
 
+import re
+from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from dataio.batch import Batch
-from dataio.errors import EngineError
+from dataio.errors import EngineError, SpecError
 from dataio.explanation import denormalise, explain, show_batch
+from dataio.keypoints import UNPAIRED
 from dataio.loader import EngineName, ImageLoader, loaders
-from dataio.manifest import Manifest
+from dataio.manifest import Manifest, build
 from dataio.spec import Border, ImageSpec, Presize
 from dataio.targets import VOID, decode_mask, points, value_table
-from tests.images import EVERYTHING, encode, photo
+from dataio.verify import check_files
+from tests.images import EVERYTHING, PLAIN, encode, photo
 from tests.scenes import COLOURS, NAMES, POINTS, scenes
 
 pytest.importorskip("dataio.dali", reason="DALI is not installed")
@@ -142,6 +148,80 @@ def test_lists_of_points_become_arrays_with_nothing_where_a_point_is_missing() -
     expected = [[[1, 2], [3, 4]], [[5, 6], [nan, nan]], [[nan, nan]] * 2, [[7, 8], [nan, nan]]]
     np.testing.assert_array_equal(points(labels, 2), expected)
     np.testing.assert_array_equal(points(labels.slice(1, 2), 2), expected[1:3])
+
+
+def turns_left(triangle: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n, 3, 2) -> (n,): which way round its corners lie; a mirror changes that, and no turn, zoom or tilt does."""
+    (ax, ay), (bx, by) = np.moveaxis(triangle[:, 1:] - triangle[:, :1], 0, -1)
+    return np.asarray(ax * by - ay * bx > 0)
+
+
+@both_engines
+@pytest.mark.parametrize("dihedral", [False, True])
+def test_points_of_a_pair_change_places_where_the_picture_is_a_mirror_image(
+    pointed: Manifest, engine: EngineName, dihedral: bool
+) -> None:
+    """Told by the pixels alone: which way round disc, bar and ring lie there, and in the scene."""
+    paired = replace(pointed, swap=(("disc", "bar"),))
+    train, _ = pair(paired, engine, presize="pad", border="constant", dihedral=dihedral, max_warp=0.05)
+    labels = dict(zip(paired.rows["id"].to_pylist(), paired.rows["label"].to_pylist(), strict=True))
+    counts = Counter[bool]()
+    for batch in islice(train.stream(), 30):
+        shown = centroids(seen(train, batch))
+        there = ~np.isnan(shown).any(axis=(1, 2))
+        drawn = np.array([labels[number] for number in batch.ids.tolist()]).reshape(-1, 3, 2)
+        mirrored = turns_left(drawn) != turns_left(shown)
+        expected = np.where(mirrored[:, None, None], shown[:, [1, 0, 2]], shown)  # the mirrored disc is called bar
+        placed = (batch.targets.numpy().astype(np.float64) + 1) / 2 * SIDE
+        assert np.abs(placed - expected)[there].max(initial=0) < 0.8
+        counts.update(mirrored[there].tolist())
+    assert min(counts[True], counts[False]) > 5, counts
+
+
+def test_a_left_eye_stays_left_in_what_is_shown(tmp_path: Path) -> None:
+    """The closed form: mirrored, (x, y) is at (-x, y), and the two eyes' names have changed places."""
+    eyes = np.array([[8.0, 10.0], [26.0, 14.0], [18.0, 20.0]])  # 40 x 40 px; left, right, nose
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    names = ("left_eye", "right_eye", "nose")
+    columns = {"path": ["a.png"] * 2, "label": [eyes.ravel().tolist()] * 2, "split": ["train", "valid"], "id": [0, 1]}
+    checks = check_files(tmp_path, ["a.png"] * 2)
+    columns |= {name: checks[name] for name in checks.column_names}
+    manifest = build(columns, root=str(tmp_path), task="points", classes=names, swap=(("left_eye", "right_eye"),))
+    train, _ = loaders(manifest, ImageSpec(size_px=40, presize_px=40, **{**PLAIN, "flip": True}), batch=1)
+    plain = eyes / 20 - 1
+    mirrored = plain[[1, 0, 2]] * [-1, 1]
+    targets = [batch.targets[0].numpy() for batch in islice(train.stream(), 24)]
+    as_is = [np.allclose(target, plain, atol=1e-6) for target in targets]
+    turned = [np.allclose(target, mirrored, atol=1e-6) for target in targets]
+    assert all(a != b for a, b in zip(as_is, turned, strict=True))
+    assert 4 < sum(turned) < 20
+    for axes in show_batch(train, rows=2, cols=4).axes:
+        left, right, _ = np.asarray(axes.collections[0].get_offsets())
+        assert left[0] < 20 < right[0]
+    assert {"mirrored   yes: left_eye and right_eye", "mirrored   no\n"} == {
+        found[0]
+        for at in range(24)
+        if (found := re.search(r"mirrored   (no\n|yes: left_eye and right_eye)", explain(train, position=at)))
+    }
+
+
+def test_points_without_pairs_are_not_mirrored_and_it_is_said_once(
+    pointed: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    unpaired = replace(pointed, swap=None)
+    train, valid = pair(unpaired, "reference")
+    assert [record.getMessage() for record in caplog.records] == [UNPAIRED]
+    assert (train.spec.flip, valid.spec.flip) == (False, False)
+    still, _ = pair(unpaired, "reference", flip=False)
+    paired, _ = pair(pointed, "reference", flip=True)
+    for one, other, mirror in zip(train.stream(), still.stream(), islice(paired.stream(), 6), strict=False):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.ids, mirror.ids)
+    assert len(caplog.records) == 1
+    assert not train.work(np.arange(60)).geometry.mirrored.any()
+    for name in ("flip", "dihedral"):
+        with pytest.raises(SpecError, match=rf"^{name}=True mirrors images, .* --swap LEFT,RIGHT .* {name}=False$"):
+            pair(unpaired, "reference", **{name: True})
 
 
 # What people are shown -------------------------------------------------------------------------------------
