@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from dataio import files
+from dataio import files, integrity
 from dataio.atomic import whole
 from dataio.errors import ManifestError, SourceError
 from dataio.keypoints import Pairs, check_pairs
 from dataio.labels import LABEL_TYPES
-from dataio.part import Part
+from dataio.part import Part, holds
 
 VERSION = 2
 _KEY = b"thawline"
@@ -45,6 +45,8 @@ class Shard:
     bytes: int
     hash: str
     """xxh3_128 of the file, hexadecimal."""
+    source: str = ""
+    """The fingerprint of the manifest that it was packed from, as the file says too; packs made before have none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Manifest:
 
         Raises: ManifestError when the file cannot be written.
         """
+        rows, name = _in_order(self.rows), _full(file)
         about = {
             "version": VERSION,
             "task": self.task,
@@ -87,8 +90,8 @@ class Manifest:
             "shards": [asdict(shard) for shard in self.shards],
             **({} if self.swap is None else {"swap": self.swap}),
         }
-        rows = self.rows.replace_schema_metadata({_KEY: json.dumps(about)})
-        name = _full(file)
+        about["checksum"] = integrity.checksum(rows, about)
+        rows = rows.replace_schema_metadata({_KEY: json.dumps(about)})
         try:
             if not files.is_remote(name):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,8 @@ class Manifest:
     def load(cls, file: str | Path, *, root: str | Path | None = None) -> Manifest:
         """Read what `save` wrote; `root` is where the images lie now, if they moved.
 
-        Raises: ManifestError for a missing file, one that is no manifest, or one of another version.
+        Raises: ManifestError for a missing file, one that is no manifest, or one of another version; for values that
+            cannot be; and for rows or metadata that are not those that were written.
         """
         rows = _open(file)
         about = _about(rows.schema.metadata, file)
@@ -120,15 +124,14 @@ class Manifest:
             )
         try:
             rows = rows.select(wanted.names).replace_schema_metadata(None).cast(wanted)
-        except (pa.ArrowException, ValueError) as error:
+        except (pa.ArrowException, KeyError, ValueError) as error:
             raise ManifestError(
                 f"manifest {file} has a column of another type ({error}): it was changed since it was made; make it "
                 "again with thawline index"
             ) from error
-        where = files.normal_root(about["root"] if root is None else root)
         manifest = cls(
             _in_order(rows),
-            where,
+            files.normal_root(about["root"] if root is None else root),
             about["task"],
             tuple(about["classes"]),
             tuple(about["values"]),
@@ -136,6 +139,7 @@ class Manifest:
             files.above(_full(file)),
             _pairs(about, file),
         )
+        _check(manifest, about, rows, file)
         object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
         return manifest
 
@@ -289,7 +293,33 @@ def build(
 
 def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
     """The root that a manifest's schema tells; None for the schema of any other table."""
-    return json.loads(metadata[_KEY])["root"] if metadata and _KEY in metadata else None
+    try:
+        root = integrity.parsed((metadata or {})[_KEY])["root"]
+    except (KeyError, ValueError):
+        return None
+    return root if isinstance(root, str) else None
+
+
+def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: str | Path) -> None:
+    """Raises ManifestError unless the rows can be meant, and are those that `about` was written with."""
+    try:
+        integrity.check_rows(manifest.rows, task=manifest.task, classes=about["classes"])
+        integrity.check_bounds(about["shards"], manifest.rows.num_rows)
+    except ValueError as error:
+        raise ManifestError(
+            f"manifest {file} {error}: it is damaged, or was made by other means; make it again with thawline index"
+        ) from error
+    if "checksum" in about:
+        same = about["checksum"] == integrity.checksum(manifest.rows, about)
+    else:  # as older ones are; their fingerprint says nothing of paths and codecs, and rows count as they lie
+        same = about["fingerprint"] in ("", replace(manifest, rows=stored).fingerprint())
+    if not same:
+        kind = {"points": "points-column:", "mask": "mask-column:"}.get(manifest.task, "column:")
+        raise ManifestError(
+            f"manifest {file} was changed after thawline wrote it (its checksum is another): a run could not say what "
+            f"it trained on; index the images again, or, if the change was meant, this table: thawline index {file} "
+            f"--path-column path --label {kind}label --valid column:split --out NEW.parquet"
+        )
 
 
 def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
@@ -321,14 +351,7 @@ def _in_order(rows: pa.Table) -> pa.Table:
 
 def _equals(column: pa.ChunkedArray, word: str) -> NDArray[np.bool_]:
     """Which rows of a dictionary column hold the word; decoding ten million texts would cost a second."""
-    if column.num_chunks == 0:
-        return np.zeros(0, np.bool_)
-    (chunk,) = column.chunks
-    words = chunk.dictionary.to_pylist()
-    if word not in words:
-        return np.zeros(len(chunk), np.bool_)
-    found: NDArray[np.bool_] = chunk.indices.fill_null(-1).to_numpy() == words.index(word)
-    return found
+    return holds(column.chunk(0), word) if column.num_chunks else np.zeros(0, np.bool_)
 
 
 def _full(file: str | Path) -> str:
@@ -342,22 +365,29 @@ def _write_arrow(rows: pa.Table, sink: Any) -> None:
 
 
 def _open(file: str | Path) -> pa.Table:
+    """The table, validated in full: one wrong offset, and Arrow would read memory that is not the table's."""
     try:
         if files.is_remote(str(file)):
             filesystem, path = files.open_root(str(file))
             with filesystem.open_input_file(path) as stream:
-                whole = pa.BufferReader(stream.read_buffer())
-            return pa.ipc.open_file(whole).read_all()
-        file = Path(file).expanduser()
-        if not file.is_file():
-            raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
-        with file.open("rb") as opened:
-            magic = opened.read(len(_ARROW_MAGIC))
+                source = pa.BufferReader(stream.read_buffer())
+        else:
+            file = Path(file).expanduser()
+            if not file.is_file():
+                raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
+            source = pa.memory_map(str(file))
+        magic = source.read(len(_ARROW_MAGIC))
+        source.seek(0)
         if magic == _ARROW_MAGIC:
-            return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        with pq.ParquetFile(file, memory_map=True) as parquet:
-            _about(parquet.schema_arrow.metadata, file)  # before the rows: a large stranger is refused at once
-            return parquet.read()
+            arrow = pa.ipc.open_file(source)
+            _about(arrow.schema.metadata, file)  # before the rows: a large stranger is refused at once
+            rows = arrow.read_all()
+        else:
+            with pq.ParquetFile(source) as parquet:
+                _about(parquet.schema_arrow.metadata, file)
+                rows = parquet.read()
+        rows.validate(full=True)
+        return rows
     except (pa.ArrowException, OSError, ValueError, SourceError) as error:
         raise ManifestError(
             f"{file} cannot be read ({error}): it is no manifest, or a broken one; make one with thawline index"
@@ -365,15 +395,21 @@ def _open(file: str | Path) -> pa.Table:
 
 
 def _about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, Any]:
+    """What the metadata say, checked. Raises ManifestError."""
     try:
-        about = json.loads((metadata or {})[_KEY])
-        version, task, _, _ = int(about["version"]), about["task"], about["root"], tuple(about["classes"])
-    except (KeyError, TypeError, ValueError) as error:
+        about = integrity.parsed((metadata or {})[_KEY])
+        version, task, _, _ = int(about["version"]), about["task"], about["root"], about["classes"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"{file} is not a thawline manifest; make one with thawline index") from error
-    if version != VERSION or task not in LABEL_TYPES:
+    if version != VERSION or not isinstance(task, str) or task not in LABEL_TYPES:
         age = "an older" if version < VERSION else "a newer"
         raise ManifestError(
-            f"manifest {file} (version {version}, task {task!r}) is from {age} thawline: this one reads version "
-            f"{VERSION} for {', '.join(LABEL_TYPES)}; index again, or install the thawline that made it"
+            f"manifest {file} (version {version}, task {integrity.shown(task)}) is from {age} thawline: this one reads "
+            f"version {VERSION} for {', '.join(LABEL_TYPES)}; index again, or install the thawline that made it"
         )
-    return {"fingerprint": "", "shards": [], "values": [], **about}
+    about = {"fingerprint": "", "shards": [], "values": [], **about}
+    try:
+        integrity.check_about(about)
+    except ValueError as error:
+        raise ManifestError(f"manifest {file} {error}: it is damaged; make it again with thawline index") from error
+    return about

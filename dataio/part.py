@@ -80,12 +80,12 @@ class Part:
             widths=filled("width"),
             heights=filled("height"),
             hashes=hashes,
-            pillow=_equals(column("codec"), "pillow"),
+            pillow=holds(column("codec"), "pillow"),
             mask_hashes=filled("mask_hash") if self.task == "mask" else np.zeros_like(hashes),
         )
 
 
-def _equals(words: pa.DictionaryArray, word: str) -> NDArray[np.bool_]:
+def holds(words: pa.DictionaryArray, word: str) -> NDArray[np.bool_]:
     """Which of the words it is: by their numbers, since a text a sample costs more than all its other columns."""
     known = words.dictionary.to_pylist()
     found: NDArray[np.bool_] = words.indices.fill_null(-1).to_numpy() == (known.index(word) if word in known else -2)
