@@ -6,7 +6,6 @@ Data goes to stdout, talk to stderr; exit 0 done, 1 failed, 2 misuse. Heavy impo
 
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from cluster import cli_jobs, outputs, signals
+from cluster import cli_jobs, outputs, ranks, signals
 from cluster.arguments import read_job, take, take_flag, take_out
 from cluster.job import Job
 
@@ -332,7 +331,8 @@ def _train(arguments: list[str]) -> int:
     from cluster.job import to_toml
     from cluster.preflight import preflight
 
-    first = os.environ.get("RANK", "0") == "0"
+    place = None if address else ranks.place()
+    first = place is None or place.rank == 0
     finished = preflight(job, here=not address)
     if finished is not None:
         if first:

@@ -14,7 +14,6 @@ a folder of the user who runs rank 0, wherever that was started from.
 """
 
 import json
-import os
 import socket
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler
@@ -26,6 +25,7 @@ from typing import Any, Self
 
 from cluster.storage import write_text
 from dataio import files
+from dataio.private import cache_home
 
 Entry = dict[str, Any]
 """One of Prometheus' target groups: {"targets": ["host:port"], "labels": {...}}."""
@@ -38,8 +38,7 @@ def targets_file(storage: str | Path, run: str) -> Path:
     """
     if not files.is_remote(str(storage)):
         return Path(storage) / f"{run}.targets.json"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "thawline" / "targets" / f"{run}.targets.json"
+    return cache_home() / "thawline" / "targets" / f"{run}.targets.json"
 
 
 def entries_of(run: str, endpoints: Sequence[str]) -> list[Entry]:

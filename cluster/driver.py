@@ -1,22 +1,29 @@
 """What does `thawline submit` run on a cluster? A job's driver: `python -m cluster.driver`, in a folder with job.toml.
 
-The driver prints the run's rows as records (see rows) for whoever follows its log, and a last one with the outcome.
+The driver prints the run's rows as records (see rows) for whoever follows its log, and a last one with the outcome. The
+folder that it is started in is Ray's, which unpacks it anew, in its place, for another node of the same machine: torch
+cannot be imported from a folder that is gone. So job.toml is read, and then the driver goes to a folder of its own,
+before it imports anything large.
 """
 
+import os
 import sys
+import tomllib
 import traceback
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cluster import job as jobs
-from cluster import ray_train, rows, storage
+from cluster import rows
 from cluster.board import Row
-from cluster.discovery import Directory, entries_of
 from cluster.errors import ClusterError, LaunchError
-from cluster.job import Job
-from cluster.jobs import JOB_FILE
 from cluster.outputs import forgiving
-from cluster.signals import stop_on_signal
-from dataio.errors import DataError
+
+if TYPE_CHECKING:
+    from cluster.discovery import Directory
+    from cluster.job import Job
+
+JOB_FILE = "job.toml"
+"""What the driver reads, in the folder that it is started in."""
 
 
 def main() -> int:
@@ -27,7 +34,12 @@ def main() -> int:
 
 def _main() -> int:
     try:
-        result = _train(jobs.check(jobs.from_toml(JOB_FILE)))
+        job = Path(JOB_FILE).read_text(encoding="utf-8")
+        from dataio.private import scratch
+
+        with scratch() as folder:
+            os.chdir(folder)
+            result = _train(job)
     except Exception as error:
         users = _is_users(error)
         if not users:
@@ -41,6 +53,8 @@ def _main() -> int:
 
 def _is_users(error: Exception) -> bool:
     """Whether its words are for a user."""
+    from dataio.errors import DataError
+
     if isinstance(error, ClusterError | DataError):
         return True
     from cluster.run import USER_ERRORS  # brings torch; what is wrong with a job or a cluster is told without it
@@ -48,7 +62,13 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, USER_ERRORS)
 
 
-def _train(job: Job) -> dict[str, Any]:
+def _train(text: str) -> dict[str, Any]:
+    from cluster import job as jobs
+    from cluster import ray_train, storage
+    from cluster.discovery import Directory
+    from cluster.signals import stop_on_signal
+
+    job = jobs.check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
     storage.image_spec(job)
     finished = storage.look(job)
     if finished is not None:
@@ -69,7 +89,7 @@ def _train(job: Job) -> dict[str, Any]:
 class Watcher:
     """Passes rows on to the log, tells Prometheus where the workers are, and says what a failure cost."""
 
-    def __init__(self, job: Job, directory: Directory) -> None:
+    def __init__(self, job: "Job", directory: "Directory") -> None:
         self._job, self._directory = job, directory
         self._step = 0
 
@@ -78,6 +98,8 @@ class Watcher:
         for row in published:
             _tell(row | {"targets": self._directory.url} if row["kind"] == "begun" else row)
             if row["kind"] == "targets":
+                from cluster.discovery import entries_of
+
                 self._directory.set(entries_of(self._job.name, str(row["endpoints"]).split()))
             elif row["kind"] == "train":
                 self._step = max(self._step, int(row["step"] or 0))

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.outputs import Talk
+from dataio.private import check_own, scratch, scratch_path
 
 Main = Callable[[Connection, Any], None]
 _MOST = 1 << 20
@@ -50,8 +50,9 @@ def serve(path: Path, main: Main) -> None:
             asked, _ = server.accept()
             with asked:
                 _fork(server, asked, main)
-    path.unlink()
-    path.parent.rmdir()
+    with contextlib.suppress(OSError):  # where the process that it serves was killed, the next start may be quicker
+        path.unlink()
+        path.parent.rmdir()
 
 
 def _fork(server: socket.socket, asked: socket.socket, main: Main) -> None:
@@ -99,12 +100,13 @@ def fork(path: Path, part: Mapping[str, Any], *, wait_s: float) -> Connection:
     """Have the server at `path` fork a child with this environment and these outputs; the connection to it.
 
     part: what the child's main is given, as JSON. wait_s: how long to wait for a server that is about to stand there.
-    Raises TimeoutError when none comes.
+    Raises TimeoutError when none comes; PlaceError when its folder is somebody else's.
     """
     deadline = time.monotonic() + wait_s
     while True:
         client = socket.socket(socket.AF_UNIX)
         try:
+            check_own(path.parent)
             client.connect(str(path))
             break
         except OSError as error:
@@ -122,8 +124,8 @@ def fork(path: Path, part: Mapping[str, Any], *, wait_s: float) -> Connection:
 
 
 def socket_of(name: str, node: str) -> Path:
-    """Where the fork server of that name listens on that machine; short, for a socket's path has 107 bytes."""
-    return Path(tempfile.gettempdir()) / f"thawline-{name}-{node[:12]}" / "fork"
+    """Where the fork server of that name listens on that machine."""
+    return scratch_path(f"{name}-{node[:12]}") / "fork"
 
 
 class ForkServer:
@@ -131,6 +133,8 @@ class ForkServer:
 
     def __init__(self, name: str, node: str) -> None:
         self._path = socket_of(name, node)
+        self._folder = contextlib.ExitStack()
+        self._folder.enter_context(scratch(self._path.parent))
         self._server: subprocess.Popen[bytes] | None = None
         self._closing = False
         threading.Thread(target=self._keep, name="thawline-fork-server", daemon=True).start()
@@ -138,12 +142,12 @@ class ForkServer:
     def _keep(self) -> None:
         found = os.pathsep.join(place for place in sys.path if place)  # with the code that Ray has brought here
         while not self._closing:
-            self._path.parent.mkdir(mode=0o700, exist_ok=True)
             self._path.unlink(missing_ok=True)
             self._server = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(self._path)],
                 stdin=subprocess.PIPE,  # ends when this process does
                 env=os.environ | {"PYTHONPATH": found, "PYTHONSAFEPATH": "1"},
+                cwd=self._path.parent,  # the one that Ray has unpacked may be replaced, and torch asks where it is
                 start_new_session=True,
             )
             self._server.wait()
@@ -156,6 +160,7 @@ class ForkServer:
             self._server.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(timeout=_END_S)
+        self._folder.close()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,15 +23,14 @@ from uuid import uuid4
 from cluster import job as jobs
 from cluster import token
 from cluster.doctor import HOME
+from cluster.driver import JOB_FILE
 from cluster.errors import SubmitError, TokenError, last_line
 from cluster.job import Job
 from cluster.messenger import NOT_RUNNING
+from dataio.private import scratch
 
 Package = Literal["ship", "installed"]
 """Whether the code of this machine goes with the job, or the cluster's nodes have thawline installed."""
-
-JOB_FILE = "job.toml"
-"""What the driver reads, in the folder that it is started in."""
 
 _SHIPPED = ("cluster", "dataio", "models", "trainer")
 _MISSING = 87
@@ -113,8 +111,8 @@ class Cluster:
             )
         number = max((attempt.number for attempt in before), default=0) + 1
         known = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
-        with tempfile.TemporaryDirectory(prefix="thawline-submit-") as folder, self._refusals():
-            environment = _environment(Path(folder), job, package)
+        with scratch() as folder, self._refusals():
+            environment = _environment(folder, job, package)
             entry = f'python -c "{_PROBE}" && exec python -m cluster.driver'
             self._client.submit_job(
                 entrypoint=entry, submission_id=known, runtime_env=environment, metadata={_KEY: job.name}

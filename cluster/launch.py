@@ -4,17 +4,18 @@ Each way makes a `RunContext` and calls `run(job, context)`; what differs is onl
 watches, and how a request to stop reaches rank 0. What Ray does is in ray_train.
 """
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from cluster import ranks
 from cluster.console import Console
-from cluster.errors import LaunchError
+from cluster.errors import LaunchError, last_line
 from cluster.job import Job
 from cluster.preflight import check_cores
+from cluster.ranks import Place
 from cluster.ray_train import BACKENDS, on_ray
 from cluster.run import run
 from cluster.signals import stop_on_signal
@@ -49,8 +50,9 @@ def check_gpus(job: Job) -> None:
 
 def launch(job: Job, *, address: str = "") -> Result:
     """Run the job where its `workers`, the environment, and the address of a Ray cluster say. Raises USER_ERRORS."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return under_torchrun(job)
+    here = None if address else ranks.place()
+    if here is not None:
+        return under_torchrun(job, here)
     if not address:
         check_cores(job)
         check_gpus(job)
@@ -81,17 +83,27 @@ def in_process(job: Job) -> Result:
     return _run_here(job, ProcessContext(run_dir(job), local_device(job), console=Console()))
 
 
-def under_torchrun(job: Job) -> Result:
-    """Train as one of the processes that torchrun started: rank and address come from the environment."""
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    device = local_device(job, local_rank)
+def under_torchrun(job: Job, here: Place) -> Result:
+    """Train as one of the processes that torchrun started. Raises LaunchError where the others do not come."""
+    device = local_device(job, here.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(BACKENDS[device.type], timeout=timedelta(seconds=job.cluster.first_step_s))
-    console = Console() if rank == 0 else None
+    console = Console() if here.rank == 0 else None
+    if here.here == here.world_size:
+        ranks.stay_on_this_machine()
+    if console is not None:
+        console.say(f"waiting at {here.meeting} for the other {here.world_size - 1} of WORLD_SIZE={here.world_size}")
     try:
-        return _run_here(job, ProcessContext(run_dir(job), device, rank, size, local_rank, console=console))
+        dist.init_process_group(BACKENDS[device.type], timeout=timedelta(seconds=job.cluster.first_step_s))
+    except (RuntimeError, ValueError) as error:
+        raise LaunchError(
+            f"rank {here.rank} of WORLD_SIZE={here.world_size} did not meet the others at {here.meeting} within "
+            f"{job.cluster.first_step_s:g} s ({last_line(error)}): nothing was trained; start all of them with "
+            "torchrun, or unset WORLD_SIZE if it is another job's"
+        ) from error
+    try:
+        context = ProcessContext(run_dir(job), device, here.rank, here.world_size, here.local_rank, console=console)
+        return _run_here(job, context)
     finally:
         dist.destroy_process_group()
 

@@ -6,10 +6,12 @@ result), ("error", an exception of the user's), ("failure", a traceback).
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import tomllib
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -20,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from cluster import job as jobs
+from cluster import ranks
 from cluster.outputs import Talk
 from cluster.run import USER_ERRORS, run
 from cluster.storage import run_dir
@@ -67,6 +70,30 @@ class ForkedContext:
             os._exit(1)
 
 
+def meet(part: Mapping[str, Any], *, timeout: timedelta) -> None:
+    """Make the process group, of ranks that meet at part's host and port; 127.0.0.1 where all are on this machine.
+
+    torch's own way would have rank 0's store listen on every address of its machine, and a store asks nobody who he is.
+    """
+    host, port, first = part["host"], part["port"], part["rank"] == 0
+    if host == "127.0.0.1":
+        ranks.stay_on_this_machine()
+    listens = _listen(host, port).detach() if first else None  # the store's from here on
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, part["world_size"], first, timeout, master_listen_fd=listens
+    )
+    dist.init_process_group(
+        part["backend"], store=store, rank=part["rank"], world_size=part["world_size"], timeout=timeout
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError:  # the machine is known by an address that another one translates
+        return socket.create_server(("", port))
+
+
 def main(link: Connection, part: dict[str, Any]) -> None:
     """Train as one of the ranks. part: see ray_train, which sends it."""
     job = jobs.from_dict(tomllib.loads(part["job"]))
@@ -83,13 +110,7 @@ def main(link: Connection, part: dict[str, Any]) -> None:
     try:
         if context.device.type == "cuda":
             torch.cuda.set_device(context.device)
-        dist.init_process_group(
-            part["backend"],
-            init_method=part["meet"],
-            rank=context.rank,
-            world_size=context.world_size,
-            timeout=timedelta(seconds=job.cluster.first_step_s),
-        )
+        meet(part, timeout=timedelta(seconds=job.cluster.first_step_s))
         context.send("result", run(job, context))
         dist.destroy_process_group()
     except USER_ERRORS as error:

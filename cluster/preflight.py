@@ -3,8 +3,12 @@
 Cheap by intent, the cheapest first: a mistake should cost a moment, not the import of torch or the start of Ray.
 """
 
+from dataclasses import replace
+
+from cluster import ranks
 from cluster.errors import LaunchError
 from cluster.job import Job
+from cluster.limits import check_together
 from cluster.storage import Result, image_spec, load_manifests, look
 from dataio.cores import usable_cores
 
@@ -16,6 +20,9 @@ def preflight(job: Job, *, here: bool = True) -> Result | None:
     Raises: one of cluster.run.USER_ERRORS.
     """
     image_spec(job)
+    place = ranks.place() if here else None
+    if place is not None:  # so many as there are, whatever the job says
+        check_together(replace(job, workers=place.world_size))
     finished = look(job)
     if finished is not None:
         return finished

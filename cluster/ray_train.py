@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -32,6 +31,7 @@ from cluster.room import answering, choose_device
 from cluster.signals import deaf_to_hangup
 from cluster.storage import Result, has_begun
 from dataio.cores import usable_cores
+from dataio.private import scratch
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """torch's, by device. gloo beside NCCL: ids, flags and errors are gathered on the host, so that they never make a GPU
@@ -130,10 +130,9 @@ def _part(config: dict[str, Any]) -> dict[str, Any]:
     rank, size = here.get_world_rank(), here.get_world_size()
     agreed = None
     if rank == 0:
-        agreed = {
-            "restarts": config["board"].begin(size),
-            "meet": f"tcp://{ray.util.get_node_ip_address()}:{_free_port()}",
-        }
+        alone = here.get_local_world_size() == size
+        host = "127.0.0.1" if alone else ray.util.get_node_ip_address()
+        agreed = {"restarts": config["board"].begin(size), "host": host, "port": _free_port()}
     os.environ["LOCAL_WORLD_SIZE"] = str(here.get_local_world_size())
     return {
         "job": config["job"],
@@ -176,8 +175,7 @@ def on_ray(
 
     Raises LaunchError where the cluster cannot hold the job, or it is running there; USER_ERRORS of the run.
     """
-    scratch = tempfile.TemporaryDirectory(prefix="thawline-ray-train-", ignore_cleanup_errors=True)
-    with scratch as folder, _connected(job, address, folder):
+    with scratch() as folder, _connected(job, address, folder):
         if address != "local":
             device = choose_device(job, device)
             if not has_begun(job):
@@ -198,7 +196,7 @@ def on_ray(
 
 
 @contextlib.contextmanager
-def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
+def _connected(job: Job, address: str, folder: Path) -> Iterator[None]:
     """With Ray, until the block ends."""
     local = address == "local"
     start_s = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{job.cluster.start_s:g}"}
@@ -209,11 +207,16 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
     with token.own_token() if local else contextlib.nullcontext():
         import ray
 
+        if ray.is_initialized():
+            raise LaunchError(
+                "Ray runs in this process already (ray.init was called): a run starts and ends one of its own, or "
+                "connects to a cluster; call ray.shutdown() first, or train in another process"
+            )
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
         if local:
             options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
         # Ray puts the folder it is started from first on its workers' path: a user's models/ would shadow ours.
-        with contextlib.chdir(scratch), deaf_to_hangup():
+        with contextlib.chdir(folder), deaf_to_hangup(), _sessions_in(folder):
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
@@ -229,6 +232,18 @@ def _connected(job: Job, address: str, scratch: str) -> Iterator[None]:
         finally:
             with _none_left() if local else contextlib.nullcontext():
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sessions_in(folder: Path) -> Iterator[None]:
+    """A Ray that is started within keeps its sockets and logs there, unless the user has said where."""
+    given = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = given or str(folder)
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["RAY_TMPDIR"]
 
 
 def _hush() -> None:
@@ -267,13 +282,13 @@ def _none_left() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _board(job: Job, scratch: str, *, local: bool) -> Iterator[Board]:
+def _board(job: Job, folder: Path, *, local: bool) -> Iterator[Board]:
     """The run's board: it lives as long as this process, and no longer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if local:
-        path = Path(scratch) / "board"
+        path = folder / "board"
         with served(Board(failures=job.failures, preemptions=job.preemptions), path):
             yield board_at(path)
         return
@@ -292,7 +307,7 @@ def _board(job: Job, scratch: str, *, local: bool) -> Iterator[Board]:
     yield board_of(actor)
 
 
-def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, local: bool) -> Exception | None:
+def _train(job: Job, device: str, board: Board, folder: Path, show: Show, *, local: bool) -> Exception | None:
     """Let Ray Train's controller bring the run to its end; what ended it, or None.
 
     A controller that dies takes its workers with it: another goes on from the run's folder.
@@ -310,7 +325,7 @@ def _train(job: Job, device: str, board: Board, scratch: str, show: Show, *, loc
         }
         for number in itertools.count():
             name = f"{job.name}-{number}"
-            trainer = Trainer(_worker, config, job, device, board, scratch=scratch, name=name, can_add=not local)
+            trainer = Trainer(_worker, config, job, device, board, scratch=str(folder), name=name, can_add=not local)
             failure = _fit(trainer, board, () if local else (drains, forks), show)
             if failure is None or not controller_died(failure) or not board.again("the controller died"):
                 return failure

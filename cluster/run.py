@@ -241,6 +241,8 @@ def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack)
 
 def _ranks_here(context: RunContext) -> int:
     """Ranks that share this machine's cores; torchrun and Ray both say so in the environment."""
+    if context.world_size == 1:  # what the environment says is then another job's
+        return 1
     return int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size))
 
 

@@ -24,6 +24,7 @@ import xxhash
 from dataio import files
 from dataio.errors import ShardError
 from dataio.manifest import Shard
+from dataio.private import cache_home
 
 _WAITS_S = (0.2, 1.0, 4.0)
 _THREADS = 4  # shards at a time: one connection rarely fills a link
@@ -54,8 +55,7 @@ class _BrokenError(OSError):
 
 def default_folder() -> Path:
     """$XDG_CACHE_HOME/thawline/shards, or the same below ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "thawline" / "shards"
+    return cache_home() / "thawline" / "shards"
 
 
 def hold(

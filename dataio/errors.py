@@ -8,6 +8,7 @@
     ├── SpecError        an ImageSpec that contradicts itself
     ├── ShardError       packed files that are missing, changed, or do not fit the cache
     ├── QuarantineError  too many files turned out unusable
+    ├── PlaceError       no folder for a process's own files that others keep out of
     └── EngineError      an engine that cannot run here, a file that cannot be decoded
 
 Every message says condition, value, consequence and remedy; every one is safe to show without a traceback.
@@ -44,6 +45,10 @@ class ShardError(DataError):
 
 class QuarantineError(DataError):
     """More files turned out unusable than the user allows."""
+
+
+class PlaceError(DataError):
+    """There is no folder that is this user's alone."""
 
 
 class EngineError(DataError):

@@ -46,6 +46,8 @@ class RayCluster:
     token: Path
     gcs_port: int
     dashboard_port: int
+    shared: bool = False
+    """Its nodes have one folder, as on a host that carries two: each replaces what the other has unpacked there."""
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     """The head first."""
 
@@ -80,9 +82,8 @@ class RayCluster:
     def add_node(self, *, cpus: int = 1, resources: Mapping[str, float] | None = None) -> int:
         """Start a worker node; its number in `nodes`."""
         more = [f"--resources={json.dumps(dict(resources))}"] if resources else []
-        # In a folder of its own: nodes that share one remove one another's working directories.
-        own = self.folder / f"n{len(self.nodes)}"
-        self._start([f"--address=127.0.0.1:{self.gcs_port}", f"--temp-dir={own}", *more], cpus)
+        own = [] if self.shared else [f"--temp-dir={self.folder / f'n{len(self.nodes)}'}"]
+        self._start([f"--address=127.0.0.1:{self.gcs_port}", *own, *more], cpus)
         return len(self.nodes) - 1
 
     def wait_for(self, cpus: float) -> None:
@@ -168,8 +169,8 @@ def _kill(process: psutil.Process) -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(*cpus: int, head_cpus: int = 0) -> Iterator[RayCluster]:
-    """A head and a worker node with each number of CPUs."""
+def ray_cluster(*cpus: int, head_cpus: int = 0, shared: bool = False) -> Iterator[RayCluster]:
+    """A head and a worker node with each number of CPUs. shared: see RayCluster."""
     folder = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # a socket's path has 107 bytes
     token = folder / "token"
     token.touch(mode=0o600)
@@ -178,7 +179,7 @@ def ray_cluster(*cpus: int, head_cpus: int = 0) -> Iterator[RayCluster]:
     bare.mkdir()
     # Python runs this once its path is made; ours is on it, since the tests' own environment has thawline.
     (bare / "sitecustomize.py").write_text(f"import sys\nsys.path = [p for p in sys.path if p != {str(HOME)!r}]\n")
-    cluster = RayCluster(folder, token, free_port(), free_port())
+    cluster = RayCluster(folder, token, free_port(), free_port(), shared)
     try:
         cluster.start_head(cpus=head_cpus)
         for number in cpus:
