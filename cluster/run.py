@@ -28,6 +28,7 @@ from dataio import files
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders
 from dataio.mix import Mix
+from dataio.private import use_compile_cache
 from dataio.spec import ImageSpec
 from models.backbones import create, normalisation
 from models.errors import ModelError
@@ -195,6 +196,7 @@ def _meter(job: Job, train: ImageLoader) -> "Meter":
 
 def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Learner:
     """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
+    use_compile_cache()
     port = job.metrics.port and job.metrics.port + context.local_rank
     try:
         exporter = Exporter(

@@ -18,6 +18,7 @@ from pathlib import Path
 from dataio.errors import PlaceError
 
 _PREFIX = "thawline_"
+_COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _LONGEST = 20
 """Bytes of the folder that scratch folders are made in: Ray puts sockets 86 below it, and a path of one has 107."""
 
@@ -75,11 +76,18 @@ def cache_home() -> Path:
         return _cache_without_home()
 
 
-def compile_cache() -> Path:
-    """Where torch may keep the code that it compiles, and runs when it finds it: nobody else's, made if need be.
+def use_compile_cache() -> None:
+    """Have torch keep the code that it compiles, and runs when it finds it, where nobody else can put any.
 
+    Its own place is below TMPDIR, whoever made that, and is looked for even where nothing is compiled: call this first.
     Raises PlaceError where there is no such place.
     """
+    if not os.environ.get(_COMPILE_CACHE):
+        os.environ[_COMPILE_CACHE] = str(compile_cache())
+
+
+def compile_cache() -> Path:
+    """This user's folder for what torch compiles, made if need be. Raises PlaceError."""
     for home in (cache_home(), _cache_without_home()):
         folder = home / "thawline" / "torchinductor"
         with suppress(OSError, PlaceError):
@@ -90,7 +98,7 @@ def compile_cache() -> Path:
             return folder
     raise PlaceError(
         f"neither {cache_home()} nor {tempfile.gettempdir()} has a folder that this user alone can write to: torch "
-        "cannot keep what it compiles; give XDG_CACHE_HOME or TORCHINDUCTOR_CACHE_DIR, a folder of yours"
+        f"cannot keep what it compiles; give XDG_CACHE_HOME or {_COMPILE_CACHE}, a folder of yours"
     )
 
 

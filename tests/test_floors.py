@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"dataio": 1, "models": 1, "trainer": 2, "cluster": 3, "benchmarks": 4, "tests": 5}
 TRAINER_KNOWS = (
     *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.files", "dataio.atomic"),
+    "dataio.private",
     *("models.groups", "models.errors"),
 )
 ONLY_IN = {

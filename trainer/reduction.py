@@ -5,7 +5,6 @@ part in what they still reduce, with NaN, so that every rank reaches the end of 
 """
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
-from dataio.private import compile_cache
+from dataio.private import use_compile_cache
 from trainer import world
 from trainer.busy import Busy
 
@@ -54,8 +53,7 @@ class Reduction:
         self._forward: Callable[[Tensor], Tensor] = self._ddp or model
         if compile != "off":
             # Outside DDP: dynamo then cuts the graph where buckets end, and they are reduced while backward goes on.
-            if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):  # torch's own is below TMPDIR, whoever made it
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compile_cache())
+            use_compile_cache()
             self._forward = torch.compile(self._ddp or model, mode=compile)
 
     def begin(self) -> None:
