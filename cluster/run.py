@@ -307,6 +307,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "model": job.model.name,
         "epochs": progress.epochs,
         "steps": progress.step,
+        "checkpoint": learner.keeper.place(progress.step),
         "samples_seen": progress.step * job.data.global_batch,
         "valid_samples": learner.valid.samples - len(learner.valid.quarantined),
         "quarantined": [str(row["reason"]) for row in learner.recorder.of_kind("quarantine")],

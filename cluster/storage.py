@@ -68,6 +68,7 @@ def _look(job: Job) -> tuple[Result | None, str]:
             "give another --name, or remove the folder"
         )
     if result is not None:
+        _check_weights(folder, result)
         return result, ""
     with _refusals(folder):
         _check_writable(folder)
@@ -87,6 +88,19 @@ def _look(job: Job) -> tuple[Result | None, str]:
             "middle; give another --name, or remove the folder"
         )
     return None, fingerprint
+
+
+def _check_weights(folder: str, result: Result) -> None:
+    """Raises StorageError where the checkpoint that a result describes is not there, while another is."""
+    step = result.get("steps")
+    described = result.get("checkpoint") or (f"checkpoints/step_{step:08d}" if isinstance(step, int) else "")
+    with _refusals(folder):
+        there = [name for name in files.listing(files.below(folder, "checkpoints")) if name.startswith("step_")]
+    if described and there and files.last(described) not in there:
+        raise StorageError(
+            f"{folder}/result.json describes the weights of {described}, which is not there (the newest is "
+            f"{max(there)}): it would be taken for theirs; remove result.json, and the same command goes on from there"
+        )
 
 
 def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
@@ -113,8 +127,11 @@ def open_run(job: Job) -> Result | None:
 def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """What a file of the run says. Raises StorageError when it cannot be understood; OSError."""
     try:
-        return parse(files.read(folder, name).decode())
-    except ValueError as error:
+        told = parse(files.read(folder, name).decode())
+        if not isinstance(told, dict):
+            raise ValueError(f"it holds a {type(told).__name__}")
+        return told
+    except (ValueError, RecursionError) as error:
         raise StorageError(
             f"{files.below(folder, name)} cannot be understood ({error}): what runs there is not known; remove the "
             "folder, or give another --name"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.toy import Spy, ToyLoader, Watched, learner, loaders, same, snapshot
-from trainer import checkpoint
+from trainer import checkpoint, keeper
 from trainer.errors import CheckpointError
 from trainer.learner import Learner
 
@@ -176,14 +176,51 @@ def test_checkpoints_are_written_when_due_and_at_the_end_of_a_phase(
     assert not (tmp_path / "silent").exists()  # none were asked for
 
 
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is tried three times, at once."""
+    monkeypatch.setattr(keeper, "_AGAIN_S", (0.0, 0.0))
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, step: int, *, times: int) -> list[int]:
+    """Have the storage refuse so often from a step on; the steps that it refused."""
+    write, refused = checkpoint.save, list[int]()
+
+    def save(folder: str, at: int, *args: Any, **kwargs: Any) -> str:
+        if at >= step and len(refused) < times:
+            refused.append(at)
+            raise CheckpointError("no space")
+        return write(folder, at, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    return refused
+
+
+@pytest.mark.usefixtures("patience")
+@pytest.mark.parametrize(("stop_at_ask", "last"), [(0, 11), (2, 4)])
+def test_the_last_checkpoint_is_tried_again_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at_ask: int, last: int
+) -> None:
+    refused = refusing(monkeypatch, last, times=2)
+    learn = on_disk(tmp_path, stop_at_ask=stop_at_ask)
+    learn.fit_one_cycle(2, 1e-2)
+    assert (learn.progress.step, refused) == (last, [last] * 2)
+    saved, skipped = checkpoint.newest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert (saved.step, skipped) == (last, [])
+    assert same(saved.load("model"), learn.model.state_dict())
+
+
+@pytest.mark.usefixtures("patience")
 def test_a_checkpoint_that_cannot_be_written_is_reported_and_training_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "checkpoints").write_text("a file in the way")
     spy, plain = Spy(), learner()
     learn = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=0.0, sinks=[spy])
-    for each in (plain, learn):
-        each.fit_one_cycle(1, 1e-2)
+    plain.fit_one_cycle(1, 1e-2)
+    with pytest.raises(CheckpointError, match=r"cannot be written.*run's last and was tried 3 times.*no result"):
+        learn.fit_one_cycle(1, 1e-2)
     assert same(plain.model.state_dict(), learn.model.state_dict())
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 3
@@ -191,19 +228,14 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_and_training_goes_on(
     assert not [row for row in spy.rows if row["kind"] == "checkpoint"]  # what failed is not counted as committed
 
 
+@pytest.mark.usefixtures("patience")
 def test_after_a_failed_write_the_one_before_it_still_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = on_disk(tmp_path / "unbroken")
     unbroken.fine_tune(2, 1e-2)
-    write = checkpoint.save
-
-    def refuse(folder: str, step: int, *args: Any, **kwargs: Any) -> str:
-        if step >= 8:
-            raise CheckpointError("no space")
-        return write(folder, step, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", refuse)
-        on_disk(tmp_path / "full", stop_at_ask=10).fine_tune(2, 1e-2)
+        refusing(patch, 8, times=99)
+        with pytest.raises(CheckpointError, match="no space"):
+            on_disk(tmp_path / "full", stop_at_ask=10).fine_tune(2, 1e-2)
     learn = on_disk(tmp_path / "full")
     assert learn.resume()
     assert learn.progress.step == 6

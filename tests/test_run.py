@@ -29,6 +29,8 @@ from tests.runs import (
     wait_for_step,
     write_job,
 )
+from trainer import checkpoint, keeper
+from trainer.errors import CheckpointError
 
 VALID = 60  # of 300 digits
 STEPS = 20  # two epochs of 240 in batches of 24
@@ -244,6 +246,31 @@ def test_what_one_rank_cannot_do_all_ranks_refuse_together(tmp_path: Path, manif
     for rank in (0, 1):
         assert f"rank {rank} raised ManifestError" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("/nowhere") >= 2
+
+
+def test_a_run_whose_last_checkpoint_is_refused_has_no_result_and_goes_on_when_started_again(
+    tmp_path: Path, manifest: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, job = checkpoint.save, loaded(tmp_path, manifest)
+
+    def full(folder: str, step: int, *args: Any, **options: Any) -> str:
+        if step > STEPS // 2:
+            raise CheckpointError("no space")
+        return write(folder, step, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        patch.setattr(keeper, "_AGAIN_S", (0.1,))
+        with pytest.raises(CheckpointError, match=r"no space\. It is the run's last and was tried 2 times"):
+            in_process(job)
+    run = tmp_path / "runs/run"
+    assert not (run / "result.json").exists()
+    assert not (run / f"checkpoints/step_{STEPS:08d}").exists()
+    made = in_process(job)
+    assert made["status"] == "finished"
+    assert made["stream_hash"] == result(whole)["stream_hash"]
+    assert made["checkpoint"] == f"checkpoints/step_{STEPS:08d}"
+    assert (run / made["checkpoint"] / "manifest.json").exists()
 
 
 def test_an_address_that_is_not_here_is_refused(tmp_path: Path, manifest: Path) -> None:

@@ -108,6 +108,22 @@ def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_the
         storage.look(replace(job, seed=1))
 
 
+@pytest.mark.parametrize(
+    "described", [{"checkpoint": "checkpoints/step_00000048"}, {"steps": 48}]
+)  # old ones name none
+def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, described: dict[str, Any]) -> None:
+    storage.open_run(job)
+    begin(job)
+    wanted = {"status": "finished", **described}
+    storage.write_text(storage.run_dir(job), "result.json", json.dumps(wanted))
+    with pytest.raises(
+        StorageError, match=r"weights of checkpoints/step_00000048.*newest is step_00000010.*remove res"
+    ):
+        storage.look(job)
+    checkpoint.save(files.below(storage.run_dir(job), "checkpoints"), 48, {"model": {"w": torch.ones(1)}}, keep=1)
+    assert storage.look(job) == wanted
+
+
 @pytest.mark.parametrize("name", ["job.toml", "result.json"])
 @pytest.mark.parametrize("text", [b"{", b"\xff\xfe"])
 def test_a_file_of_the_run_that_cannot_be_understood_is_named(job: Job, name: str, text: bytes) -> None:

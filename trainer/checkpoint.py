@@ -129,10 +129,8 @@ def save(
     Raises CheckpointError when the storage refuses; what was there before is untouched.
     """
     root = files.normal_root(root)
-    name = _name(step)
-    consequence = (
-        "a kill now would cost the steps since the last one; make room or mend the storage, and the next is written"
-    )
+    name = name_of(step)
+    consequence = "a kill now would cost the steps since the last one; make room or mend the storage"
     with _refusals(f"checkpoint {files.below(root, name)}", consequence):
         _write(root, name, step, parts, metrics or {})
     prune(root, step, keep=keep, best=best)
@@ -226,7 +224,7 @@ def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
     fit, unfinished = list[Saved](), set[int]()
     for number in steps:
         try:
-            fit.append(_look(files.below(root, _name(number))))
+            fit.append(_look(files.below(root, name_of(number))))
         except _UnfitError as error:
             if not error.finished:
                 unfinished.add(number)
@@ -239,7 +237,7 @@ def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
     outdated = {saved.step for saved in fit} - kept
     for number in steps:
         if number in outdated or number in unfinished or (number < oldest and number not in kept):
-            _remove(root, _name(number))
+            _remove(root, name_of(number))
 
 
 def _best(saved: Iterable[Saved], best: Best) -> set[int]:
@@ -301,7 +299,7 @@ def _checked(root: str, name: str) -> Saved:
     folder = files.below(root, name)
     try:
         saved = _look(folder)
-        if _step(name) is None or name != _name(saved.step):
+        if _step(name) is None or name != name_of(saved.step):
             raise _UnfitError(f"it holds step {saved.step}")
         for part in saved.parts:
             saved._read(part)
@@ -355,14 +353,15 @@ def _understood(data: bytes) -> dict[str, Any]:
     return dict(about)
 
 
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """What the folder of a step's checkpoint is called."""
     return f"step_{step:08d}"
 
 
 def _step(name: str) -> int | None:
     """The step of a folder that `save` would call so."""
     number = name.removeprefix("step_")
-    return int(number) if number.isdecimal() and name == _name(int(number)) else None
+    return int(number) if number.isdecimal() and name == name_of(int(number)) else None
 
 
 def _folder_name(root: str, name: str) -> str:

@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dataio import files
-from trainer import checkpoint
+from trainer import checkpoint, world
 from trainer.checkpoint import Best
 from trainer.saver import Saver, Written
 
 _MARGIN_S = 2.0
+_AGAIN_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Waits between the tries at a run's last checkpoint: whoever is told of a full disk needs a minute to make room."""
 
 
 class Keeper:
@@ -27,6 +30,10 @@ class Keeper:
         self._taken_at: float | None = None
         self._warned = self._waiting = self._last_chance = False
         self._needs_s = 0.0  # what the slowest write took
+
+    def place(self, step: int) -> str | None:
+        """Where the checkpoint of a step lies, from the run's folder; None where none are kept."""
+        return f"checkpoints/{checkpoint.name_of(step)}" if self.wanted else None
 
     def due(self) -> bool:
         """Whether this rank, if it is the one that writes, has time for another, or little time left."""
@@ -74,6 +81,35 @@ class Keeper:
         written = self._saver.finished()
         self._needs_s = max([self._needs_s, *(each.seconds for each in written)])
         return written
+
+    def all_written(self) -> list[Written]:
+        """`finished`, on every rank, once no write goes on. Collective."""
+        written = [asdict(each) for each in self.finished(all_of_them=True)]
+        return [Written(**each) for each in world.gather(written)[0]]
+
+    def last(self, step: int, tell: Callable[[Sequence[Written]], None]) -> str | None:
+        """Why the checkpoint of `step`, with which a run ends, is not there; None where it is. Collective.
+
+        One that the storage refuses is tried again for about a minute: without it the run's weights are nowhere.
+        tell: takes what was written, and the first refusal.
+        """
+        written = self.all_written()
+        tell(written)
+        for wait_s in (*_AGAIN_S, None):
+            refused = [each.error for each in written if each.step == step and each.error is not None]
+            if not refused:
+                return None
+            if wait_s is None:
+                break
+            time.sleep(wait_s)  # on every rank, so that none waits for rank 0 any longer than for a write
+            if self._saver is not None:
+                self._saver.again()
+            written = self.all_written()
+            tell([each for each in written if each.error is None])
+        return (
+            f"{refused[-1]}. It is the run's last and was tried {len(_AGAIN_S) + 1} times in {sum(_AGAIN_S):.0f} s: "
+            "without it there is no result; the same command goes on from the one before it"
+        )
 
     def close(self) -> None:
         """Wait for the last write, and end its thread."""

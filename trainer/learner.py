@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -232,7 +232,8 @@ class Learner:
     def fit(self, phases: Sequence[Phase]) -> None:
         """Run phases one after another; after `resume`, from where the run stood. Collective.
 
-        Returns early, with `stopped` set, when somebody asked to stop.
+        Returns early, with `stopped` set, when somebody asked to stop. Raises CheckpointError, the model trained, where
+        checkpoints are wanted and the last cannot be written.
         """
         if not self._resuming:
             self.progress = replace(self.progress, phase=0, phase_step=0, validate_due=False)
@@ -241,7 +242,9 @@ class Learner:
             Running(self, phase).run()
             if self.stopped:
                 break
-        self.tell_written(self.all_written())
+        refused = self.keeper.last(self.progress.step, self.tell_written)
+        if refused is not None:
+            raise CheckpointError(refused)
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
@@ -404,13 +407,8 @@ class Learner:
         weights = {"model": self.model.state_dict()}
         return weights if self.ema is None else {**weights, "ema": self.ema.state_dict()}
 
-    def all_written(self) -> list[Written]:
-        """What became of every checkpoint since this was last asked, once no write goes on. Collective."""
-        written = [asdict(each) for each in self.keeper.finished(all_of_them=True)]
-        return [Written(**each) for each in world.gather(written)[0]]
-
     def tell_written(self, written: Sequence[Written]) -> None:
-        """Record what became of checkpoints. A storage that refuses is told loudly and does not end the training."""
+        """Record what became of checkpoints. A storage that refuses is told loudly and ends no training: see `fit`."""
         for each in written:
             row: Row = {"step": each.step, "unix_s": time.time()}
             if each.error is None:

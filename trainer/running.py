@@ -119,9 +119,10 @@ class Running:
         if optim.skips(self.stepper.optimizer) and learn.ema is None and self.stepper.guard.undo(back):
             world.average_buffers(learn.model)
             self._save()
-        learn.tell_written(learn.all_written())
+        refused = learn.keeper.last(progress.step, learn.tell_written)
         lrs, _ = self.schedule.at(progress.phase_step)
         kept = f"what was before it is kept in {learn.keeper.root}" if learn.keeper.wanted else "nothing was kept"
+        kept = kept if refused is None else f"what was before it could not be kept ({refused})"
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         raise DivergedError(
             f"the loss or its gradients are no finite numbers at step {progress.step} (learning rates "

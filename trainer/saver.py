@@ -87,6 +87,7 @@ class Saver:
         self._keep, self._best = keep, best
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writes: list[Future[Written]] = []
+        self._refused: tuple[int, Snapshot, Mapping[str, float]] | None = None
 
     @property
     def busy(self) -> bool:
@@ -96,14 +97,22 @@ class Saver:
     def save(self, step: int, parts: Parts, *, metrics: Mapping[str, float] | None = None) -> None:
         """Copy the parts and have them written; returns before they are. Waits for a write that goes on."""
         self.wait()
+        self._refused = None
         self._writes.append(self._pool.submit(self._write, step, snapshot(parts), dict(metrics or {})))
+
+    def again(self) -> None:
+        """Have the save that the storage refused last written once more, as it was; nothing where it refused none."""
+        self.wait()
+        if self._refused is not None:
+            self._writes.append(self._pool.submit(self._write, *self._refused))
 
     def _write(self, step: int, copied: Snapshot, metrics: Mapping[str, float]) -> Written:
         began, error = time.monotonic(), None
         try:
             checkpoint.save(self._root, step, copied.parts, keep=self._keep, metrics=metrics, best=self._best)
+            self._refused = None
         except CheckpointError as refused:
-            error = str(refused)
+            error, self._refused = str(refused), (step, copied, metrics)
         return Written(step, time.monotonic() - began, error)
 
     def finished(self) -> list[Written]:
