@@ -46,3 +46,46 @@ def partners(names: Sequence[str], pairs: Pairs) -> NDArray[np.int64]:
 
 def _shown(pair: Sequence[str]) -> str:
     return f"{pair if isinstance(pair, str) else ','.join(map(str, pair))!r:.80}"
+
+
+def told(
+    points: NDArray[np.float64], sizes: NDArray[np.int64], *, names: Sequence[str], paths: Sequence[str]
+) -> tuple[str, ...]:
+    """Sentences on coordinates that hardly are what they say, loud ones.
+
+    points: (n, K, 2) x, y in px of the upright images, NaN where there is none. sizes: (n, 2) width and height in px,
+    0 where they are not known. names: of the K points. paths: of the n images.
+    """
+    sentences = []
+    absent = np.zeros(points.shape[:2], np.bool_)
+    for place in (-1, 0):
+        there = np.asarray((points == place).all(axis=2))
+        absent |= there
+        if there.any():
+            sentences.append(
+                f"WARNING: {_counted(there, paths)} lie at exactly ({place}, {place}): many tools write that where a "
+                "point is not shown, and it will be trained on as a place; leave such cells empty"
+            )
+    rest = points[~absent & ~np.isnan(points[..., 0])]
+    if len(rest) and np.abs(rest).max() <= 1 and sizes.max(initial=0) > 2:
+        sentences.append(
+            f"WARNING: all points lie between {rest.min():.2g} and {rest.max():.2g} px: that looks like shares of the "
+            "sides, and they will be trained on as px; multiply them by width and height"
+        )
+        return tuple(sentences)
+    known = np.asarray((sizes > 0).all(axis=1))
+    outside = np.asarray(((points < 0) | (points > sizes[:, None])).any(axis=2)) & ~absent & known[:, None]
+    if outside.any():
+        row, k = (int(at) for at in np.argwhere(outside)[0])
+        (x, y), (width, height) = points[row, k], sizes[row]
+        sentences.append(
+            f"WARNING: {_counted(outside, paths)} lie outside their image ({names[k]} of {paths[row]} at {x:.10g}, "
+            f"{y:.10g} px of {width} x {height}), and will be trained on there; correct them, or leave such cells empty"
+        )
+    return tuple(sentences)
+
+
+def _counted(which: NDArray[np.bool_], paths: Sequence[str]) -> str:
+    rows = np.flatnonzero(which.any(axis=1))
+    first = ", ".join(paths[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+    return f"{which.sum():,} points in {len(rows):,} images ({first})"

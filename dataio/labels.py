@@ -197,9 +197,10 @@ def label(
     if task not in LABEL_TYPES:
         raise LabelError(f"task {task!r} is not known: give {', '.join(LABEL_TYPES)}")
     vocabulary = _vocabulary(classes or getattr(labeller, "classes", None), values, task)
+    counted = values is None and task == "mask" and vocabulary is not None
     if values is not None:
         vocabulary = vocabulary or tuple(map(str, values))
-    elif task == "mask" and vocabulary is not None:
+    elif vocabulary is not None and counted:
         values = range(len(vocabulary))
     paths = table.rows["path"]
     column: list[Any]
@@ -212,7 +213,8 @@ def label(
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
     rows = rows.append_column("label", pa.array(column, LABEL_TYPES[task]))
     pixels = None if values is None else tuple(map(int, values))
-    return replace(table, rows=rows, task=task, classes=vocabulary, values=pixels, swap=_swap(swap, vocabulary, task))
+    pairs = _swap(swap, vocabulary, task)
+    return replace(table, rows=rows, task=task, classes=vocabulary, values=pixels, counted=counted, swap=pairs)
 
 
 # Vocabularies ---------------------------------------------------------------------------------------------

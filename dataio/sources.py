@@ -42,7 +42,8 @@ class Table:
     `rows` has `path` (string, posix, relative to root, or absolute when outside a local one), the columns of its
     source, and after labelling `label` (typed as labels.LABEL_TYPES has it). `task` is None until then. `root` is an
     absolute folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a
-    mask's classes, one for each; None where both are still to be found in the data. `swap` are the points that change
+    mask's classes, one for each; None where both are still to be found in the data. `counted`: nobody gave
+    any, so they are 0, 1, 2, ... `swap` are the points that change
     places in a mirror image; None where nobody said. `notes` are sentences on what was seen while it was made.
     """
 
@@ -51,6 +52,7 @@ class Table:
     task: str | None = None
     classes: tuple[str, ...] | None = None
     values: tuple[int, ...] | None = None
+    counted: bool = False
     swap: Pairs | None = None
     notes: tuple[str, ...] = ()
 

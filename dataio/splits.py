@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dataio import keypoints, masks
 from dataio.errors import QuarantineError, SplitError
-from dataio.keypoints import UNPAIRED
 from dataio.labels import Row
 from dataio.manifest import Manifest, build
 from dataio.sources import Table
-from dataio.targets import VOID
+from dataio.targets import points
 from dataio.verify import check_files
 
 Sides = NDArray[np.bool_] | NDArray[np.object_]
@@ -216,7 +217,7 @@ def split(
     _check_sides(sides[usable])
     status[usable & _is(sides, None)] = LEFT_OUT
     used = pa.array(status == "ok")
-    values = _found_values(checks.filter(used)) if table.task == "mask" and table.values is None else table.values
+    values = masks.found_values(checks.filter(used)) if table.task == "mask" and table.values is None else table.values
     classes = table.classes or _classes(rows["label"].filter(used), table.task, values)
     if len(classes) < (2 if table.task in ("single_label", "mask") else 1):
         raise SplitError(
@@ -225,15 +226,8 @@ def split(
         )
     columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
-    return build(
-        columns,
-        root=table.root,
-        task=table.task,
-        classes=classes,
-        values=values or (),
-        swap=table.swap,
-        notes=(*table.notes, *([UNPAIRED] if table.task == "points" and table.swap is None else [])),
-    )
+    made = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
+    return replace(made, notes=(*table.notes, *_told(made, checks.filter(used), counted=table.counted)))
 
 
 # Drawing --------------------------------------------------------------------------------------------------
@@ -340,10 +334,10 @@ def _check_sides(sides: NDArray[np.object_]) -> None:
 
 def _checks(table: Table, *, verify: bool, progress: Callable[[int, int], None] | None) -> pa.Table:
     paths = table.rows["path"].to_pylist()
-    masks = table.rows["label"].to_pylist() if table.task == "mask" else None
+    drawn = table.rows["label"].to_pylist() if table.task == "mask" else None
     if verify:
-        return check_files(table.root, paths, masks=masks, progress=progress)
-    if masks is not None and table.values is None:
+        return check_files(table.root, paths, masks=drawn, progress=progress)
+    if drawn is not None and table.values is None:
         raise SplitError("unverified masks do not tell which values they have: give label(..., values=), or verify")
     names = ("width", "height", "bytes", "hash", "format", "orientation", "codec", "mask_hash", "mask_values")
     return pa.table({**{name: pa.nulls(len(paths)) for name in names}, "status": ["ok"] * len(paths)})
@@ -353,13 +347,9 @@ def _status(table: Table, checks: pa.Table) -> NDArray[np.object_]:
     """Why each file cannot be used, or 'ok'; a mask without a pixel of any class teaches nothing."""
     status: NDArray[np.object_] = checks["status"].to_numpy().astype(object)
     if table.task == "mask" and table.values is not None and checks["mask_values"].null_count < len(status):
-        present = checks["mask_values"].combine_chunks()
-        known = pc.is_in(present.flatten(), pa.array(table.values, pa.uint8()))
-        inside = np.zeros(len(status), np.bool_)
-        inside[pc.list_parent_indices(present).filter(known).to_numpy()] = True
-        masks, wanted = table.rows["label"], ", ".join(map(str, table.values))
-        for row in np.flatnonzero(~inside & (status == "ok")):
-            status[row] = f"its mask {masks[int(row)].as_py()}: no pixel has one of the values {wanted}"
+        names, wanted = table.rows["label"], ", ".join(map(str, table.values))
+        for row in np.flatnonzero(~masks.showing(checks, table.values) & (status == "ok")):
+            status[row] = f"its mask {names[int(row)].as_py()}: no pixel has one of the values {wanted}"
     return status
 
 
@@ -386,10 +376,19 @@ def _kind(status: str) -> str:
     return "its mask" if status.startswith("its mask ") else status.partition(":")[0]
 
 
-def _found_values(checks: pa.Table) -> tuple[int, ...]:
-    """The values that occur in masks; 255 is void beside others, and a class of a mask with two values."""
-    values = sorted(pc.list_flatten(checks["mask_values"]).unique().to_pylist())
-    return tuple(values if len(values) <= 2 else [value for value in values if value != VOID])
+def _told(made: Manifest, checks: pa.Table, *, counted: bool) -> Iterator[str]:
+    """What to tell of points and masks, whose numbers alone do not show what they mean. Raises SplitError."""
+    rows = made.rows.filter(pa.array(made.usable()))
+    if made.task == "mask" and not checks["mask_values"].null_count:
+        teaching = "train" in pc.unique(rows["split"]).to_pylist()
+        pixels, options = masks.totals(checks), {"counted": counted, "teaching": teaching}
+        yield from masks.check_values(pixels, classes=made.classes, values=made.values, **options)
+    if made.task == "points":
+        sizes = np.stack([rows[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height")], 1)
+        placed = points(rows["label"].combine_chunks(), len(made.classes))
+        yield from keypoints.told(placed, sizes, names=made.classes, paths=rows["path"].to_pylist())
+        if made.swap is None:
+            yield keypoints.UNPAIRED
 
 
 def _classes(labels: pa.ChunkedArray, task: str, values: tuple[int, ...] | None) -> tuple[str, ...]:

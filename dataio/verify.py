@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 from PIL import Image, UnidentifiedImageError, features
@@ -26,6 +25,7 @@ from PIL import Image, UnidentifiedImageError, features
 from dataio import files
 from dataio.cores import usable_cores
 from dataio.errors import EngineError
+from dataio.masks import MASK_CHECKS, count_values, why_lossy
 from dataio.pictures import hush_pillow, load, to_rgb, why_undecodable
 from dataio.targets import decode_mask
 from dataio.work import read_ahead
@@ -42,8 +42,6 @@ CHECKS = pa.schema(
         "status": pa.string(),
     }
 )
-MASK_CHECKS = pa.schema({"mask_hash": pa.uint64(), "mask_values": pa.list_(pa.uint8())})
-"""The columns that masks add."""
 
 _ORIENTATION, _BITS_PER_SAMPLE, _SAMPLES, _PLANAR, _EXTRA = 0x0112, 258, 277, 284, 338
 _GROUP = 16  # files a thread takes at once: few enough to stop soon, enough to share the start of a DALI pipeline
@@ -85,6 +83,7 @@ class _Check:
     status: str = "ok"
     mask_hash: int | None = None
     mask_values: list[int] | None = None
+    mask_pixels: list[int] | None = None
 
 
 def check_files(
@@ -99,7 +98,8 @@ def check_files(
 
     Width and height are in px and upright, `orientation` is the EXIF one (1 to 8; 1 when there is none to be read),
     `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` who can decode it later: 'dali' (as well as
-    Pillow) or 'pillow' alone. `status` is 'ok' or the reason in a few words. `mask_values` are those that occur.
+    Pillow) or 'pillow' alone. `status` is 'ok' or the reason in a few words. `mask_values` are those that occur,
+    `mask_pixels` how often.
     `threads` is by default one a core that this process may use; `progress` gets (files done, files in all).
     """
     schema = CHECKS if masks is None else pa.schema([*CHECKS, *MASK_CHECKS])
@@ -274,14 +274,15 @@ def _check_mask(root: str, name: str, check: _Check) -> None:
         why = data
     else:
         check.mask_hash = xxhash.xxh3_64_intdigest(data)
+        why = why_lossy(data)
         try:
             mask = decode_mask(files.as_array(data))
-            check.mask_values = np.unique(mask).tolist()
-            if check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
+            check.mask_values, check.mask_pixels = count_values(mask)
+            if why is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
                 sizes = f"{mask.shape[1]} x {mask.shape[0]} px", f"{check.width} x {check.height}"
                 why = f"its shape, {sizes[0]}, is not that of the upright image, {sizes[1]}"
         except EngineError as error:
-            why = _reason(error.__cause__ or error, data)
+            why = why or _reason(error.__cause__ or error, data)
     if why is not None and check.status == "ok":
         check.status = f"its mask {name}: {why}"
 

@@ -19,11 +19,12 @@ from PIL import Image
 
 from dataio import files, geometry, verify
 from dataio.errors import EngineError
+from dataio.masks import MASK_CHECKS
 from dataio.readers import transcode
 from dataio.reference import decode
 from dataio.spec import ImageSpec
 from dataio.targets import decode_mask
-from dataio.verify import CHECKS, MASK_CHECKS, check_files
+from dataio.verify import CHECKS, check_files
 from tests.hostile import exif, lying, pictures, png, saved, tiff, with_segments, xmp
 from tests.images import PLAIN, make_work, photo, pixels_of, run_engine
 
