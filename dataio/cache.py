@@ -129,7 +129,8 @@ def _make_room(cache: Path, mine: Path, allowed: int) -> None:
         if folder == mine:
             continue
         if _is_used(folder):
-            in_use += int(claim.read_text(encoding="utf-8"))
+            said = claim.read_text(encoding="utf-8")
+            in_use += int(said) if said.isdecimal() else 0  # cut short by a kill while it was written
             continue
         folders.append(folder)
         for file in (*folder.glob("*.arrow"), *folder.glob("*.arrow.part")):

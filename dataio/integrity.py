@@ -25,6 +25,7 @@ _CODECS = ("dali", "pillow")
 _MOST_PX = 1 << 20
 """Of a side; no format that is read here goes beyond it, and a decoder that believes 2**31 - 1 ends the process."""
 _PIECE = 1 << 18  # rows at a time: what is copied on the way stays small
+_HASHED_ROWS = 65_536  # of a fingerprint at a time; it depends on this number
 
 
 def shown(value: object) -> str:
@@ -184,7 +185,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-# One number for all of it ---------------------------------------------------------------------------------
+# One number for what it is --------------------------------------------------------------------------------
 
 
 def checksum(rows: pa.Table, about: dict[str, Any]) -> str:
@@ -235,3 +236,29 @@ def _add_words(digest: xxhash.xxh3_128, column: pa.DictionaryArray) -> None:
     for start in range(0, len(column), _PIECE):
         numbers = column.indices.slice(start, _PIECE)
         digest.update(pa.array(ranks).take(numbers).fill_null(-1).to_numpy().data)
+
+
+def fingerprint(rows: pa.Table, meaning: str, *, masks: bool) -> str:
+    """xxh3_128 of what decides a run's stream and targets, hexadecimal: not of paths, and in the order of the rows.
+
+    Manifests, packs and runs on disk carry it, so it stays as it is.
+    """
+    names = ["id", "mask_hash" if masks else "label", "split", "width", "height", "hash", "status"]
+    digest = xxhash.xxh3_128(meaning.encode())
+    for start in range(0, rows.num_rows, _HASHED_ROWS):
+        piece = rows.select(names).slice(start, _HASHED_ROWS)
+        plain = pa.table([_plain(column) for column in piece.columns], names)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, plain.schema) as stream:
+            stream.write_table(plain.combine_chunks())
+        digest.update(memoryview(sink.getvalue()))
+    return digest.hexdigest()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as the same bytes in equal tables, however dictionaries are coded and whatever lies below nulls."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_list(column.type):
+        return column
+    return column.fill_null("" if pa.types.is_string(column.type) else 0)

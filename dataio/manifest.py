@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 from numpy.typing import NDArray
 
 from dataio import files, integrity
@@ -32,7 +31,6 @@ from dataio.part import Part, holds
 VERSION = 2
 _KEY = b"thawline"
 _ARROW_MAGIC = b"ARROW1"
-_HASHED_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -201,19 +199,8 @@ class Manifest:
         """A hash of what decides a run's stream and targets: ids, contents, labels, splits, sizes; not of paths."""
         if self._fingerprint:
             return self._fingerprint
-        names = ["id", "label", "split", "width", "height", "hash", "status"]
-        if self.task == "mask":
-            names[1] = "mask_hash"
         meaning = [self.task, self.classes, self.values, *([] if self.swap is None else [self.swap])]
-        digest = xxhash.xxh3_128(json.dumps(meaning).encode())
-        for start in range(0, self.rows.num_rows, _HASHED_ROWS):
-            rows = self.rows.select(names).slice(start, _HASHED_ROWS)
-            plain = pa.table([_plain(column) for column in rows.columns], names)
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, plain.schema) as stream:
-                stream.write_table(plain.combine_chunks())
-            digest.update(memoryview(sink.getvalue()))
-        return digest.hexdigest()
+        return integrity.fingerprint(self.rows, json.dumps(meaning), masks=self.task == "mask")
 
     def quarantined(self) -> pa.Table:
         """The rows that cannot be used: path and status, a row each."""
@@ -330,15 +317,6 @@ def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
             f"manifest {file} names points that change places and cannot ({error}): it was changed since it was made; "
             "make it again with thawline index"
         ) from error
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as the same bytes in equal tables, however dictionaries are coded and whatever lies below nulls."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string())
-    if pa.types.is_list(column.type):
-        return column
-    return column.fill_null("" if pa.types.is_string(column.type) else 0)
 
 
 def _in_order(rows: pa.Table) -> pa.Table:

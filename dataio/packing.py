@@ -27,6 +27,7 @@ from dataio import files
 from dataio.atomic import whole
 from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, QuarantineError, ShardError
+from dataio.integrity import check_shard, parsed
 from dataio.manifest import Manifest, Shard, build, columns
 from dataio.part import Part, Rows
 from dataio.readers import Reader, transcode
@@ -55,7 +56,8 @@ class _How:
     shard_bytes: int
     max_side_px: int | None
     quality: int
-    version: int = 1
+    version: int = 2
+    """1: without `data_hash`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,10 @@ class _Sample:
     data: bytes | None = None
     mask: bytes | None = None
     changed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data_hash(self) -> int | None:
+        return None if self.data is None else xxhash.xxh3_64_intdigest(self.data)
 
 
 def pack(
@@ -116,7 +122,7 @@ def packed_from(dest: str | Path) -> str:
     """The fingerprint of the manifest whose files are in `dest`. Raises ShardError when that was not packed there."""
     dest = files.normal_root(dest)
     try:
-        return str(json.loads(files.read(dest, _JOURNAL))["how"]["fingerprint"])
+        return str(parsed(files.read(dest, _JOURNAL))["how"]["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShardError(f"nothing was packed into {dest}: there is nothing to check; check the path") from error
 
@@ -204,7 +210,7 @@ class _Packer:
                 for batch in self._batches(first, rows, layout):
                     writer.write_batch(batch)
                     self.tables.append(pa.Table.from_batches([batch]).select(self.names).replace_schema_metadata(None))
-            made = asdict(Shard(name, first, rows, sink.bytes, sink.digest.hexdigest()))
+            made = asdict(Shard(name, first, rows, sink.bytes, sink.digest.hexdigest(), self.how.fingerprint))
             self.journal[name] = made
             if len(self.bad) > bad_before:  # the next attempt makes it anew: the files may have been brought back
                 del self.journal[name]
@@ -312,7 +318,7 @@ def _shrunk(image: NDArray[np.uint8], rows: Rows, i: int, how: _How, task: str) 
 def _batch(rows: pa.Table, samples: list[_Sample], layout: pa.Schema) -> pa.RecordBatch:
     arrays = []
     for target in layout:
-        if target.name in ("data", "mask"):
+        if target.name in ("data", "mask", "data_hash"):
             arrays.append(pa.array([getattr(sample, target.name) for sample in samples], target.type))
             continue
         changed = {i: sample.changed[target.name] for i, sample in enumerate(samples) if target.name in sample.changed}
@@ -348,8 +354,10 @@ def _open_dest(dest: str, how: _How) -> dict[str, dict[str, Any]]:
         _write_journal(dest, how, {})
         return {}
     try:
-        journal = json.loads(files.read(dest, _JOURNAL))
+        journal = parsed(files.read(dest, _JOURNAL))
         other = sorted(name for name, value in asdict(how).items() if journal["how"].get(name) != value)
+        for shard in journal["shards"]:
+            check_shard(shard)
         shards = {shard["name"]: shard for shard in journal["shards"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{dest}/{_JOURNAL} cannot be understood ({error}): remove {dest}, or give another") from error

@@ -1,15 +1,17 @@
 """What do the tests of shards pack? Small manifests of every task, written by hand, and loaders over any reader."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from PIL import Image
 
 from dataio.loader import ImageLoader, choose_engine
-from dataio.manifest import Manifest, build
+from dataio.manifest import Manifest, Shard, build
 from dataio.readers import Reader
 from dataio.shards import open_reader
 from dataio.spec import ImageSpec
@@ -116,3 +118,34 @@ def every(manifest: Manifest) -> list[Any]:
 def rebuilt(manifest: Manifest, rows: dict[str, Any]) -> Manifest:
     """The manifest with other rows."""
     return build(rows, root=manifest.root, task=manifest.task, classes=manifest.classes, values=manifest.values)
+
+
+def as_before(packed: Manifest) -> Manifest:
+    """The pack as it would have been made before shards kept checksums of their samples; it is written anew."""
+    home, shards = Path(packed.home), list[Shard]()
+    for shard in packed.shards:
+        with pa.ipc.open_file(str(home / shard.name)) as arrow:
+            batches = [arrow.get_batch(b) for b in range(arrow.num_record_batches)]
+        batches = [batch.drop_columns(["data_hash"]) for batch in batches]
+        with pa.ipc.new_file(str(home / f"{shard.name}.tmp"), batches[0].schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        (home / f"{shard.name}.tmp").replace(home / shard.name)
+        data = (home / shard.name).read_bytes()
+        shards.append(Shard(shard.name, shard.first, shard.rows, len(data), xxhash.xxh3_128_hexdigest(data)))
+    return replace(packed, shards=tuple(shards))
+
+
+def wear(packed: Manifest, path: str) -> Path:
+    """Damage the middle of a packed image, which stays a picture; the shard that holds it."""
+    found = dict(every(packed))[path]
+    image = found.image.tobytes()
+    for shard in packed.shards:
+        file = Path(packed.home) / shard.name
+        data = bytearray(file.read_bytes())
+        if image in data:
+            at = data.find(image) + len(image) * 6 // 10
+            data[at : at + 8] = bytes(255 - byte for byte in data[at : at + 8])
+            file.write_bytes(data)
+            return file
+    raise AssertionError(path)

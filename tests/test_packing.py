@@ -50,7 +50,7 @@ def test_shards_follow_each_other_over_all_rows_and_say_their_own_columns(tmp_pa
         with pa.memory_map(str(tmp_path / "packed" / shard.name)) as file:
             rows = pa.ipc.open_file(file).read_all()
         part = packed.rows.slice(shard.first, shard.rows)
-        assert rows.column_names == [*packed.rows.column_names, "data"]
+        assert rows.column_names == [*packed.rows.column_names, "data", "data_hash"]
         for name in packed.rows.column_names:
             assert rows[name].to_pylist() == part[name].to_pylist()
         assert [data is None for data in rows["data"].to_pylist()] == [s != "ok" for s in part["status"].to_pylist()]

@@ -1,6 +1,7 @@
 """Is a packed sample the bytes of its file, where they lie, and is damage told?"""
 
 import os
+import shutil
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from dataio.manifest import Manifest
 from dataio.packing import pack
 from dataio.plan import Plan
 from dataio.readers import Encoded, FileReader
-from dataio.shards import ShardReader, check, open_reader
+from dataio.shards import check, open_reader
 from tests.images import first
-from tests.packs import SMALL, contents, every, loader, photos, rebuilt
+from tests.packs import SMALL, as_before, contents, every, loader, photos, rebuilt, wear
 
 pytest.importorskip("dataio.dali", reason="DALI is not installed")
 
@@ -160,13 +161,107 @@ def test_a_shard_that_is_not_what_was_packed_is_refused(tmp_path: Path) -> None:
             open_reader(packed)
         file.write_bytes(content)
     spoil(file, "replaced")
-    part = packed.part("train")
     with pytest.raises(ShardError, match=rf"{file} is not the shard that was packed .* pack again"):
-        open_reader(packed).read(part.take(np.arange(1)), 0)
-    other = ShardReader(packed.shards[:1], [file], masks=True)
+        open_reader(packed)
     file.write_bytes(content)
-    with pytest.raises(ShardError, match="is not the shard that was packed"):  # without masks
-        other.read(part.take(np.arange(1)), 0)
+
+
+# What cannot be trusted -------------------------------------------------------------------------------------
+
+
+def packs(folder: Path, *, before: bool, **options: Any) -> tuple[Manifest, Manifest]:
+    """A manifest, and its pack: `before`: as packs were before they kept checksums of their samples."""
+    manifest = photos(folder / "loose", **options)
+    packed = pack(manifest, folder / "packed", shard_bytes=SMALL)
+    return manifest, as_before(packed) if before else packed
+
+
+BEFORE = pytest.mark.parametrize("before", [False, True], ids=["now", "before"])
+
+
+@BEFORE
+@pytest.mark.parametrize("task", ["single_label", "mask"])
+def test_packs_of_before_are_read_as_those_of_now(tmp_path: Path, before: bool, task: str) -> None:
+    manifest, packed = packs(tmp_path, before=before, task=task)
+    for (path, loose), (_, found) in zip(every(manifest), every(packed), strict=True):
+        assert isinstance(found, Encoded), (path, found)
+        if not path.endswith(".gif"):  # which became a PNG
+            assert found.image.tobytes() == loose.image.tobytes()
+        assert (found.mask is None) == (task != "mask")
+
+
+@BEFORE
+def test_the_shard_of_another_pack_is_refused_before_a_sample_is_read(
+    tmp_path: Path, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = [pack(benchmark.make_files(tmp_path / "a", 24, 3000), tmp_path / "packed_a", shard_bytes=20_000)]
+    monkeypatch.setattr(benchmark, "SEED", 7)  # other contents of the same names, sizes, ids and labels
+    packed.append(pack(benchmark.make_files(tmp_path / "b", 24, 3000), tmp_path / "packed_b", shard_bytes=20_000))
+    one, other = (as_before(each) for each in packed) if before else packed
+    name = one.shards[1].name
+    shutil.copy(Path(other.home, name), Path(one.home, name))
+    with pytest.raises(ShardError, match=rf"packed_a/{name} holds other images than the manifest says .*; pack again"):
+        open_reader(one)
+    open_reader(other).close()
+
+
+@BEFORE
+@pytest.mark.parametrize("path", ["a/03.jpg", "a/05.gif"])  # as it was, and turned into a PNG
+def test_a_worn_image_is_quarantined_as_a_worn_file_is(tmp_path: Path, before: bool, path: str) -> None:
+    manifest, packed = packs(tmp_path, before=before, count=20)
+    shard, file = wear(packed, path), tmp_path / "loose" / path
+    file.write_bytes(file.read_bytes()[:-9])
+    loose, worn = loader(manifest, FileReader(manifest.root)), loader(packed, open_reader(packed))
+    for one, other in zip(first(loose, 6), first(worn, 6), strict=True):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.images, other.images)
+    (told,) = worn.quarantined.values()
+    assert told.startswith(f"{shard}: {path}: damaged since it was packed")
+    assert told.endswith("; pack again")
+    assert worn.quarantined.keys() == loose.quarantined.keys()
+
+
+def test_a_worn_mask_is_a_reason(tmp_path: Path) -> None:
+    _, packed = packs(tmp_path, before=False, task="mask")
+    shard = Path(packed.home, packed.shards[0].name)
+    data, mask = bytearray(shard.read_bytes()), (tmp_path / "loose/masks/01.png").read_bytes()
+    data[data.find(mask) + len(mask) // 2] ^= 1
+    shard.write_bytes(data)
+    assert "its mask was damaged since it was packed" in dict(every(packed))["a/01.jpg"]
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "missing", "of another pack", "replaced"])
+def test_a_shard_that_is_spoilt_while_it_is_mapped_is_told_and_not_touched(tmp_path: Path, how: str) -> None:
+    """Whoever reads a mapped page that the file has no more is killed (SIGBUS)."""
+    _, packed = packs(tmp_path, before=False)
+    shard, reader, part = Path(packed.home, packed.shards[0].name), open_reader(packed), packed.part("train")
+    rows = part.take(np.arange(1))
+    assert isinstance(reader.read(rows, 0), Encoded)
+    if how == "emptied":
+        os.truncate(shard, 0)
+    elif how == "of another pack":
+        data = bytearray(shard.read_bytes())
+        hashes = np.array(packed.rows["hash"].slice(0, 2).to_pylist(), np.uint64).tobytes()
+        data[data.find(hashes)] ^= 1
+        shard.write_bytes(data)
+    else:
+        spoil(shard, how)
+    with pytest.raises(ShardError, match=rf"{shard} (has|is|holds) .*; pack again|{shard} is not .* pack again"):
+        reader.read(rows, 0)
+
+
+def test_a_shard_that_is_copied_over_itself_or_touched_is_read_on(tmp_path: Path) -> None:
+    _, packed = packs(tmp_path, before=False)
+    shard, reader, part = Path(packed.home, packed.shards[0].name), open_reader(packed), packed.part("train")
+    rows = part.take(np.arange(1))
+    held = reader.read(rows, 0)
+    shutil.copy(shard, tmp_path / "copy")
+    for change in (lambda: os.utime(shard), lambda: (tmp_path / "copy").replace(shard)):
+        change()
+        again = reader.read(rows, 0)
+        assert isinstance(held, Encoded)
+        assert isinstance(again, Encoded)
+        assert again.image.tobytes() == held.image.tobytes()
 
 
 # The command line -------------------------------------------------------------------------------------------
