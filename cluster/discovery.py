@@ -15,14 +15,12 @@ a folder of the user who runs rank 0, wherever that was started from.
 
 import json
 import socket
-from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from socketserver import ThreadingTCPServer
-from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
+from cluster.answers import Answers
 from cluster.storage import write_text
 from dataio import files
 from dataio.private import cache_home
@@ -76,13 +74,8 @@ class Directory:
 
     def __init__(self, host: str, port: int) -> None:
         self._body = b"[]"
-        try:
-            self._server = self._listen(host, port)
-        except (OSError, OverflowError):  # taken, or beyond 65535
-            self._server = self._listen(host, 0)
-        self.url = f"http://{reachable(host)}:{self._server.server_address[1]}/targets"
-        self._thread = Thread(target=self._server.serve_forever, name="thawline-targets", daemon=True)
-        self._thread.start()
+        self._answers = Answers(self._answer, host=host, port=port, name="thawline-targets")
+        self.url = f"http://{reachable(host)}:{self._answers.port}/targets"
 
     def set(self, entries: Sequence[Entry]) -> None:
         """Announce these, in place of what was announced before: see `entries_of`; an empty list drops all."""
@@ -90,10 +83,7 @@ class Directory:
 
     def close(self) -> None:
         """Stop answering and free the port; a second call does nothing."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-        self._server.server_close()
+        self._answers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -103,31 +93,13 @@ class Directory:
     ) -> None:
         self.close()
 
-    def _listen(self, host: str, port: int) -> ThreadingTCPServer:
-        directory = self
-
-        class Answer(BaseHTTPRequestHandler):
-            timeout = 5.0  # whoever connects and says nothing keeps a thread no longer
-
-            def do_GET(self) -> None:
-                if self.path != "/targets":
-                    self.send_error(404)
-                    return
-                body = directory._body
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")  # Prometheus takes no other
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        class Server(ThreadingTCPServer):
-            address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            allow_reuse_address = daemon_threads = True
-
-        return Server((host, port), Answer)
+    def _answer(self, asked: Mapping[str, Any], begin: Callable[[str, list[tuple[str, str]]], Any]) -> list[bytes]:
+        """WSGI's: what a GET of /targets is told."""
+        if asked["REQUEST_METHOD"] != "GET" or asked["PATH_INFO"] != "/targets":
+            begin("501 Not Implemented" if asked["REQUEST_METHOD"] != "GET" else "404 Not Found", [])
+            return []
+        begin("200 OK", [("Content-Type", "application/json")])  # Prometheus takes no other
+        return [self._body]
 
 
 def reachable(host: str) -> str:

@@ -14,11 +14,12 @@ from itertools import accumulate
 from types import TracebackType
 from typing import Self
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cluster import gpus
+from cluster.answers import Answers
 from cluster.discovery import reachable
 from trainer.recorder import metric_names
 
@@ -97,11 +98,8 @@ class Exporter(Collector):
         self._gauges: dict[str, float] = {}
         registry = CollectorRegistry()
         registry.register(self)
-        try:
-            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        except (OSError, OverflowError):  # taken, or beyond 65535
-            self._server, self._thread = start_http_server(0, addr=host, registry=registry)
-        self.endpoint = f"{reachable(host)}:{self._server.server_port}"
+        self._answers = Answers(make_wsgi_app(registry), host=host, port=port, name="thawline-metrics")
+        self.endpoint = f"{reachable(host)}:{self._answers.port}"
 
     def step(self, images: int, step_s: float, data_wait_s: float) -> None:
         """Count one optimiser step over `images` images of this rank, in about a microsecond."""
@@ -162,10 +160,7 @@ class Exporter(Collector):
 
     def close(self) -> None:
         """Stop serving and free the port; a second call does nothing."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-        self._server.server_close()
+        self._answers.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,10 +1,13 @@
 """Does a scrape over HTTP show what the worker counted?"""
 
 import re
+import socket
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -128,6 +131,18 @@ def test_the_gpu_of_the_worker_is_told_of_at_scrapes_and_a_cpu_is_silent(monkeyp
         assert not any("gpu" in name for name in scrape(exporter.endpoint)), (
             "no value is kept that is not true any more"
         )
+
+
+def test_half_requests_take_few_of_the_processs_files_and_keep_nobody_from_reading() -> None:
+    with Exporter(run="pets", rank=0, host="127.0.0.1", port=0) as exporter, ExitStack() as stack:
+        host, port = exporter.endpoint.split(":")
+        before = psutil.Process().num_fds()
+        for _ in range(100):
+            half = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            half.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
+        assert "thawline_steps_total" in scrape(exporter.endpoint)
+        held = psutil.Process().num_fds() - before - 100  # those of this test's side
+        assert held < 50
 
 
 def test_every_metric_of_a_validation_gets_a_gauge_of_its_own() -> None:
