@@ -178,12 +178,14 @@ def _index(
     extensions: tuple[str, ...] = (),
     recursive: bool = True,
     max_bad: float = 0.01,
+    separator: str | None = None,
+    skip_unlabelled: bool = False,
 ) -> int:
     """Make a manifest: which images there are, what each shows, which are for validation and test.
 
     Args:
-        source: A folder of images, or a CSV, TSV, Parquet or Arrow file with a column of paths; or the URI of one
-            (s3://, gs://, hdfs://).
+        source: A folder of images, or a CSV, TSV, JSON-lines, Parquet or Arrow file with a column of paths, also
+            gzipped; or the URI of one (s3://, gs://, hdfs://).
         out: The manifest to write: .parquet, or .arrow, which opens at once however large.
         label: parent (the folder's name), regex:R (its first group, on the file's name), path-regex:R (on the
             path), column:C (of the CSV or table), mask:TEMPLATE (such as masks/{stem}.png; {parent} and {name} too)
@@ -208,10 +210,13 @@ def _index(
         extensions: What images end in, such as png.
         recursive: Look into folders of the folder too.
         max_bad: The share of files that may be unusable; 1 for any.
+        separator: Between the columns of a CSV, such as ';' or tab; found if not given.
+        skip_unlabelled: Leave out, and count, the images that --label finds no label for.
     """
-    from cluster.index import make_manifest
-    from dataio.duplicates import report
+    from cluster.index import described, make_manifest
+    from dataio.outputs import check_output
 
+    check_output(out, read=[source, *([classes] if classes else [])])  # before minutes of decoding
     manifest = make_manifest(
         source,
         label=label,
@@ -231,9 +236,11 @@ def _index(
         extensions=extensions,
         recursive=recursive,
         max_bad=max_bad,
+        separator=separator,
+        skip_unlabelled=skip_unlabelled,
     )
     manifest.save(out)
-    print("\n".join(filter(None, (manifest.summary(), report(manifest)))), file=sys.stderr)
+    print(described(manifest), file=sys.stderr)
     print(out)
     return 0
 

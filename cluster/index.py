@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from dataio import labels, sources, splits
-from dataio.errors import LabelError, ManifestError, SourceError, SplitError
+from dataio import census, duplicates, files, labels, lists, sources, splits
+from dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
 from dataio.manifest import Manifest
 
-_LISTS, _TABLES, _MANIFESTS = (".csv", ".tsv"), (".parquet", ".arrow", ".feather"), (".parquet", ".arrow")
+_MANIFESTS = (".parquet", ".arrow")
 
 
 def make_manifest(
@@ -35,6 +36,8 @@ def make_manifest(
     extensions: Sequence[str] = (),
     recursive: bool = True,
     max_bad: float = 0.01,
+    separator: str | None = None,
+    skip_unlabelled: bool = False,
 ) -> Manifest:
     """List, label, check and split; writes nothing.
 
@@ -45,21 +48,23 @@ def make_manifest(
     splitter = _splitter(valid, test, seed)
     names, pixels, other = _vocabulary(classes, values)
     text = str(source)
-    in_list = text.lower().endswith((*_LISTS, *_TABLES)) and not Path(text).expanduser().is_dir()
-    if in_list:
+    if _is_list(text):
+        lists.check_kind(text)
         _refuse("a folder", text, folders=folders, extensions=extensions, no_recursive=not recursive)
-        table = _listed(text, root, path_column, folder, suffix, column_names)
+        table = _listed(text, root, path_column, folder, suffix, column_names, separator)
     else:
-        options = {"root": root, "path_column": path_column, "folder": folder, "suffix": suffix}
+        options = {"root": root, "path_column": path_column, "folder": folder, "suffix": suffix, "separator": separator}
         _refuse("a CSV or table", text, **options, column_names=column_names)
         kinds = [kind for words in extensions for kind in words.split(",")] or sources.IMAGE_EXTENSIONS
         table = sources.from_folder(text, extensions=kinds, folders=folders or None, recursive=recursive)
     pairs = _pairs(swap) if swap or other is None else other.swap
-    table = labels.label(table, labeller, task=task, classes=names, values=pixels, swap=pairs)
+    table = labels.label(
+        table, labeller, task=task, classes=names, values=pixels, swap=pairs, skip_unlabelled=skip_unlabelled
+    )
     if other is not None and table.task != other.task:
         raise ManifestError(
-            f"--classes {classes} is for {other.task} and --label {label} gives {table.task}: their targets do not "
-            "mean the same; label in the same way, or leave --classes out"
+            f"--classes {classes} is for {other.task} and --label {quoted(label)} gives {table.task}: their targets do "
+            "not mean the same; label in the same way, or leave --classes out"
         )
     with Progress(console=Console(stderr=True), transient=True) as bar:
         checking = bar.add_task("checking images", total=table.rows.num_rows)
@@ -71,6 +76,35 @@ def make_manifest(
         )
 
 
+def described(manifest: Manifest) -> str:
+    """What to tell of a manifest that was made: its summary, its classes, and what was left out or looks wrong."""
+    counts = census.count(manifest)
+    return "\n".join(
+        filter(
+            None,
+            (
+                replace(manifest, notes=()).summary(),
+                *census.table(counts, manifest.classes),
+                *manifest.notes,
+                *census.lacking(counts, manifest.classes),
+                *census.too_many(counts, manifest.classes),
+                duplicates.report(manifest),
+            ),
+        )
+    )
+
+
+def _is_list(source: str) -> bool:
+    """Whether a source is a file of rows, and no folder: what stands there says so, or in a store the ending."""
+    if files.is_remote(source):
+        return lists.is_known(source)
+    path = Path(source).expanduser()
+    try:
+        return path.is_file() or (lists.is_known(source) and not path.is_dir())
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise SourceError(f"{quoted(source)} cannot be looked at ({error}): check the path") from error
+
+
 def _listed(
     source: str,
     root: str | Path | None,
@@ -78,17 +112,19 @@ def _listed(
     folder: str,
     suffix: str,
     column_names: Sequence[str],
+    separator: str | None,
 ) -> sources.Table:
-    if source.lower().endswith(_LISTS):
+    if lists.ending(source) in lists.TEXTS:
         return sources.from_csv(
             source,
             path_column=path_column,
             root=root,
             folder=folder,
             suffix=suffix,
+            delimiter={"tab": "\t", "\\t": "\t"}.get(separator or "", separator),
             column_names=[name for words in column_names for name in words.split(",")] or None,
         )
-    _refuse("a CSV", source, column_names=column_names)
+    _refuse("a CSV", source, column_names=column_names, separator=separator)
     return sources.from_file(source, path_column=path_column, root=root, folder=folder, suffix=suffix)
 
 
@@ -107,7 +143,7 @@ def _labeller(words: str, delimiter: str | None) -> tuple[labels.Labeller, str |
     kind, _, value = words.partition(":")
     if delimiter is not None and kind not in ("column", "points-column"):
         raise LabelError(
-            f"--delimiter splits a column's value, and --label is {words!r}: give column:C, or leave it out"
+            f"--delimiter splits a column's value, and --label is {quoted(repr(words))}: give column:C, or leave it out"
         )
     if words == "parent":
         return labels.by_parent(), None
@@ -121,7 +157,7 @@ def _labeller(words: str, delimiter: str | None) -> tuple[labels.Labeller, str |
     if kind == "points" and value:
         return labels.points_by_columns(value.split(",")), None
     raise LabelError(
-        f"--label {words!r} is not known: give parent, regex:PATTERN, path-regex:PATTERN, column:C, "
+        f"--label {quoted(repr(words))} is not known: give parent, regex:PATTERN, path-regex:PATTERN, column:C, "
         "mask:TEMPLATE, mask-column:C, points:X0,Y0,... or points-column:C"
     )
 
@@ -135,7 +171,9 @@ def _vocabulary(
         try:
             pixels = [int(value) for value in values.split(",")]
         except ValueError:
-            raise LabelError(f"--values {values!r} are not numbers: give the pixel values, such as 0,1,2") from None
+            raise LabelError(
+                f"--values {quoted(repr(values))} are not numbers: give the pixel values, such as 0,1,2"
+            ) from None
     if classes is None:
         return None, pixels, None
     if classes.endswith(_MANIFESTS):
@@ -143,7 +181,7 @@ def _vocabulary(
         return other.classes, pixels or other.values or None, other
     if classes.endswith(".txt"):
         try:
-            lines = Path(classes).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise LabelError(
                 f"--classes {classes} cannot be read ({error}): give a text file, a class a line"
@@ -180,7 +218,8 @@ def _splitter(valid: str, test: str | None, seed: int) -> splits.Splitter:
         return _draw(kind, _fraction(value, "--valid"), seed, test=_fraction(test_value, "--test"))
     if test_kind not in ("fraction", "stratified", "column", "folder"):
         raise SplitError(
-            f"--test {test!r} is not known: give a fraction such as 0.1, stratified:F, column:C, folder:N, all"
+            f"--test {quoted(repr(test))} is not known: give a fraction such as 0.1, stratified:F, column:C, folder:N "
+            "or all"
         )
     return splits.hold_out(_divide(test, seed, flag="--test"), _divide(valid, seed, flag="--valid"))
 
@@ -198,8 +237,8 @@ def _divide(words: str, seed: int, *, flag: str) -> splits.Splitter:
     if kind in ("fold", "stratified-fold") and fold:
         return splits.k_fold(int(fold[2]), int(fold[1]), seed=seed, stratify=kind != "fold")
     raise SplitError(
-        f"{flag} {words!r} is not known: give a fraction such as 0.2, stratified:F, fold:I/K, stratified-fold:I/K, "
-        "column:NAME or folder:NAME"
+        f"{flag} {quoted(repr(words))} is not known: give a fraction such as 0.2, stratified:F, fold:I/K, "
+        "stratified-fold:I/K, column:NAME or folder:NAME"
     )
 
 
@@ -215,7 +254,7 @@ def _fraction(words: str, flag: str) -> float:
     try:
         return float(words)
     except ValueError:
-        raise SplitError(f"{flag} has {words!r} for a fraction: give a number such as 0.2") from None
+        raise SplitError(f"{flag} has {quoted(repr(words))} for a fraction: give a number such as 0.2") from None
 
 
 def _draw(kind: str, valid: float, seed: int, *, test: float = 0.0) -> splits.Splitter:

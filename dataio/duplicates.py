@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from dataio.errors import quoted
 from dataio.manifest import Manifest
 from dataio.splits import SIDES
 
@@ -40,19 +43,54 @@ def duplicates(manifest: Manifest) -> pa.Table:
 
 
 def report(manifest: Manifest) -> str:
-    """A few lines for people, '' if no image is there twice: loud where a copy is on another side of the split."""
+    """A few lines for people, '' if no image is there twice: loud where a copy is on another side, or labelled
+    otherwise.
+    """
     found = duplicates(manifest)
     if found.num_rows == 0:
         return ""
     groups: dict[int, dict[str, list[str]]] = {}
     for row in found.to_pylist():
         groups.setdefault(row["group"], {}).setdefault(row["split"], []).append(row["path"])
-    lines = [_loud(list(groups.values()), one, other) for one, other in combinations(SIDES, 2)]
+    lines = [_contradictions(manifest, found)]
+    lines += [_loud(list(groups.values()), one, other) for one, other in combinations(SIDES, 2)]
     extra = Counter(dict.fromkeys(SIDES, 0))
     for sides in groups.values():
         extra.update({side: len(paths) - 1 for side, paths in sides.items()})
     within = ", ".join(f"{count:,} in {side}" for side, count in extra.items() if count)
     return "\n".join([*filter(None, lines), *([f"copies within one side of the split: {within}"] if within else [])])
+
+
+def _contradictions(manifest: Manifest, found: pa.Table) -> str:
+    """What to say of equal files that are labelled differently; '' if there are none."""
+    column = "mask_hash" if manifest.task == "mask" else "label"
+    rows = manifest.rows.select(["id", column]).filter(pc.is_in(manifest.rows["id"], found["id"].combine_chunks()))
+    said = {row["id"]: _said(row[column]) for row in rows.to_pylist()}
+    first: dict[int, dict[str, str]] = {}
+    other: dict[int, dict[str, str]] = {}
+    for row in found.to_pylist():
+        first.setdefault(row["group"], row)
+        if said[row["id"]] != said[first[row["group"]]["id"]]:
+            other.setdefault(row["group"], row)
+    if not other:
+        return ""
+    what = {"mask": "masks", "points": "points"}.get(manifest.task, "labels")
+    pairs = [(first[group], row) for group, row in list(other.items())[:_NAMED]]
+    named = ", ".join(
+        " = ".join(quoted(row["path"]) + (f" ({quoted(said[row['id']])})" if what == "labels" else "") for row in pair)
+        for pair in pairs
+    )
+    return (
+        f"WARNING: {len(other):,} files are there under different {what} "
+        f"({named}{', ...' if len(other) > _NAMED else ''}): they teach and test both; keep the right one of each"
+    )
+
+
+def _said(label: Any) -> str:
+    """A label as a text that is equal for equal ones, NaN and the order of a list included."""
+    if isinstance(label, list):
+        return ", ".join(map(str, sorted(label) if all(isinstance(part, str) for part in label) else label))
+    return str(label)
 
 
 def _loud(groups: list[dict[str, list[str]]], one: str, other: str) -> str:
@@ -61,7 +99,7 @@ def _loud(groups: list[dict[str, list[str]]], one: str, other: str) -> str:
     if not both:
         return ""
     count = sum(len(group[other]) for group in both)
-    named = ", ".join(f"{group[other][0]} = {group[one][0]}" for group in both[:_NAMED])
+    named = ", ".join(f"{quoted(group[other][0])} = {quoted(group[one][0])}" for group in both[:_NAMED])
     return (
         f"WARNING: {count:,} images of {other} are also in {one} ({named}{', ...' if len(both) > _NAMED else ''}): the "
         "metrics would flatter; remove them, or split by a column or folder that keeps copies together"

@@ -11,8 +11,37 @@
     ├── PlaceError       no folder for a process's own files that others keep out of
     └── EngineError      an engine that cannot run here, a file that cannot be decoded
 
-Every message says condition, value, consequence and remedy; every one is safe to show without a traceback.
+Every message says condition, value, consequence and remedy; every one is safe to show without a traceback. What comes
+out of a user's table or folder is put into it by `quoted` or `listed`; the files that the user named stay whole.
 """
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+from reprlib import Repr
+
+_QUOTED = 80
+_LISTED = 10
+
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = _QUOTED
+
+
+def quoted(value: object) -> str:
+    """A user's value as a sentence may hold it: in one line, without control characters, cut at 80 characters.
+
+    A text goes in as it is, anything else as Python writes it, its long parts left out.
+    """
+    text = value if isinstance(value, str) else _repr.repr(value)
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: _QUOTED + 1])
+    return plain if len(plain) <= _QUOTED else f"{plain[: _QUOTED - 3]}..."
+
+
+def listed(values: Collection[object], *, most: int = _LISTED) -> str:
+    """The first of a user's values, each as `quoted` has it, and how many more there are."""
+    shown = ", ".join(map(quoted, islice(values, most)))
+    return shown if len(values) <= most else f"{shown} and {len(values) - most:,} more"
 
 
 class DataError(Exception):

@@ -14,10 +14,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dataio.errors import LabelError
+from dataio.errors import LabelError, listed, quoted
 from dataio.keypoints import Pairs, check_pairs
+from dataio.names import check_lines, complain_of, is_missing, some, texts
 from dataio.sources import Table, tidy
 
 Row = Mapping[str, Any]
@@ -61,13 +61,15 @@ def by_regex(pattern: str, *, whole_path: bool = False) -> Labeller:
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise LabelError(f"pattern {pattern!r} is not a regular expression ({error}): correct or escape it") from error
+        raise LabelError(
+            f"pattern {quoted(repr(pattern))} is not a regular expression ({error}): correct or escape it"
+        ) from error
 
     def search(row: Row) -> str | None:
         match = regex.search(row["path"] if whole_path else row["path"].rpartition("/")[2])
         return match.group(1 if regex.groups else 0) if match else None
 
-    return Labeller(search, f"by_regex({pattern!r})")
+    return Labeller(search, f"by_regex({quoted(repr(pattern))})")
 
 
 def by_column(name: str, *, delimiter: str | None = None) -> Labeller:
@@ -88,7 +90,7 @@ def by_column(name: str, *, delimiter: str | None = None) -> Labeller:
             return value
         return [part.strip() for part in str(value or "").split(delimiter) if part.strip()]
 
-    return Labeller(cell, f"by_column({name!r})")
+    return Labeller(cell, f"by_column({quoted(repr(name))})")
 
 
 def by_function(fn: Callable[[Row], Any]) -> Labeller:
@@ -118,18 +120,20 @@ def mask_path(place: str | Callable[[Row], Any]) -> Labeller:
         same = place.format(parent="a", name="b", stem="c") == place.format(parent="d", name="e", stem="f")
     except (LookupError, ValueError, AttributeError) as error:
         raise LabelError(
-            f"mask template {place!r} cannot be filled ({error!r}): its placeholders are {{parent}}, {{name}}, {{stem}}"
+            f"mask template {quoted(repr(place))} cannot be filled ({quoted(repr(error))}): its placeholders are "
+            "{parent}, {name}, {stem}"
         ) from error
     if same:
         raise LabelError(
-            f"mask template {place!r} is one file for all images: put {{stem}} or {{name}} where the names differ"
+            f"mask template {quoted(repr(place))} is one file for all images: put {{stem}} or {{name}} where the names "
+            "differ"
         )
 
     def fill(row: Row) -> str:
         path = PurePosixPath(row["path"])
         return place.format(parent=path.parent, name=path.name, stem=path.stem)
 
-    return Labeller(fill, f"mask_path({place!r})", "mask")
+    return Labeller(fill, f"mask_path({quoted(repr(place))})", "mask")
 
 
 def points_by_columns(columns: Sequence[str]) -> Labeller:
@@ -141,7 +145,7 @@ def points_by_columns(columns: Sequence[str]) -> Labeller:
     Raises: LabelError for columns that do not pair up.
     """
     columns = list(columns)
-    name = f"points_by_columns({', '.join(columns)})"
+    name = f"points_by_columns({listed(columns)})"
     if not columns or len(columns) % 2 or len(set(columns)) < len(columns):
         raise LabelError(
             f"{name} has {len(columns)} columns that do not pair up: give x and y for every point, once each"
@@ -176,6 +180,7 @@ def label(
     classes: Sequence[str] | None = None,
     values: Sequence[int] | None = None,
     swap: Sequence[tuple[str, str]] | None = None,
+    skip_unlabelled: bool = False,
 ) -> Table:
     """Return the table with its `label` column, its task, and what the labels mean.
 
@@ -185,6 +190,8 @@ def label(
     `split` takes the values that occur, each called by its number.
     `swap` are the points that change places in a mirror image, such as [("left eye", "right eye")]: with it training
     mirrors images, without it not, since a mirrored left eye would keep its name. Empty: no point has a side.
+    With `skip_unlabelled`, images that the labeller has no label for are left out and counted in `notes`. Class names
+    are normalised: see names.py.
 
     Raises: LabelError when an image has no label, when a label is not in the given vocabulary, when all have the same
         (single_label without one), when some have one label and others a list, when points are not finite pairs,
@@ -194,6 +201,10 @@ def label(
     name = str(getattr(labeller, "name", None) or getattr(labeller, "__name__", labeller))
     labels = [_one(labeller, name, row) for row in _each(table.rows)]
     task = task or getattr(labeller, "task", None) or _task(labels)
+    if task in ("single_label", "multi_label"):
+        check_lines(labels, table.rows["path"], name)
+    if skip_unlabelled:
+        table, labels = _labelled(table, labels, name, task)
     if task not in LABEL_TYPES:
         raise LabelError(f"task {task!r} is not known: give {', '.join(LABEL_TYPES)}")
     vocabulary = _vocabulary(classes or getattr(labeller, "classes", None), values, task)
@@ -204,17 +215,43 @@ def label(
         values = range(len(vocabulary))
     paths = table.rows["path"]
     column: list[Any]
+    told: list[str] = []
     if task == "points":
         column, vocabulary = _points(labels, paths, name, vocabulary)
     else:
-        column = _texts(labels, paths, name, task, vocabulary)
+        column, told = texts(labels, paths, name, task, vocabulary)
     if task == "mask":
         column = tidy(column, table.root, name)
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
     rows = rows.append_column("label", pa.array(column, LABEL_TYPES[task]))
-    pixels = None if values is None else tuple(map(int, values))
-    pairs = _swap(swap, vocabulary, task)
-    return replace(table, rows=rows, task=task, classes=vocabulary, values=pixels, counted=counted, swap=pairs)
+    return replace(
+        table,
+        rows=rows,
+        task=task,
+        classes=vocabulary,
+        values=None if values is None else tuple(map(int, values)),
+        counted=counted,
+        swap=_swap(swap, vocabulary, task),
+        notes=(*table.notes, *told),
+    )
+
+
+def _labelled(table: Table, labels: list[Any], name: str, task: str) -> tuple[Table, list[Any]]:
+    """What is left of a table and its labels without the images that have none."""
+    kept = [
+        index  # a point that is not there is a label
+        for index, value in enumerate(labels)
+        if not (value is None if task == "points" else is_missing(value))
+    ]
+    lost = sorted(set(range(len(labels))) - set(kept))
+    if not lost or not kept:  # none at all is told as a mistake
+        return table, labels
+    note = (
+        f"WARNING: {len(lost):,} of {len(labels):,} images are left out, since {name} gives them no label "
+        f"({some(table.rows['path'], lost)})"
+    )
+    table = replace(table, rows=table.rows.take(pa.array(kept, pa.int64())), notes=(*table.notes, note))
+    return table, [labels[index] for index in kept]
 
 
 # Vocabularies ---------------------------------------------------------------------------------------------
@@ -223,13 +260,15 @@ def label(
 def _vocabulary(classes: Sequence[str] | None, values: Sequence[int] | None, task: str) -> tuple[str, ...] | None:
     given = None if classes is None else tuple(map(str, classes))
     if given is not None and (len(set(given)) < len(given) or "" in given):
-        raise LabelError(f"the classes ({', '.join(given)}) repeat or lack a name: give each one once")
+        raise LabelError(f"the classes ({listed(given)}) repeat or lack a name: give each one once")
     if values is None:
         return given
     if task != "mask":
         raise LabelError(f"values are the pixel values of masks, and the task is {task}: leave them out")
     if not values or len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):
-        raise LabelError(f"values {list(values)} are not the pixel values of classes: give each once, 0 to 255")
+        raise LabelError(
+            f"values {quoted(repr(list(values)))} are not the pixel values of classes: give each once, 0 to 255"
+        )
     if given is not None and len(given) != len(values):
         raise LabelError(f"{len(given)} classes but {len(values)} values: give each class its pixel value")
     return given
@@ -239,52 +278,6 @@ def _task(labels: list[Any]) -> str:
     return "multi_label" if any(isinstance(value, list) for value in labels) else "single_label"
 
 
-# Classes and paths ----------------------------------------------------------------------------------------
-
-
-def _texts(labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, known: tuple[str, ...] | None) -> list[Any]:
-    """Labels as texts or lists of texts, each checked."""
-    column = [_text(value) for value in labels]
-    missing = [index for index, value in enumerate(column) if value is None or value == ""]
-    if len(missing) == len(column) or not any(column):
-        raise LabelError(
-            f"{name} gives none of the {len(column)} images a label (tried {_names(paths, range(len(column)))}): "
-            "there is nothing to learn; correct it, or label in another way"
-        )
-    _complain_of(missing, paths, name)
-    lists = task == "multi_label"
-    others = [index for index, value in enumerate(column) if isinstance(value, list) != lists]
-    if others:
-        got, wanted = ("one text", "a list") if lists else ("a list", "one text")
-        raise LabelError(
-            f"{name} gives {len(others)} of {len(column)} images {got} ({_names(paths, others)}) where {task} needs "
-            f"{wanted}: give all of them the same kind"
-        )
-    if task == "mask":
-        return column
-    shown = pa.array(column, LABEL_TYPES[task])
-    names = (pc.list_flatten(shown) if lists else shown).unique().to_pylist()
-    if known is not None:
-        strange = [text for text in names if text not in set(known)]
-        if strange:
-            raise LabelError(
-                f"{name} gives {len(strange)} labels that are not among the {len(known)} given classes "
-                f"({', '.join(sorted(strange)[:3])}): a model for these could not say them; correct one or the other"
-            )
-    elif not lists and len(names) == 1:
-        raise LabelError(
-            f"{name} gives one class only: all {len(column)} images are {names[0]!r}, so there is nothing "
-            "to learn; give images of at least two classes"
-        )
-    return column
-
-
-def _text(value: Any) -> str | list[str] | None:
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return None if value is None else str(value)
-
-
 # Points ---------------------------------------------------------------------------------------------------
 
 
@@ -292,15 +285,15 @@ def _points(
     labels: list[Any], paths: pa.ChunkedArray, name: str, known: tuple[str, ...] | None
 ) -> tuple[list[list[float]], tuple[str, ...]]:
     """Lists x0, y0, x1, y1, ... and the names of as many points as the longest has."""
-    _complain_of([index for index, value in enumerate(labels) if value is None], paths, name)
+    complain_of([index for index, value in enumerate(labels) if value is None], paths, name)
     column = []
     for index, value in enumerate(labels):
         try:
             column.append(_flat(value))
         except (TypeError, ValueError) as error:
             raise LabelError(
-                f"{name} gives {paths[index].as_py()} what is no list of points ({error}): give x and y of each in px, "
-                "and nothing or NaN for both where the image does not show one"
+                f"{name} gives {quoted(paths[index].as_py())} what is no list of points ({quoted(str(error))}): give x "
+                "and y of each in px, and nothing or NaN for both where the image does not show one"
             ) from error
     most = max(map(len, column)) // 2
     if all(math.isnan(number) for flat in column for number in flat):
@@ -310,7 +303,7 @@ def _points(
     if known is not None and most > len(known):
         long = [index for index, flat in enumerate(column) if len(flat) > 2 * len(known)]
         raise LabelError(
-            f"{name} gives {len(long)} images more than the {len(known)} named points ({_names(paths, long)}): "
+            f"{name} gives {len(long)} images more than the {len(known)} named points ({some(paths, long)}): "
             "a model for these could not say them; name more, or correct the labels"
         )
     return column, known or tuple(f"point {i}" for i in range(most))
@@ -366,7 +359,9 @@ def _one(labeller: Callable[[Row], Any], name: str, row: Row) -> Any:
     except LabelError:
         raise
     except Exception as error:
-        raise LabelError(f"{name} failed on {row['path']} with {error!r}: correct the function") from error
+        raise LabelError(
+            f"{name} failed on {quoted(row['path'])} with {quoted(repr(error))}: correct the function"
+        ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -380,21 +375,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _complain_of(missing: list[int], paths: pa.ChunkedArray, name: str) -> None:
-    if missing:
-        raise LabelError(
-            f"{name} gives {len(missing)} of {len(paths)} images no label ({_names(paths, missing)}): "
-            "every image needs one; correct it, or remove these images"
-        )
-
-
-def _names(paths: pa.ChunkedArray, indices: Sequence[int]) -> str:
-    return ", ".join(paths[index].as_py().rpartition("/")[2] for index in indices[:3])
-
-
 def _cell(row: Row, name: str) -> Any:
     if name not in row:
-        raise LabelError(f"no column {name!r} to take labels from; there are {', '.join(row)}: name one of these")
+        raise LabelError(
+            f"no column {quoted(repr(name))} to take labels from; there are {listed(row)}: name one of these"
+        )
     return row[name]
 
 

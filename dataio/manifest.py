@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from dataio import files, integrity
 from dataio.atomic import whole
-from dataio.errors import ManifestError, SourceError
+from dataio.errors import ManifestError, SourceError, quoted
 from dataio.keypoints import Pairs, check_pairs
 from dataio.labels import LABEL_TYPES
+from dataio.outputs import KEY, check_output
 from dataio.part import Part, holds
 
 VERSION = 2
-_KEY = b"thawline"
 _ARROW_MAGIC = b"ARROW1"
 
 
@@ -73,10 +73,11 @@ class Manifest:
     """As the file has it; `replace` leaves it out, so another table is hashed anew."""
 
     def save(self, file: str | Path) -> None:
-        """Write Parquet when the name ends in .parquet, else Arrow; whole or not at all, to a file or a URI.
+        """Write Parquet or Arrow, as the name ends in .parquet or .arrow; whole or not at all, to a file or a URI.
 
-        Raises: ManifestError when the file cannot be written.
+        Raises: ManifestError when the file cannot be written, or is there and no manifest.
         """
+        check_output(file)
         rows, name = _in_order(self.rows), _full(file)
         about = {
             "version": VERSION,
@@ -89,7 +90,7 @@ class Manifest:
             **({} if self.swap is None else {"swap": self.swap}),
         }
         about["checksum"] = integrity.checksum(rows, about)
-        rows = rows.replace_schema_metadata({_KEY: json.dumps(about)})
+        rows = rows.replace_schema_metadata({KEY: json.dumps(about)})
         try:
             if not files.is_remote(name):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +211,7 @@ class Manifest:
         """Return a few lines for people: splits, classes, sizes, and what is quarantined and why."""
         usable = self.usable()
         counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
-        shown = ", ".join(self.classes[:8]) + (", ..." if len(self.classes) > 8 else "")
+        shown = ", ".join(map(quoted, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
         kind = {"points": "points", "mask": "values"}.get(self.task, "classes")
         lines = [
             f"{int(usable.sum()):,} images: "
@@ -224,7 +225,7 @@ class Manifest:
         if bad.num_rows:
             reasons = Counter(status.partition(":")[0] for status in bad["status"].to_pylist()).most_common()
             lines.append(f"{bad.num_rows:,} quarantined, not used: " + ", ".join(f"{n:,} {why}" for why, n in reasons))
-            lines += [f"  {row['path']}: {row['status']}" for row in bad.slice(0, 10).to_pylist()]
+            lines += [f"  {quoted(row['path'])}: {quoted(row['status'])}" for row in bad.slice(0, 10).to_pylist()]
             lines += [f"  and {bad.num_rows - 10:,} more"] if bad.num_rows > 10 else []
         if self.shards:
             size = sum(shard.bytes for shard in self.shards)
@@ -281,7 +282,7 @@ def build(
 def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
     """The root that a manifest's schema tells; None for the schema of any other table."""
     try:
-        root = integrity.parsed((metadata or {})[_KEY])["root"]
+        root = integrity.parsed((metadata or {})[KEY])["root"]
     except (KeyError, ValueError):
         return None
     return root if isinstance(root, str) else None
@@ -375,7 +376,7 @@ def _open(file: str | Path) -> pa.Table:
 def _about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, Any]:
     """What the metadata say, checked. Raises ManifestError."""
     try:
-        about = integrity.parsed((metadata or {})[_KEY])
+        about = integrity.parsed((metadata or {})[KEY])
         version, task, _, _ = int(about["version"]), about["task"], about["root"], about["classes"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"{file} is not a thawline manifest; make one with thawline index") from error

@@ -1,27 +1,29 @@
 """Which images are there?
 
 A source lists paths and nothing more: no image is opened (verify.py) or labelled (labels.py; `from_lists`
-only hands its labels on). Row order is the same on every machine, since the row number becomes the sample's
-id, and all randomness is a function of that id.
+only hands its labels on). Folders are walked in folders.py, lists are read in lists.py. Row order is the same on every
+machine, since the row number becomes the sample's id, and all randomness is a function of that id.
 """
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-from pyarrow import csv
 
 from dataio import files
-from dataio.errors import SourceError
+from dataio.errors import SourceError, listed, quoted
+from dataio.folders import look
 from dataio.keypoints import Pairs
+from dataio.lists import JSONS, contents, csv_rows, ending, json_rows, place, table_rows, usual_separator
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,15 @@ IMAGE_EXTENSIONS = (
 )
 """What Pillow decodes and people keep pictures in; verify.py finds out which of them DALI decodes too."""
 
+_BESIDE = (
+    *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".parquet", ".arrow", ".gz"),
+)
+"""What lies beside pictures and is none."""
+
 _STORE = re.compile(r"\w[\w+.-]*://[^/]*")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_INDEX_NAMES = ("", "index", "Unnamed: 0", "__index_level_0__")
+_LOOKED_AT = 50
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,9 @@ class Table:
     `rows` has `path` (string, posix, relative to root, or absolute when outside a local one), the columns of its
     source, and after labelling `label` (typed as labels.LABEL_TYPES has it). `task` is None until then. `root` is an
     absolute folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a
-    mask's classes, one for each; None where both are still to be found in the data. `counted`: nobody gave
-    any, so they are 0, 1, 2, ... `swap` are the points that change
-    places in a mirror image; None where nobody said. `notes` are sentences on what was seen while it was made.
+    mask's classes, one for each; None where both are still to be found in the data. `counted`: nobody gave any, so they
+    are 0, 1, 2, ... `swap` are the points that change places in a mirror image; None where nobody said. `notes` tell
+    people, a line each, what was seen, left out or changed while it was made; where it may hurt they begin with WARNING.
     """
 
     rows: pa.Table
@@ -74,22 +84,41 @@ def from_folder(
     """
     root = files.normal_root(folder)
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
-    names = _remote_names(root) if files.is_remote(root) else _local_names(Path(root), recursive=recursive)
-    if not recursive:
-        names = [name for name in names if "/" not in name]
+    found = look(root, recursive=recursive)
+    names = found.names if recursive else [name for name in found.names if "/" not in name]
     if folders is not None:
         starts = tuple(f"{name.strip('/')}/" for name in folders)
         names = [name for name in names if name.startswith(starts)]
     images = sorted(name for name in names if name.lower().endswith(endings))
+    others = [name for name in names if not name.lower().endswith(endings)]
     if not images:
-        others = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names).most_common(5)
-        seen = ", ".join(f"{count} {suffix}" for suffix, count in others)
-        where = root if folders is None else f"{', '.join(folders)} of {root}"
+        where = root if folders is None else f"{listed(folders)} of {root}"
         raise SourceError(
-            f"no images in {where}: it holds {len(names)} other files{f' ({seen})' if seen else ''}; "
-            f"give a folder with files that end in {' '.join(endings)}"
+            f"no images in {where}: it holds {len(names)} other files{f' ({_endings(others)})' if others else ''}; "
+            f"give a folder with files that end in {' '.join(map(quoted, endings[:20]))}"
         )
-    return Table(pa.table({"path": _strings(images)}), root)
+    notes = (found.note(), _left_out(others, images, loud=tuple(extensions) == IMAGE_EXTENSIONS))
+    return Table(pa.table({"path": _strings(images)}), root, notes=tuple(filter(None, notes)))
+
+
+def _left_out(others: list[str], images: list[str], *, loud: bool) -> str:
+    """What to say of files that do not end as images do: loud, unless they lie beside images everywhere."""
+    strange = [name for name in others if not name.lower().endswith(_BESIDE)]
+    if not others or not (strange and loud):
+        return f"{len(others):,} files are left out for their endings ({_endings(others)})" if others else ""
+    kept = {name.rpartition("/")[0] for name in images}
+    lost = sorted({name.rpartition("/")[0] for name in strange} - kept - {""})
+    gone = f": no image is left of {listed([f'{folder}/' for folder in lost], most=3)}" if lost else ""
+    return (
+        f"WARNING: {len(others):,} files are left out for their endings ({_endings(others)}){gone}; if they are "
+        "images, convert or rename them, or name their endings with --extensions"
+    )
+
+
+def _endings(names: list[str]) -> str:
+    """How many files have which ending, the most frequent first."""
+    counts = Counter(PurePosixPath(name).suffix.lower() or "without one" for name in names).most_common(6)
+    return ", ".join(f"{count:,} {quoted(ending)}" for ending, count in counts[:5]) + (", ..." if counts[5:] else "")
 
 
 def from_csv(
@@ -106,25 +135,19 @@ def from_csv(
 
     `path_column` is the first column unless named; its values may be URIs, all of one store. `root` is where they
     start: the CSV's own folder, or the store. `folder` and `suffix` are put before and behind each value: a CSV of bare
-    names with folder="train" and suffix=".jpg" names train/NAME.jpg. `delimiter` is a comma (a tab for .tsv).
-    `column_names` are for a file that does not begin with them.
+    names with folder="train" and suffix=".jpg" names train/NAME.jpg. `delimiter` is found if it is not given.
+    `column_names` are for a file that does not begin with them. A CSV may be gzipped.
 
     Raises: SourceError for a missing or malformed file, a missing column, no rows, or a path given twice.
     """
-    home, name = _place(file)
-    # a name may hold a line break, between quotes
-    parse = csv.ParseOptions(
-        delimiter=delimiter or ("\t" if name.lower().endswith(".tsv") else ","), newlines_in_values=True
+    home, name = place(file)
+    rows, separator = csv_rows(
+        contents(home, name, "CSV file"), str(file), separator=delimiter, column_names=column_names
     )
-    header = csv.ReadOptions(column_names=None if column_names is None else list(column_names))
-    data = _bytes(home, name, "CSV file")
-    try:
-        names = csv.open_csv(pa.BufferReader(data), header, parse).schema.names
-        as_text = csv.ConvertOptions(column_types={name: pa.string() for name in names})
-        rows = csv.read_csv(pa.BufferReader(data), header, parse, as_text)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{file} cannot be read as CSV: {error}; check its delimiter and encoding") from error
-    return _table(rows, path_column, str(file), root=root, home=home, folder=folder, suffix=suffix)
+    table = _table(rows, path_column, str(file), root=root, home=home, folder=folder, suffix=suffix, one_line=True)
+    if delimiter is None and separator != usual_separator(name):
+        return replace(table, notes=(f"{name}: columns are separated by {separator!r}",))
+    return table
 
 
 def from_file(
@@ -135,7 +158,8 @@ def from_file(
     folder: str = "",
     suffix: str = "",
 ) -> Table:
-    """List the images that a Parquet or Arrow file (or the URI of one) names, in its order, keeping other columns.
+    """List the images that a Parquet, Arrow or JSON-lines file (or the URI of one) names, in its order, keeping other
+    columns.
 
     The rest as `from_csv`. A manifest is such a file, with a root of its own.
 
@@ -143,13 +167,12 @@ def from_file(
     """
     from dataio.manifest import root_of  # manifest.py stands on this file
 
-    home, name = _place(file)
-    data = _bytes(home, name, "Parquet or Arrow file")
-    try:
-        rows = pa.ipc.open_file(pa.BufferReader(data)).read_all() if data[:6] == b"ARROW1" else files.as_table(data)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{file} cannot be read as Parquet or Arrow: {error}; check what it is") from error
-    own = root_of(rows.schema.metadata) or home
+    home, name = place(file)
+    if ending(name) in JSONS:
+        rows, own = json_rows(contents(home, name, "file of JSON lines"), str(file)), home
+    else:
+        rows = table_rows(contents(home, name, "Parquet or Arrow file"), str(file))
+        own = root_of(rows.schema.metadata) or home
     rows = rows.replace_schema_metadata(None)
     return _table(rows, path_column, str(file), root=root, home=own, folder=folder, suffix=suffix)
 
@@ -172,12 +195,15 @@ def from_table(
         return _table(frame, path_column, "the table", root=root, home=None, folder=folder, suffix=suffix)
     frame = frame.rename(columns=str)
     column = _path_column(path_column, list(frame.columns), "the data frame")
-    # pathlib.Path objects are welcome, Arrow knows only text
-    frame = frame.assign(**{column: frame[column].map(str, na_action="ignore")})
+    # pathlib.Path objects are welcome, Arrow knows only text; pictures in dicts are left for `_table` to refuse
+    as_text = frame[column].map(lambda it: it if isinstance(it, dict | list | bytes) else str(it), na_action="ignore")
+    frame = frame.assign(**{column: as_text})
     try:
         rows = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise SourceError(f"the data frame does not fit an Arrow table: {error}; give each column one type") from error
+        raise SourceError(
+            f"the data frame does not fit an Arrow table: {quoted(str(error))}; give each column one type"
+        ) from error
     return _table(rows, column, "the data frame", root=root, home=None, folder=folder, suffix=suffix)
 
 
@@ -212,17 +238,30 @@ def tidy(paths: Iterable[Any], root: str, source: str) -> list[str]:
 
     Raises: SourceError for what is no path, or one that does not lie where the root says.
     """
-    clean = _below_uri if files.is_remote(root) else _below_folder
+    remote = files.is_remote(root)
+    clean = _below_uri if remote else _below_folder
     beginning = root.partition("?")[0].rstrip("/")
     tidied = []
+    backslashes: bool | None = None  # whether they are Windows' slashes: unless a file has one in its name
     for row, path in enumerate(paths):
         if not isinstance(path, str) or not path or "\0" in path:
-            raise SourceError(f"{source} has no usable path in row {row + 1} ({path!r}): fill it in, or drop the row")
+            raise SourceError(
+                f"{source} has no usable path in row {row + 1} ({quoted(repr(path))}): fill it in, or drop the row"
+            )
+        if "\\" in path and not remote:
+            if backslashes is None:
+                backslashes = not os.path.lexists(files.below(root, path))
+            if backslashes and _DRIVE.match(path):
+                raise SourceError(
+                    f"{source} has a path of Windows in row {row + 1} ({quoted(path)}), and that drive is not here: "
+                    f"write paths from {root} on, or give --root and cut off what lies above it"
+                )
+            path = path.replace("\\", "/") if backslashes else path
         name = clean(path, beginning)
         if name is None:
             raise SourceError(
-                f"{source} has a path in row {row + 1} that is not below the root {root} ({path}): a manifest has one "
-                "root; give one that holds them all, or index each store by itself"
+                f"{source} has a path in row {row + 1} that is not below the root {root} ({quoted(path)}): a manifest "
+                "has one root; give one that holds them all, or index each store by itself"
             )
         tidied.append(name)
     return tidied
@@ -246,76 +285,6 @@ def _below_uri(path: str, root: str) -> str | None:
     return None if path.startswith(("/", "../")) or path in (".", "..") else path
 
 
-def _local_names(root: Path, *, recursive: bool) -> list[str]:
-    if not root.exists():
-        raise SourceError(f"folder {root} does not exist: there is nothing to list; check the path")
-    if not root.is_dir():
-        raise SourceError(
-            f"{root} is a file, not a folder: give the folder with the images, or use from_csv or from_file"
-        )
-    return _walk(root, recursive=recursive)
-
-
-def _remote_names(root: str) -> list[str]:
-    try:
-        names = [name for name, _ in files.names_below(root)]
-    except FileNotFoundError as error:
-        raise SourceError(f"{root} does not exist: there is nothing to list; check the URI") from error
-    except OSError as error:
-        raise SourceError(
-            f"{root} cannot be listed ({error}): check the URI, the network, and that you may read there"
-        ) from error
-    return [name for name in names if not name.startswith(".") and "/." not in name]
-
-
-def _walk(root: Path, *, recursive: bool) -> list[str]:
-    """Return the paths below root of all files in it, relative and posix, in no promised order."""
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    folders, links = [root], list[Path]()
-    try:
-        while folders or links:  # real folders first: a link never takes the place of the name it leads to
-            folder = folders.pop() if folders else links.pop(0)
-            status = folder.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            below = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-            for entry in sorted(folder.iterdir()):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if recursive:
-                        (links if entry.is_symlink() else folders).append(entry)
-                else:  # a broken link too: verify.py reports it, rather than nobody
-                    found.append(below + entry.name)
-    except OSError as error:
-        raise SourceError(f"{error.filename} cannot be listed ({error.strerror}): allow reading, or move it") from error
-    return found
-
-
-def _place(file: str | Path) -> tuple[str, str]:
-    """The root of a file's folder, and its name in there."""
-    text = str(file)
-    if not files.is_remote(text):
-        path = Path(text).expanduser()
-        return files.normal_root(path.parent), path.name
-    return files.normal_root(files.above(text)), files.last(text)
-
-
-def _bytes(home: str, name: str, kind: str) -> pa.Buffer:
-    """A file's contents; a local one is mapped."""
-    place = files.below(home, name)
-    try:
-        if not files.is_remote(home) and Path(place).stat().st_size:
-            return pa.memory_map(place).read_buffer()
-        return pa.py_buffer(files.read(home, name))
-    except FileNotFoundError as error:
-        raise SourceError(f"no {kind} at {place}: there is nothing to list; check the path") from error
-    except OSError as error:
-        raise SourceError(f"{place} cannot be read ({files.why_unreadable(error)}): check what it is") from error
-
-
 def _table(
     rows: pa.Table,
     path_column: str | None,
@@ -325,18 +294,29 @@ def _table(
     home: str | None,
     folder: str = "",
     suffix: str = "",
+    one_line: bool = False,
 ) -> Table:
-    """A table over the paths of a column; `home` is the root where none is given and the paths do not tell."""
+    """A table over the paths of a column; `home` is the root where none is given and the paths do not tell.
+
+    one_line: a path with a line break is refused, as what a quote swallowed.
+    """
     names = rows.column_names
     column = _path_column(path_column, names, source)
     if len(set(names)) < len(names):
-        raise SourceError(f"{source} has two columns of one name ({', '.join(names)}): rename one")
+        raise SourceError(f"{source} has two columns of one name ({listed(names)}): rename one")
     if column != "path" and "path" in names:
-        raise SourceError(f"{source} has a column 'path' beside the path column {column!r}: rename it")
+        raise SourceError(f"{source} has a column 'path' beside the path column {quoted(repr(column))}: rename it")
     if rows.num_rows == 0:
         raise SourceError(f"{source} has no rows: there is nothing to list; give at least one image")
+    _check_paths(rows, column, source, named=path_column is not None or bool(suffix))
     before = f"{folder.rstrip('/')}/" if folder else ""
-    given = [f"{before}{path}{suffix}" if isinstance(path, str) and path else path for path in rows[column].to_pylist()]
+    given = [f"{before}{path}{suffix}" if path else path for path in rows[column].to_pylist()]
+    broken = next((i for i, path in enumerate(given) if one_line and path and len(path.splitlines()) > 1), None)
+    if broken is not None:
+        raise SourceError(
+            f"{source} has a path with a line break in row {broken + 1} ({quoted(repr(given[broken]))}): a quote that "
+            "does not close swallows rows like this; correct it"
+        )
     where = files.normal_root(_common_root(given, home, source) if root is None else root)
     if files.is_remote(where):
         files.open_root(where)  # a store that is unknown here is told before thousands of files fail one by one
@@ -344,10 +324,40 @@ def _table(
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise SourceError(
-            f"{source} names {len(repeated)} paths more than once ({', '.join(repeated[:3])}): "
+            f"{source} names {len(repeated)} paths more than once ({', '.join(map(quoted, repeated[:3]))}): "
             "an image could be in train and in valid; keep one row an image"
         )
     return Table(rows.drop_columns([column]).add_column(0, "path", _strings(paths)), where)
+
+
+def _check_paths(rows: pa.Table, column: str, source: str, *, named: bool) -> None:
+    """Raises SourceError where a column holds no texts, or, unless it was named, pandas' index."""
+    kind = rows.schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    others = [name for name in rows.column_names if name != column and _names_images(rows[name])]
+    remedy = f"name the column that holds paths (--path-column {quoted(others[0]) if others else 'NAME'})"
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise SourceError(
+            f"column {quoted(repr(column))} of {source} holds {quoted(str(kind))}, the pictures themselves and no "
+            f"paths: write each into a file and list those, or {remedy}"
+        )
+    first = [str(value) for value in rows[column].slice(0, _LOOKED_AT).to_pylist()]
+    counted = first in ([str(i) for i in range(len(first))], [str(i + 1) for i in range(len(first))])
+    unnamed = column in _INDEX_NAMES and all(value.isdecimal() for value in first)
+    if not named and (counted or unnamed):
+        raise SourceError(
+            f"the first column of {source}, {quoted(repr(column))}, counts rows ({quoted(', '.join(first[:3]))}), as "
+            f"pandas' index does, and holds no paths: {remedy}"
+        )
+    if not is_text:
+        raise SourceError(f"column {quoted(repr(column))} of {source} holds {quoted(str(kind))} and no paths: {remedy}")
+
+
+def _names_images(column: pa.ChunkedArray) -> bool:
+    """Whether the first values of a column are mostly names of images."""
+    first = column.slice(0, _LOOKED_AT).to_pylist()
+    return 2 * sum(isinstance(it, str) and it.lower().endswith(IMAGE_EXTENSIONS) for it in first) > len(first)
 
 
 def _common_root(paths: list[Any], home: str | None, source: str) -> str:
@@ -356,8 +366,8 @@ def _common_root(paths: list[Any], home: str | None, source: str) -> str:
     stores = {found.group() for found in map(_STORE.match, texts) if found} - {"file://"}
     if len(stores) > 1:
         raise SourceError(
-            f"{source} names files of {len(stores)} stores ({', '.join(sorted(stores)[:3])}): a manifest has one root; "
-            "index each store by itself, or copy the files under one"
+            f"{source} names files of {len(stores)} stores ({listed(sorted(stores), most=3)}): a manifest has one "
+            "root; index each store by itself, or copy the files under one"
         )
     if stores or home is not None:
         return stores.pop() if stores else str(home)
@@ -371,7 +381,7 @@ def _path_column(column: str | None, names: list[str], source: str) -> str:
     if column is None and names:
         return str(names[0])
     if column is None or column not in names:
-        raise SourceError(f"{source} has no column {column!r}; it has {', '.join(names)}: name one of these")
+        raise SourceError(f"{source} has no column {quoted(repr(column))}; it has {listed(names)}: name one of these")
     return column
 
 
@@ -379,4 +389,4 @@ def _strings(values: list[str]) -> pa.Array:
     try:
         return pa.array(values, pa.string())
     except UnicodeEncodeError as error:
-        raise SourceError(f"the file name {error.object!r} is not UTF-8: rename the file") from error
+        raise SourceError(f"the file name {quoted(repr(error.object))} is not UTF-8: rename the file") from error

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataio import keypoints, masks
-from dataio.errors import QuarantineError, SplitError
+from dataio.errors import QuarantineError, SplitError, listed, quoted
 from dataio.labels import Row
 from dataio.manifest import Manifest, build
 from dataio.sources import Table
@@ -109,20 +109,23 @@ def by_column(name: str) -> Splitter:
 
     def read(rows: pa.Table) -> Sides:
         if name not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise SplitError(f"no column {name!r} to split by; there are {there}: name one of these")
+            raise SplitError(
+                f"no column {quoted(repr(name))} to split by; there are {listed(rows.column_names)}: name one of these"
+            )
         try:
             words = pc.utf8_lower(pc.utf8_trim_whitespace(rows[name].cast(pa.string())))
         except pa.ArrowException as error:
-            raise SplitError(f"column {name!r} cannot split ({error}): give one with 'train' and 'valid'") from error
+            raise SplitError(
+                f"column {quoted(repr(name))} cannot split ({quoted(str(error))}): give one with 'train' and 'valid'"
+            ) from error
         sides = np.full(rows.num_rows, None, object)
         for side, known in WORDS.items():
             sides[pc.is_in(words, pa.array(known)).to_numpy()] = side
         unknown = _is(sides, None)
         if unknown.any():
-            values = ", ".join(map(repr, rows[name].filter(pa.array(unknown)).unique().to_pylist()[:3]))
+            values = listed([repr(it) for it in rows[name].filter(pa.array(unknown)).unique().to_pylist()], most=3)
             raise SplitError(
-                f"column {name!r} has values that name no side ({values}) in {unknown.sum()} rows: "
+                f"column {quoted(repr(name))} has values that name no side ({values}) in {unknown.sum()} rows: "
                 "write 'train', 'valid' or 'test' (or false and true)"
             )
         return sides
@@ -158,7 +161,7 @@ def by_function(fn: Callable[[Row], Any]) -> Splitter:
         try:
             answers = [fn(row) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()]
         except Exception as error:
-            raise SplitError(f"the split function failed with {error!r}: correct the function") from error
+            raise SplitError(f"the split function failed with {quoted(repr(error))}: correct the function") from error
         sides = np.full(len(answers), None, object)
         if any(isinstance(answer, str) for answer in answers):
             sides[:] = answers
@@ -221,7 +224,7 @@ def split(
     classes = table.classes or _classes(rows["label"].filter(used), table.task, values)
     if len(classes) < (2 if table.task in ("single_label", "mask") else 1):
         raise SplitError(
-            f"the {pc.sum(used).as_py()} usable images show {len(classes)} classes ({', '.join(classes)}): there is "
+            f"the {pc.sum(used).as_py()} usable images show {len(classes)} classes ({listed(classes)}): there is "
             "nothing to learn; give usable images of more classes"
         )
     columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
@@ -311,7 +314,9 @@ def _sides(splitter: Splitter, rows: pa.Table) -> NDArray[np.object_]:
         return _named(rows.num_rows, sides)
     strange = set(sides.tolist()) - {*SIDES, None}
     if strange:
-        raise SplitError(f"the splitter returned {strange.pop()!r}: a side is 'train', 'valid', 'test' or None")
+        raise SplitError(
+            f"the splitter returned {quoted(repr(strange.pop()))}: a side is 'train', 'valid', 'test' or None"
+        )
     return sides.astype(object)
 
 
@@ -356,9 +361,11 @@ def _status(table: Table, checks: pa.Table) -> NDArray[np.object_]:
 def _check_quarantine(table: Table, status: NDArray[np.object_], max_bad: float) -> None:
     bad = np.flatnonzero(status != "ok")
     paths = table.rows["path"]
-    named = "; ".join(f"{paths[int(row)].as_py()} ({status[row]})" for row in bad[:3])
+    named = "; ".join(f"{quoted(paths[int(row)].as_py())} ({quoted(status[row])})" for row in bad[:3])
     if len(bad) == len(status):
-        raise SplitError(f"none of the {len(bad)} files in {table.root} can be used: {named}; correct the source")
+        lost = all(status[row] == "missing" for row in bad)
+        remedy = "give --root, the folder where these paths start, or correct them" if lost else "correct the source"
+        raise SplitError(f"none of the {len(bad)} files in {table.root} can be used: {named}; {remedy}")
     share, allowed = len(bad) / len(status), math.ceil(max_bad * len(status) - 1e-9)
     if len(bad) > allowed:
         reasons = Counter(_kind(status[row]) for row in bad).most_common(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,4 +69,15 @@ def test_copies_within_a_side_are_counted_and_across_sides_are_loud() -> None:
         "WARNING: 1 images of test are also in train (3.jpg = 4.jpg" + advice,
         "WARNING: 1 images of test are also in valid (5.jpg = 6.jpg" + advice,
         "copies within one side of the split: 1 in valid",
+    ]
+
+
+def test_copies_under_other_labels_are_loud() -> None:
+    made = manifest([1, 1, 2, 2, 3, 3], ["train"] * 6)
+    labels = pa.array(["a", "b", "a", "a", "b", "a"])
+    other = replace(made, rows=made.rows.set_column(2, made.rows.schema.field("label"), labels))
+    assert report(other).splitlines() == [
+        "WARNING: 2 files are there under different labels (0.jpg (a) = 1.jpg (b), 4.jpg (b) = 5.jpg (a)): they teach "
+        "and test both; keep the right one of each",
+        "copies within one side of the split: 3 in train",
     ]

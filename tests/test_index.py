@@ -8,10 +8,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cluster.index import make_manifest
+from cluster.index import described, make_manifest
+from dataio import census
 from dataio.errors import DataError, LabelError, ManifestError, QuarantineError, SourceError, SplitError
 from dataio.keypoints import UNPAIRED
 from dataio.manifest import Manifest
@@ -42,6 +46,94 @@ def test_a_whole_command_in_a_process_of_its_own_tells_of_copies_on_both_sides(f
     assert "WARNING: 1 images of valid are also in train (valid/copy.png = cat/2.png)" in done.stderr
     assert Manifest.load(out).rows["label"].to_pylist() == [*"ccccc", *"ddddd", "v"]
     assert [path.name for path in out.parent.iterdir()] == ["m.arrow"]
+
+
+def test_the_command_tells_of_classes_by_side_and_of_what_it_left_out(tmp_path: Path) -> None:
+    for side, name, count in (("train", "cat", 4), ("valid", "cat", 2), ("valid", "dog", 2), ("train", "Owl ", 1)):
+        for i in range(count):
+            file = tmp_path / "in" / side / name / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 6), (20 * i, ord(name[0]), ord(side[0]))).save(file)
+    (tmp_path / "in" / "train" / "cat" / "@eaDir").mkdir()
+    shutil.copy(tmp_path / "in" / "train" / "cat" / "0.png", tmp_path / "in" / "train" / "0.png")
+    shutil.copy(tmp_path / "in" / "valid" / "dog" / "0.png", tmp_path / "in" / "valid" / "cat" / "9.png")
+    (tmp_path / "in" / "train" / "dog").mkdir()
+    (tmp_path / "in" / "train" / "dog" / "0.heic").touch()
+    words = ("--label", r"path-regex:/(.+)/", "--valid", "folder:valid", "--skip-unlabelled")
+    done = thawline("index", tmp_path / "in", *words, "--out", tmp_path / "m.parquet")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-13:] == [
+        f"root {tmp_path}/in",
+        "           train      valid",
+        "  cat          4          3",
+        "  dog          0          2",
+        "  Owl          1          0",
+        "WARNING: skipped 1 hidden or system folders (1 @eaDir): nothing in them is indexed",
+        "WARNING: 1 files are left out for their endings (1 .heic): no image is left of train/dog/; if they are "
+        "images, convert or rename them, or name their endings with --extensions",
+        "WARNING: 1 of 11 images are left out, since by_regex('/(.+)/') gives them no label (0.png)",
+        "WARNING: 1 class names of 1 images are normalised in spaces, case or Unicode form ('Owl ' is 'Owl'); "
+        "--classes keeps those apart that it gives",
+        "WARNING: no training images of 1 of 3 classes (dog): they cannot be learned; give more images of them, or "
+        "divide by class (--valid stratified:0.2)",
+        "WARNING: no validation images of 1 of 3 classes (Owl): they are measured by no metric; give more images of "
+        "them, or divide by class (--valid stratified:0.2)",
+        "WARNING: 1 files are there under different labels (valid/cat/9.png (cat) = valid/dog/0.png (dog)): they teach "
+        "and test both; keep the right one of each",
+        "copies within one side of the split: 1 in valid",
+    ]
+
+
+def test_of_many_classes_the_largest_and_the_smallest_are_shown() -> None:
+    names = tuple(f"c{i:02}" for i in range(30))
+    shown = census.table({"train": np.arange(30), "valid": np.ones(30, np.int64)}, names)
+    assert [line.split()[0] for line in shown[1:]] == [*reversed(names[20:]), "...", *reversed(names[:10])]
+    assert shown[11] == "  ... 10 more ..."
+    assert [line.split() for line in census.table({"test": np.array([1, 1000])}, ("a", "b\x1b"))] == [
+        ["test"],
+        [r"b\x1b", "1,000"],
+        ["a", "1"],
+    ]
+
+
+def test_a_rule_that_makes_a_class_an_image_is_told(folder: Path) -> None:
+    made = make_manifest(folder, label="regex:(.+)")
+    assert "10 images have 10 classes, 1.0 images a class: the rule of --label seems" in described(made)
+    assert "no training images of 2 of 10 classes (" in described(made)
+    assert "no validation images of 8 of 10 classes (" in described(made)
+    assert "WARNING" not in described(make_manifest(folder, valid="stratified:0.2"))
+    tests_only = make_manifest(folder, classes="cat,dog,owl", test="all")
+    assert "WARNING" not in described(tests_only), "a test needs neither"
+
+
+@pytest.mark.parametrize(
+    "out", ["labels.parquet", "labels.csv", "cat/0.png", "mine.parquet", "mine.arrow", "in.parquet"]
+)
+def test_nothing_but_another_manifest_is_written_over(folder: Path, tmp_path: Path, out: str) -> None:
+    rows = pa.table({"path": [f"{('cat', 'dog')[i % 2]}/{i}.png" for i in range(10)], "what": list("ababababab")})
+    pq.write_table(rows, folder / "labels.parquet")
+    (folder / "labels.csv").write_text((folder / "rows.csv").read_text())
+    (folder / "mine.parquet").write_bytes(b"PAR1 and something of mine")
+    with pa.ipc.new_file(str(folder / "mine.arrow"), rows.schema) as sink:
+        sink.write_table(rows)
+    make_manifest(folder).save(folder / "in.parquet")
+    source = folder / ("in.parquet" if out == "in.parquet" else "labels.parquet")
+    before = (folder / out).read_bytes()
+    done = thawline(
+        "index", source, "--label", "column:label" if out == "in.parquet" else "column:what", "--out", folder / out
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"thawline: {folder / out} ")
+    assert (folder / out).read_bytes() == before
+    if out in ("mine.parquet", "mine.arrow"):
+        with pytest.raises(ManifestError, match="exists and is no thawline manifest: it is not written over"):
+            Manifest.load(folder / "in.parquet").save(folder / out)
+
+
+def test_an_older_manifest_is_replaced(folder: Path, tmp_path: Path) -> None:
+    for name, valid in (("m.parquet", "0.3"), ("m.parquet", "0.5"), ("m.arrow", "0.3"), ("m.arrow", "0.5")):
+        make_manifest(folder, valid=valid).save(tmp_path / name)
+        assert len(Manifest.load(tmp_path / name).part("valid")) == 10 * float(valid)
 
 
 def test_too_many_broken_files_end_the_command_with_a_sentence(folder: Path, tmp_path: Path) -> None:

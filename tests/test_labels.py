@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,67 @@ def test_labels_outside_a_given_vocabulary_are_named() -> None:
         label(table, labels.by_column("tags"), classes=("x", "x"))
     with pytest.raises(LabelError, match="values are the pixel values of masks, and the task is multi_label"):
         label(table, labels.by_column("tags"), values=(1, 2))
+
+
+NFC, NFD = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+
+
+def test_names_that_differ_in_spaces_case_or_unicode_form_are_one_and_it_is_told() -> None:
+    what = ["cat ", "cat", "Cat", "cat", "big\u00a0 dog", "big dog", NFD, NFC, "x", "X"]
+    table = listed(*(f"{i}.jpg" for i in range(10)), what=what, tags=[[name, "y"] for name in what])
+    oracle = ["cat", "cat", "cat", "cat", "big dog", "big dog", NFC, NFC, "x", "X"]
+    made = label(table, labels.by_column("what"))
+    assert given(made) == oracle
+    assert made.notes == (
+        r"WARNING: 4 class names of 4 images are normalised in spaces, case or Unicode form ('cat ' is 'cat'; 'Cat' is "
+        r"'cat'; 'big\xa0 dog' is 'big dog'; ...); --classes keeps those apart that it gives",
+        "WARNING: single letters in two cases are kept as classes of their own (X/x)",
+    )
+    assert given(label(table, labels.by_column("tags"))) == [[name, "y"] for name in oracle]
+    assert label(listed("a", "b", "c", what=["cat", "dog", "Dogs"]), labels.by_column("what")).notes == ()
+
+
+def test_a_given_vocabulary_has_its_own_spelling() -> None:
+    table = listed("a", "b", "c", "d", what=["Cat", "cat", "dog ", NFC])
+    kept = label(table, labels.by_column("what"), classes=("Cat", "cat", "DOG", NFD))
+    assert given(kept) == ["Cat", "cat", "DOG", NFD]
+    with pytest.raises(LabelError, match=r"1 labels that are not among the 3 given classes \(caf"):
+        label(table, labels.by_column("what"), classes=("Cat", "cat", "DOG"))
+
+
+def test_what_says_nothing_is_no_label_and_may_be_left_out() -> None:
+    what = [1.0, NAN, 0.0, None, 1.0]
+    table = listed(
+        "a", "b", "c", "d", "e", what=what, text=["x", " ", "y", "", "nan"], tags=[["x"], [], ["y", None], None, ["z"]]
+    )
+    for column, missing, kept in (("what", "b, d", "ace"), ("text", "b, d", "ace"), ("tags", "c, d", "abe")):
+        with pytest.raises(LabelError, match=rf"gives 2 of 5 images no label \({missing}\).*--skip-unlabelled"):
+            label(table, labels.by_column(column))
+        made = label(table, labels.by_column(column), skip_unlabelled=True)
+        assert "".join(made.rows["path"].to_pylist()) == kept
+        assert made.notes[0] == (
+            f"WARNING: 2 of 5 images are left out, since by_column('{column}') gives them no label ({missing})"
+        )
+    assert given(label(table, labels.by_column("what"), skip_unlabelled=True)) == ["1.0", "0.0", "1.0"]
+    told = label(table, labels.by_column("text"), skip_unlabelled=True).notes[1]
+    assert told.startswith("WARNING: 1 images have the class 'nan', which looks like a missing value")
+    with pytest.raises(LabelError, match="none of the 1 images"):
+        label(listed("a"), lambda row: None, skip_unlabelled=True)
+    points = label(
+        listed("a", "b"),
+        lambda row: [(NAN, NAN)] if row["path"] == "a" else [(1, 2)],
+        task="points",
+        skip_unlabelled=True,
+    )
+    assert (points.rows.num_rows, points.notes) == (2, ())
+
+
+def test_a_label_of_two_lines_is_refused_with_its_row() -> None:
+    table = listed("a.jpg", "b.jpg", what=["x", "2\nphotos/c.jpg,1\n"])
+    with pytest.raises(
+        LabelError, match=r"gives b\.jpg in row 2 a label with a line break \('2\\nphotos/c\.jpg,1\\n'\)"
+    ):
+        label(table, labels.by_column("what"))
 
 
 def test_other_label_mistakes_are_sentences() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from dataio import files
-from dataio.errors import LabelError, SourceError
+from dataio import files, lists
+from dataio.errors import LabelError, SourceError, listed, quoted
 from dataio.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
 
 
@@ -82,11 +84,13 @@ def test_names_with_spaces_line_breaks_and_other_letters_keep_them(tmp_path: Pat
     root = touch(tmp_path / "my photos", *names)
     assert paths(from_folder(root)) == names
     assert paths(from_folder(f"file://{root}")) == names
-    pd.DataFrame({"file": names, "n": range(4)}).to_csv(root / "rows.csv", index=False)
-    assert paths(from_csv(root / "rows.csv")) == names
-    many = [f"line\nbreak {i}.jpg" for i in range(60_000)]  # more than a block of the reader's
-    pd.DataFrame({"file": many}).to_csv(root / "many.csv", index=False)
-    assert paths(from_csv(root / "many.csv")) == many
+    one_line = [name for name in names if "\n" not in name]
+    pd.DataFrame({"file": one_line, "n": range(3)}).to_csv(root / "rows.csv", index=False)
+    assert paths(from_csv(root / "rows.csv")) == one_line
+    captions = [f'line\nbreak, and "quote" {i}' for i in range(60_000)]
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(60_000)], "caption": captions})
+    frame.to_csv(root / "many.csv", index=False)
+    assert from_csv(root / "many.csv").rows["caption"].to_pylist() == captions
 
 
 def test_a_store_is_listed_as_a_folder_is(store: Path) -> None:
@@ -97,6 +101,9 @@ def test_a_store_is_listed_as_a_folder_is(store: Path) -> None:
     assert (table.root, paths(table)) == ("s3://box/pets", names)
     assert paths(from_folder("s3://box/pets", recursive=False)) == ["a b.png"]
     assert paths(from_folder("s3://box")) == ["other/5.jpg", *(f"pets/{name}" for name in names)]
+    assert table.notes[0].startswith(
+        "WARNING: skipped 1 hidden or system folders (1 .git) and 1 hidden or system files"
+    )
     with pytest.raises(SourceError, match="s3://box/none does not exist"):
         from_folder("s3://box/none")
     with pytest.raises(SourceError, match=r"no images in s3://box/pets: it holds 5 other files"):
@@ -141,6 +148,26 @@ def test_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         from_folder(tmp_path)
 
 
+def test_what_a_folder_holds_besides_is_counted_and_told(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.jpg", "cat/2.heic", "cat/3", "fox/1.HEIC", "fox/2.HEIC", "Thumbs.db", "cat/._1.jpg")
+    touch(tmp_path, "cat/@eaDir/1.jpg/THUMB.jpg", "__MACOSX/x.jpg", ".git/y.jpg", "fox/@eaDir/2.jpg")
+    table = from_folder(tmp_path)
+    assert paths(table) == ["cat/1.jpg"]
+    assert table.notes == (
+        "WARNING: skipped 4 hidden or system folders (2 @eaDir, 1 .git, 1 __MACOSX) and 2 hidden or system files: "
+        "nothing in them is indexed",
+        "WARNING: 4 files are left out for their endings (3 .heic, 1 without one): no image is left of fox/; if they "
+        "are images, convert or rename them, or name their endings with --extensions",
+    )
+    assert from_folder(tmp_path, extensions=["jpg", "heic"]).notes[1] == (
+        "1 files are left out for their endings (1 without one)"
+    )
+    assert from_folder(touch(tmp_path / "list", "a.jpg", "rows.csv", "b/1.xml")).notes == (
+        "2 files are left out for their endings (1 .csv, 1 .xml)",
+    )
+    assert from_folder(touch(tmp_path / "plain", "a.jpg")).notes == ()
+
+
 # --- from_csv, from_table, from_lists
 
 
@@ -167,7 +194,11 @@ def test_csv_path_column_root_and_tab(tmp_path: Path) -> None:
     [
         ("", None, "cannot be read as CSV"),
         ("path,label\n", None, "has no rows"),
-        ("path,label\na.jpg,x,y\n", None, "Expected 2 columns, got 3"),
+        (
+            "path,label\na.jpg,x,y\n",
+            None,
+            r"cannot be read as CSV: expected 2 columns, got 3 in row 2 of the file \(a\.jpg,x,y\)",
+        ),
         ("path,label\na.jpg,x\n", "image", "no column 'image'; it has path, label"),
         ("path,label\na.jpg,x\n", "label", "a column 'path' beside the path column 'label'"),
         ("path,n,n\na.jpg,x,y\n", None, "two columns of one name"),
@@ -179,6 +210,91 @@ def test_bad_csv_is_a_sentence(tmp_path: Path, text: str, column: str | None, me
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(SourceError, match=message):
         from_csv(tmp_path / "list.csv", path_column=column)
+
+
+LINES = [f"{i}.jpg,{i % 3}" for i in range(1, 61)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('47.jpg,"2', r"a quote in line 48 that does not close at the end of its value \(\"2\)"),
+        ('"47.jpg,2', r"a quote in line 48 that does not close at the end of its value \(\"47\.jpg,2\)"),
+        ('47.jpg,"2\n48.jpg,"1"', "a quote in line 48 that does not close"),  # closed by the next row's
+        ('"47.jpg\n47b.jpg",2', r"a path with a line break in row 47 \('47\.jpg\\n47b\.jpg'\)"),
+        ("47.jpg," + "x" * 20_000_000, "line 48 has 20,000,00. bytes, which is no row of a list of images"),
+    ],
+    ids=["label", "path", "closed later", "path of two lines", "long line"],
+)
+def test_a_csv_whose_quotes_or_lines_have_no_end_names_the_line(tmp_path: Path, line: str, message: str) -> None:
+    lines = ["file,label", *LINES]
+    lines[47] = line
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(SourceError, match=message) as caught:
+        from_csv(tmp_path / "list.csv")
+    assert len(str(caught.value)) < 400
+
+
+def test_the_separator_is_found_and_told(tmp_path: Path) -> None:
+    for text, separator in (
+        ("file;label\na.jpg;x\nb.jpg;y\n", ";"),
+        ("file\tlabel\r\na.jpg\tx\r\nb.jpg\ty\r\n", "\t"),
+        ("file|label\na.jpg|x\nb.jpg|y\n", "|"),
+        ('"file";"label"\n"a.jpg";"x"\n"b.jpg";"y"\n', ";"),
+        ("file;label;x\na.jpg;x;1,5\nb.jpg;y;2,5\n", ";"),  # decimal commas
+    ):
+        (tmp_path / "list.csv").write_text(text, newline="")
+        table = from_csv(tmp_path / "list.csv")
+        assert (paths(table), table.rows["label"].to_pylist()) == (["a.jpg", "b.jpg"], ["x", "y"])
+        assert table.notes == (f"list.csv: columns are separated by {separator!r}",)
+    (tmp_path / "list.csv").write_text("file,tags\na.jpg,x;y\nb.jpg,y;z\n")
+    table = from_csv(tmp_path / "list.csv")
+    assert (table.rows["tags"].to_pylist(), table.notes) == (["x;y", "y;z"], ())
+    (tmp_path / "list.csv").write_text("name\na.jpg\n")
+    assert paths(from_csv(tmp_path / "list.csv")) == ["a.jpg"]
+    with pytest.raises(SourceError, match=r"separator ';;' is not one character"):
+        from_csv(tmp_path / "list.csv", delimiter=";;")
+
+
+def test_gzipped_lists_and_json_lines_are_read(tmp_path: Path) -> None:
+    (tmp_path / "list.csv.gz").write_bytes(gzip.compress(b"file,label\na.jpg,007\n"))
+    assert from_csv(tmp_path / "list.csv.gz").rows.to_pydict() == {"path": ["a.jpg"], "label": ["007"]}
+    lines = b'{"file": "a.jpg", "day": "2024-05-01", "n": 1}\n{"file": "b.jpg", "day": "2024-05-02", "n": 2}\n'
+    (tmp_path / "list.jsonl").write_bytes(lines)
+    (tmp_path / "list.jsonl.gz").write_bytes(gzip.compress(lines))
+    for name in ("list.jsonl", "list.jsonl.gz"):
+        assert from_file(tmp_path / name).rows.to_pydict() == {
+            "path": ["a.jpg", "b.jpg"],
+            "day": ["2024-05-01", "2024-05-02"],
+            "n": [1, 2],
+        }
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"file\na.jpg\n" * 100)[:-9])
+    with pytest.raises(SourceError, match=r"cut\.csv\.gz cannot be unpacked"):
+        from_csv(tmp_path / "cut.csv.gz")
+    for text in (
+        b"[1, 2]",
+        b'{"a": 1}\n{"a"',
+        b'{"a":' * 200_000,
+        b"\xff\xfe",
+    ):  # the deep one ends the parser's process
+        (tmp_path / "bad.jsonl").write_bytes(text)
+        with pytest.raises(SourceError, match=r"cannot be read as JSON lines: .*give an object a line"):
+            from_file(tmp_path / "bad.jsonl")
+
+
+def test_what_is_no_text_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"PK\3\4 a workbook")
+    with pytest.raises(SourceError, match=r"list\.csv is a zip archive or a workbook by its content: save its sheet"):
+        from_csv(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("file,label\na.jpg,x\n", encoding="utf-16")
+    with pytest.raises(SourceError, match="is text in UTF-16, which is not read: save it as UTF-8"):
+        from_csv(tmp_path / "list.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(SourceError, match="not a regular file"):
+        from_csv(tmp_path / "pipe.csv")
+    for name, message in (("a.xlsx", "is a workbook, which is not read: save its sheet as CSV"), ("a.txt", "no list")):
+        with pytest.raises(SourceError, match=message):
+            lists.check_kind(name)
 
 
 def test_missing_csv_is_named(tmp_path: Path) -> None:
@@ -196,6 +312,47 @@ def test_pandas_and_arrow_give_the_same_table() -> None:
         from_table(frame, path_column="path", root="/data")
     with pytest.raises(SourceError, match="no usable path in row 2"):
         from_table(pd.DataFrame({"file": ["a.jpg", None]}), path_column="file", root="/data")
+
+
+def test_a_first_column_that_holds_no_paths_is_told_with_the_one_that_does(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"file": [f"{i}.jpg" for i in range(3)], "n": [5, 3, 4]})
+    message = r"the first column of .*, '.*', counts rows \(.*\), as pandas' index does, .*--path-column file\)"
+    for table in (frame, frame.set_index("n", drop=False).rename_axis("index")):
+        table.to_csv(tmp_path / "list.csv")
+        with pytest.raises(SourceError, match=message):
+            from_csv(tmp_path / "list.csv")
+        assert paths(from_csv(tmp_path / "list.csv", path_column="file")) == ["0.jpg", "1.jpg", "2.jpg"]
+    pq.write_table(pa.Table.from_pandas(frame[["n", "file"]]), tmp_path / "list.parquet")
+    with pytest.raises(SourceError, match=r"column 'n' of .* holds int64 and no paths: .*--path-column file\)"):
+        from_file(tmp_path / "list.parquet")
+    (tmp_path / "list.csv").write_text("id,label\n0,x\n1,y\n")  # names of files, as far as a suffix says so
+    assert paths(from_csv(tmp_path / "list.csv", suffix=".jpg")) == ["0.jpg", "1.jpg"]
+    picture = [{"bytes": b"\xff\xd8" * 50_000, "path": "a.jpg"}]
+    for table in (pa.table({"image": picture}), pd.DataFrame({"image": picture})):
+        with pytest.raises(
+            SourceError, match=r"'image' .* holds struct<bytes: binary, path: string>, the pictures them"
+        ):
+            from_table(table, root=tmp_path)
+
+
+def test_backslashes_are_slashes_unless_a_file_has_one_in_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "photos/a.jpg", r"b\c.jpg")
+    assert paths(from_csv(_csv(tmp_path, ["photos\\a.jpg", "x\\b.jpg"]))) == ["photos/a.jpg", "x/b.jpg"]
+    assert paths(from_csv(_csv(tmp_path, [r"b\c.jpg"]))) == [r"b\c.jpg"]
+    with pytest.raises(SourceError, match=r"a path of Windows in row 1 \(C:\\me\\a\.jpg\), and that drive is not here"):
+        from_csv(_csv(tmp_path, [r"C:\me\a.jpg"]))
+
+
+def test_values_are_quoted_in_one_line_of_80_characters(tmp_path: Path) -> None:
+    long = "x" * 100_000 + ".jpg"
+    for names, column in ((["s3://box/" + long, "/b.jpg"], None), ([long, long], None), (["a.jpg", ""], "y" * 100_000)):
+        with pytest.raises(SourceError) as caught:
+            from_csv(_csv(tmp_path, names), path_column=column)
+        assert len(str(caught.value)) < 500
+    assert quoted("a\x1b[31m\n") == r"a\x1b[31m\n"
+    assert (len(quoted("x" * 81)), quoted("x" * 80)) == (80, "x" * 80)
+    assert len(quoted({"bytes": b"\xff" * 100_000})) <= 80
+    assert listed(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
 
 
 def test_lists_come_labelled() -> None:
