@@ -54,7 +54,7 @@ class Table:
     absolute folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a
     mask's classes, one for each; None where both are still to be found in the data. `counted`: nobody gave any, so they
     are 0, 1, 2, ... `swap` are the points that change places in a mirror image; None where nobody said. `notes` tell
-    people, a line each, what was seen, left out or changed while it was made; where it may hurt they begin with WARNING.
+    people, a line each, what was seen, left out or changed on the way; where it may hurt they begin with WARNING.
     """
 
     rows: pa.Table
