@@ -163,6 +163,7 @@ def oracle(task: str, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str,
     p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     found = x.argmax(1)
     best = np.argsort(-x, axis=1)[:, :3]
+    occurring = [c for c in range(CLASSES) if (y == c).any() or (found == c).any()]
     curves = [c for c in range(CLASSES) if (y == c).any()]
     return {
         "error_rate": float((found != y).mean()),
@@ -173,6 +174,7 @@ def oracle(task: str, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str,
         "precision": sk.precision_score(y, found, average="macro", zero_division=0),
         "recall": sk.recall_score(y, found, average="macro", zero_division=0),
         "roc_auc": float(np.mean([sk.roc_auc_score(y == c, p[:, c]) for c in curves])),
+        "multiclass_specificity": float(np.mean([((y != c) & (found != c)).sum() / (y != c).sum() for c in occurring])),
         "multiclass_matthews_corr_coef": sk.matthews_corrcoef(y, found),
         "multiclass_cohen_kappa_weights_linear": sk.cohen_kappa_score(y, found, weights="linear"),
     }
@@ -181,7 +183,7 @@ def oracle(task: str, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str,
 NAMES = {
     "single_label": [
         *("error_rate", "accuracy", "top_k(3)", "f_beta(beta=2)", "f_beta(average='weighted')", "precision", "recall"),
-        *("roc_auc", "MulticlassMatthewsCorrCoef", "MulticlassCohenKappa(weights='linear')"),
+        *("roc_auc", "MulticlassSpecificity", "MulticlassMatthewsCorrCoef", "MulticlassCohenKappa(weights='linear')"),
     ],
     "multi_label": [
         *("accuracy_multi", "accuracy_multi(threshold=.2)", "f_beta", "f_beta(beta=2, threshold=0.3)", "precision"),
@@ -264,6 +266,32 @@ def test_ranks_with_uneven_or_empty_parts_count_every_sample_once(tmp_path: Path
         assert values == pytest.approx(expected, abs=3e-7), case
 
 
+def test_counting_by_class_takes_no_matrix_of_classes_by_classes() -> None:
+    """Over 200,000 classes such a matrix has 320 GB."""
+    classes = 200_000
+    names = ["f_beta", "precision", "recall", "MulticlassF1Score", "MulticlassAccuracy(average='weighted')"]
+    metrics = build(names, task="single_label", classes=classes)
+    found, targets = torch.tensor([3, classes - 1, 7]), torch.tensor([3, classes - 1, 8])
+    metrics.update(torch.nn.functional.one_hot(found, classes).float(), targets)
+    values = {name: value.item() for name, value in metrics.compute().items()}
+    assert values["multiclass_accuracy_average_weighted"] == pytest.approx(2 / 3)
+    assert {values[name] for name in ("f_beta", "precision", "recall", "multiclass_f1_score")} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "classes"),
+    [
+        ("MulticlassAUROC(thresholds=80000000000)", "single_label", 3),
+        ("MultilabelAveragePrecision(thresholds=10000000)", "multi_label", 100),
+        ("MulticlassCalibrationError(n_bins=20000000000)", "single_label", 3),
+        ("MulticlassCohenKappa", "single_label", 81_000),
+    ],
+)
+def test_a_metric_that_would_not_fit_is_refused_before_any_of_it_is_there(text: str, task: str, classes: int) -> None:
+    with pytest.raises(RecipeError, match=r"would keep [0-9,]+ GiB on the device, and 4 are the most.*give"):
+        build([text], task=task, classes=classes)
+
+
 def test_metrics_with_the_same_counts_count_once() -> None:
     metrics = build(
         ["error_rate", "roc_auc", "precision", "accuracy", "f_beta(beta=2)"], task="single_label", classes=4
@@ -275,10 +303,10 @@ def test_metrics_with_the_same_counts_count_once() -> None:
 
 
 READS_THE_DEVICE = {
-    "single_label": ["f_beta", "precision", "recall"],
+    "single_label": [],
     "multi_label": [],
     "points": [],
-    "mask": ["jaccard", "dice", "accuracy", "error_rate"],
+    "mask": ["jaccard", "accuracy", "error_rate"],
 }
 """As trainer/metrics.py says."""
 

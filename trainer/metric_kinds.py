@@ -16,7 +16,12 @@ from torchmetrics import classification as tm
 
 from trainer.errors import RecipeError
 from trainer.metric_names import DEFAULTS, IGNORED, Asked, parse, snake
-from trainer.metric_states import ErrorRate, PointError, RocAuc
+from trainer.metric_states import ErrorRate, PointError, RocAuc, by_class
+
+_MOST_BYTES = 4 << 30
+"""What a metric may keep on the device: a matrix over 23,000 classes, or 1,000 thresholds of 130,000."""
+_BYTES_AN_ENTRY = 32
+"""For each of as many bins or thresholds as a number asks for: what torchmetrics holds of them meanwhile."""
 
 _TASK = {"single_label": "multiclass", "multi_label": "multilabel", "mask": "multiclass"}
 
@@ -114,6 +119,7 @@ def _known(asked: Asked, task: str, classes: int) -> _Kind:
     settled = {"task": _TASK.get(task), "num_classes": classes, "num_labels": classes, "validate_args": False}
     if task == "mask":
         settled |= {"ignore_index": IGNORED, "input_format": "index"}
+    kind = replace(kind, made_by=by_class(kind.made_by))
     takes = inspect.signature(kind.made_by).parameters
     settled = {key: value for key, value in settled.items() if key in takes and value is not None}
     free = {key: value for key, value in kind.takes.items() if key not in settled}
@@ -151,14 +157,34 @@ def _make(kind: _Kind, asked: Asked) -> Metric:
     defaults = {key: value for key, value in kind.takes.items() if value is not None}
     arguments: dict[str, Any] = {**defaults, **chosen, **kind.settled}
     try:
+        _check_size(kind, asked, arguments)
         if "validate_args" in arguments:  # looks at the arguments now; left on, it would read back every batch
             sizes = {key: max(2, arguments[key]) for key in ("num_classes", "num_labels") if key in arguments}
             kind.made_by(**(arguments | sizes | {"validate_args": True}))  # one label alone is a question too
         return kind.made_by(**arguments)
-    except (TypeError, ValueError, ModuleNotFoundError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError, ModuleNotFoundError) as error:
         raise RecipeError(
             f"metric {asked.text!r} cannot be made: {_sentence(error)}; {asked.name} takes {', '.join(takes) or 'none'}"
         ) from error
+
+
+def _check_size(kind: _Kind, asked: Asked, arguments: Mapping[str, Any]) -> None:
+    """Raises RecipeError for a metric that would keep more than _MOST_BYTES, before any of it is there."""
+    given = [value for value in (*asked.places, *(value for _, value in asked.named)) if isinstance(value, int)]
+    needs = _BYTES_AN_ENTRY * max(given, default=0)
+    if needs <= _MOST_BYTES:
+        try:
+            with torch.device("meta"):  # shapes alone
+                planned = kind.made_by(**arguments)
+        except (NotImplementedError, RuntimeError):  # it looks at numbers as it is made
+            return
+        states = (getattr(planned, name) for name in planned._defaults)
+        needs = sum(state.numel() * state.element_size() for state in states if isinstance(state, Tensor))
+    if needs > _MOST_BYTES:
+        raise RecipeError(
+            f"metric {asked.text!r} would keep {needs / 2**30:,.0f} GiB on the device, and {_MOST_BYTES >> 30} are the "
+            f"most: validation would end the run; give smaller arguments, or one that counts by class, such as f_beta"
+        )
 
 
 def _try(metric: Metric, text: str, task: str, classes: int) -> None:

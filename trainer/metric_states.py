@@ -1,4 +1,4 @@
-"""Which counts does torchmetrics not keep as they are needed here? Three metrics, and one gather for all.
+"""Which counts does torchmetrics not keep as they are needed here? Three metrics, counts by class, one gather for all.
 
 All else is torchmetrics' own (see metric_names). Updating one of these never waits for the device.
 """
@@ -8,16 +8,55 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassStatScores
 from torchmetrics.functional.classification import multiclass_auroc, multilabel_auroc
 from torchmetrics.utilities.data import dim_zero_cat
 
 from trainer import world
+
+
+class _ByClass(MulticlassStatScores):
+    """True and false positives and negatives of every class, in memory and time linear in the classes.
+
+    torchmetrics fills a matrix of classes x classes at every update: 53 GB for 81,000 of them.
+    """
+
+    tp: Tensor
+    fp: Tensor
+    tn: Tensor
+    fn: Tensor
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """preds: (N, C, ...) scores or (N, ...) classes. target: (N, ...) classes, or `ignore_index`."""
+        if self.average == "micro" or self.top_k != 1 or self.multidim_average != "global":
+            super().update(preds, target)  # which is linear already
+            return
+        found = (preds.argmax(1) if preds.ndim == target.ndim + 1 else preds).flatten()
+        wanted, count = target.flatten(), torch.ones_like(found)
+        if self.ignore_index is not None:  # counted as 0 and not cut out, for which the device would be waited for
+            count = (wanted != self.ignore_index).to(found.dtype)
+            wanted = wanted * count
+        none = self.tp.new_zeros(self.tp.shape)
+        hits = none.scatter_add(0, wanted, count * (found == wanted))
+        is_found, is_wanted = none.scatter_add(0, found, count), none.scatter_add(0, wanted, count)
+        self.tp = self.tp + hits
+        self.fp = self.fp + is_found - hits
+        self.fn = self.fn + is_wanted - hits
+        self.tn = self.tn + count.sum() - is_found - is_wanted + hits
+
+
+@cache
+def by_class(kind: type[Metric]) -> type[Metric]:
+    """A class of torchmetrics; where it counts by class and by squares of them, one that counts in a line."""
+    if not issubclass(kind, MulticlassStatScores) or issubclass(kind, ErrorRate):
+        return kind
+    return type(kind.__name__, (_ByClass, kind), {"__doc__": kind.__doc__})
 
 
 class ErrorRate(MulticlassAccuracy):

@@ -2,8 +2,8 @@
 
 Ranks may hold uneven parts, even none. Nothing here is a mean of means, and nothing is padded. No name of the house
 reads the device in `update`, but where torchmetrics counts by `torch.bincount` or cuts out ignored pixels, which CUDA
-waits for, once a validation batch: f_beta, precision and recall of a single label (not with average="micro"), and
-all of a mask's. Those of torchmetrics by name do as torchmetrics does.
+waits for, once a validation batch: a mask's jaccard, accuracy and error_rate. Those of torchmetrics by name do as
+torchmetrics does, but count by class where it would fill a matrix of classes by classes to sum it up.
 """
 
 import warnings
