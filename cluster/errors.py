@@ -40,6 +40,16 @@ class HangError(RuntimeError):
 
 
 def last_line(said: object) -> str:
-    """The last line of what somebody else's error says, in which the cause most often stands."""
+    """The last line of what somebody else's error says, in which the cause most often stands.
+
+    Where Ray's memory monitor has ended a process, that line is a page of advice on Ray.
+    """
+    if out_of_memory(said):
+        return "a machine ran out of memory, and Ray ended a worker there"
     lines = [line.strip() for line in str(said or "").splitlines() if line.strip()]
     return lines[-1] if lines else "no reason was given"
+
+
+def out_of_memory(said: object) -> bool:
+    """Whether Ray's memory monitor says in this that it has ended a process."""
+    return "address the out of memory issue" in str(said or "")

@@ -158,8 +158,11 @@ class ForkServer:
         self._closing = True
         if self._server is not None and self._server.stdin is not None:
             self._server.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self._server.wait(timeout=_END_S)
+            except subprocess.TimeoutExpired:  # it imports still: nobody has been forked
+                self._server.kill()
+                self._server.wait()
         self._folder.close()
 
 

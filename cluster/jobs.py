@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from cluster import job as jobs
-from cluster import token
+from cluster import rows, token
 from cluster.doctor import HOME
 from cluster.driver import JOB_FILE
 from cluster.errors import SubmitError, TokenError, last_line
@@ -33,11 +33,32 @@ Package = Literal["ship", "installed"]
 """Whether the code of this machine goes with the job, or the cluster's nodes have thawline installed."""
 
 _SHIPPED = ("cluster", "dataio", "models", "trainer")
+_NEEDED = (
+    *("torch", "torchvision", "torchmetrics", "ray", "pyarrow", "numpy", "PIL", "xxhash", "tyro", "tomli_w"),
+    *("prometheus_client", "psutil", "rich", "matplotlib", "jinja2"),
+)
 _MISSING = 87
 """Exit status of an attempt whose machine has no thawline; no status of Python's."""
-_PROBE = (
-    f"import importlib.util as u, sys; sys.exit(0 if u.find_spec('cluster') and u.find_spec('trainer') else {_MISSING})"
+_NO_PYTHON = 127
+"""A shell's."""
+_LACKS = (
+    "{python} on {host}, which is the Python that this cluster runs jobs with, lacks {lacks}: nothing can be trained "
+    "with it; start the head and the nodes with thawline's environment first on PATH, whichever `ray` starts them, or "
+    "install what is missing there"
 )
+_PROBE = f"""
+import importlib.util as u, json, os, socket, sys
+for name, file in ("cluster", "driver.py"), ("trainer", "context.py"):  # others have packages of these names
+    spec = u.find_spec(name)
+    if not (spec and spec.origin and os.path.exists(os.path.join(os.path.dirname(spec.origin), file))):
+        sys.exit({_MISSING})
+lacks = [name for name in {_NEEDED} if not u.find_spec(name)]
+if lacks:
+    said = {_LACKS!r}.format(python=sys.executable, host=socket.gethostname(), lacks=", ".join(lacks))
+    print({rows.MARK!r} + json.dumps(dict(kind="end", status="failed", error=said)))
+    sys.exit(1)
+"""
+"""What runs before the driver, with the standard library alone: which Python is this, and can it train?"""
 _CONNECT_S = 5.0
 _AGAIN_S = 1.0
 _SILENT_S = 120.0
@@ -113,7 +134,7 @@ class Cluster:
         known = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
         with scratch() as folder, self._refusals():
             environment = _environment(folder, job, package)
-            entry = f'python -c "{_PROBE}" && exec python -m cluster.driver'
+            entry = f"python -c {shlex.quote(_PROBE)} && exec python -m cluster.driver"
             self._client.submit_job(
                 entrypoint=entry, submission_id=known, runtime_env=environment, metadata={_KEY: job.name}
             )
@@ -265,6 +286,11 @@ def outcome(attempt: Attempt, end: Mapping[str, Any] | None) -> tuple[int, str]:
         return 1, (
             f"the cluster's machines have no thawline, so {attempt.name} cannot run there: install it on every one of "
             "them, or submit with --package ship"
+        )
+    if attempt.exit_code == _NO_PYTHON:
+        return 1, (
+            f"the cluster has no `python` on its PATH, so {attempt.name} cannot run there: start its head with "
+            "thawline's environment first on PATH"
         )
     if attempt.state == "stopped":
         return 1, f"{attempt.name} was ended without a checkpoint; submit it again to go on from its last one"

@@ -40,7 +40,7 @@ from ray.util.placement_group import PlacementGroup, placement_group_table, remo
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.board import Board
-from cluster.errors import HangError, LaunchError, last_line
+from cluster.errors import HangError, LaunchError, last_line, out_of_memory
 from cluster.job import Job
 from cluster.room import answering, can_grow, needs_of, room
 
@@ -239,7 +239,9 @@ def _why(error: TrainingFailedError, cause: Exception | None) -> str:
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     dead = [rank for rank, failure in sorted(failures.items()) if isinstance(failure, WorkerHealthCheckFailedError)]
     if dead:  # what the others then met is only its consequence
-        return f"rank {' and rank '.join(map(str, dead))} died (killed, out of memory, or the machine is gone)"
+        why = next((last_line(failures[rank]) for rank in dead if out_of_memory(failures[rank])), None)
+        why = why or "killed, out of memory, or the machine is gone"
+        return f"rank {' and rank '.join(map(str, dead))} died ({why})"
     if failures:
         rank = min(failures)
         told = last_line(failures[rank])

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -23,7 +24,7 @@ import psutil
 from cluster import job as jobs
 from cluster import token
 from cluster.board import NAMESPACE, Board, Row, board_at, board_name, board_of, served
-from cluster.errors import LaunchError, last_line
+from cluster.errors import LaunchError, last_line, out_of_memory
 from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
 from cluster.preflight import check_recipe
@@ -190,9 +191,15 @@ def on_ray(
     if result is None:
         raise LaunchError(
             f"the workers gave up after {job.failures} failures ({last_line(failure)}): the run stands at its last "
-            "checkpoint; start it again with the same name to go on, --debug shows the workers' tracebacks"
+            f"checkpoint; start it again with the same name to go on, {_helps(failure)}"
         ) from failure
     return result
+
+
+def _helps(failure: Exception | None) -> str:
+    if out_of_memory(failure):
+        return "with fewer workers or a smaller data.global_batch if it happens again"
+    return "--debug shows the workers' tracebacks"
 
 
 @contextlib.contextmanager
@@ -220,6 +227,12 @@ def _connected(job: Job, address: str, folder: Path) -> Iterator[None]:
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:
+                if "ersion mismatch" in str(error):
+                    raise LaunchError(
+                        f"{sys.executable} has another Ray or Python than the cluster "
+                        f"({' '.join(str(error).split())}): nothing can be trained there with it; start the head and "
+                        "the nodes with the environment that jobs run in first on PATH"
+                    ) from error
                 raise LaunchError(
                     f"no Ray cluster answers at {address!r} ({last_line(error)}): nothing can be trained there; start "
                     "one with `ray start --head`, or give its address"

@@ -36,9 +36,19 @@ def choose_device(job: Job, device: str) -> str:
     kind = f" on machines with {job.cluster.accelerator_type}" if job.cluster.accelerator_type else ""
     raise LaunchError(
         f"workers={job.workers} of {wanted} each{kind}, but this cluster of {len(nodes)} machines has room for "
-        f"{found}: the rest would never start; give --workers {max(found, 1)} or fewer, let the cluster grow "
-        "(cluster.wait_s), or look at `ray status`"
+        f"{found}: the rest would never start; {_instead(found, job, chosen)}, let the cluster grow (cluster.wait_s), "
+        "or look at `ray status`"
     )
+
+
+def _instead(found: int, job: Job, device: str) -> str:
+    """What a user could ask for."""
+    if found:
+        return f"give --workers {found} or fewer"
+    less = ["cluster.cpus_per_worker", *(["cluster.resources"] if job.cluster.resources else [])]
+    other = [" or another cluster.accelerator_type"] if job.cluster.accelerator_type else []
+    other += [" or --device cpu"] if device == "cuda" else []
+    return f"not one machine has that: give less as {' or '.join(less)}{''.join(other)}"
 
 
 def _nodes() -> dict[str, dict[str, float]]:

@@ -8,17 +8,18 @@ from typing import Any
 
 from cluster.board import Row
 
-_MARK = "\x1e"
+MARK = "\x1e"
+"""What a record begins with."""
 
 
 def encode(row: Row) -> str:
     """The line, without its end."""
-    return _MARK + json.dumps(row)
+    return MARK + json.dumps(row)
 
 
 def decode(line: str) -> dict[str, Any] | None:
     """The row in a line; None where it is no record, or a broken one."""
-    if not line.startswith(_MARK):
+    if not line.startswith(MARK):
         return None
     try:
         row = json.loads(line[1:])

@@ -1,5 +1,8 @@
 """A client of Ray Jobs, against a stand-in for Ray's: names and attempts, tails that break, how an end is told."""
 
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +12,8 @@ from typing import Any
 import pytest
 from ray.exceptions import AuthenticationError
 
-from cluster import jobs
+from cluster import jobs, rows
+from cluster.doctor import HOME
 from cluster.errors import SubmitError, TokenError
 from cluster.job import Job
 from cluster.jobs import Attempt, Cluster, outcome
@@ -140,6 +144,7 @@ ENDED = Attempt("a.1", "a", 1, "failed", 1, "killed", None, None)
         (ENDED, {"status": "stopped", "steps": 7}, 0, "stopped at step 7, with a checkpoint; submit it again"),
         (ENDED, {"status": "failed", "error": "no such file"}, 1, "no such file"),
         (replace(ENDED, exit_code=87), None, 1, "the cluster's machines have no thawline"),
+        (replace(ENDED, exit_code=127), None, 1, "the cluster has no `python` on its PATH"),
         (replace(ENDED, state="stopped"), None, 1, "ended without a checkpoint"),
         (ENDED, None, 1, r"ended without a word (killed)"),
     ],
@@ -148,3 +153,32 @@ def test_how_an_attempt_ended_is_told(attempt: Attempt, end: dict[str, Any] | No
     told = outcome(attempt, end)
     assert told[0] == code
     assert said in told[1]
+
+
+@pytest.mark.slow
+def test_a_python_that_lacks_packages_says_which_it_is_and_what_to_do() -> None:
+    isolated = ["-S", "-c"]  # without site-packages, as the python of another environment
+    words = [sys.executable, *isolated, jobs._PROBE]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(HOME)}, timeout=60)
+    row = rows.decode(done.stdout.strip("\n"))
+    assert row is not None
+    code, said = outcome(ENDED, row)
+    assert (code, done.returncode) == (1, 1)
+    assert re.match(rf"{sys.executable} on .*, which is the Python .*lacks torch, .*, tomli_w.*: .*first on PATH", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theirs", ["", "cluster.py", "cluster/__init__.py"])
+def test_a_python_without_thawline_or_with_somebody_elses_cluster_is_known(theirs: str, tmp_path: Path) -> None:
+    if theirs:
+        (tmp_path / theirs).parent.mkdir(exist_ok=True)
+        (tmp_path / theirs).write_text("raise RuntimeError('foreign code ran')")
+    words = [sys.executable, "-S", "-c", jobs._PROBE]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, cwd="/", timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (87, "", "")
+
+
+@pytest.mark.slow
+def test_a_python_that_has_everything_goes_on_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", jobs._PROBE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

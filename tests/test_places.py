@@ -10,9 +10,9 @@ import pytest
 from cluster import job as jobs
 from cluster import rows
 from cluster.driver import Watcher
-from cluster.errors import JobError
-from cluster.job import Job
-from cluster.room import places
+from cluster.errors import JobError, LaunchError
+from cluster.job import Cluster, Job
+from cluster.room import choose_device, places
 
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H100": 1.0}
 
@@ -33,6 +33,32 @@ def test_a_worker_needs_all_of_its_resources_on_one_machine(
     nodes: list[dict[str, float]], needs: dict[str, float], kind: str, room: int
 ) -> None:
     assert places(nodes, needs, accelerator_type=kind) == room
+
+
+@pytest.mark.parametrize(
+    ("cluster", "device", "sentence"),
+    [
+        ({}, "cpu", "workers=9 of 1 CPU each, .* of 2 machines has room for 5: .*; give --workers 5 or fewer, let"),
+        (
+            {"cpus_per_worker": 4.0},
+            "cpu",
+            "room for 0: .*; not one machine has that: give less as .*cpus_per_worker, let",
+        ),
+        (
+            {"resources": {"disk": 1.0}},
+            "cpu",
+            "room for 0: .* give less as .*cpus_per_worker or cluster.resources, let",
+        ),
+        ({}, "cuda", "room for 0: .* or --device cpu, let the cluster grow"),
+    ],
+)
+def test_what_to_ask_for_instead_is_what_there_is_room_for(
+    cluster: dict[str, Any], device: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.room._nodes", lambda: {"a": {"CPU": 3.0}, "b": {"CPU": 2.0}})
+    job = Job(manifest="a.parquet", workers=9, cluster=Cluster(wait_s=0.0, **cluster))
+    with pytest.raises(LaunchError, match=sentence):
+        choose_device(job, device)
 
 
 def test_workers_may_be_a_number_or_two() -> None:

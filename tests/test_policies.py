@@ -130,8 +130,12 @@ def test_of_several_failures_that_of_a_dead_worker_is_told() -> None:
     assert Budget(board).make_decision(WorkerGroupError("", {1: others})) is FailureDecision.RETRY
     hung = RuntimeError("...\ncluster.errors.HangError: rank 0 waited in vain: rank 1 has gone; give more time")
     assert Budget(board).make_decision(WorkerGroupError("", {0: hung})) is FailureDecision.RETRY
+    advice = RuntimeError("Ray killed 1 worker(s)\nRefer to ... how to address the out of memory issue: https://docs")
+    evicted = WorkerHealthCheckFailedError("A worker health check failed.", advice)
+    assert Budget(board).make_decision(WorkerGroupError("", {1: evicted})) is FailureDecision.RETRY
     assert [row["text"] for row in board.take()] == [
         "rank 2 died (killed, out of memory, or the machine is gone): going on from the last checkpoint",
         "rank 1 failed (RuntimeError: Connection closed by peer): going on from the last checkpoint",
         "rank 0 waited in vain: rank 1 has gone: going on from the last checkpoint",
+        "rank 1 died (a machine ran out of memory, and Ray ended a worker there): going on from the last checkpoint",
     ]

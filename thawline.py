@@ -1,0 +1,32 @@
+"""What does the `thawline` command start? `cluster.cli`, once it is sure that `cluster` is ours.
+
+Our packages have names that others have, too: a `cluster.py` on PYTHONPATH comes before what is installed. Nobody else
+has a module of this name, so it can look before it imports any of them.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+_HOME = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """The console script."""
+    for name in ("cluster", "dataio", "models", "trainer"):
+        spec = importlib.util.find_spec(name)
+        found = spec.origin if spec is not None else None
+        if found is None or Path(found).resolve() != _HOME / name / "__init__.py":
+            if sys.stderr is not None:
+                sys.stderr.write(
+                    f"thawline: `import {name}` finds {found or 'nothing'}, not {_HOME / name}: another module of that "
+                    "name comes first and foreign code would run; rename it, or take it out of PYTHONPATH\n"
+                )
+            sys.exit(1)
+    from cluster.cli import main as verbs
+
+    verbs()
+
+
+if __name__ == "__main__":
+    main()
