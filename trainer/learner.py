@@ -31,7 +31,7 @@ from trainer.evaluation import evaluate
 from trainer.keeper import Keeper
 from trainer.losses import default_loss
 from trainer.lr_find import lr_find
-from trainer.predictions import Predictions, average
+from trainer.predictions import Predictions, average, check_averaged
 from trainer.progress import Progress
 from trainer.quarantine import Quarantine, together_by_id
 from trainer.recorder import Recorder
@@ -198,8 +198,10 @@ class Learner:
         """Test-time augmentation: predictions averaged over augmented views of the validation images. Collective.
 
         The plain image counts `beta`, the mean of its `views` the rest. On rank 0; None on other ranks.
+        Raises: RecipeError for points and masks, which lie elsewhere in every view.
         Source: fastai's `Learner.tta`.
         """
+        check_averaged(self.valid.task)
         plain = self.predictions()
         others = [self._all_of(self.valid.augmented(view), keep=True)[1] for view in range(views)]
         return None if plain is None else average(plain, [p for p in others if p is not None], beta=beta)
