@@ -1,11 +1,11 @@
 """What can be typed? `thawline VERB ...`: the verbs, and how their errors reach a person.
 
-Data goes to stdout, talk to stderr; exit 0 done, 1 failed, 2 misuse. Heavy imports wait inside their verb, so that
-`thawline --help` answers at once.
+Data goes to stdout, talk to stderr; exit 0 done, 1 failed, 2 misuse; of `train`, 143 or 130 where SIGTERM or Ctrl-C
+stopped it at a checkpoint. Heavy imports wait inside their verb, so that `thawline --help` answers at once.
 """
 
-import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from tyro.conf import Positional
 from cluster import cli_jobs, outputs, ranks, signals
 from cluster.arguments import read_job, take, take_flag, take_out
 from cluster.job import Job
+from cluster.words import Plain, as_json, printable, say
 
 _EPILOGUE = """\
 verbs:
@@ -30,7 +31,8 @@ verbs:
   explain JOB                       one sample through every step, with shapes
   show JOB --out FILE.png           a batch as the model sees it
   lr-find JOB [--out FILE.png] ...  which learning rate suits its first phase: four suggestions, and the curve
-  train JOB [--workers N] ...       train, or resume, or show a finished run's result; --address auto: on this cluster
+  train JOB [--workers N] ...       train, or resume, or show a finished run's result; --address auto: on this cluster;
+                                    --fresh: begin anew, and move what is in the run's folder aside
   submit JOB --address URL ...      the same on a Ray cluster: [--follow] [--package ship|installed]
   list, status NAME, logs NAME      what runs there, how far it is, what it says: [--follow]
   stop NAME                         end it with a checkpoint; --now: within seconds, without one
@@ -48,7 +50,9 @@ def main() -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     with outputs.forgiving() as stdout, signals.ending_when_interrupted():
         verb, rest = _verb(arguments)
-        logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Plain("%(message)s"))
+        logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler])
         status = _guarded(lambda: _run_verb(verb, rest), debug=debug)
         if verb != "train":  # a run has ended as it has, whoever hears of it
             status = status or _unheard(verb, stdout)
@@ -77,7 +81,7 @@ def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     except Exception as error:
         if debug or not _is_users(error):
             raise
-        print(f"thawline: {error}", file=sys.stderr)
+        say(f"thawline: {error}")
         return 1
 
 
@@ -121,15 +125,15 @@ def _sample(what: Positional[str], folder: Positional[Path]) -> int:
 
     if what == "digits":
         count = write_digits(folder)
-        print(f"{count} images in {folder}", file=sys.stderr)
+        say(f"{count} images in {folder}")
         return 0
     if what != "pets":
-        print(f"thawline: sample {what!r} is not known: give digits or pets", file=sys.stderr)
+        say(f"thawline: sample {what!r} is not known: give digits or pets")
         return 2
     with _transfer() as progress:
         images = fetch_pets(folder, progress=progress)
     label = r"--label 'regex:(.+)_\d+\.jpg$'"
-    print(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet", file=sys.stderr)
+    say(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet")
     print(images)
     return 0
 
@@ -141,7 +145,7 @@ def _transfer() -> Iterator[Callable[[str, int, int | None], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     known: dict[str, Any] = {}
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
 
@@ -152,7 +156,7 @@ def _transfer() -> Iterator[Callable[[str, int, int | None], None]]:
                 bar.update(known[name], completed=done, total=total)
             elif total and (tenth := 10 * done // total) != known.get(name):
                 known[name] = tenth
-                print(f"{name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", file=sys.stderr)
+                say(f"{name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
 
         yield show
 
@@ -240,7 +244,7 @@ def _index(
         skip_unlabelled=skip_unlabelled,
     )
     manifest.save(out)
-    print(described(manifest), file=sys.stderr)
+    say(described(manifest))
     print(out)
     return 0
 
@@ -272,10 +276,10 @@ def _pack(
 
     if check:
         damages = check_shards(manifest, dest)
-        print("\n".join([*damages, f"{len(damages)} damages" if damages else "whole"]), file=sys.stderr)
+        say("\n".join([*damages, f"{len(damages)} damages" if damages else "whole"]))
         return 1 if damages else 0
     packed = pack_shards(manifest, dest, max_side_px=max_side_px, quality=quality, shard_mib=shard_mib, max_bad=max_bad)
-    print(packed.summary(), file=sys.stderr)
+    say(packed.summary())
     print(files.below(packed.home, MANIFEST))
     return 0
 
@@ -286,8 +290,8 @@ def _explain(arguments: list[str]) -> int:
 
     job = read_job(arguments, "explain")
     train, valid = job_loaders(job, _alone(job))
-    print(explain(train), end="\n\n")
-    print(explain(valid))
+    print(printable(explain(train)), end="\n\n")
+    print(printable(explain(valid)))
     return 0
 
 
@@ -319,7 +323,7 @@ def _lr_find(arguments: list[str]) -> int:
     lr: tuple[float, float] | Literal["find"] = (given[0] / given[1], 1.0) if isinstance(given, tuple) else "find"
     tables = (replace(job.phases[0], lr=lr), *job.phases[1:]) if job.phases else ()
     first = phases(replace(job, phases=tables, fit=replace(job.fit, lr=lr)))[0]
-    print(f"training in phase {first.name!r} while lr grows, and taking it back", file=sys.stderr)
+    say(f"training in phase {first.name!r} while lr grows, and taking it back")
     with closing(job_learner(job, _alone(job))) as learner:
         ratios = first.lr.rate if isinstance(first.lr, Find) else first.lr
         found = lr_find(learner, lr=ratios, freeze_to=first.freeze_to)
@@ -328,52 +332,52 @@ def _lr_find(arguments: list[str]) -> int:
         print(f"the curve is in {out}", file=sys.stderr)
     pair = f"[{lr[0] * found.valley:.2g}, {found.valley:.2g}]" if isinstance(lr, tuple) else f"{found.valley:.2g}"
     print(f"in the job, by the valley: lr = {pair}", file=sys.stderr)
-    print(json.dumps({"phase": first.name, **found.suggestions()}))
+    print(as_json({"phase": first.name, **found.suggestions()}))
     return 0
 
 
 def _train(arguments: list[str]) -> int:
     address, rest = take("--address", arguments)
+    fresh, rest = take_flag("--fresh", rest)
+    # What torchrun starts again is the run that --fresh began.
+    fresh = fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     job = read_job(rest, "train")
     from cluster.job import to_toml
     from cluster.preflight import preflight
 
     place = None if address else ranks.place()
     first = place is None or place.rank == 0
-    finished = preflight(job, here=not address)
+    finished = preflight(job, here=not address, fresh=fresh)
     if finished is not None:
         if first:
             _print_result(job, finished, already=True)
         return 0
     if first:
-        print(to_toml(job), file=sys.stderr)
+        say(to_toml(job))
     from cluster.launch import launch
 
-    result = launch(job, address=address or "")
+    result = launch(job, address=address or "", fresh=fresh)
     if first:
         _print_result(job, result, already=False)
-    return 0
+    return signals.exit_status() if result["status"] == "stopped" else 0
 
 
 def _print_result(job: Any, result: dict[str, Any], *, already: bool) -> None:
-    from cluster.console import epoch_table
-    from cluster.storage import run_dir
+    from cluster.storage import epochs_of, run_dir
     from dataio import files
 
     folder = run_dir(job)
     if result["status"] == "stopped":
-        print(f"stopped at step {result['steps']}; the same command resumes it", file=sys.stderr)
+        say(f"stopped at step {result['steps']}; the same command resumes it")
         return
     if already:
-        print(f"{folder} has finished: this is its result", file=sys.stderr)
-        rows = files.as_table(files.read(folder, "rows.parquet"))
-        print(epoch_table(rows.to_pylist()), file=sys.stderr)
-    print(
+        say(f"{folder} has finished: this is its result")
+        say("\n".join([epochs_of(folder), *result.get("notes", [])]))
+    say(
         f"{result['images_per_s']:,.0f} images/s, {result['data_wait_fraction']:.1%} of the time waiting for data, "
-        f"{result['wall_s']:.0f} s in all; see {files.below(folder, 'report.html')}",
-        file=sys.stderr,
+        f"{result['wall_s']:.0f} s in all; see {files.below(folder, 'report.html')}"
     )
-    print(json.dumps({"run": folder, **result["metrics"], "stream_hash": result["stream_hash"]}))
+    print(as_json({"run": folder, **result["metrics"], "stream_hash": result["stream_hash"]}))
 
 
 def _doctor(*, storage: str = "runs") -> int:
@@ -410,8 +414,8 @@ _ON_JOBS: dict[str, tuple[Callable[[list[str]], int], tuple[str, ...], tuple[str
     "explain": (_explain, (), ()),
     "show": (_show, ("--out",), ()),
     "lr-find": (_lr_find, ("--out",), ()),
-    "train": (_train, ("--address",), ()),
-    "submit": (cli_jobs.submit, ("--address", "--package"), ("--follow",)),
+    "train": (_train, ("--address",), ("--fresh",)),
+    "submit": (cli_jobs.submit, ("--address", "--package"), ("--follow", "--fresh")),
 }
 """Verbs on a job, whose fields are flags; with options of their own that take a value, and that take none."""
 

@@ -1,12 +1,10 @@
 """What can be typed about jobs on a cluster? submit, list, status, logs, stop, token.
 
-Data goes to stdout, talk to stderr. Exit 0: done, finished, or stopped with a checkpoint; 1: failed, or ended without
-one; 2: misuse; and from `status`, 3: still under way.
+Data goes to stdout, talk to stderr. Exit 0: done, or finished; 143 (130 by Ctrl-C): the job stopped with a checkpoint;
+1: it failed, or ended without one; 2: misuse; and from `status`, 3: still under way.
 """
 
-import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from cluster.arguments import read_job, take, take_flag
+from cluster.words import as_json, printable, say
 
 if TYPE_CHECKING:
     from cluster.jobs import Attempt, Cluster
@@ -24,20 +23,21 @@ _UNDER_WAY = 3
 
 
 def submit(arguments: list[str]) -> int:
-    """thawline submit JOB --address URL [--follow] [--package ship|installed] [--any.job.field VALUE ...]"""
+    """thawline submit JOB --address URL [--follow] [--fresh] [--package ship|installed] [--any.job.field VALUE ...]"""
     following, rest = take_flag("--follow", arguments)
+    fresh, rest = take_flag("--fresh", rest)
     package, rest = take("--package", rest)
     address, rest = take("--address", rest)
     if package not in (None, "ship", "installed"):
-        print(f"thawline submit: --package {package} is neither ship nor installed", file=sys.stderr)
+        say(f"thawline submit: --package {package} is neither ship nor installed")
         return 2
     job = read_job(rest, "submit")
     from cluster.storage import image_spec
 
     image_spec(job)
     cluster = _cluster(address)
-    attempt = cluster.submit(job, package="installed" if package == "installed" else "ship")
-    print(f"submitted as {attempt.id} to {cluster.address}", file=sys.stderr)
+    attempt = cluster.submit(job, package="installed" if package == "installed" else "ship", fresh=fresh)
+    say(f"submitted as {attempt.id} to {cluster.address}")
     if following:
         return _follow(cluster, attempt)
     return _first_word(cluster, attempt)
@@ -53,12 +53,12 @@ def list_jobs(*, address: str = "") -> int:
     rows = [("name", "attempt", "state", "began", "lasted"), *map(_listed, latest.values())]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(printable("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()))
     return 0
 
 
 def status(name: Positional[str], *, address: str = "") -> int:
-    """How far a job is, as one line of JSON. Exit 0 finished or stopped, 1 failed, 3 still under way.
+    """How far a job is, as one line of JSON. Exit 0 finished, 143 stopped (130 by Ctrl-C), 1 failed, 3 under way.
 
     Args:
         name: The job's.
@@ -78,10 +78,10 @@ def status(name: Positional[str], *, address: str = "") -> int:
             names = columns or ("valid_loss", *metric_names(last))
             shown |= {column: last[column] for column in names if column in last}
     if not attempt.over:
-        print(json.dumps(shown))
+        print(as_json(shown))
         return _UNDER_WAY
     code, sentence = outcome(attempt, _end(records))
-    print(json.dumps(shown | {"outcome": sentence}))
+    print(as_json(shown | {"outcome": sentence}))
     return code
 
 
@@ -101,7 +101,7 @@ def logs(name: Positional[str], *, address: str = "", follow: bool = False) -> i
 
     for line in cluster.lines(attempt, follow=False):
         row = rows.decode(line)
-        print(line if row is None else _plain(row))
+        print(printable(line if row is None else _plain(row)))
     return 0
 
 
@@ -114,16 +114,16 @@ def stop(name: Positional[str], *, address: str = "", now: bool = False) -> int:
         now: Within seconds, and without a checkpoint.
     """
     cluster = _cluster(address)
-    from cluster.jobs import outcome
+    from cluster.jobs import STOPPED, outcome
 
     attempt = cluster.stop(name, now=now)
-    print(f"asked {attempt.id} to stop{'' if now else ' at the end of its window, with a checkpoint'}", file=sys.stderr)
+    say(f"asked {attempt.id} to stop{'' if now else ' at the end of its window, with a checkpoint'}")
     while not attempt.over:
         time.sleep(0.2)
         attempt = cluster.attempt(name)
     code, sentence = outcome(attempt, _end(_records(cluster, attempt)))
-    print(sentence, file=sys.stderr)
-    return 0 if now else code
+    say(sentence)
+    return 0 if now or code in STOPPED else code
 
 
 def token(*, create: bool = False) -> int:
@@ -178,7 +178,7 @@ def _first_word(cluster: "Cluster", attempt: "Attempt") -> int:
             break
         time.sleep(0.5)
     watch = f"thawline logs {attempt.name} --address {cluster.address} --follow"
-    print(f"it runs there; `{watch}` watches", file=sys.stderr)
+    say(f"it runs there; `{watch}` watches")
     return 0
 
 
@@ -197,10 +197,9 @@ def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False)
             elif everything:
                 console.say(line)
     except KeyboardInterrupt:
-        print(
+        say(
             f"\n{attempt.name} goes on without you; `thawline logs {attempt.name} --follow` watches again, "
-            f"`thawline stop {attempt.name}` ends it",
-            file=sys.stderr,
+            f"`thawline stop {attempt.name}` ends it"
         )
         return 130
     finally:
@@ -216,9 +215,9 @@ def _ended(attempt: "Attempt", end: Mapping[str, Any] | None) -> int:
     from cluster.jobs import outcome
 
     code, sentence = outcome(attempt, end)
-    print(f"{'thawline: ' if code else ''}{sentence}", file=sys.stderr)
+    say(f"{'thawline: ' if code else ''}{sentence}")
     if end is not None and end["status"] == "finished":
-        print(json.dumps({"run": attempt.name, **end["metrics"], "stream_hash": end["stream_hash"]}))
+        print(as_json({"run": attempt.name, **end["metrics"], "stream_hash": end["stream_hash"]}))
     return code
 
 

@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cluster.outputs import Talk, reason
+from cluster.words import printable
 from trainer import recorder
 from trainer.diagnosis import Finding
 
@@ -79,7 +80,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line of talk, above the bar."""
-        (self._bar.console if self._bar else self._rich).print(text, markup=False, soft_wrap=True)
+        (self._bar.console if self._bar else self._rich).print(printable(text), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar down, and tell how much was not heard."""
@@ -103,7 +104,7 @@ class Console:
             return
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # a phase may be called [head]
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -116,7 +117,7 @@ class Console:
         assert self._task is not None
         self._bar.update(
             self._task,
-            description=str(row["phase"]),
+            description=printable(row["phase"]),
             completed=row["phase_step"],
             total=row["phase_steps"],
             numbers=(

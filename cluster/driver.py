@@ -27,7 +27,10 @@ JOB_FILE = "job.toml"
 
 
 def main() -> int:
-    """Train what job.toml says. Exit 0 finished or stopped, 1 failed."""
+    """Train what job.toml says. Exit 0 finished, 1 failed, 143 stopped with a checkpoint (130 by SIGINT).
+
+    With --fresh the run begins anew, and what stands in its folder is moved aside.
+    """
     with forgiving():
         return _main()
 
@@ -39,7 +42,7 @@ def _main() -> int:
 
         with scratch() as folder:
             os.chdir(folder)
-            result = _train(job)
+            result = _train(job, fresh="--fresh" in sys.argv[1:])
     except Exception as error:
         users = _is_users(error)
         if not users:
@@ -48,7 +51,9 @@ def _main() -> int:
         _tell({"kind": "end", "status": "failed", "error": sentence})
         return 1
     _tell({"kind": "end", **result})
-    return 0
+    from cluster.signals import exit_status
+
+    return exit_status() if result["status"] == "stopped" else 0
 
 
 def _is_users(error: Exception) -> bool:
@@ -62,7 +67,7 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, USER_ERRORS)
 
 
-def _train(text: str) -> dict[str, Any]:
+def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     from cluster import job as jobs
     from cluster import ray_train, storage
     from cluster.discovery import Directory
@@ -70,7 +75,7 @@ def _train(text: str) -> dict[str, Any]:
 
     job = jobs.check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
     storage.image_spec(job)
-    finished = storage.look(job)
+    finished = storage.look(job, fresh=fresh)
     if finished is not None:
         _tell({"kind": "note", "text": f"{storage.run_dir(job)} has finished: this is its result"})
         return finished
@@ -83,7 +88,9 @@ def _train(text: str) -> dict[str, Any]:
         ) from error
     with directory:
         watcher = Watcher(job, directory)
-        return ray_train.on_ray(job, device=job.device, show=watcher.show, stopping=stop_on_signal, address="auto")
+        return ray_train.on_ray(
+            job, device=job.device, show=watcher.show, stopping=stop_on_signal, address="auto", fresh=fresh
+        )
 
 
 class Watcher:

@@ -11,6 +11,7 @@ import logging
 import re
 import shlex
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,9 @@ from dataio.private import scratch
 
 Package = Literal["ship", "installed"]
 """Whether the code of this machine goes with the job, or the cluster's nodes have thawline installed."""
+
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit statuses of a driver whose run stopped at a checkpoint: see signals.exit_status."""
 
 _SHIPPED = ("cluster", "dataio", "models", "trainer")
 _NEEDED = (
@@ -74,7 +78,7 @@ class Attempt:
     name: str
     number: int
     state: Literal["pending", "running", "stopped", "succeeded", "failed"]
-    """Ray's: a graceful stop is a success to it."""
+    """Ray's; but "stopped", too, where the driver's exit status says so, which is a failure to Ray."""
     exit_code: int | None
     message: str
     began_s: float | None
@@ -117,9 +121,10 @@ class Cluster:
             handler.setLevel(logging.WARNING)
         return client
 
-    def submit(self, job: Job, *, package: Package = "ship") -> Attempt:
+    def submit(self, job: Job, *, package: Package = "ship", fresh: bool = False) -> Attempt:
         """Send a job, its paths as they are, and return the attempt that Ray has taken.
 
+        fresh: the run begins anew, and what stands in its folder is moved aside.
         Raises SubmitError when a job of that name runs there already.
         """
         before = [attempt for attempt in self.attempts() if attempt.name == job.name]
@@ -134,7 +139,7 @@ class Cluster:
         known = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
         with scratch() as folder, self._refusals():
             environment = _environment(folder, job, package)
-            entry = f"python -c {shlex.quote(_PROBE)} && exec python -m cluster.driver"
+            entry = f"python -c {shlex.quote(_PROBE)} && exec python -m cluster.driver{' --fresh' * fresh}"
             self._client.submit_job(
                 entrypoint=entry, submission_id=known, runtime_env=environment, metadata={_KEY: job.name}
             )
@@ -274,12 +279,13 @@ class Cluster:
 def outcome(attempt: Attempt, end: Mapping[str, Any] | None) -> tuple[int, str]:
     """The exit status that an attempt deserves, and a sentence on how it ended; `end` is its log's last record.
 
-    0: finished, or stopped with a checkpoint. 1: failed, or stopped without one.
+    0: finished. One of STOPPED: stopped with a checkpoint. 1: failed, or stopped without one.
     """
-    if end is not None and end["status"] in ("finished", "stopped"):
-        if end["status"] == "finished":
-            return 0, f"{attempt.name} has finished"
-        return 0, f"{attempt.name} stopped at step {end['steps']}, with a checkpoint; submit it again to go on"
+    if end is not None and end["status"] == "finished":
+        return 0, f"{attempt.name} has finished"
+    if end is not None and end["status"] == "stopped":
+        code = attempt.exit_code if attempt.exit_code in STOPPED else STOPPED[0]
+        return code, f"{attempt.name} stopped at step {end['steps']}, with a checkpoint; submit it again to go on"
     if end is not None:
         return 1, str(end["error"])
     if attempt.exit_code == _MISSING:
@@ -318,7 +324,7 @@ def _attempt(info: Any) -> Attempt | None:
         id=info.submission_id,
         name=name,
         number=int(info.submission_id.rpartition(".")[2]),
-        state=info.status.value.lower(),
+        state="stopped" if info.driver_exit_code in STOPPED else info.status.value.lower(),
         exit_code=info.driver_exit_code,
         message=last_line(info.message),
         began_s=info.start_time and info.start_time / 1000,

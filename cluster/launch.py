@@ -48,20 +48,25 @@ def check_gpus(job: Job) -> None:
         )
 
 
-def launch(job: Job, *, address: str = "") -> Result:
-    """Run the job where its `workers`, the environment, and the address of a Ray cluster say. Raises USER_ERRORS."""
+def launch(job: Job, *, address: str = "", fresh: bool = False) -> Result:
+    """Run the job where its `workers`, the environment, and the address of a Ray cluster say. Raises USER_ERRORS.
+
+    fresh: begin anew, and move what stands in the run's folder aside.
+    """
     here = None if address else ranks.place()
     if here is not None:
-        return under_torchrun(job, here)
+        return under_torchrun(job, here, fresh=fresh)
     if not address:
         check_cores(job)
         check_gpus(job)
         if job.most_workers == 1:
-            return in_process(job)
+            return in_process(job, fresh=fresh)
     console = Console()
     try:
         device = job.device if address else choose_device(job)
-        return on_ray(job, device=device, show=console.show, stopping=stop_on_signal, address=address or "local")
+        return on_ray(
+            job, device=device, show=console.show, stopping=stop_on_signal, address=address or "local", fresh=fresh
+        )
     finally:
         console.close()
 
@@ -78,12 +83,12 @@ class ProcessContext(LocalContext):
             self.console.show(rows)
 
 
-def in_process(job: Job) -> Result:
+def in_process(job: Job, *, fresh: bool = False) -> Result:
     """Train in this process, on its first GPU or the CPU."""
-    return _run_here(job, ProcessContext(run_dir(job), local_device(job), console=Console()))
+    return _run_here(job, ProcessContext(run_dir(job), local_device(job), console=Console()), fresh=fresh)
 
 
-def under_torchrun(job: Job, here: Place) -> Result:
+def under_torchrun(job: Job, here: Place, *, fresh: bool = False) -> Result:
     """Train as one of the processes that torchrun started. Raises LaunchError where the others do not come."""
     device = local_device(job, here.local_rank)
     if device.type == "cuda":
@@ -103,15 +108,15 @@ def under_torchrun(job: Job, here: Place) -> Result:
         ) from error
     try:
         context = ProcessContext(run_dir(job), device, here.rank, here.world_size, here.local_rank, console=console)
-        return _run_here(job, context)
+        return _run_here(job, context, fresh=fresh)
     finally:
         dist.destroy_process_group()
 
 
-def _run_here(job: Job, context: ProcessContext) -> Result:
+def _run_here(job: Job, context: ProcessContext, *, fresh: bool) -> Result:
     try:
         with stop_on_signal(context.request_stop):
-            return run(job, context)
+            return run(job, context, fresh=fresh)
     finally:
         if context.console is not None:
             context.console.close()

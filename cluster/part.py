@@ -111,7 +111,7 @@ def main(link: Connection, part: dict[str, Any]) -> None:
         if context.device.type == "cuda":
             torch.cuda.set_device(context.device)
         meet(part, timeout=timedelta(seconds=job.cluster.first_step_s))
-        context.send("result", run(job, context))
+        context.send("result", run(job, context, held=True))
         dist.destroy_process_group()
     except USER_ERRORS as error:
         context.send("error", error)

@@ -13,17 +13,18 @@ from cluster.storage import Result, image_spec, load_manifests, look
 from dataio.cores import usable_cores
 
 
-def preflight(job: Job, *, here: bool = True) -> Result | None:
+def preflight(job: Job, *, here: bool = True, fresh: bool = False) -> Result | None:
     """The result if the run has finished, else None when nothing stands in its way. Writes nothing.
 
     here: the workers will run on this machine, so its cores and devices must do.
+    fresh: what stands in the run's folder will be moved aside.
     Raises: one of cluster.run.USER_ERRORS.
     """
     image_spec(job)
     place = ranks.place() if here else None
     if place is not None:  # so many as there are, whatever the job says
         check_together(replace(job, workers=place.world_size))
-    finished = look(job)
+    finished = look(job, fresh=fresh)
     if finished is not None:
         return finished
     if here:

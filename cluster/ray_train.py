@@ -30,7 +30,7 @@ from cluster.job import Job
 from cluster.preflight import check_recipe
 from cluster.room import answering, choose_device
 from cluster.signals import deaf_to_hangup
-from cluster.storage import Result, has_begun
+from cluster.storage import Result, has_begun, hold
 from dataio.cores import usable_cores
 from dataio.private import scratch
 
@@ -167,16 +167,20 @@ def on_ray(
     show: Show,
     stopping: Callable[[Callable[[], None]], contextlib.AbstractContextManager[None]],
     address: str = "local",
+    fresh: bool = False,
 ) -> Result:
     """Train as the job's Ray Train workers, and end with the run.
 
     device: "cpu" or "cuda"; on a cluster "auto" as well, which takes GPUs where there are enough.
     show: takes the run's rows as they come. stopping: a context in which what it is given is called to ask for a stop.
     address: "local" starts a Ray of this run's own, which ends with it; else of a cluster, "auto" for this machine's.
+    fresh: begin anew, and move what stands in the run's folder aside. The folder is held from here, through all
+    restarts of workers.
 
     Raises LaunchError where the cluster cannot hold the job, or it is running there; USER_ERRORS of the run.
     """
-    with scratch() as folder, _connected(job, address, folder):
+    held = hold(job, fresh=fresh, tell=lambda text: show([{"kind": "note", "text": text}]))
+    with held, scratch() as folder, _connected(job, address, folder):
         if address != "local":
             device = choose_device(job, device)
             if not has_begun(job):

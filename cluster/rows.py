@@ -4,9 +4,11 @@ Ray Jobs carries text alone from a driver to a client. A record begins with RFC 
 """
 
 import json
+import math
 from typing import Any
 
 from cluster.board import Row
+from cluster.words import as_json
 
 MARK = "\x1e"
 """What a record begins with."""
@@ -14,15 +16,19 @@ MARK = "\x1e"
 
 def encode(row: Row) -> str:
     """The line, without its end."""
-    return MARK + json.dumps(row)
+    return MARK + as_json(row)
 
 
 def decode(line: str) -> dict[str, Any] | None:
-    """The row in a line; None where it is no record, or a broken one."""
+    """The row in a line; None where it is no record, or a broken one. A loss that was no number is NaN again."""
     if not line.startswith(MARK):
         return None
     try:
         row = json.loads(line[1:])
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    if row.get("kind") in ("train", "valid"):
+        return {name: math.nan if value is None else value for name, value in row.items()}
+    return row

@@ -4,7 +4,7 @@ A notebook, `thawline train`, torchrun and a Ray worker all call this same funct
 folder decides what it does: absent, it begins; holding checkpoints, it goes on; finished, it returns its result.
 """
 
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +13,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import pyarrow as pa
 import torch
 
 from cluster import doctor
 from cluster.console import diagnosis_lines
 from cluster.discovery import clear_targets, targets_file, write_targets
-from cluster.errors import ClusterError, HangError, LaunchError, StorageError
+from cluster.errors import ClusterError, HangError, LaunchError, StorageError, last_line
 from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.phases import phases, stages
 from cluster.pulse import Pulse
 from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
+from cluster.words import as_json, finite
 from dataio import files
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders
@@ -57,16 +59,19 @@ USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
 _KINDS = errors_in(*USER_ERRORS)
 
 
-def run(job: Job, context: RunContext) -> Result:
+def run(job: Job, context: RunContext, *, held: bool = False, fresh: bool = False) -> Result:
     """Train as the job says, or go on, or return the result of a run that has finished. Collective.
 
+    held: who started this process holds the run's folder (see storage.hold), else rank 0 does until the end.
+    fresh: begin anew, and move what stands in the folder aside.
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
     Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins; HangError where
     another rank was waited for in vain.
     """
     pulse = Pulse(rank=context.rank, world_size=context.world_size, hang_s=job.cluster.hang_s)
     try:
-        return _run(job, context, pulse)
+        with ExitStack() as holding:
+            return _run(job, context, pulse, None if held else holding, fresh=fresh)
     except RuntimeError as error:
         sentence = pulse.explain(error)
         if sentence is None:
@@ -76,8 +81,14 @@ def run(job: Job, context: RunContext) -> Result:
         pulse.close()
 
 
-def _run(job: Job, context: RunContext, pulse: Pulse) -> Result:
-    finished = world.gather(_together(lambda: open_run(job) if context.rank == 0 else None))[0]
+def _run(job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None, *, fresh: bool) -> Result:
+    def begin() -> Result | None:
+        def tell(text: str) -> None:
+            context.publish([{"kind": "note", "text": text}])
+
+        return open_run(job, holding, fresh=fresh, tell=tell) if context.rank == 0 else None
+
+    finished = world.gather(_together(begin))[0]
     if finished is not None:
         return finished
     torch.set_num_threads(default_threads(_ranks_here(context)))
@@ -99,10 +110,12 @@ def _run(job: Job, context: RunContext, pulse: Pulse) -> Result:
         else:
             predictions = learner.predictions()
             result = _result(job, context, learner, status="finished", metrics=_last_metrics(learner))
-            for line in diagnosis_lines(diagnose(learner.recorder.table())):
-                learner.note(line)
+            for note in result["notes"]:
+                learner.note(note)
         if context.rank == 0:
-            _write_outcome(context.run_dir, learner, result, predictions)
+            outcomes = _write_outcome(context.run_dir, learner, result, predictions)
+            if outcomes is not None:
+                _picture(context.run_dir, learner, result, outcomes)
         return result
 
 
@@ -253,25 +266,42 @@ def _together(make: Callable[[], T]) -> T:
     return world.together(make, _KINDS)
 
 
-def _write_outcome(run_dir: str | Path, learner: Learner, result: Result, predictions: Predictions | None) -> None:
-    """The files of a run that has ended; `result.json` last, so that where it stands, the run is whole."""
+def _write_outcome(
+    run_dir: str | Path, learner: Learner, result: Result, predictions: Predictions | None
+) -> pa.Table | None:
+    """The files of a run that has ended; `result.json` last, so that where it stands, the run is whole.
+
+    Returns a row a validation image, as `Predictions.table` has them; None of a run that was stopped.
+    """
     folder = files.normal_root(run_dir)
     try:
         write_parquet(learner.recorder.table(), files.below(folder, "rows.parquet"))
         if predictions is None:
-            return
+            return None
         outcomes = predictions.table(learner.valid.classes)
         write_parquet(outcomes, files.below(folder, "valid.parquet"))
-        assert isinstance(learner.valid, ImageLoader)
-        from cluster.report import write_report  # with matplotlib, which training needs not
-
-        write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
-        write_text(folder, "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(folder, "result.json", as_json(result, indent=2) + "\n")
+        return outcomes
     except OSError as error:
         raise StorageError(
             f"{folder} cannot take the results ({files.why_refused(error)}): the weights are in its last checkpoint; "
             "make room and start the run again, which then writes the results alone"
         ) from error
+
+
+def _picture(run_dir: str | Path, learner: Learner, result: Result, outcomes: pa.Table) -> None:
+    """Tell what the curves show, and draw the report. Whatever fails in it, the run has its result already."""
+    folder = files.normal_root(run_dir)
+    assert isinstance(learner.valid, ImageLoader)
+    try:
+        for line in diagnosis_lines(diagnose(learner.recorder.table())):
+            learner.note(line)
+        from cluster.report import write_report  # with matplotlib, which training needs not
+
+        write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
+    except Exception as error:  # a font, a name, a full disk
+        why = f"{type(error).__name__}: {last_line(error)}"
+        learner.note(f"report.html could not be made ({why}): the result stands without it")
 
 
 def _description(job: Job, context: RunContext, learner: Learner) -> str:
@@ -286,10 +316,10 @@ def _description(job: Job, context: RunContext, learner: Learner) -> str:
 
 
 def _last_metrics(learner: Learner) -> dict[str, float]:
-    """What the last validation of the run measured: the final weights' metrics."""
+    """What the last validation of the run measured: the final weights' metrics; NaN where one came to no number."""
     row = learner.recorder.of_kind("valid")[-1]
     names = ["train_loss", "valid_loss", *learner.meter.metrics]
-    return {name: float(row[name] or 0) for name in names}
+    return {name: math.nan if (value := row[name]) is None else float(value) for name in names}
 
 
 def _result(job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]) -> Result:
@@ -311,7 +341,12 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "samples_seen": progress.step * job.data.global_batch,
         "valid_samples": learner.valid.samples - len(learner.valid.quarantined),
         "quarantined": [str(row["reason"]) for row in learner.recorder.of_kind("quarantine")],
-        "metrics": dict(metrics),
+        "metrics": finite(metrics),
+        "notes": [
+            f"{name} came to {value}, which is no number: null in result.json; perhaps a class has no validation image"
+            for name, value in metrics.items()
+            if not math.isfinite(value)
+        ],
         "images_per_s": total["images"] / total["window_s"] if windows else 0.0,
         "data_wait_fraction": total["data_wait_s"] / total["window_s"] if windows else 0.0,
         "train_s": total["window_s"],

@@ -8,26 +8,30 @@ it has finished.
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
 
+from cluster import claim
 from cluster import job as jobs
 from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
 from dataio import files
-from dataio.atomic import whole
+from dataio.atomic import sweep, whole
 from dataio.errors import SourceError
 from dataio.manifest import Manifest
 from dataio.spec import ImageSpec
 
 Result = dict[str, Any]
 """What `result.json` holds."""
+
+_OTHERWISE = "give another --name, or --fresh, which moves what is there aside"
 
 
 def run_dir(job: Job) -> str:
@@ -36,13 +40,14 @@ def run_dir(job: Job) -> str:
     return files.below(storage, quote(job.name) if files.is_remote(storage) else job.name)
 
 
-def look(job: Job) -> Result | None:
+def look(job: Job, *, fresh: bool = False) -> Result | None:
     """The run's result if it has finished, else None when the job may begin or go on there. Writes nothing.
 
+    fresh: what stands there will be moved aside, so that only the job's data and the storage matter.
     Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
     LaunchError when no job can train on such data; DataError when the manifest cannot be trusted.
     """
-    return _look(job)[0]
+    return _look(job, fresh=fresh)[0]
 
 
 def has_begun(job: Job) -> bool:
@@ -52,24 +57,55 @@ def has_begun(job: Job) -> bool:
         return any(name.startswith("step_") for name in files.listing(files.below(folder, "checkpoints")))
 
 
-def _look(job: Job) -> tuple[Result | None, str]:
-    """`look`'s answer, and unless it is a result, the fingerprint of the job's manifest."""
+@contextmanager
+def hold(job: Job, *, fresh: bool = False, tell: Callable[[str], None]) -> Iterator[None]:
+    """Be the only launch that writes into the run's folder, until the block ends.
+
+    fresh: move what stands there aside first. tell: takes a sentence on either.
+    Raises StorageError when another launch holds the folder, or it cannot be written.
+    """
     folder = run_dir(job)
-    with _refusals(folder):
-        there = files.listing(folder) if has_begun(job) else {}
-        known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
-        result = _parsed(folder, "result.json", json.loads) if "result.json" in there else None
-        same_data = files.read(folder, "manifest.hash").decode().strip() if "manifest.hash" in there else ""
-    before = job if known is None else jobs.from_dict(known, source=files.below(folder, "job.toml"))
-    different = jobs.differences(before, job)
-    if different:
-        raise StorageError(
-            f"{folder} holds a run with other settings ({'; '.join(different)}): going on would mix the two; "
-            "give another --name, or remove the folder"
-        )
-    if result is not None:
-        _check_weights(folder, result)
-        return result, ""
+    with ExitStack() as stack:
+        with _refusals(folder):
+            stack.enter_context(claim.claimed(folder, tell=tell))
+            sweep(folder)
+            if fresh:
+                _move_aside(job, tell)
+        yield
+
+
+def _move_aside(job: Job, tell: Callable[[str], None]) -> None:
+    """Put all but the claim into a folder beside, named by the date. Raises OSError."""
+    folder = run_dir(job)
+    names = [name for name in files.listing(folder) if name != claim.FILE]
+    if not names:
+        return
+    dest = run_dir(replace(job, name=f"{job.name}.{datetime.now():%Y-%m-%d_%H%M%S}"))
+    # A kill in between leaves no result without its settings, nor checkpoints without their manifest's hash.
+    last = ("checkpoints", "manifest.hash", "job.toml")
+    for name in sorted(names, key=lambda name: (last.index(name) + 1 if name in last else 0, name != "result.json")):
+        files.move(folder, name, dest)
+    tell(f"what was in {folder} is now in {dest}")
+
+
+class _Found(NamedTuple):
+    """What a run's folder says: its job, its result, and the fingerprints of its manifests ("" where it has none)."""
+
+    job: Job
+    result: Result | None
+    fingerprint: str
+
+
+def _look(job: Job, *, fresh: bool) -> tuple[Result | None, str]:
+    """`look`'s answer, and unless it is a result, the fingerprints of the job's manifests."""
+    folder = run_dir(job)
+    found = _Found(job, None, "") if fresh else _read(job, folder)
+    _check_settings(folder, found, job)
+    if found.result is not None:
+        if found.fingerprint and not _data_gone(found.job, job):
+            _check_data(folder, found, job, _fingerprint(load_manifests(job)))
+        _check_weights(folder, found.result)
+        return found.result, ""
     with _refusals(folder):
         _check_writable(folder)
     manifests = load_manifests(job)
@@ -81,12 +117,8 @@ def _look(job: Job) -> tuple[Result | None, str]:
         )
     for manifest in filter(None, manifests):
         manifest.check_paths(allowed=job.data.max_quarantined)
-    fingerprint = " ".join(manifest.fingerprint() for manifest in manifests if manifest)
-    if same_data and same_data != fingerprint:
-        raise StorageError(
-            f"{folder} holds a run on another manifest than {job.manifest} is now: the stream would change in the "
-            "middle; give another --name, or remove the folder"
-        )
+    fingerprint = _fingerprint(manifests)
+    _check_data(folder, found, job, fingerprint)
     return None, fingerprint
 
 
@@ -103,6 +135,72 @@ def _check_weights(folder: str, result: Result) -> None:
         )
 
 
+def _read(job: Job, folder: str) -> _Found:
+    """What stands in the folder. Raises StorageError."""
+    with _refusals(folder):
+        there = files.listing(folder)
+        if not ("result.json" in there or has_begun(job)):
+            return _Found(job, None, "")
+        known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
+        result = _parsed(folder, "result.json", json.loads) if "result.json" in there else None
+        fingerprint = files.read(folder, "manifest.hash").decode().strip() if "manifest.hash" in there else ""
+    before = job if known is None else jobs.from_dict(known, source=files.below(folder, "job.toml"))
+    return _Found(before, result, fingerprint)
+
+
+def _check_settings(folder: str, found: _Found, job: Job) -> None:
+    different = jobs.differences(found.job, job)
+    if different:
+        mixed = "going on would mix the two" if found.result is None else "its result is not this job's"
+        raise StorageError(f"{folder} holds a run with other settings ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
+
+
+def _check_data(folder: str, found: _Found, job: Job, fingerprint: str) -> None:
+    """Raises StorageError unless the run in the folder was on data with this fingerprint."""
+    if found.fingerprint in ("", fingerprint):
+        return
+    (was, *was_valid), (now, *now_valid) = found.fingerprint.split(), fingerprint.split()
+    different = []
+    if was != now:
+        different.append(_other("its manifest", found.job.manifest, job.manifest))
+    if was_valid != now_valid:
+        different.append(_other("data.valid", found.job.data.valid, job.data.valid))
+    mixed = "the stream would change in the middle" if found.result is None else "its result is not this job's"
+    raise StorageError(f"{folder} holds a run on other data ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
+
+
+def _other(what: str, before: str, now: str) -> str:
+    if before == now:
+        return f"{what} {now} was made anew since"
+    if before and now:
+        return f"{what} was {before}, and {now} has other images, labels or splits"
+    return f"{what}: {before or 'none'} -> {now or 'none'}"
+
+
+def _data_gone(before: Job, job: Job) -> bool:
+    """Whether the run's own manifests are not there any more, so that nothing can be compared. Raises StorageError."""
+    names = [(job.manifest, before.manifest), (job.data.valid, before.data.valid)]
+    with _refusals(run_dir(job)):
+        return all(now == was for now, was in names) and any(
+            files.missing(files.above(name), [files.last(name)]) for name, _ in names if name
+        )
+
+
+def _fingerprint(manifests: Iterable[Manifest | None]) -> str:
+    return " ".join(manifest.fingerprint() for manifest in manifests if manifest)
+
+
+def epochs_of(folder: str) -> str:
+    """The epoch table of a run that has finished, or a sentence where its rows cannot be read."""
+    from cluster.console import epoch_table  # with rich, which looking needs not
+
+    try:
+        return epoch_table(files.as_table(files.read(folder, "rows.parquet")).to_pylist())
+    except (OSError, pa.ArrowException, SourceError, KeyError, TypeError, ValueError) as error:
+        why = files.why_refused(error)
+        return f"{files.below(folder, 'rows.parquet')} cannot be read ({why}): the result stands without its epochs"
+
+
 def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
     """The job's manifest, and the other one to validate on, if it names one. Raises ManifestError."""
     manifest = Manifest.load(job.manifest, root=job.data.root or None)
@@ -113,15 +211,26 @@ def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
     return manifest, other
 
 
-def open_run(job: Job) -> Result | None:
-    """`look`, and unless the run has finished, claim its folder: `job.toml` says what runs. Raises as `look` does."""
+def open_run(
+    job: Job, holding: ExitStack | None = None, *, fresh: bool = False, tell: Callable[[str], None] = lambda text: None
+) -> Result | None:
+    """`look`, and unless the run has finished, begin or go on there: `job.toml` says what runs. Raises as `look` does.
+
+    holding: what shall hold the folder, see `hold`; None where whoever started this process does.
+    """
     folder = run_dir(job)
-    finished, fingerprint = _look(job)
-    if finished is None:
-        with _refusals(folder):
-            write_text(folder, "manifest.hash", fingerprint + "\n")
-            write_text(folder, "job.toml", jobs.to_toml(job))
-    return finished
+    finished, fingerprint = _look(job, fresh=fresh)
+    if finished is not None:
+        return finished
+    if holding is not None:
+        holding.enter_context(hold(job, fresh=fresh, tell=tell))
+        found = _read(job, folder)  # another launch may have written there, as long as nobody held it
+        _check_settings(folder, found, job)
+        _check_data(folder, found, job, fingerprint)
+    with _refusals(folder):
+        write_text(folder, "manifest.hash", fingerprint + "\n")
+        write_text(folder, "job.toml", jobs.to_toml(job))
+    return None
 
 
 def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
@@ -133,8 +242,7 @@ def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> d
         return told
     except (ValueError, RecursionError) as error:
         raise StorageError(
-            f"{files.below(folder, name)} cannot be understood ({error}): what runs there is not known; remove the "
-            "folder, or give another --name"
+            f"{files.below(folder, name)} cannot be understood ({error}): what runs there is not known; {_OTHERWISE}"
         ) from error
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,6 @@ from typing import Any
 import xxhash
 
 from dataio import files
-
-_AT_CLOSE = ("s3", "gcs", "abfs")  # an object appears when its stream is closed; elsewhere files are moved into place
 
 
 class Sink(io.RawIOBase):
@@ -43,13 +43,15 @@ def whole(dest: str, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) 
     A folder that is missing is made. digest: makes the hash, as hashlib's and xxhash's constructors do.
     """
     filesystem, base = files.open_root(dest)
-    at_once = filesystem.type_name in _AT_CLOSE
-    temporary = f"{base}/{name}" if at_once else f"{base}/.{name}.tmp"
+    at_once = filesystem.type_name in files.OBJECT_STORES  # elsewhere a file is moved into place
+    # Another writer may be at the same file.
+    temporary = f"{base}/{name}" if at_once else f"{base}/.{name}.{uuid.uuid4().hex[:12]}.tmp"
     if not files.is_remote(dest):
         _make_folder(Path(base))
     elif not at_once:
         filesystem.create_dir(base, recursive=True)
     out = filesystem.open_output_stream(temporary)
+    alive = None if files.is_remote(dest) else _lock(temporary)
     try:
         yield Sink(out, digest())
         out.close()
@@ -63,8 +65,32 @@ def whole(dest: str, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) 
         with contextlib.suppress(OSError):
             filesystem.delete_file(temporary)
         raise
+    finally:
+        if alive is not None:
+            os.close(alive)
     if not files.is_remote(dest):
         _sync(base)
+
+
+def sweep(dest: str) -> None:
+    """Remove from a local folder what writers that were killed have left. Raises OSError."""
+    if files.is_remote(dest):
+        return
+    for left in Path(dest).glob(".*.tmp"):
+        if (fd := _lock(str(left))) is not None:
+            left.unlink(missing_ok=True)
+            os.close(fd)
+
+
+def _lock(temporary: str) -> int | None:
+    """A descriptor that keeps the file locked while its writer lives; None where it is locked, or nothing can be."""
+    fd = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def _make_folder(folder: Path) -> None:

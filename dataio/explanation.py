@@ -106,7 +106,8 @@ def grid(
         axes.set_axis_off()
     for i, (axes, image, title) in enumerate(zip(cells, images, titles, strict=False)):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(title, fontsize=9, color=colours[i] if colours else "black")
+        # A class may be called under_$50: that is no formula.
+        axes.set_title(title, fontsize=9, color=colours[i] if colours else "black", parse_math=False)
     return figure
 
 

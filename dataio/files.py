@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from dataio.errors import SourceError
 
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""pyarrow's names of filesystems without folders: an object appears when its stream is closed, and none is renamed."""
 _HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _RETRIES_S = (0.1, 1.0)
 
@@ -197,6 +199,29 @@ def remove(root: str, name: str) -> None:
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path)
+
+
+def move(root: str, name: str, dest: str) -> None:
+    """Move a file, or a folder with all that is in it, under its name to the root `dest`. Raises OSError.
+
+    In an object store everything is copied before anything is removed.
+    """
+    if not is_remote(root):
+        Path(dest).mkdir(parents=True, exist_ok=True)
+        Path(below(root, name)).rename(below(dest, name))
+        return
+    filesystem, base = open_root(root)
+    _, target = open_root(dest)
+    if filesystem.type_name not in OBJECT_STORES:
+        filesystem.create_dir(target, recursive=True)
+        filesystem.move(f"{base}/{name}", f"{target}/{name}")
+        return
+    here = filesystem.get_file_info(f"{base}/{name}")
+    inside = pafs.FileSelector(here.path, recursive=True)
+    for each in [here] if here.type == pafs.FileType.File else filesystem.get_file_info(inside):
+        if each.type == pafs.FileType.File:
+            filesystem.copy_file(each.path, f"{target}/{each.path.removeprefix(f'{base}/')}")
+    remove(root, name)
 
 
 def _bytes(entry: os.DirEntry[str]) -> int | None:

@@ -118,7 +118,7 @@ def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     inside = partial(moment, marks, kill)
     install(inside, marks)
     setattr(cluster.run, "create", thin)  # noqa: B010  # which mypy would refuse as an assignment
-    setattr(cluster.run, "write_report", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
+    setattr(cluster.run, "_picture", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
     with inside("run"):
         cluster.run.run(job, LocalContext(run_dir=run_dir(job)))
 

@@ -151,7 +151,7 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
 
     def sync(path: str) -> None:
         real_sync(path)
-        if path.endswith("/.manifest.json.tmp"):
+        if "/.manifest.json." in path:
             open_gaps.pop().__exit__(None, None, None)  # ... until just before the manifest's
 
     def resume(learn: Learner) -> bool:

@@ -1,11 +1,15 @@
 """What a person sees of a run: the epoch table, plain lines where there is no terminal, a bar where there is."""
 
 import io
+import json
+import math
 from typing import Any
 
 from rich.console import Console as RichConsole
 
+from cluster import rows
 from cluster.console import Console, diagnosis_lines, epoch_table, metric_names
+from cluster.words import printable
 from trainer.diagnosis import Finding
 
 
@@ -74,6 +78,38 @@ def test_elsewhere_than_on_a_terminal_there_are_plain_lines() -> None:
     assert text.splitlines() == ["[fit] is no markup here", *epoch_table(ROWS).splitlines()]
 
 
+def test_what_is_no_number_travels_as_null_and_is_shown_as_nan() -> None:
+    row = {**valid_row(10), "valid_loss": math.nan, "error_rate": math.inf}
+    line = rows.encode(row)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    told = json.loads(line[1:], parse_constant=refuse)
+    assert (told["valid_loss"], told["error_rate"], told["accuracy"]) == (None, None, 0.9)
+    stream = io.StringIO()
+    decoded = rows.decode(line)
+    assert decoded is not None
+    Console(stream).show([decoded])
+    assert cells(stream.getvalue().splitlines()[1]) == ["1", "1.250000", "nan", "nan", "0.900000", "01:07"]
+
+
+def test_nothing_that_a_terminal_obeys_reaches_it_nor_an_addresss_password() -> None:
+    cases = {
+        "cat\x1b[2J\x1b]0;owned\x07": r"cat\x1b[2J\x1b]0;owned\x07",
+        "a\u202egnp.exe \x9b1m \x7f": r"a\u202egnp.exe \x9b1m \x7f",
+        "lines\nand\ttabs, Ø, 猫, 🐈": "lines\nand\ttabs, Ø, 猫, 🐈",
+        "no s3://key:pa55@bucket/x, http://u:p@h:80/ or": "no s3://key:***@bucket/x, http://u:***@h:80/ or",
+        "s3://b/x?secret_key=pa55&region=eu": "s3://b/x?secret_key=***&region=eu",
+        "https://host:8265/a@b and s3://bucket/x:y@z": "https://host:8265/a@b and s3://bucket/x:y@z",
+        "file\udcff": r"file\udcff",
+    }
+    assert {text: printable(text) for text in cases} == cases
+    stream = io.StringIO()
+    Console(stream).show([{"kind": "note", "text": "cat\x1b[2J"}])
+    assert stream.getvalue() == "cat\\x1b[2J\n"
+
+
 def test_rows_that_come_again_after_a_failure_are_shown_once() -> None:
     stream = io.StringIO()
     console = Console(stream)
@@ -82,13 +118,14 @@ def test_rows_that_come_again_after_a_failure_are_shown_once() -> None:
     assert stream.getvalue().splitlines() == epoch_table(ROWS).splitlines()
 
 
-def test_on_a_terminal_a_bar_tells_the_speed() -> None:
+def test_on_a_terminal_a_bar_tells_the_speed_and_the_phase_as_it_is_called() -> None:
     stream = io.StringIO()
     console = Console(stream)
     console._rich = RichConsole(file=stream, force_terminal=True, width=140, highlight=False)
-    console.show(ROWS[:2])
+    console.show([ROWS[0], train_row(10, phase="[head][/body]")])
     console.close()
     text = stream.getvalue()
+    assert "[head][/body]" in text
     assert "10/20" in text
     assert "1,234 images/s" in text or "1,235 images/s" in text
     assert "waiting for data 25%" in text

@@ -141,7 +141,8 @@ ENDED = Attempt("a.1", "a", 1, "failed", 1, "killed", None, None)
     ("attempt", "end", "code", "said"),
     [
         (ENDED, {"status": "finished"}, 0, "a has finished"),
-        (ENDED, {"status": "stopped", "steps": 7}, 0, "stopped at step 7, with a checkpoint; submit it again"),
+        (ENDED, {"status": "stopped", "steps": 7}, 143, "stopped at step 7, with a checkpoint; submit it again"),
+        (replace(ENDED, exit_code=130), {"status": "stopped", "steps": 7}, 130, "stopped at step 7, with a checkpoint"),
         (ENDED, {"status": "failed", "error": "no such file"}, 1, "no such file"),
         (replace(ENDED, exit_code=87), None, 1, "the cluster's machines have no thawline"),
         (replace(ENDED, exit_code=127), None, 1, "the cluster has no `python` on its PATH"),

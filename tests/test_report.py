@@ -1,5 +1,6 @@
 """What does the page of a run say? Its numbers, every metric, and the diagnosis where there is one."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from tests.images import flat_manifest
 from trainer.predictions import Predictions
 from trainer.recorder import to_table
 
+CLASSES = ("under_$50", "over_$50", r"\frac{$x")
+"""To matplotlib, text between two $ is a formula, which these are not."""
+
 
 def page_of(folder: Path, *, slope: float) -> str:
     """The text of a report over three validation images and five epochs whose training loss goes this way."""
@@ -24,8 +28,15 @@ def page_of(folder: Path, *, slope: float) -> str:
         loss = 2.0 + slope * epoch
         rows.append({"kind": "train", "epoch": float(epoch), "loss": loss, "lr": 1e-3, "momentum": 0.9})
         row = {"kind": "valid", "epoch": float(epoch), "train_loss": loss, "valid_loss": loss, "valid_s": 1.0}
-        rows.append({**row, "error_rate": 1 - epoch / 10, "f_beta_beta_2": epoch / 8 if epoch > 1 else None})
-    metrics = {"valid_loss": loss, "error_rate": 0.5, "f_beta_beta_2": 0.625}
+        rows.append(
+            {
+                **row,
+                "error_rate": 1 - epoch / 10,
+                "f_beta_beta_2": epoch / 8 if epoch > 1 else None,
+                "auroc_$1_$": math.nan,
+            }
+        )
+    metrics = {"valid_loss": loss, "error_rate": 0.5, "f_beta_beta_2": 0.625, "auroc_$1_$": None}
     numbers = {"images_per_s": 100.0, "data_wait_fraction": 0.01, "wall_s": 5.0, "world_size": 1, "epochs": 5}
     words = {"name": "pets", "model": "resnet18", "status": "finished", "engine": "reference", "device": "cpu"}
     more = {"precision": "fp32", "seed": 1, "steps": 5, "samples_seen": 10, "stream_hash": "ab", "commit": "cd"}
@@ -33,7 +44,7 @@ def page_of(folder: Path, *, slope: float) -> str:
     ids = valid.part.ids
     eye = [[0.8, 0.1, 0.1]] * len(ids)
     zeros, losses = np.zeros(len(ids), np.int64), np.full(len(ids), 0.2, np.float32)
-    outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses).table(manifest.classes)
+    outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses).table(CLASSES)
     write_report(str(folder), result, to_table(rows), outcomes, valid)
     train.close()
     valid.close()
@@ -44,10 +55,13 @@ def page_of(folder: Path, *, slope: float) -> str:
 def test_the_page_tells_every_metric_and_a_diagnosis_where_there_is_one(tmp_path: Path, slope: float) -> None:
     page = page_of(tmp_path, slope=slope)
     assert re.findall(r"<tr><th>epoch</th>(.*)</tr>", page) == [
-        "".join(f"<th>{name}</th>" for name in ("train_loss", "valid_loss", "error_rate", "f_beta_beta_2"))
+        "".join(
+            f"<th>{name}</th>" for name in ("train_loss", "valid_loss", "error_rate", "f_beta_beta_2", "auroc_$1_$")
+        )
     ]
     assert "<td>0.900000</td><td></td>" in page, "the first epoch has no f_beta"
     assert "<b>0.6250</b><span>f_beta_beta_2, over 3 images" in page
+    assert "<b>no number</b><span>auroc_$1_$, over 3 images" in page
     assert page.count("data:image/png;base64,") == 7
     found = re.findall(r"<li><b>(.*?)</b> (.*?)\. <i>", page)
     expected = [("The learning rate was too high.", "Training loss began at 3 and rose to 6.5 (limit 4.5)")]

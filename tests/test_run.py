@@ -178,7 +178,7 @@ def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Pa
     process.send_signal(signal.SIGINT)
     _, talk = process.communicate()
     deadline.cancel()
-    assert process.returncode == 0, talk
+    assert process.returncode == 130, talk
     assert "the same command resumes it" in talk
     assert not (tmp_path / "runs/run/result.json").exists()
     done = thawline("train", job)
@@ -207,6 +207,21 @@ def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch:
     assert made["epochs"] == 2
     second = np.array(rates[10:])
     np.testing.assert_allclose(second.max(0), [1.5e-5, 1.5e-4, 1.5e-3], rtol=1e-9)
+
+
+def test_what_cannot_be_drawn_decides_over_no_result(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        assert (tmp_path / "runs/run/result.json").exists(), "the result comes first"
+        raise ValueError("\nno such font")
+
+    monkeypatch.setattr("cluster.report.write_report", fail)
+    job = loaded(tmp_path, manifest)
+    made = in_process(replace(job, fit=replace(job.fit, epochs=1)))
+    assert made["status"] == "finished"
+    assert result(tmp_path / "runs/run")["metrics"] == made["metrics"]
+    assert "report.html could not be made (ValueError: no such font)" in capsys.readouterr().err
 
 
 ONE_RANK_FAILS = """

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,22 +91,83 @@ def test_a_run_goes_on_with_the_same_data_only(job: Job, tmp_path: Path) -> None
     storage.open_run(job)
     begin(job)
     assert storage.look(job) is None
-    other = Manifest.load(job.manifest)
-    column = other.rows.schema.get_field_index("id")
-    ids = pa.array([number + 1 for number in other.rows["id"].to_pylist()], other.rows.schema.field("id").type)
-    replace(other, rows=other.rows.set_column(column, "id", ids)).save(tmp_path / "other.parquet")
-    with pytest.raises(StorageError, match="another manifest"):
+    indexed_anew(job, tmp_path / "other.parquet")
+    with pytest.raises(
+        StorageError, match=r"other data \(its manifest was .*flat.parquet, and .*other.parquet has other"
+    ):
         storage.look(replace(job, manifest=str(tmp_path / "other.parquet")))
 
 
-def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_there(job: Job) -> None:
+RESULT = {"status": "finished", "metrics": {"error_rate": 0.25}}
+
+
+def finish(job: Job) -> None:
+    """The job has finished."""
     storage.open_run(job)
     begin(job)
-    wanted = {"status": "finished", "metrics": {"error_rate": 0.25}}
-    storage.write_text(storage.run_dir(job), "result.json", json.dumps(wanted))
+    storage.write_text(storage.run_dir(job), "result.json", json.dumps(RESULT))
+
+
+def indexed_anew(job: Job, file: Path) -> None:
+    """The job's manifest with other images."""
+    other = Manifest.load(job.manifest)
+    column = other.rows.schema.get_field_index("id")
+    ids = pa.array([number + 1 for number in other.rows["id"].to_pylist()], other.rows.schema.field("id").type)
+    replace(other, rows=other.rows.set_column(column, "id", ids)).save(file)
+
+
+def test_a_finished_run_is_no_other_datas_result(job: Job, tmp_path: Path) -> None:
+    finish(job)
+    assert storage.look(job) == RESULT
+    (tmp_path / "other").mkdir()
+    indexed_anew(job, tmp_path / "other/flat.parquet")  # of the same name, so that the run is called the same
+    for changed, told in (
+        (
+            replace(job, manifest=str(tmp_path / "other/flat.parquet")),
+            "other/flat.parquet has other images, labels or splits",
+        ),
+        (replace(job, data=replace(job.data, valid=job.manifest)), "data.valid: none -> .*flat.parquet"),
+    ):
+        with pytest.raises(StorageError, match=rf"{told}\): its result is not this job's; .*--name, or --fresh"):
+            storage.look(changed)
+    shutil.copy(job.manifest, tmp_path / "moved.parquet")
+    assert storage.look(replace(job, manifest=str(tmp_path / "moved.parquet"))) == RESULT, "the same data elsewhere"
+    indexed_anew(job, Path(job.manifest))
+    with pytest.raises(StorageError, match=r"its manifest .*flat.parquet was made anew since"):
+        storage.look(job)
+    files.remove(storage.run_dir(job), "manifest.hash")
+    assert storage.look(job) == RESULT, "a run from before there was a fingerprint"
+
+
+def test_fresh_moves_what_is_there_aside_and_begins(job: Job, place: str, tmp_path: Path) -> None:
+    finish(job)
+    folder = storage.run_dir(job)
+    before = dict(files.names_below(folder)) if "://" in folder else sorted(Path(folder).rglob("*"))
+    indexed_anew(job, Path(job.manifest))
+    told: list[str] = []
+    assert storage.look(job, fresh=True) is None
+    with ExitStack() as holding:
+        assert storage.open_run(job, holding, fresh=True, tell=told.append) is None
+        with pytest.raises(StorageError, match="is held by process"):
+            storage.open_run(job, holding, fresh=True)
+    (aside,) = set(files.listing(place)) - {"pets #1"}
+    assert re.fullmatch(r"pets #1\.\d{4}-\d\d-\d\d_\d{6}", aside)
+    moved = storage.run_dir(replace(job, name=aside))
+    assert told == [f"what was in {folder} is now in {moved}"]
+    assert sorted(files.listing(folder)) == ["job.toml", "manifest.hash"]
+    assert json.loads(files.read(moved, "result.json")) == RESULT
+    after = dict(files.names_below(moved)) if "://" in folder else sorted(Path(moved).rglob("*"))
+    assert len(after) == len(before), "nothing was lost"
+    assert checkpoint.newest(files.below(moved, "checkpoints"))[0] is not None
+
+
+def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_there(job: Job) -> None:
+    finish(job)
     Path(job.manifest).unlink()
-    assert storage.look(job) == wanted
-    assert storage.open_run(job) == wanted
+    assert storage.look(job) == RESULT
+    assert storage.open_run(job) == RESULT
+    with pytest.raises(ManifestError, match=r"no manifest at .*other.parquet"):
+        storage.look(replace(job, manifest=str(Path(job.manifest).with_name("other.parquet"))))
     with pytest.raises(StorageError, match="seed: 42 -> 1"):
         storage.look(replace(job, seed=1))
 
@@ -125,7 +189,7 @@ def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, describ
 
 
 @pytest.mark.parametrize("name", ["job.toml", "result.json"])
-@pytest.mark.parametrize("text", [b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"a = " + 1200 * b"[" + 1200 * b"]", 1200 * b"[" + 1200 * b"]"])
 def test_a_file_of_the_run_that_cannot_be_understood_is_named(job: Job, name: str, text: bytes) -> None:
     storage.open_run(job)
     begin(job)

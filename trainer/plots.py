@@ -162,9 +162,10 @@ def _canvas(title: str, ylabel: str, *, xlabel: str = "epoch") -> tuple[Figure, 
 
 
 def _dress(axes: Axes, title: str, ylabel: str, *, xlabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    # A metric's name may hold a class's, in which $ begins no formula.
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     axes.set_xlabel(xlabel, color=GREY)
-    axes.set_ylabel(ylabel, color=GREY)
+    axes.set_ylabel(ylabel, color=GREY, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="#e3e6e9", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -174,4 +175,5 @@ def _dress(axes: Axes, title: str, ylabel: str, *, xlabel: str) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(frameon=False, fontsize=9)
+    for text in axes.legend(frameon=False, fontsize=9).get_texts():
+        text.set_parse_math(False)
