@@ -56,10 +56,10 @@ def test_the_page_tells_every_metric_and_a_diagnosis_where_there_is_one(tmp_path
     page = page_of(tmp_path, slope=slope)
     assert re.findall(r"<tr><th>epoch</th>(.*)</tr>", page) == [
         "".join(
-            f"<th>{name}</th>" for name in ("train_loss", "valid_loss", "error_rate", "f_beta_beta_2", "auroc_$1_$")
+            f"<th>{name}</th>" for name in ("train_loss", "valid_loss", "error_rate", "auroc_$1_$", "f_beta_beta_2")
         )
     ]
-    assert "<td>0.900000</td><td></td>" in page, "the first epoch has no f_beta"
+    assert "<td>0.900000</td><td>nan</td><td></td>" in page, "the first epoch has no f_beta"
     assert "<b>0.6250</b><span>f_beta_beta_2, over 3 images" in page
     assert "<b>no number</b><span>auroc_$1_$, over 3 images" in page
     assert page.count("data:image/png;base64,") == 7
