@@ -1,8 +1,10 @@
 """What comes before a job's own fields on a command line? The file, and the few options that are a verb's own."""
 
+import shlex
 import sys
 from pathlib import Path
 
+from cluster.errors import JobError, quoted
 from cluster.job import Job
 
 
@@ -18,7 +20,32 @@ def read_job(arguments: list[str], verb: str, *, file: Job | None = None) -> Job
             jobs.override(jobs.Job(), ["--help"])  # prints every field and exits
         print(f"usage: thawline {verb} JOB [--field VALUE ...]; JOB is a .toml or a manifest", file=sys.stderr)
         sys.exit(2)
+    if file is None:
+        _check_indexed(arguments[0], verb)
     return jobs.resolved(jobs.check(jobs.override(file or jobs.load(arguments[0]), arguments[1:])))
+
+
+def _check_indexed(given: str, verb: str) -> None:
+    """Raises JobError, saying what to give, for a folder or a list of images where a job is wanted."""
+    from dataio import lists
+
+    path = Path(given)
+    try:
+        folder, packed, run = path.is_dir(), (path / "manifest.arrow").is_file(), (path / "job.toml").is_file()
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise JobError(f"{quoted(given)} is no name of a file ({error}): give a job (.toml) or a manifest") from None
+    if packed or run:
+        what = "manifest.arrow" if packed else "job.toml"
+        raise JobError(f"{given} is a folder: {verb} takes the {what} in it; give {path / what}")
+    if folder or (lists.is_known(given) and lists.ending(given) not in (".parquet", ".arrow")):
+        if not folder:
+            lists.check_kind(given)
+        how = "" if folder else "--label column:NAME "
+        out = f"{path.name.partition('.')[0] or 'images'}.parquet"
+        raise JobError(
+            f"{given} is a {'folder' if folder else 'list'} and no manifest, so {verb} cannot know its classes and "
+            f"splits: index it first: thawline index {shlex.quote(given)} {how}--out {shlex.quote(out)}"
+        )
 
 
 def take(option: str, arguments: list[str]) -> tuple[str | None, list[str]]:

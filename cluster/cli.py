@@ -285,18 +285,16 @@ def _pack(
 
 
 def _explain(arguments: list[str]) -> int:
-    from cluster.run import job_loaders
+    from cluster.run import side_loaders
     from dataio.explanation import explain
 
     job = read_job(arguments, "explain")
-    train, valid = job_loaders(job, _alone(job))
-    print(printable(explain(train)), end="\n\n")
-    print(printable(explain(valid)))
+    print("\n\n".join(printable(explain(loader)) for loader in side_loaders(job, _alone(job))))
     return 0
 
 
 def _show(arguments: list[str]) -> int:
-    from cluster.run import job_loaders
+    from cluster.run import side_loaders
     from dataio.explanation import show_batch
 
     out, rest = take_out(arguments)
@@ -304,8 +302,8 @@ def _show(arguments: list[str]) -> int:
         print("thawline show: give --out FILE.png", file=sys.stderr)
         return 2
     job = read_job(rest, "show")
-    train, _ = job_loaders(job, _alone(job))
-    show_batch(train, rows=4, cols=8).savefig(out, dpi=110)
+    first, *_ = side_loaders(job, _alone(job))
+    show_batch(first, rows=4, cols=8).savefig(out, dpi=110)
     print(out)
     return 0
 

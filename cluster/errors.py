@@ -53,3 +53,10 @@ def last_line(said: object) -> str:
 def out_of_memory(said: object) -> bool:
     """Whether Ray's memory monitor says in this that it has ended a process."""
     return "address the out of memory issue" in str(said or "")
+
+
+def quoted(value: object) -> str:
+    """A user's value in a sentence, as `dataio.errors.quoted` has it; that brings pyarrow, which --help does without."""
+    from dataio.errors import quoted as cut
+
+    return cut(value)

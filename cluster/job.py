@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from cluster.errors import JobError
+from cluster.errors import JobError, quoted
 from cluster.limits import check_ranges, check_together
 from cluster.tables import build, flat
 
@@ -236,13 +236,15 @@ def from_toml(file: str | Path) -> Job:
         JobError: no such file, not TOML, an unknown field, a wrong type, an unknown choice.
     """
     try:
-        mapping = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        mapping = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise JobError(f"{file} does not exist: give a job (.toml) or a manifest (.parquet)") from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{file} is not valid TOML, so it is no job: {error}; correct it there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{file} cannot be read as a job ({error}): give a TOML file") from None
+    except (OSError, ValueError) as error:  # no text, or a name that no file can have
+        raise JobError(
+            f"{quoted(str(file))} cannot be read as a job ({quoted(str(error))}): give a TOML file"
+        ) from None
     return from_dict(mapping, source=str(file))
 
 

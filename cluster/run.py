@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import torch
@@ -26,12 +26,13 @@ from cluster.phases import phases, stages
 from cluster.pulse import Pulse
 from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
 from cluster.words import as_json, finite
-from dataio import files
+from dataio import census, files
 from dataio.errors import DataError
-from dataio.loader import ImageLoader, default_threads, loaders
+from dataio.loader import ImageLoader, default_threads, loaders, split_loader
 from dataio.mix import Mix
 from dataio.private import use_compile_cache
 from dataio.spec import ImageSpec
+from dataio.splits import SIDES
 from models.backbones import create, normalisation
 from models.errors import ModelError
 from trainer import world
@@ -97,7 +98,8 @@ def _run(job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None,
         learner = _together(lambda: _build(job, context, stack, pulse))
         stack.callback(learner.close)
         _announce(job, context, learner, stack)
-        learner.note(_description(job, context, learner))
+        for line in (_description(job, context, learner), *_class_warnings(learner)):
+            learner.note(line)
         resumed = learner.resume()
         if not resumed:
             _together(lambda: learner.meter)  # a metric that cannot be made shall not cost an epoch
@@ -134,23 +136,36 @@ def job_spec(job: Job, *, samples: int) -> ImageSpec:
 def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
     """The training and validation loaders of a job for one rank. Raises DataError."""
     manifest, valid = load_manifests(job)
-    return loaders(
-        manifest,
-        job_spec(job, samples=len(manifest.part("train"))),
-        global_batch=job.data.global_batch,
-        seed=job.seed,
-        rank=context.rank,
-        world_size=context.world_size,
-        device=context.device,
-        dtype=choose_precision(job.fit.precision, context.device).input_dtype,
-        engine=job.data.engine,
-        max_quarantined=job.data.max_quarantined,
-        valid=valid,
-        cache=job.data.cache or None,
-        cache_gib=job.data.cache_gib,
-        progress=_told(context),
-        threads=job.data.threads or default_threads(_ranks_here(context)),
-    )
+    spec = job_spec(job, samples=len(manifest.part("train")))
+    return loaders(manifest, spec, valid=valid, **_loading(job, context))
+
+
+def side_loaders(job: Job, context: RunContext) -> list[ImageLoader]:
+    """A loader for each side that the job's images are on, for looking at them alone. Raises DataError."""
+    manifest, valid = load_manifests(job)
+    of = {side: valid if valid is not None and side == "valid" else manifest for side in SIDES}
+    there = [side for side in SIDES if side in of[side].sides()] or ["train"]  # none at all is told by `part`
+    options = _loading(job, context) | {"epoch_samples": len(of[there[0]].part(there[0]))}
+    spec = job_spec(job, samples=options["epoch_samples"])
+    return [split_loader(of[side], spec, side, **options) for side in there]
+
+
+def _loading(job: Job, context: RunContext) -> dict[str, Any]:
+    """How a job's images are loaded, whichever they are."""
+    return {
+        "global_batch": job.data.global_batch,
+        "seed": job.seed,
+        "rank": context.rank,
+        "world_size": context.world_size,
+        "device": context.device,
+        "dtype": choose_precision(job.fit.precision, context.device).input_dtype,
+        "engine": job.data.engine,
+        "max_quarantined": job.data.max_quarantined,
+        "cache": job.data.cache or None,
+        "cache_gib": job.data.cache_gib,
+        "progress": _told(context),
+        "threads": job.data.threads or default_threads(_ranks_here(context)),
+    }
 
 
 def _told(context: RunContext) -> Callable[[int, int], None]:
@@ -313,6 +328,17 @@ def _description(job: Job, context: RunContext, learner: Learner) -> str:
         f"{len(learner.train.classes)} classes; {context.world_size} worker(s) on {context.device.type}, "
         f"{learner.precision.name}; {learner.train.engine}: {learner.train.choice.reason}"
     )
+
+
+def _class_warnings(learner: Learner) -> list[str]:
+    """What `index` said of classes that are not on both sides: whoever trains may not have seen it. On rank 0."""
+    train, valid = learner.train, learner.valid
+    if learner.context.rank or not (isinstance(train, ImageLoader) and isinstance(valid, ImageLoader)):
+        return []
+    if train.task not in census.TASKS:
+        return []
+    sides = {"train": train, "valid": valid}
+    return census.lacking({side: census.count_part(of.part, of.classes) for side, of in sides.items()}, train.classes)
 
 
 def _last_metrics(learner: Learner) -> dict[str, float]:

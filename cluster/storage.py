@@ -24,6 +24,7 @@ from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
 from dataio import files
 from dataio.atomic import sweep, whole
+from dataio.census import check_sides
 from dataio.errors import SourceError
 from dataio.manifest import Manifest
 from dataio.spec import ImageSpec
@@ -115,6 +116,7 @@ def _look(job: Job, *, fresh: bool) -> tuple[Result | None, str]:
             "no model for it; look at it with `thawline show`, or train a model of your own from Python on "
             "dataio.loaders"
         )
+    check_sides(*manifests, names=[job.manifest, job.data.valid or job.manifest])
     for manifest in filter(None, manifests):
         manifest.check_paths(allowed=job.data.max_quarantined)
     fingerprint = _fingerprint(manifests)

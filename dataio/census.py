@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dataio.errors import listed, quoted
+from dataio.errors import ManifestError, listed, quoted
 from dataio.manifest import Manifest
 from dataio.part import Part
-from dataio.splits import SIDES
 
 Counts = Mapping[str, NDArray[np.int64]]
-"""By side, those that there are, in the order of SIDES: images of each class, (C,)."""
+"""By side, those that there are: images of each class, (C,)."""
+
+TASKS = ("single_label", "multi_label")
+"""Whose labels are classes."""
 
 _SHOWN = 10  # largest and smallest classes of a table
 _NAME = 40  # characters
@@ -27,10 +29,9 @@ _FEW = 3  # images a class below which a label rule is suspected
 
 def count(manifest: Manifest) -> Counts:
     """Of a manifest's usable images; empty for points and masks."""
-    if manifest.task not in ("single_label", "multi_label"):
+    if manifest.task not in TASKS:
         return {}
-    there = set(filter(None, pc.unique(manifest.rows["split"]).to_pylist()))
-    return {side: count_part(manifest.part(side), manifest.classes) for side in SIDES if side in there}
+    return {side: count_part(manifest.part(side), manifest.classes) for side in manifest.sides()}
 
 
 def count_part(part: Part, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -39,6 +40,19 @@ def count_part(part: Part, classes: Sequence[str]) -> NDArray[np.int64]:
     texts = labels.flatten() if part.task == "multi_label" else labels
     index = pc.index_in(texts, pa.array(classes, pa.string())).drop_null().to_numpy()
     return np.bincount(index, minlength=len(classes))
+
+
+def check_sides(manifest: Manifest, valid: Manifest | None = None, *, names: Sequence[str]) -> None:
+    """Raises ManifestError unless one manifest has images to train on, and it, or the other, to validate on.
+
+    names: what the manifests are called in the sentence.
+    """
+    for side, of, name in (("train", manifest, names[0]), ("valid", valid or manifest, names[-1])):
+        if side not in (there := of.sides()):
+            raise ManifestError(
+                f"{name} has images for {' and '.join(there) or 'no side'} alone, and training needs some for {side}: "
+                "index them again with --valid (0.2, say) and without --test all; show and explain work as it is"
+            )
 
 
 def table(counts: Counts, classes: Sequence[str]) -> list[str]:

@@ -16,6 +16,8 @@ from dataio.spec import ImageSpec
 from dataio.targets import VOID
 from dataio.work import Work
 
+_SIDES = {"train": "training", "valid": "validation", "test": "test"}
+
 
 def explain(loader: ImageLoader, *, position: int = 0) -> str:
     """One sample through every step, with shapes, then the batch it travels in. Returns lines of text.
@@ -32,9 +34,10 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     corners = np.array([[[0, 0], [size, 0], [size, size], [0, size]]], np.float64)
     seen = project(matrix[None], corners)[0]
     batch = next(iter(islice(loader.stream(), 1)))
+    side = _SIDES[loader.part.table["split"][int(loader.part.rows[0])].as_py()]
     epoch = f"epoch {position // loader.samples}, " if loader.train else ""
     lines = [
-        f"{'training' if loader.train else 'validation'} sample: {epoch}position {position}, id {work.ids[0]}",
+        f"{side} sample: {epoch}position {position}, id {work.ids[0]}",
         f"  file       {work.paths[0]}  {len(work.encoded[0]):,} bytes",
         f"  target     {_target_words(_target(work, spec), loader.classes, work.size_px)}",
         f"  decoded    ({height}, {width}, 3) uint8 RGB, upright",

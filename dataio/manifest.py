@@ -156,6 +156,11 @@ class Manifest:
             )
         return Part(self.rows, rows, self.task)
 
+    def sides(self) -> list[str]:
+        """Which of 'train', 'valid' and 'test' have images."""
+        there = pc.unique(self.rows["split"]).to_pylist()
+        return [side for side in ("train", "valid", "test") if side in there]
+
     def check_paths(self, *, most: int = 1000, allowed: float = 0.0) -> None:
         """Look whether the usable files are still where they were; an evenly spaced sample of at most `most`.
 
