@@ -33,7 +33,9 @@ def _check_indexed(given: str, verb: str) -> None:
     try:
         folder, packed, run = path.is_dir(), (path / "manifest.arrow").is_file(), (path / "job.toml").is_file()
     except (OSError, ValueError) as error:  # too long, or with a NUL
-        raise JobError(f"{quoted(given)} is no name of a file ({error}): give a job (.toml) or a manifest") from None
+        raise JobError(
+            f"{quoted(given)} is no name of a file ({quoted(str(error))}): give a job (.toml) or a manifest"
+        ) from None
     if packed or run:
         what = "manifest.arrow" if packed else "job.toml"
         raise JobError(f"{given} is a folder: {verb} takes the {what} in it; give {path / what}")

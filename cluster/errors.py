@@ -56,7 +56,7 @@ def out_of_memory(said: object) -> bool:
 
 
 def quoted(value: object) -> str:
-    """A user's value in a sentence, as `dataio.errors.quoted` has it; that brings pyarrow, which --help does without."""
+    """A user's value in a sentence, as `dataio.errors` has it, which brings pyarrow along: --help does without."""
     from dataio.errors import quoted as cut
 
     return cut(value)

@@ -102,7 +102,7 @@ def _is_list(source: str) -> bool:
     try:
         return path.is_file() or (lists.is_known(source) and not path.is_dir())
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise SourceError(f"{quoted(source)} cannot be looked at ({error}): check the path") from error
+        raise SourceError(f"{quoted(source)} cannot be looked at ({quoted(str(error))}): check the path") from error
 
 
 def _listed(
