@@ -289,14 +289,19 @@ def resolved(job: Job) -> Job:
     return replace(job, manifest=manifest, storage=storage, data=data, model=model)
 
 
+def identity(job: Job, *, ignore: Collection[str] = MAY_DIFFER) -> dict[str, Any]:
+    """What a run and its continuation have in common, by field."""
+    fields = {**flat(job), "augment.flip": job.augment.flip is not False}
+    return {name: value for name, value in fields.items() if name not in ignore and name.split(".")[0] not in ignore}
+
+
 def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> list[str]:
     """Lines such as "fit.epochs: 5 -> 6" for the fields that would make `new` another run than `old`.
 
     Paths are compared as text, never what lies there: whether it is the same manifest, its reader must say.
     """
-    before, after = ({**flat(job), "augment.flip": job.augment.flip is not False} for job in (old, new))
-    names = [name for name in {**before, **after} if name not in ignore and name.split(".")[0] not in ignore]
-    changes = [(name, before.get(name), after.get(name)) for name in names]
+    before, after = (identity(job, ignore=ignore) for job in (old, new))
+    changes = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
     return [f"{name}: {was} -> {now}" for name, was, now in changes if was != now]
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from cluster import doctor
+from cluster import job as jobs
 from cluster.console import diagnosis_lines
 from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import ClusterError, HangError, LaunchError, StorageError, last_line
@@ -212,8 +213,17 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
         log_every=job.log_every,
         checkpoint_every_s=job.checkpoint.every_s,
         keep=job.checkpoint.keep,
+        run=_whose(job, context),
         best=Best(best, higher=bool(higher(best))) if (best := job.checkpoint.best) else None,
     )
+
+
+def _whose(job: Job, context: RunContext) -> dict[str, object]:
+    """What a checkpoint must have in common with this run: settings, and the data that `open_run` found."""
+    folder = files.normal_root(context.run_dir)
+    there = files.listing(folder)
+    data = {"data": files.read(folder, "manifest.hash").decode().strip()} if "manifest.hash" in there else {}
+    return {**jobs.identity(job), "phases": len(job.phases), **data}
 
 
 def _meter(job: Job, train: ImageLoader) -> "Meter":

@@ -18,7 +18,7 @@ import torch
 from dataio import atomic, files
 from dataio.atomic import Sink
 from trainer import checkpoint
-from trainer.checkpoint import Best
+from trainer.checkpoint import Best, Whose
 from trainer.errors import CheckpointError
 
 pytest_plugins = ["tests.stores"]
@@ -85,6 +85,8 @@ def test_the_manifest_names_every_part_with_the_sum_that_sha256sum_prints(folder
             name: {"file": f"{name}.pt", "bytes": (home / f"{name}.pt").stat().st_size, "sha256": sums[f"{name}.pt"]}
             for name in ("model", "state")
         },
+        "run": {},
+        "classes": [],
     }
     saved, _ = checkpoint.newest(folder)
     assert saved is not None
@@ -171,6 +173,49 @@ def test_a_checkpoint_damaged_later_does_not_push_out_the_good_ones_before_it(fo
     assert newest_step(folder) == 7
     assert names(folder) == ["step_00000007"]
     assert names(folder / "step_00000007") == sorted(FILES)
+
+
+OURS = Whose({"data": "12ab", "fit.lr": (1e-4, 1e-2), "seed": 7}, ("ape", "bee"))
+THEIRS = Whose({"data": "34cd", "fit.lr": (1e-4, 1e-2), "since": 2}, ("cat", "dog"))
+
+
+def test_one_of_another_run_is_skipped_with_a_sentence_and_left_alone(tmp_path: Path) -> None:
+    for step, whose in ((2, OURS), (4, THEIRS), (6, OURS), (8, THEIRS)):
+        checkpoint.save(tmp_path, step, parts(step), keep=1, whose=whose)
+    assert sorted(files.listing(str(tmp_path))) == [f"step_{step:08d}" for step in (6, 8)], "each keeps its own newest"
+    saved, skipped = checkpoint.newest(tmp_path, whose=OURS)
+    assert saved is not None
+    assert (saved.step, saved.whose.classes) == (6, ("ape", "bee"))
+    reason = "it is another run's (data is 34cd there and 12ab here)"
+    assert skipped == [checkpoint.Skipped("step_00000008", reason, finished=False)]
+    checkpoint.save(tmp_path, 10, parts(10), keep=1, whose=OURS)
+    assert sorted(files.listing(str(tmp_path))) == [f"step_{step:08d}" for step in (8, 10)]
+
+
+def test_one_that_says_nothing_of_its_run_is_anybody_s(folder: Path) -> None:
+    """As those from before checkpoints said so."""
+    manifest = folder / "step_00000007/manifest.json"
+    about = {key: value for key, value in json.loads(manifest.read_text()).items() if key not in ("run", "classes")}
+    manifest.write_bytes(checkpoint._manifest({key: value for key, value in about.items() if key != "sha256"}))
+    saved, skipped = checkpoint.newest(folder, whose=OURS)
+    assert saved is not None
+    assert (saved.step, skipped) == (7, [])
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_link_goes_and_what_lies_behind_it_stays(tmp_path: Path, replaced: bool) -> None:
+    """Pruned once newer ones stand there, or replaced by one of the same step."""
+    elsewhere = Path(checkpoint.save(tmp_path / "elsewhere", 3, parts(3), keep=1))
+    before = {file.name: file.read_bytes() for file in elsewhere.iterdir()}
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "step_00000003").symlink_to(elsewhere)
+    saved, (skipped,) = checkpoint.newest(root)
+    assert saved is None
+    assert "it is a link" in skipped.reason
+    checkpoint.save(root, 3 if replaced else 5, parts(5), keep=1)
+    assert not (root / "step_00000003").is_symlink()
+    assert {file.name: file.read_bytes() for file in elsewhere.iterdir()} == before
 
 
 def test_steps_beyond_eight_digits_are_still_in_order(folder: Path) -> None:

@@ -154,6 +154,23 @@ def test_a_finished_run_resumes_to_its_end_without_another_step(tmp_path: Path) 
     assert same(second.model.state_dict(), first.model.state_dict())
 
 
+def test_a_run_does_not_go_on_from_another_s_checkpoint(tmp_path: Path) -> None:
+    """What lies there is neither taken nor taken for a damaged one of its own: the run begins."""
+    first = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=0.0, run={"data": "12ab"})
+    first.fit_one_cycle(1, 1e-2)
+    again = learner(context=Watched(run_dir=tmp_path), run={"data": "12ab"})
+    assert again.resume()
+    other = learner(context=Watched(run_dir=tmp_path), run={"data": "34cd"})
+    assert not other.resume()
+    assert other.progress.step == 0
+    assert isinstance(other.context, Watched)
+    said = [str(row["text"]) for row in other.context.published]
+    assert said == [
+        f"checkpoint step_0000000{n} is skipped: it is another run's (data is 12ab there and 34cd here)"
+        for n in (5, 4, 2)
+    ]
+
+
 def test_what_is_resumed_is_announced_and_shown_again(tmp_path: Path) -> None:
     on_disk(tmp_path, stop_at_ask=2).fit_one_cycle(1, 1e-2)
     learn = on_disk(tmp_path)

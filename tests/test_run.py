@@ -1,5 +1,6 @@
 """Whole runs: does a job become the files it promises, and is it the same run wherever and however it is made?"""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,6 +287,20 @@ def test_a_run_whose_last_checkpoint_is_refused_has_no_result_and_goes_on_when_s
     assert made["stream_hash"] == result(whole)["stream_hash"]
     assert made["checkpoint"] == f"checkpoints/step_{STEPS:08d}"
     assert (run / made["checkpoint"] / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_job_is_not_taken(
+    tmp_path: Path, manifest: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would be taken for the end of this run, which is of one epoch with another rate."""
+    shutil.copytree(whole / "checkpoints", tmp_path / "runs/run/checkpoints")
+    job = loaded(tmp_path, manifest)
+    made = in_process(replace(job, fit=replace(job.fit, epochs=1, lr=1e-3)))
+    assert made["steps"] == made["samples_seen"] // 24 == 10
+    assert made["checkpoint"] == "checkpoints/step_00000010"
+    said = capfd.readouterr().err
+    assert "step_00000020 is skipped: it is another run's (fit.epochs is 2 there and 1 here; fit.lr is 0.003 th" in said
 
 
 def test_an_address_that_is_not_here_is_refused(tmp_path: Path, manifest: Path) -> None:

@@ -3,9 +3,10 @@
 A checkpoint is a folder `step_00000123/` of parts (`model.pt`, `state.pt`) and `manifest.json`, below a root that is
 a folder or a pyarrow.fs URI. Every file appears whole (see dataio.atomic), the manifest last: a folder without one is
 an unfinished checkpoint. The manifest holds the size and SHA-256 of every part and of its own text, so that no change
-to either goes unseen. SHA-256 and not the faster xxh3 that shards have: `sha256sum` is on every machine, so that
-weights can be compared where thawline is not, and at 1.2 GB/s, beside the training, it costs nothing that one notices.
-Only tensors and plain values are read back (`weights_only`): a checkpoint cannot carry code.
+to either goes unseen; and which run it is of, so that no other goes on from it. SHA-256 and not the faster xxh3 that
+shards have: `sha256sum` is on every machine, so that weights can be compared where thawline is not, and at 1.2 GB/s,
+beside the training, it costs nothing that one notices. Only tensors and plain values are read back (`weights_only`):
+a checkpoint cannot carry code.
 """
 
 import contextlib
@@ -15,9 +16,9 @@ import json
 import logging
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote
@@ -27,14 +28,14 @@ import torch
 
 from dataio import files
 from dataio.atomic import whole
-from dataio.errors import SourceError
+from dataio.errors import SourceError, quoted
 from trainer.errors import CheckpointError
 
 Parts = Mapping[str, Mapping[str, Any]]
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
-_MANIFEST_BYTES = 1 << 20
+_MANIFEST_BYTES = 16 << 20
 """No manifest is longer; a file of that name that is, is not read."""
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,31 @@ class Best:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A checkpoint that cannot be trusted, and why. finished: whether it ever was whole."""
+    """A checkpoint that is not gone on from, and why. finished: whether it ever was a whole one of this run."""
 
     name: str
     reason: str
     finished: bool
+
+
+@dataclass(frozen=True)
+class Whose:
+    """What a checkpoint is of. Values as JSON has them; older checkpoints say nothing of it, and are anybody's."""
+
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """By name, what a run and its continuation have in common: settings and data."""
+    classes: Sequence[str] = ()
+    """What the model tells apart, in the order of its outputs."""
+
+    def foreign(self, other: "Whose") -> str:
+        """In which of the values that both name the other's run differs from this, in words; "" where in none."""
+        ours, theirs = json.loads(json.dumps([dict(self.run), dict(other.run)]))
+        names = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+        differ = [f"{name} is {quoted(theirs[name])} there and {quoted(ours[name])} here" for name in names[:3]]
+        return "; ".join([*differ, *([f"and {len(names) - 3} more"] if len(names) > 3 else [])])
+
+
+NOBODY = Whose()
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class Saved:
     step: int
     metrics: Mapping[str, float]
     parts: Mapping[str, Part]
+    whose: Whose = NOBODY
 
     def load(self, part: str) -> dict[str, Any]:
         """One part, tensors on the CPU, out of bytes that were checked in the same read.
@@ -104,7 +126,7 @@ class Saved:
 
 
 class _UnfitError(Exception):
-    """Why a checkpoint cannot be trusted. finished: whether it ever was whole."""
+    """Why a checkpoint is not gone on from. finished: see Skipped."""
 
     def __init__(self, reason: str, *, finished: bool = True) -> None:
         super().__init__(reason)
@@ -122,6 +144,7 @@ def save(
     keep: int,
     metrics: Mapping[str, float] | None = None,
     best: Best | None = None,
+    whose: Whose = NOBODY,
 ) -> str:
     """Write checkpoint `step` below `root`, whole or not at all; then remove all but the newest `keep` and the best.
 
@@ -132,12 +155,12 @@ def save(
     name = name_of(step)
     consequence = "a kill now would cost the steps since the last one; make room or mend the storage"
     with _refusals(f"checkpoint {files.below(root, name)}", consequence):
-        _write(root, name, step, parts, metrics or {})
-    prune(root, step, keep=keep, best=best)
+        _write(root, name, step, parts, metrics or {}, whose)
+    prune(root, step, keep=keep, best=best, whose=whose)
     return files.below(root, name)
 
 
-def save_model(root: str | Path, name: str, parts: Parts, *, step: int = 0) -> str:
+def save_model(root: str | Path, name: str, parts: Parts, *, step: int = 0, whose: Whose = NOBODY) -> str:
     """Write ROOT/NAME in the format of a checkpoint, whole or not at all, in place of what stood there; its folder.
 
     Raises CheckpointError when the storage refuses, or for a name that no folder can have.
@@ -145,11 +168,11 @@ def save_model(root: str | Path, name: str, parts: Parts, *, step: int = 0) -> s
     root = files.normal_root(root)
     name = _folder_name(root, name)
     with _refusals(files.below(root, name), "what stood there before is untouched; make room or give another name"):
-        _write(root, name, step, parts, {})
+        _write(root, name, step, parts, {}, whose)
     return files.below(root, name)
 
 
-def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, float]) -> None:
+def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, float], whose: Whose) -> None:
     """The parts beside those that stand there, the manifest over the old one, and then away with the old parts."""
     folder = files.below(root, name)
     old = _prepare(root, name)
@@ -161,8 +184,9 @@ def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, 
                 torch.save(content, cast(IO[bytes], sink))
             written[part] = {"file": file, "bytes": sink.bytes, "sha256": sink.digest.hexdigest()}
         numbers = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+        about = {"format": FORMAT, "step": step, "metrics": numbers, "parts": written}
         with whole(folder, _MANIFEST) as sink:
-            sink.write(_manifest({"format": FORMAT, "step": step, "metrics": numbers, "parts": written}))
+            sink.write(_manifest({**about, "run": dict(whose.run), "classes": list(whose.classes)}))
     except Exception:
         with contextlib.suppress(OSError):
             _prepare(root, name)
@@ -175,6 +199,8 @@ def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, 
 def _prepare(root: str, name: str) -> set[str]:
     """Remove all but a checkpoint that stands there; its parts' files. Raises OSError."""
     folder = files.below(root, name)
+    if _is_link(folder):
+        files.remove(root, name)
     there = files.listing(folder)
     try:
         old = {part.file for part in _look(folder).parts.values()}
@@ -206,25 +232,30 @@ def _manifest(about: Mapping[str, Any]) -> bytes:
     return f"{json.dumps({**about, 'sha256': digest}, indent=1)}\n".encode()
 
 
-def prune(root: str | Path, step: int, *, keep: int, best: Best | None = None) -> None:
-    """Remove all up to `step` but the newest `keep` and the best. Later ones are another run's: not ours to count.
+def prune(root: str | Path, step: int, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
+    """Remove all up to `step` but the newest `keep` and the best. Later ones, and those that say so, are another run's:
+    not ours to count or to remove.
 
     A damaged one goes when it is older than those kept, an unfinished one at once. A storage that refuses is logged.
     """
     root = files.normal_root(root)
     try:
-        _prune(root, keep, step, best)
+        _prune(root, keep, step, best, whose)
     except (OSError, pa.ArrowException) as error:
         log.warning("old checkpoints in %s cannot be removed (%s)", root, files.why_refused(error))
 
 
-def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
+def _prune(root: str, keep: int, step: int, best: Best | None, whose: Whose) -> None:
     found = (name for name, size in files.listing(root).items() if size is None)
     steps = sorted((number for name in found if (number := _step(name)) is not None and number <= step), reverse=True)
-    fit, unfinished = list[Saved](), set[int]()
+    fit, unfinished, foreign = list[Saved](), set[int](), set[int]()
     for number in steps:
         try:
-            fit.append(_look(files.below(root, name_of(number))))
+            saved = _look(files.below(root, name_of(number)))
+            if whose.foreign(saved.whose):
+                foreign.add(number)
+            else:
+                fit.append(saved)
         except _UnfitError as error:
             if not error.finished:
                 unfinished.add(number)
@@ -235,7 +266,7 @@ def _prune(root: str, keep: int, step: int, best: Best | None) -> None:
     if best is not None:
         kept |= _best(fit, best)
     outdated = {saved.step for saved in fit} - kept
-    for number in steps:
+    for number in set(steps) - foreign:
         if number in outdated or number in unfinished or (number < oldest and number not in kept):
             _remove(root, name_of(number))
 
@@ -248,16 +279,26 @@ def _best(saved: Iterable[Saved], best: Best) -> set[int]:
 
 
 def _remove(root: str, name: str) -> None:
-    """Remove a checkpoint, its manifest first: what a kill leaves is unfinished, not damaged. Raises OSError."""
-    files.remove(files.below(root, name), _MANIFEST)
+    """Remove a checkpoint, its manifest first: what a kill leaves is unfinished, not damaged. Raises OSError.
+
+    Of a link only itself: what lies behind it is somebody else's.
+    """
+    folder = files.below(root, name)
+    if not _is_link(folder):
+        files.remove(folder, _MANIFEST)
     files.remove(root, name)
+
+
+def _is_link(folder: str) -> bool:
+    return not files.is_remote(folder) and Path(folder).is_symlink()
 
 
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def newest(root: str | Path) -> tuple[Saved | None, list[Skipped]]:
-    """The newest checkpoint whose every byte is as it was written, or None; and the newer ones that are not.
+def newest(root: str | Path, *, whose: Whose = NOBODY) -> tuple[Saved | None, list[Skipped]]:
+    """The newest checkpoint whose every byte is as it was written, or None; and the newer ones that are not so, or are
+    of another run than `whose`.
 
     Raises CheckpointError when the storage does not answer: what it holds is then unknown, which is not nothing.
     """
@@ -267,7 +308,7 @@ def newest(root: str | Path) -> tuple[Saved | None, list[Skipped]]:
         names = [name for name in files.listing(root) if name.startswith("step_")]
         for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
             try:
-                return _checked(root, name), skipped
+                return _checked(root, name, whose), skipped
             except _UnfitError as error:
                 skipped.append(Skipped(name, str(error), error.finished))
     except (OSError, SourceError, pa.ArrowException) as error:
@@ -294,13 +335,17 @@ def load_model(root: str | Path, name: str) -> Saved:
         ) from error
 
 
-def _checked(root: str, name: str) -> Saved:
+def _checked(root: str, name: str, whose: Whose) -> Saved:
     """A checkpoint, every byte of it read. Raises _UnfitError; OSError when a store does not answer."""
     folder = files.below(root, name)
     try:
+        if _is_link(folder):
+            raise _UnfitError("it is a link, and what lies behind it may be another run's")
         saved = _look(folder)
         if _step(name) is None or name != name_of(saved.step):
             raise _UnfitError(f"it holds step {saved.step}")
+        if foreign := whose.foreign(saved.whose):
+            raise _UnfitError(f"it is another run's ({foreign})", finished=False)
         for part in saved.parts:
             saved._read(part)
         return saved
@@ -321,8 +366,9 @@ def _look(folder: str) -> Saved:
     about = _understood(files.read(folder, _MANIFEST))
     try:
         parts = {name: Part(**part) for name, part in about["parts"].items()}
-        saved = Saved(folder, operator.index(about["step"]), about["metrics"], parts)
-    except (KeyError, TypeError, AttributeError) as error:
+        whose = Whose(dict(about.get("run", {})), tuple(map(str, about.get("classes", ()))))
+        saved = Saved(folder, operator.index(about["step"]), about["metrics"], parts, whose)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _UnfitError(f"its {_MANIFEST} lacks what belongs there ({error})") from error
     if not parts:
         raise _UnfitError("it lists no parts")

@@ -9,7 +9,7 @@ from typing import Any
 
 from dataio import files
 from trainer import checkpoint, world
-from trainer.checkpoint import Best
+from trainer.checkpoint import NOBODY, Best, Whose
 from trainer.saver import Saver, Written
 
 _MARGIN_S = 2.0
@@ -20,13 +20,15 @@ _AGAIN_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 class Keeper:
     """A run's checkpoints, seen from one rank. every_s: inf keeps none; 0 keeps one a window, and waits for it."""
 
-    def __init__(self, run_dir: str | Path, *, rank: int, every_s: float, keep: int, best: Best | None) -> None:
+    def __init__(
+        self, run_dir: str | Path, *, rank: int, every_s: float, keep: int, best: Best | None, whose: Whose = NOBODY
+    ) -> None:
         self.root = files.below(files.normal_root(run_dir), "checkpoints")
-        self.best = best
+        self.best, self.whose = best, whose
         self.wanted = math.isfinite(every_s)
         self._every_s, self._keep = every_s, keep
         self._last = time.monotonic()
-        self._saver = Saver(self.root, keep=keep, best=best) if self.wanted and rank == 0 else None
+        self._saver = Saver(self.root, keep=keep, best=best, whose=whose) if self.wanted and rank == 0 else None
         self._taken_at: float | None = None
         self._warned = self._waiting = self._last_chance = False
         self._needs_s = 0.0  # what the slowest write took
@@ -70,7 +72,7 @@ class Keeper:
     def tidy(self, step: int) -> None:
         """The run goes on from there: remove what a kill left while older ones were written or removed."""
         if self._saver is not None:
-            checkpoint.prune(self.root, step, keep=self._keep, best=self.best)
+            checkpoint.prune(self.root, step, keep=self._keep, best=self.best, whose=self.whose)
 
     def finished(self, *, all_of_them: bool = False) -> list[Written]:
         """What was written, or could not be, since this was last asked; on rank 0."""

@@ -66,6 +66,7 @@ class Learner:
     batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
     log_every: steps a window; the device is read once in each. checkpoint_every_s, keep, best: see keeper, checkpoint.
+    run: what must be equal for this run to go on from a checkpoint, by name, as JSON has it; see checkpoint.Whose.
     With no context it is one process on the model's device, and nothing is written to disk.
     """
 
@@ -93,6 +94,7 @@ class Learner:
         checkpoint_every_s: float = math.inf,
         keep: int = 3,
         best: Best | None = None,
+        run: Mapping[str, Any] | None = None,
     ) -> None:
         self.context = context or LocalContext(device=next(model.parameters()).device)
         self.device = self.context.device
@@ -134,7 +136,8 @@ class Learner:
                 f"{', '.join(measured)}"
             )
         run_dir, rank = self.context.run_dir, self.context.rank
-        self.keeper = Keeper(run_dir, rank=rank, every_s=checkpoint_every_s, keep=keep, best=best)
+        whose = checkpoint.Whose(run or {}, train.classes)
+        self.keeper = Keeper(run_dir, rank=rank, every_s=checkpoint_every_s, keep=keep, best=best, whose=whose)
 
     @cached_property
     def meter(self) -> "Meter":
@@ -208,13 +211,17 @@ class Learner:
 
     def save(self, name: str) -> None:
         """Keep the weights as they are now under a name, in models/NAME of the run's folder. Collective."""
-        if self.context.rank == 0:
-            checkpoint.save_model(self._models, name, self.weights(), step=self.progress.step)
-        world.gather(None)  # nobody looks for it before it is there
+        whose, step = self.keeper.whose, self.progress.step
+
+        def keep() -> None:
+            if self.context.rank == 0:
+                checkpoint.save_model(self._models, name, self.weights(), step=step, whose=whose)
+
+        world.together(keep)  # which also lets nobody look for it before it is there
 
     def load(self, name: str) -> Self:
         """Take weights up again that `save` kept; schedule, optimiser and records stay as they are. Collective."""
-        self._take_weights(checkpoint.load_model(self._models, name))
+        world.together(lambda: self._take_weights(checkpoint.load_model(self._models, name)))
         return self
 
     def note(self, text: str) -> None:
@@ -442,7 +449,7 @@ class Learner:
 
     def _newest(self) -> tuple[checkpoint.Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
         """The checkpoint to go on from, its state, and what was skipped before it. Raises CheckpointError."""
-        saved, skipped = checkpoint.newest(self.keeper.root)
+        saved, skipped = checkpoint.newest(self.keeper.root, whose=self.keeper.whose)
         return saved, None if saved is None else saved.load("state"), skipped
 
     def _take_weights(self, saved: checkpoint.Saved) -> None:

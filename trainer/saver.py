@@ -5,6 +5,7 @@ refuses is told in `Written.error`; the next save tries again.
 """
 
 import copy
+import functools
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,7 +17,7 @@ import torch
 
 from dataio import files
 from trainer import checkpoint
-from trainer.checkpoint import Best, Parts
+from trainer.checkpoint import NOBODY, Best, Parts, Whose
 from trainer.errors import CheckpointError
 
 _PLAIN = (int, float, str, bool, bytes, type(None))
@@ -80,11 +81,11 @@ def _copied(value: Any, devices: set[torch.device]) -> Any:
 
 
 class Saver:
-    """Writes the checkpoints of one run, one at a time; on one rank only. root, keep, best: see checkpoint.save."""
+    """Writes the checkpoints of one run, one at a time; on one rank only. root, others: see checkpoint.save."""
 
-    def __init__(self, root: str | Path, *, keep: int, best: Best | None = None) -> None:
+    def __init__(self, root: str | Path, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
         self._root = files.normal_root(root)
-        self._keep, self._best = keep, best
+        self._save = functools.partial(checkpoint.save, self._root, keep=keep, best=best, whose=whose)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writes: list[Future[Written]] = []
         self._refused: tuple[int, Snapshot, Mapping[str, float]] | None = None
@@ -109,7 +110,7 @@ class Saver:
     def _write(self, step: int, copied: Snapshot, metrics: Mapping[str, float]) -> Written:
         began, error = time.monotonic(), None
         try:
-            checkpoint.save(self._root, step, copied.parts, keep=self._keep, metrics=metrics, best=self._best)
+            self._save(step, copied.parts, metrics=metrics)
             self._refused = None
         except CheckpointError as refused:
             error, self._refused = str(refused), (step, copied, metrics)
