@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.outputs import Talk
-from dataio.private import check_own, scratch, scratch_path
+from dataio.private import check_own, scratch, scratch_path, use_compile_cache
 
 Main = Callable[[Connection, Any], None]
 _MOST = 1 << 20
@@ -169,6 +169,7 @@ class ForkServer:
 if __name__ == "__main__":
     # Python counts other threads, such as the allocator's own, which know how to be forked.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+    use_compile_cache()
     from cluster.part import main
 
     serve(Path(sys.argv[1]), main)

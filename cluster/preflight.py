@@ -11,6 +11,7 @@ from cluster.job import Job
 from cluster.limits import check_together
 from cluster.storage import Result, image_spec, load_manifests, look
 from dataio.cores import usable_cores
+from dataio.private import use_compile_cache
 
 
 def preflight(job: Job, *, here: bool = True, fresh: bool = False) -> Result | None:
@@ -30,6 +31,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False) -> Result | N
     if here:
         check_cores(job)
 
+    use_compile_cache()
     import torch
 
     from cluster.launch import check_gpus, choose_device

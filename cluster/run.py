@@ -31,7 +31,6 @@ from dataio import census, files
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders, split_loader
 from dataio.mix import Mix
-from dataio.private import use_compile_cache
 from dataio.spec import ImageSpec
 from dataio.splits import SIDES
 from models.backbones import create, normalisation
@@ -234,7 +233,6 @@ def _meter(job: Job, train: ImageLoader) -> "Meter":
 
 def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Learner:
     """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
-    use_compile_cache()
     port = job.metrics.port and job.metrics.port + context.local_rank
     try:
         exporter = Exporter(

@@ -18,9 +18,15 @@ MODE, TOKEN, PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
 def token_file() -> Path:
-    """Where this user's token lies: $RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token as Ray has it."""
+    """Where this user's token lies: $RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token as Ray has it. Raises TokenError."""
     given = os.environ.get(PATH, "")
-    return Path(given) if given else Path.home() / ".ray" / "auth_token"
+    try:
+        return Path(given) if given else Path.home() / ".ray" / "auth_token"
+    except RuntimeError:
+        raise TokenError(
+            f"HOME is not set, and the user {os.getuid()} has no name to look it up by: where the token lies is not "
+            f"known; give HOME or {PATH}"
+        ) from None
 
 
 def source() -> str:

@@ -79,10 +79,13 @@ def cache_home() -> Path:
 def use_compile_cache() -> None:
     """Have torch keep the code that it compiles, and runs when it finds it, where nobody else can put any.
 
-    Its own place is below TMPDIR, whoever made that, and is looked for even where nothing is compiled: call this first.
+    Its own place is below TMPDIR, whoever made that. It is looked for, and made, when torch is imported, even where
+    nothing is compiled, and torch then sets the variable as a user would: so call this before, and where something is
+    compiled.
     Raises PlaceError where there is no such place.
     """
-    if not os.environ.get(_COMPILE_CACHE):
+    given = Path(os.environ.get(_COMPILE_CACHE, "") or "torchinductor_")
+    if given.name.startswith("torchinductor_") and given.parent in (Path(), Path(tempfile.gettempdir())):
         os.environ[_COMPILE_CACHE] = str(compile_cache())
 
 

@@ -27,7 +27,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with ray_cluster(1, 1) as made:
+    with ray_cluster(1, 1, shared=True) as made:  # two nodes of one host, as Ray has them there by default
         yield made
 
 

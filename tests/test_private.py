@@ -8,7 +8,7 @@ import pytest
 
 from dataio import private
 from dataio.errors import PlaceError
-from dataio.private import cache_home, check_own, compile_cache, scratch, scratch_path
+from dataio.private import cache_home, check_own, compile_cache, scratch, scratch_path, use_compile_cache
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +88,13 @@ def test_compiled_code_is_kept_where_nobody_else_can_put_it(
     assert found.is_relative_to(at_home) is (home == "of mine")
     assert found.is_dir()
     assert {each.stat().st_mode & 0o077 for each in (found, found.parent)} == {0}
+
+
+@pytest.mark.parametrize("given", ["", "torch's own", "the user's"])
+def test_torch_is_told_unless_the_user_has(given: str, tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp / "cache"))
+    places = {"": "", "torch's own": str(tmp / "torchinductor_me"), "the user's": "/mine/torchinductor_me"}
+    monkeypatch.setenv(name, places[given])  # torch sets it when it is imported
+    use_compile_cache()
+    assert os.environ[name] == ("/mine/torchinductor_me" if given == "the user's" else str(compile_cache()))

@@ -72,3 +72,15 @@ def test_a_cluster_of_one_s_own_has_a_token_that_lies_nowhere(file: Path, monkey
     monkeypatch.setenv(token.MODE, "disabled")
     with token.own_token():
         assert token.TOKEN not in os.environ
+
+
+def test_a_user_without_a_home_is_told_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(token.PATH, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(
+        TokenError, match=r"HOME is not set, .* has no name to look it up by: .*; give HOME or RAY_AUTH"
+    ):
+        token.token_file()
