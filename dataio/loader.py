@@ -115,9 +115,7 @@ class ImageLoader:
                 "their geometry cannot be drawn; split again with verify=True, or index again"
             )
         if self.task == "points" and self.swap is None:
-            if self.train and self.spec.flips:
-                log.warning("%s", UNPAIRED)
-            self.spec = self.spec.unmirrored()
+            self.spec = self._unmirrored()
         self._engine: _Engine | None = None
         self._lost: dict[int, str] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -178,6 +176,15 @@ class ImageLoader:
             )
 
     # From positions to work -------------------------------------------------------------------------------
+
+    def _unmirrored(self) -> ImageSpec:
+        """The spec for points without pairs; training says so, once. Raises SpecError."""
+        if not self.train:
+            return replace(self.spec, flip=False, dihedral=False)
+        spec = self.spec.unmirrored()
+        if self.spec.flips:
+            log.warning("%s", UNPAIRED)
+        return spec
 
     def work(self, positions: NDArray[np.int64], *, size_px: int | None = None) -> Work:
         """What the engine must render at these stream positions (training) or rows (validation).

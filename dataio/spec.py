@@ -169,7 +169,7 @@ class ImageSpec:
             raise SpecError(
                 f"{asked}=True mirrors images, and the manifest names no points that change places: a mirrored left "
                 "eye would still be called left; index again with --swap LEFT,RIGHT (--swap none where no point has a "
-                f"side), or give {asked}=False"
+                f"side), or give {asked}=False (--augment.no-{asked})"
             )
         return replace(self, flip=False)
 

@@ -220,7 +220,10 @@ def test_points_without_pairs_are_not_mirrored_and_it_is_said_once(
     assert len(caplog.records) == 1
     assert not train.work(np.arange(60)).geometry.mirrored.any()
     for name in ("flip", "dihedral"):
-        with pytest.raises(SpecError, match=rf"^{name}=True mirrors images, .* --swap LEFT,RIGHT .* {name}=False$"):
+        mirroring = replace(still.spec, flip=name == "flip", dihedral=name == "dihedral")
+        _, plain = loaders(pointed, mirroring, valid=unpaired, batch=3)
+        assert not plain.augmented(1).work(np.arange(3)).geometry.mirrored.any(), "only training was to mirror"
+        with pytest.raises(SpecError, match=rf"^{name}=True mirrors images, .* --swap LEFT,RIGHT .* {name}=False "):
             pair(unpaired, "reference", **{name: True})
 
 

@@ -55,7 +55,8 @@ log = logging.getLogger(__name__)
 class Learner:
     """Trains `model` on `train` and measures it on `valid`.
 
-    model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C).
+    model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C), for points to (N, K, 2), for
+    masks to (N, C, H, W).
     optimizer: a name, or an optim.Recipe. precision: see step.choose_precision.
     loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
     meter: what is measured, or what makes that when it is first asked for; from the task when not given.
