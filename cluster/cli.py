@@ -184,6 +184,7 @@ def _index(
     max_bad: float = 0.01,
     separator: str | None = None,
     skip_unlabelled: bool = False,
+    max_pixels: int = 120_000_000,
 ) -> int:
     """Make a manifest: which images there are, what each shows, which are for validation and test.
 
@@ -216,6 +217,8 @@ def _index(
         max_bad: The share of files that may be unusable; 1 for any.
         separator: Between the columns of a CSV, such as ';' or tab; found if not given.
         skip_unlabelled: Leave out, and count, the images that --label finds no label for.
+        max_pixels: Images and masks of more pixels are unusable, and not decoded: 120 megapixels take 360 MB of memory
+            each. At most 178,956,970, from where Pillow refuses.
     """
     from cluster.index import described, make_manifest
     from dataio.outputs import check_output
@@ -242,6 +245,7 @@ def _index(
         max_bad=max_bad,
         separator=separator,
         skip_unlabelled=skip_unlabelled,
+        max_pixels=max_pixels,
     )
     manifest.save(out)
     say(described(manifest))

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from dataio import census, duplicates, files, labels, lists, sources, splits
 from dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
 from dataio.manifest import Manifest
+from dataio.pictures import MAX_PIXELS
 
 _MANIFESTS = (".parquet", ".arrow")
 
@@ -38,6 +39,7 @@ def make_manifest(
     max_bad: float = 0.01,
     separator: str | None = None,
     skip_unlabelled: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Manifest:
     """List, label, check and split; writes nothing.
 
@@ -72,6 +74,7 @@ def make_manifest(
             table,
             splitter,
             max_bad=max_bad,
+            max_pixels=max_pixels,
             progress=lambda done, total: bar.update(checking, completed=done, total=total),
         )
 

@@ -1,8 +1,8 @@
 """How does DALI run the spec? One pipeline: decode, filter where needed, warp; finish.py does the colours.
 
-The only file that imports DALI. `device` alone decides where it runs: "cpu" wholly on the CPU, "cuda" with
-`mixed` decoding (the GPU's JPEG engines) and everything after it on the GPU. Randomness comes from `geometry`,
-never from DALI, so both give the same stream.
+Nobody else imports DALI but decoding.py, which asks it about single files. `device` alone decides where it runs: "cpu"
+wholly on the CPU, "cuda" with `mixed` decoding (the GPU's JPEG engines) and everything after it on the GPU. Randomness
+comes from `geometry`, never from DALI, so both give the same stream.
 """
 
 import sys
@@ -18,12 +18,12 @@ import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 from torch.utils.dlpack import from_dlpack
 
 from dataio.batch import Batch
+from dataio.decoding import cause, decodable, known
 from dataio.errors import EngineError
 from dataio.finish import finish
 from dataio.geometry import SAMPLES
@@ -211,6 +211,7 @@ class DaliEngine:
         A file that cannot be decoded breaks DALI's pipeline for good: it goes to `mend`, and a new pipeline takes up
         the work that the old one had not returned. Without `mend` it raises EngineError.
         """
+        works = (sound for work in works if len((sound := _known(work, mend)).ids))
         self._works, self.reusable = works, False
         self._fed.clear()
         self._pipe.reset()
@@ -256,58 +257,33 @@ class DaliEngine:
         del self._pipe
 
 
+def _known(work: Work, mend: Mend | None) -> Work:
+    """The work itself if each file begins as a format of DALI's does: a batch with any other may end the process."""
+    while strange := [i for i, file in enumerate(work.encoded) if not known(file)]:
+        work = _transcoded(work, strange, mend)
+    return work
+
+
 def _without_broken(work: Work, mend: Mend, *, device_id: int | None) -> Work:
     """The work itself if DALI can decode all of it; else mended, or read by Pillow where only DALI cannot."""
     while broken := {
         i: why for i, why in enumerate(decodable(work.encoded, device_id=device_id)) if isinstance(why, str)
     }:
-        encoded, hopeless = list(work.encoded), dict[int, str]()
-        for i in broken:
-            try:
-                encoded[i] = transcode(work.encoded[i])
-            except EngineError as error:
-                hopeless[i] = str(error)
-        work = mend(work, hopeless) if hopeless else replace(work, encoded=encoded)
+        work = _transcoded(work, broken, mend)
     return work
 
 
-@pipeline_def
-def _decoding(encoded: Sequence[NDArray[np.uint8]], device: str) -> Any:
-    files = fn.external_source(source=lambda: encoded, dtype=types.UINT8, ndim=1, batch=True)
-    return fn.decoders.image(files, device=device, output_type=types.RGB).shape()
-
-
-def decodable(
-    encoded: Sequence[NDArray[np.uint8]], *, threads: int = 1, device_id: int | None = None
-) -> list[tuple[int, int] | str]:
-    """For each file (bytes,) uint8: its height and width as DALI's decoder turns it out, or why it cannot.
-
-    The CPU's decoder, or with a device_id that GPU's. All are decoded in full, at once: give no more than fit into
-    memory.
-    """
-    if not encoded:
-        return []
-    options: dict[str, Any] = {"num_threads": threads, "device_id": device_id, "set_affinity": False}
-    options |= {"batch_size": len(encoded), "prefetch_queue_depth": 1}  # more would decode all twice
-    pipe = _decoding(encoded, "cpu" if device_id is None else "mixed", **options)
-    try:
-        (shapes,) = pipe.run()
-        return [(int(height), int(width)) for height, width, _ in shapes.as_array()]
-    except RuntimeError as error:
-        if len(encoded) == 1:
-            return [_cause(error)]
-    half = len(encoded) // 2
-    return [
-        found
-        for part in (encoded[:half], encoded[half:])
-        for found in decodable(part, threads=threads, device_id=device_id)
-    ]
-
-
-def _cause(error: RuntimeError) -> str:
-    """DALI's reason, without the operator that gives it."""
-    said, _, cause = str(error).partition("encountered:")
-    return (cause or said).strip().splitlines()[0]
+def _transcoded(work: Work, broken: Iterable[int], mend: Mend | None) -> Work:
+    """Those of the files read by Pillow; what it cannot read either goes to `mend`, or raises EngineError."""
+    encoded, hopeless = list(work.encoded), dict[int, str]()
+    for i in broken:
+        try:
+            encoded[i] = transcode(work.encoded[i], path=work.paths[i])
+        except EngineError as error:
+            if mend is None:
+                raise
+            hopeless[i] = str(error)
+    return mend(work, hopeless) if hopeless and mend else replace(work, encoded=encoded)
 
 
 def _readable(error: RuntimeError, works: Iterable[Work]) -> str:
@@ -321,7 +297,7 @@ def _readable(error: RuntimeError, works: Iterable[Work]) -> str:
                 return str(plain)
             return f"{path} cannot be decoded ({why}): the batch cannot be made; remove or mend it and index again"
     return (
-        f"DALI failed while it rendered a batch ({_cause(error)}): no further batch can be made; each of its last "
+        f"DALI failed while it rendered a batch ({cause(error)}): no further batch can be made; each of its last "
         f"{len(files)} files can be decoded, so try engine='reference'"
     )
 

@@ -9,6 +9,7 @@
     ├── ShardError       packed files that are missing, changed, or do not fit the cache
     ├── QuarantineError  too many files turned out unusable
     ├── PlaceError       no folder for a process's own files that others keep out of
+    ├── ResourceError    open files or memory of the process or machine are used up: no file is at fault
     └── EngineError      an engine that cannot run here, a file that cannot be decoded
 
 Every message says condition, value, consequence and remedy; every one is safe to show without a traceback. What comes
@@ -78,6 +79,10 @@ class QuarantineError(DataError):
 
 class PlaceError(DataError):
     """There is no folder that is this user's alone."""
+
+
+class ResourceError(DataError):
+    """The process or its machine is out of what reading takes: open files, memory."""
 
 
 class EngineError(DataError):

@@ -7,8 +7,10 @@ which costs less and tells errors apart better.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -20,12 +22,24 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from dataio.errors import SourceError
+from dataio.errors import ResourceError, SourceError
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's names of filesystems without folders: an object appears when its stream is closed, and none is renamed."""
-_HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _RETRIES_S = (0.1, 1.0)
+
+
+class UnfitError(OSError):
+    """What lies at a name is not what may be read there: its text says why, in a few words."""
+
+
+_HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, UnfitError)
+_EXHAUSTED = {
+    errno.EMFILE: "this process has as many files open as it may: raise the limit (ulimit -n 65536)",
+    errno.ENFILE: "this machine has as many files open as it may: end what holds them (sysctl fs.file-max)",
+    errno.ENOMEM: "this machine has no memory left: end other processes, or give smaller batches",
+}
+"""Not the file's fault: the process could not read any other."""
 
 
 def normal_root(root: str | Path) -> str:
@@ -88,17 +102,21 @@ def open_root(root: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
-def read(root: str, name: str) -> bytes:
+def read(root: str, name: str, *, size: int | None = None, most: int | None = None) -> bytes:
     """The bytes of a file below a root (or at an absolute local name). Raises OSError.
 
-    What may pass (a network file system that hiccups) is tried again twice within about a second.
+    UnfitError is raised before anything is read: for what is no regular file (a pipe or a device would block, or never
+    end), for one whose bytes are not `size`, what it had when it was indexed, and for more than `most` bytes. Of a
+    file that grows meanwhile no more is read than it had when it was opened. What may pass (a network file system that
+    hiccups) is tried again twice within about a second; one that hangs cannot be interrupted.
     """
     for wait_s in (*_RETRIES_S, None):
         try:
             if not is_remote(root):
-                return Path(below(root, name)).read_bytes()
+                return _read_local(below(root, name), size, most)
             filesystem, base = open_root(root)
             with filesystem.open_input_file(f"{base}/{name}") as file:
+                _check_size(file.size(), size, most)
                 return file.read()
         except _HOPELESS:
             raise
@@ -109,10 +127,46 @@ def read(root: str, name: str) -> bytes:
     raise AssertionError
 
 
+def _read_local(path: str, size: int | None, most: int | None) -> bytes:
+    # without O_NONBLOCK a pipe that nobody writes to would block in open
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123
+        found = os.fstat(handle)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnfitError("not a regular file")
+        _check_size(found.st_size, size, most)
+        parts, left = [], found.st_size  # 0 of what lies in /proc, and nothing of it is read
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _check_size(found: int, size: int | None, most: int | None) -> None:
+    if size is not None and found != size:
+        raise UnfitError(f"changed since it was indexed (it has {found:,} bytes now)")
+    if most is not None and found > most:
+        raise UnfitError(f"too large: {found:,} bytes, and no more than {most:,} are read")
+
+
 def why_unreadable(error: OSError) -> str:
-    """What an error in reading means, in a few words, for a manifest's status and a run's record."""
+    """What an error in reading means, in a few words, for a manifest's status and a run's record.
+
+    Raises: ResourceError where it is the process that cannot read, whatever the file: no image is at fault then.
+    """
+    if error.errno in _EXHAUSTED:
+        raise ResourceError(
+            f"{error.filename or 'a file'} could not be read ({os.strerror(error.errno)}), nor could any other: "
+            f"{_EXHAUSTED[error.errno]}, and start again"
+        ) from error
+    if isinstance(error, UnfitError):
+        return str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "missing"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
     if isinstance(error, PermissionError):
         return "permission denied"
     return f"cannot be read: {error.strerror or error}"

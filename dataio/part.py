@@ -31,6 +31,8 @@ class Rows:
     """(n,)"""
     hashes: NDArray[np.uint64]
     """(n,) xxh3_64 of the file's bytes; 0 where the file was not verified."""
+    sizes: NDArray[np.int64]
+    """(n,) bytes of the file; 0 where it was not verified."""
     pillow: NDArray[np.bool_]
     """(n,) only Pillow can decode it, DALI cannot."""
     mask_hashes: NDArray[np.uint64]
@@ -80,6 +82,7 @@ class Part:
             widths=filled("width"),
             heights=filled("height"),
             hashes=hashes,
+            sizes=filled("bytes"),
             pillow=holds(column("codec"), "pillow"),
             mask_hashes=filled("mask_hash") if self.task == "mask" else np.zeros_like(hashes),
         )

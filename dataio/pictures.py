@@ -7,6 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+MAX_PIXELS = 120_000_000
+"""Of an image or mask, unless --max-pixels says otherwise. Cameras go to 102 megapixels, but for a few; decoded, this
+many take 360 MB, and a batch holds many images."""
+MOST_PIXELS = 178_956_970
+"""Beyond this Pillow refuses to decode, by its own defaults: twice Image.MAX_IMAGE_PIXELS."""
+MOST_BYTES = 1 << 30
+"""Of a file. A TIFF of MAX_PIXELS with four channels of 16 bits has 960 MB."""
+
 _PILLOW = re.compile(r"PIL\.")
 
 
@@ -19,7 +27,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         grey = ((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)
     if image.mode in ("I", "F"):
-        raise ValueError("its values have 32 bits, and nothing says which is white; save it with 8 or 16")
+        raise ValueError("its values have 32 bits or a sign, and nothing says which is white; save it with 8 or 16")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image.apply_transparency()  # else Pillow warns, once for every image
     ImageOps.exif_transpose(image, in_place=True)  # in place, and no conversion to itself: each is a copy
@@ -31,6 +39,14 @@ def load(image: Image.Image) -> None:
     if image.format == "EPS":
         raise ValueError("EPS is a program, and programs are not run")
     image.load()
+
+
+def check_pixels(image: Image.Image, most: int) -> None:
+    """Raises ValueError for an opened image of more pixels than that; nothing of them was decoded."""
+    if (pixels := image.width * image.height) > most:
+        raise ValueError(
+            f"too large: {image.width:,} x {image.height:,} = {pixels:,} pixels, more than --max-pixels {most}"
+        )
 
 
 def why_undecodable(error: BaseException) -> str:

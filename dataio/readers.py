@@ -1,7 +1,8 @@
 """How do a sample's bytes reach memory, and are they what was indexed? Loose files here; packed ones in shards.py.
 
-Every file that is read is hashed (10 GB/s, microseconds a photo) and compared with the manifest: what was cut short or
-replaced since is found before a decoder sees it, and told to the loader as a reason, never raised.
+What is no regular file of the size that was indexed is not read at all (files.read). What is read is hashed (10 GB/s,
+microseconds a photo) and compared with the manifest: what was cut short or replaced since is found before a decoder
+sees it, and told to the loader as a reason. Raised is only what is no file's fault: ResourceError.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image
 from dataio import files
 from dataio.errors import EngineError
 from dataio.part import Rows
+from dataio.pictures import MOST_BYTES
 from dataio.reference import decode
 
 
@@ -69,7 +71,7 @@ class FileReader:
 
     def read(self, rows: Rows, i: int) -> Encoded | Reason:
         """The file's bytes, and its mask's; or the reason in a few words."""
-        image = self._file(rows.paths[i], int(rows.hashes[i]))
+        image = self._file(rows.paths[i], int(rows.hashes[i]), int(rows.sizes[i]) or None)
         if isinstance(image, str):
             return image
         if rows.pillow[i]:
@@ -82,9 +84,9 @@ class FileReader:
         mask = self._file(rows.labels[i].as_py(), int(rows.mask_hashes[i]))
         return f"its mask {rows.labels[i].as_py()}: {mask}" if isinstance(mask, str) else Encoded(image, mask)
 
-    def _file(self, name: str, expected: int) -> NDArray[np.uint8] | Reason:
+    def _file(self, name: str, expected: int, size: int | None = None) -> NDArray[np.uint8] | Reason:
         try:
-            data = files.read(self.root, name)
+            data = files.read(self.root, name, size=size, most=MOST_BYTES)
         except OSError as error:
             return files.why_unreadable(error)
         if expected and xxhash.xxh3_64_intdigest(data) != expected:
@@ -95,11 +97,11 @@ class FileReader:
         """Nothing stays open."""
 
 
-def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM") -> NDArray[np.uint8]:
+def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM", path: str = "the image") -> NDArray[np.uint8]:
     """What only Pillow decodes, as a file that DALI decodes too: the same pixels, upright, (bytes,) uint8.
 
     PPM costs nothing to write or read and is as large as the pixels; PNG is for keeping. Raises EngineError.
     """
     file = io.BytesIO()
-    Image.fromarray(decode(encoded)).save(file, kind)
+    Image.fromarray(decode(encoded, path=path)).save(file, kind)
     return files.as_array(file.getvalue())

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dataio import keypoints, masks
+from dataio import asking, keypoints, masks
 from dataio.errors import QuarantineError, SplitError, listed, quoted
 from dataio.labels import Row
 from dataio.manifest import Manifest, build
+from dataio.pictures import MAX_PIXELS
 from dataio.sources import Table
 from dataio.targets import points
 from dataio.verify import check_files
@@ -36,6 +37,10 @@ WORDS = {
 }
 """What a column may call a side."""
 
+UNASKED = (
+    "DALI is not installed here, so nobody knows which images it shows as Pillow does: all are left to Pillow, and "
+    "training with DALI would be slow; index again where DALI is"
+)
 LEFT_OUT = "left out by the split"
 
 
@@ -194,6 +199,7 @@ def split(
     *,
     verify: bool = True,
     max_bad: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Check every file, divide the usable ones, and return the manifest.
@@ -201,7 +207,8 @@ def split(
     Files that cannot be used stay in it with the reason in `status` and no split; so do rows that the splitter leaves
     out. The splitter sees the usable rows only; it also runs once before the files are checked, so that its mistakes
     show before minutes of decoding. Of n files, `max_bad` * n may be unusable, rounded up: one of a few is forgiven,
-    with 0 none is. `verify=False` believes every file, and leaves sizes and hashes null.
+    with 0 none is; images of more than `max_pixels` are. `verify=False` believes every file, and leaves sizes and
+    hashes null.
     `progress(done, total)` counts files. A manifest has images for train and valid, or for test alone.
 
     Raises: QuarantineError for more unusable files; SplitError for an unlabelled table, a side without images, no
@@ -211,7 +218,7 @@ def split(
     if table.task is None or "label" not in rows.column_names:
         raise SplitError("the table has no labels: it cannot be split into a manifest; call label(table, ...) first")
     _check_sides(_sides(splitter, rows))
-    checks = _checks(table, verify=verify, progress=progress)
+    checks = _checks(table, verify=verify, max_pixels=max_pixels, progress=progress)
     status = _status(table, checks)
     usable = status == "ok"
     _check_quarantine(table, status, max_bad)
@@ -229,8 +236,9 @@ def split(
         )
     columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
+    unasked = (UNASKED,) if verify and not asking.installed() else ()
     made = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
-    return replace(made, notes=(*table.notes, *_told(made, checks.filter(used), counted=table.counted)))
+    return replace(made, notes=(*table.notes, *_told(made, checks.filter(used), counted=table.counted), *unasked))
 
 
 # Drawing --------------------------------------------------------------------------------------------------
@@ -337,11 +345,11 @@ def _check_sides(sides: NDArray[np.object_]) -> None:
             )
 
 
-def _checks(table: Table, *, verify: bool, progress: Callable[[int, int], None] | None) -> pa.Table:
+def _checks(table: Table, *, verify: bool, max_pixels: int, progress: Callable[[int, int], None] | None) -> pa.Table:
     paths = table.rows["path"].to_pylist()
     drawn = table.rows["label"].to_pylist() if table.task == "mask" else None
     if verify:
-        return check_files(table.root, paths, masks=drawn, progress=progress)
+        return check_files(table.root, paths, masks=drawn, max_pixels=max_pixels, progress=progress)
     if drawn is not None and table.values is None:
         raise SplitError("unverified masks do not tell which values they have: give label(..., values=), or verify")
     names = ("width", "height", "bytes", "hash", "format", "orientation", "codec", "mask_hash", "mask_values")

@@ -17,7 +17,7 @@ from dataio.errors import EngineError, ManifestError
 from dataio.geometry import Geometry
 from dataio.keypoints import Pairs, partners
 from dataio.part import Rows
-from dataio.pictures import hush_pillow, why_undecodable
+from dataio.pictures import MOST_PIXELS, check_pixels, hush_pillow, why_undecodable
 
 VOID = 255
 """The value of a mask's pixels that belong to no class: never trained on, never counted."""
@@ -74,14 +74,17 @@ def value_table(values: tuple[int, ...]) -> NDArray[np.uint8]:
     return table
 
 
-def decode_mask(encoded: NDArray[np.uint8], *, path: str = "the mask") -> NDArray[np.uint8]:
+def decode_mask(
+    encoded: NDArray[np.uint8], *, path: str = "the mask", max_pixels: int = MOST_PIXELS
+) -> NDArray[np.uint8]:
     """Encoded mask -> (h, w) uint8: grey values as they stand, or indices into a palette; upright.
 
-    Raises: EngineError, naming the path, for what is no picture, or one with colours or more than 8 bits.
+    Raises: EngineError, naming the path, for what is no picture, or one with colours, more than 8 bits or `max_pixels`.
     """
     hush_pillow()
     try:
         with Image.open(io.BytesIO(encoded.tobytes())) as image:
+            check_pixels(image, max_pixels)
             image.load()
             if image.mode not in ("L", "P", "1"):
                 raise ValueError(

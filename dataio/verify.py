@@ -1,32 +1,41 @@
 """Which files cannot be used, why, and who can decode the others?
 
 Every file is read once, hashed and decoded in full, by Pillow and by DALI: one bad file would otherwise break into a
-run. What only Pillow reads is usable too, since readers transcode it. Nothing is deleted or changed; the reason goes
-into `status`.
+run. Where DALI shows other pixels than Pillow does, or none, or talks about the file, the codec is Pillow: such a file
+is usable too, since readers transcode it. Nothing is deleted or changed; the reason goes into `status`.
 """
 
 from __future__ import annotations
 
 import io
-import stat
-import struct
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
-from dataio import files
+from dataio import asking, files
 from dataio.cores import usable_cores
-from dataio.errors import EngineError
+from dataio.errors import EngineError, SourceError
 from dataio.masks import MASK_CHECKS, count_values, why_lossy
-from dataio.pictures import hush_pillow, load, to_rgb, why_undecodable
+from dataio.pictures import (
+    MAX_PIXELS,
+    MOST_BYTES,
+    MOST_PIXELS,
+    check_pixels,
+    hush_pillow,
+    load,
+    to_rgb,
+    why_undecodable,
+)
 from dataio.targets import decode_mask
 from dataio.work import read_ahead
 
@@ -43,17 +52,13 @@ CHECKS = pa.schema(
     }
 )
 
-_ORIENTATION, _BITS_PER_SAMPLE, _SAMPLES, _PLANAR, _EXTRA = 0x0112, 258, 277, 284, 338
-_GROUP = 16  # files a thread takes at once: few enough to stop soon, enough to share the start of a DALI pipeline
+_ORIENTATION = 0x0112
+_GROUP = 16  # files a thread takes at once: few enough to stop soon, and what DALI may be given (see decoding.AT_ONCE)
 _ROWS = 16_384  # then they go into a table: as objects, millions of rows would fill the memory
-_DALI_PX = 32_000_000  # a call of DALI holds all its pixels, 3 bytes each, in every thread
+_DALI_PX = 16_000_000  # of one question: all pixels of both decoders are held, 3 bytes each, by every thread
 _LARGE_PX = 50_000_000  # beyond this one image at a time: Pillow holds up to three copies
-
-# What DALI decodes. Of TIFF only the plain modes: it shows the others otherwise than Pillow does, or with complaints
-# on stderr (two grey samples as a colour, Lab and premultiplied pixels as they lie).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
-_TIFF_MODES = ("1", "L", "P", "RGB", "RGBA", "I;16", "I;16B")
-_SYCC = b"colr\x01\x00\x00\x00\x00\x00\x12"  # JPEG 2000 in luma and chroma, which DALI takes for red, green and blue
+_LEVELS = {"JPEG": 3, "MPO": 3}  # of 255, by which decoders may differ: builds of libjpeg round differently
+_OTHER_LEVELS = 1
 
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
@@ -64,6 +69,7 @@ _BEGINNINGS = {
     b"MM\0*": "TIFF",
     b"RIFF": "WEBP",
     b"\0\0\0\x0cjP": "JPEG2000",
+    b"P7\n": "PAM",
 }
 
 _quiet, _large = threading.Lock(), threading.Lock()
@@ -91,17 +97,26 @@ def check_files(
     paths: Sequence[str],
     *,
     masks: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pa.Table:
     """Decode every file and return `CHECKS`, a row a path; with `masks`, one for each path, `MASK_CHECKS` as well.
 
     Width and height are in px and upright, `orientation` is the EXIF one (1 to 8; 1 when there is none to be read),
-    `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` who can decode it later: 'dali' (as well as
-    Pillow) or 'pillow' alone. `status` is 'ok' or the reason in a few words. `mask_values` are those that occur,
-    `mask_pixels` how often.
-    `threads` is by default one a core that this process may use; `progress` gets (files done, files in all).
+    `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` who can decode it later: 'dali' (to the
+    pixels that Pillow shows, without a word) or 'pillow' alone, which all are left to where DALI is not installed.
+    `status` is 'ok' or the reason in a few words. `mask_values` are those that occur, `mask_pixels` how often.
+    What has more than `max_pixels` is not decoded, and unusable. `threads` is by default one a core that this process
+    may use; `progress` gets (files done, files in all).
+
+    Raises: SourceError for `max_pixels` that Pillow refuses; ResourceError when open files or memory run out.
     """
+    if not 1 <= max_pixels <= MOST_PIXELS:
+        raise SourceError(
+            f"max_pixels={max_pixels:,} is not in 1 to {MOST_PIXELS:,}: Pillow refuses to decode larger images "
+            f"(decompression bombs); give one within (--max-pixels {MOST_PIXELS})"
+        )
     schema = CHECKS if masks is None else pa.schema([*CHECKS, *MASK_CHECKS])
     pairs = list(zip(paths, [None] * len(paths) if masks is None else masks, strict=True))
     groups = (pairs[start : start + _GROUP] for start in range(0, len(pairs), _GROUP))
@@ -109,10 +124,11 @@ def check_files(
     checks: list[_Check] = []
     tables = [schema.empty_table()]
     # the filters of warnings belong to the process, so a worker must not restore them: one change around all
-    with _quiet, warnings.catch_warnings():
+    with _quiet, warnings.catch_warnings(), asking.dali() as ask:
         try:
             done = 0
-            for group in read_ahead(partial(_check_group, str(root), stop), groups, ahead=2 * threads, threads=threads):
+            check_group = partial(_check_group, _Asked(str(root), max_pixels, ask, stop))
+            for group in read_ahead(check_group, groups, ahead=2 * threads, threads=threads):
                 for check in group:
                     checks.append(check)
                     done += 1
@@ -130,62 +146,94 @@ def _table(checks: list[_Check], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array([getattr(check, f.name) for check in checks], f.type) for f in schema], schema)
 
 
-def _check_group(root: str, stop: threading.Event, pairs: list[tuple[str, str | None]]) -> list[_Check]:
-    checks: list[_Check] = []
-    waiting: list[tuple[_Check, bytes]] = []
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked about each file."""
+
+    root: str
+    max_pixels: int
+    ask: asking.Ask | None
+    stop: threading.Event
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A file that Pillow decoded, and what it shows: (H, W, 3) uint8."""
+
+    check: _Check
+    data: bytes
+    pixels: NDArray[np.uint8]
+
+
+def _check_group(asked: _Asked, pairs: list[tuple[str, str | None]]) -> list[_Check]:
+    checks, waiting, pixels = list[_Check](), list[_Shown](), 0
     for path, mask in pairs:
-        if stop.is_set():
+        if asked.stop.is_set():
             break
-        check, data = _check(root, path)
+        check, shown = _check(asked, path)
         checks.append(check)
         if mask is not None:
-            _check_mask(root, mask, check)
-        if check.status == "ok" and check.codec == "dali":
-            waiting.append((check, data))
-        if _pixels(waiting) > _DALI_PX:
-            _ask_dali(waiting)
-            waiting.clear()
-    _ask_dali(waiting)
+            _check_mask(asked, mask, check)
+        if shown is None or check.status != "ok":
+            continue
+        waiting.append(shown)
+        pixels += shown.pixels.size // 3
+        if pixels > _DALI_PX:
+            _ask_dali(asked.ask, waiting)
+            waiting, pixels = [], 0
+    _ask_dali(asked.ask, waiting)
     return checks
 
 
-def _check(root: str, path: str) -> tuple[_Check, bytes]:
-    data = _read(root, path)
+def _check(asked: _Asked, path: str) -> tuple[_Check, _Shown | None]:
+    data = _read(asked.root, path)
     if isinstance(data, str):
-        return _Check(status=data), b""
+        return _Check(status=data), None
     check = _Check(bytes=len(data), hash=xxhash.xxh3_64_intdigest(data))
     try:
-        _decode(data, check)
+        return check, _Shown(check, data, _decode(data, check, asked.max_pixels))
     except Exception as error:  # see reference.decode
         check.status = _reason(error, data)
-    return check, data
+    return check, None
 
 
 def _read(root: str, path: str) -> bytes | str:
-    """The file's bytes, or why there are none."""
+    """The file's bytes, or why there are none. Raises ResourceError."""
     try:
-        if not files.is_remote(root):
-            mode = Path(files.below(root, path)).stat().st_mode
-            if not stat.S_ISREG(mode):  # a pipe would block for ever
-                return "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file"
-        return files.read(root, path)
+        return files.read(root, path, most=MOST_BYTES)
     except OSError as error:
         return files.why_unreadable(error)
 
 
-def _decode(data: bytes, check: _Check) -> None:
-    """Decode with Pillow and fill in what that tells. Raises whatever Pillow raises."""
+def _decode(data: bytes, check: _Check, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode with Pillow, fill in what that tells, and return the pixels. Raises whatever Pillow raises; ValueError."""
     hush_pillow()
     with Image.open(io.BytesIO(data)) as image:
         check.format = image.format
+        check_pixels(image, max_pixels)
+        if image.format in ("JPEG", "MPO"):
+            _check_scan(image, data)
         with _large if image.width * image.height > _LARGE_PX else nullcontext():
             if image.format != "TIFF":  # which is turned, and its tag dropped, by loading
                 load(image)
-            orientation = _orientation(image)
-            alike = _alike(image, data, orientation)
-            height, width = to_rgb(image).shape[:2]
-    check.width, check.height, check.orientation = width, height, orientation
-    check.codec = "dali" if alike else "pillow"
+            check.orientation = _orientation(image)
+            pixels = to_rgb(image)
+    check.height, check.width = pixels.shape[:2]
+    check.codec = "pillow"
+    return pixels
+
+
+def _check_scan(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError for a JPEG that cannot hold its pixels: decoders make up what is missing, without an error.
+
+    In Huffman's code each block of 8 x 8 takes a bit at least; arithmetic coding, which is rare, may take less.
+    """
+    least = -(-image.width // 8) * -(-image.height // 8) // 8
+    arithmetic = any(marker in data[:65536] for marker in (b"\xff\xc9\0", b"\xff\xca\0"))
+    if len(data) < least and not arithmetic:
+        raise ValueError(
+            f"truncated: {len(data):,} bytes, and {image.width:,} x {image.height:,} pixels take {least:,} at least"
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -196,79 +244,29 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _alike(image: Image.Image, data: bytes, orientation: int) -> bool:
-    """Whether DALI, if it can decode the file, shows what Pillow shows; seen by comparing their pixels."""
-    if image.format not in _FORMATS:
-        return False
-    if image.format == "TIFF":
-        tags = getattr(image, "tag_v2", {})
-        return (
-            image.mode in _TIFF_MODES
-            and _BITS_PER_SAMPLE in tags
-            and tags.get(_SAMPLES, 1) == len(image.getbands())
-            and tags.get(_PLANAR, 1) == 1
-            and tags.get(_EXTRA) != (1,)  # colours multiplied by their alpha
-            and tags.get(_ORIENTATION, 1) == orientation
-        )
-    if image.format == "JPEG2000" and _SYCC in data[:1024]:
-        return False
-    if image.mode == "CMYK" and "adobe" not in image.info:  # not inverted; DALI takes all for inverted
-        return False
-    if image.format == "PNG" and b"IEND" not in data:  # all pixels are there, and DALI wants the end
-        return False
-    # Pillow also obeys XMP, several EXIF blocks and ImageMagick's profiles: a mirror image would go unnoticed.
-    once = data.count(b"Exif\0\0", 0, max(data.find(b"\xff\xda"), 0)) < 2
-    return once and _exif_orientation(image.info.get("exif", b"")) == orientation
-
-
-def _exif_orientation(exif: bytes) -> int | None:
-    """The orientation as a strict reader finds it, 1 if there is none; None if the EXIF is not as it should be."""
-    body = exif.removeprefix(b"Exif\0\0")
-    if not body:
-        return 1
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(body[:4])
-    if order is None:
-        return None
-    try:
-        (start,) = struct.unpack_from(f"{order}I", body, 4)
-        (count,) = struct.unpack_from(f"{order}H", body, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, values, value = struct.unpack_from(f"{order}HHIH", body, at)
-            if tag == _ORIENTATION:
-                return None if (kind, values) != (3, 1) else value if 1 <= value <= 8 else 1
-    except struct.error:
-        return None
-    return 1
-
-
-def _pixels(waiting: list[tuple[_Check, bytes]]) -> int:
-    return sum((check.width or 0) * (check.height or 0) for check, _ in waiting)
-
-
-def _ask_dali(waiting: list[tuple[_Check, bytes]]) -> None:
-    """Leave to Pillow what DALI cannot decode, or turns otherwise: Pillow's size is the manifest's."""
-    decodable = _decodable()
-    if not waiting or decodable is None:
+def _ask_dali(ask: asking.Ask | None, waiting: list[_Shown]) -> None:
+    """Give to DALI what it decodes to the same pixels."""
+    if ask is None or not waiting:
         return
-    with _large if _pixels(waiting) > _LARGE_PX else nullcontext():
-        found = decodable([files.as_array(data) for _, data in waiting])
-    for (check, _), size in zip(waiting, found, strict=True):
-        if size != (check.height, check.width):
-            check.codec = "pillow"
+    with _large if sum(shown.pixels.size // 3 for shown in waiting) > _LARGE_PX else nullcontext():
+        for shown, found in zip(waiting, ask([shown.data for shown in waiting]), strict=True):
+            levels = _LEVELS.get(shown.check.format or "", _OTHER_LEVELS)
+            if not isinstance(found, str) and _alike(found, shown.pixels, levels):
+                shown.check.codec = "dali"
 
 
-@cache
-def _decodable() -> Callable[..., Sequence[tuple[int, int] | str]] | None:
-    try:
-        from dataio.dali import decodable
-    except ImportError:  # a machine without DALI goes by the formats; loaders mend what a later DALI cannot decode
-        return None
-    return decodable
+def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
+    """Whether no value of two pictures differs by more than `levels`; .1 ms for 500 x 375."""
+    if a.shape != b.shape:
+        return False
+    rows = max(1, 1_000_000 // max(1, a.shape[1]))  # at once: no further copies of a large picture
+    parts = (slice(start, start + rows) for start in range(0, len(a), rows))
+    return all((np.maximum(a[part], b[part]) - np.minimum(a[part], b[part])).max() <= levels for part in parts)
 
 
-def _check_mask(root: str, name: str, check: _Check) -> None:
+def _check_mask(asked: _Asked, name: str, check: _Check) -> None:
     """Fill in what the mask tells; the image cannot be used without it."""
-    data = _read(root, name)
+    data = _read(asked.root, name)
     why: str | None = None
     if isinstance(data, str):
         why = data
@@ -276,7 +274,7 @@ def _check_mask(root: str, name: str, check: _Check) -> None:
         check.mask_hash = xxhash.xxh3_64_intdigest(data)
         why = why_lossy(data)
         try:
-            mask = decode_mask(files.as_array(data))
+            mask = decode_mask(files.as_array(data), max_pixels=asked.max_pixels)
             check.mask_values, check.mask_pixels = count_values(mask)
             if why is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
                 sizes = f"{mask.shape[1]} x {mask.shape[0]} px", f"{check.width} x {check.height}"
@@ -296,7 +294,7 @@ def _fits(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
 
 def _reason(error: BaseException, data: bytes) -> str:
     why = why_undecodable(error)
-    if why.startswith("too large"):
+    if why.startswith(("too large", "truncated: ")):
         return why
     kind = next((name for magic, name in _BEGINNINGS.items() if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":

@@ -1,11 +1,28 @@
 """What do several test files share? Manifests that are made once a session, and must not be changed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dataio import asking
 from dataio.manifest import Manifest
 from tests.images import flat_manifest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_dali() -> Iterator[None]:
+    """Whoever checks files asks the same children: to start one for each of hundreds of calls would take minutes."""
+
+    class Shared(asking.Children):
+        def close(self) -> None:
+            """They go on."""
+
+    shared = Shared()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asking, "Children", lambda: shared)
+        yield
+    asking.Children.close(shared)
 
 
 @pytest.fixture(scope="session")

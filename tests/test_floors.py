@@ -5,8 +5,8 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
   so dataio and models never see one another, and nobody imports tests or benchmarks;
 - of dataio, trainer knows `batch` (the Batch and the Loader protocol), `hashing`, `errors`, and where files lie and
   appear whole (`files`, `atomic`); of models, `groups` and `errors`;
-- nvidia.dali is imported in dataio/dali.py (and by benchmarks, which measure it bare), ray within cluster, ray.train in
-  cluster/ray_train.py and cluster/ray_policies.py, apex in trainer/optim.py.
+- nvidia.dali is imported in dataio/dali.py and dataio/decoding.py (and by benchmarks, which measure it bare), ray
+  within cluster, ray.train in cluster/ray_train.py and cluster/ray_policies.py, apex in trainer/optim.py.
 """
 
 import ast
@@ -23,7 +23,7 @@ TRAINER_KNOWS = (
     *("models.groups", "models.errors"),
 )
 ONLY_IN = {
-    "nvidia.dali": ("dataio/dali.py", "benchmarks/"),
+    "nvidia.dali": ("dataio/dali.py", "dataio/decoding.py", "benchmarks/"),
     "ray": ("cluster/",),
     "ray.train": ("cluster/ray_train.py", "cluster/ray_policies.py"),
     "apex": ("trainer/optim.py",),

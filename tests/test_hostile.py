@@ -41,7 +41,8 @@ QUARANTINED = {
     "wrong_checksum.png": "cannot be decoded: broken data stream when reading image file",
     "only_a_header.jpg": "cannot be decoded: a broken JPEG, or a rare kind of it",
     "five_bands.tif": "cannot be decoded: a broken TIFF, or a rare kind of it",
-    "float.tif": "cannot be decoded: its values have 32 bits, and nothing says which is white; save it with 8 or 16",
+    "float.tif": "cannot be decoded: its values have 32 bits or a sign, and nothing says which is white; save it with "
+    "8 or 16",
     "program.eps.jpg": "cannot be decoded: EPS is a program, and programs are not run",
     "phone.heic.jpg": "HEIC: Pillow cannot decode this format here",
     "empty.jpg": "empty file",
@@ -79,8 +80,9 @@ USED: dict[str, tuple[str, str, tuple[int, int], int]] = {
     "turned2_by_xmp.webp": ("pillow", "WEBP", SMALL, 2),
     "turned2_then_1.jpg": ("pillow", "JPEG", SMALL, 2),
     "turned9.jpg": ("dali", "JPEG", SMALL, 1),
-    "broken_exif.jpg": ("pillow", "JPEG", SMALL, 1),
+    "broken_exif.jpg": ("dali", "JPEG", SMALL, 1),
     **{f"bits_flipped{i}.jpg": ("dali", "JPEG", SCENE, 1) for i in range(10)},  # no decoder can know
+    **dict.fromkeys(("bits_flipped7.jpg", "bits_flipped9.jpg"), ("pillow", "JPEG", SCENE, 1)),  # DALI talks about them
     "rubbish_behind.jpg": ("dali", "JPEG", SCENE, 1),
     "without_end.png": ("pillow", "PNG", SCENE, 1),  # its pixels are whole
     "1x1.jpg": ("dali", "JPEG", (1, 1), 1),

@@ -1,11 +1,14 @@
 """Does verification read every file whole, name what is wrong, and know who can decode the rest?"""
 
+import errno
+import itertools
 import os
 import struct
-import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio import files, geometry, verify
-from dataio.errors import EngineError
+from dataio import asking, files, geometry, verify
+from dataio.errors import EngineError, ResourceError, SourceError
+from dataio.manifest import Manifest
 from dataio.masks import MASK_CHECKS
-from dataio.readers import transcode
+from dataio.readers import FileReader, transcode
 from dataio.reference import decode
 from dataio.spec import ImageSpec
 from dataio.targets import decode_mask
@@ -79,12 +83,14 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "secret.jpg").write_bytes(saved(photo(8, 8), "JPEG"))
     read = files.read
 
-    def refuse(root: str, name: str) -> bytes:  # root may read everything, so a mode of 000 would test nothing
+    def refuse(
+        root: str, name: str, **limits: Any
+    ) -> bytes:  # root may read everything, so a mode of 000 would test nothing
         if name == "secret.jpg":
             raise PermissionError(13, "Permission denied")
         if name == "ill.jpg":
             raise OSError(5, "Input/output error")
-        return read(root, name)
+        return read(root, name, **limits)
 
     monkeypatch.setattr(files, "read", refuse)
     (tmp_path / "ill.jpg").touch()
@@ -95,10 +101,72 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["hash"].null_count == 5
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
-def test_a_pipe_does_not_block(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "x.jpg")
-    assert check_files(tmp_path, ["x.jpg"])["status"].to_pylist() == ["not a regular file"]
+def test_what_is_no_regular_file_of_a_sane_size_is_never_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    (tmp_path / "kernel.jpg").symlink_to("/proc/kmsg")  # a regular file of 0 bytes that blocks whoever reads it
+    (tmp_path / "grown.jpg").write_bytes(saved(photo(8, 8), "JPEG"))
+    os.truncate(tmp_path / "grown.jpg", 20 << 30)
+    (tmp_path / "image.jpg").write_bytes(saved(photo(8, 8), "JPEG"))
+    names = ["pipe.jpg", "zeros.jpg", "grown.jpg", "kernel.jpg"]
+    reasons = check_files(tmp_path, names)["status"].to_pylist()
+    assert reasons[:3] == [
+        "not a regular file",
+        "not a regular file",
+        "too large: 21,474,836,480 bytes, and no more than 1,073,741,824 are read",
+    ]
+    assert reasons[3] in ("empty file", "permission denied", "missing")
+    masks = check_files(tmp_path, ["image.jpg"] * 3, masks=names[:3])["status"].to_pylist()
+    assert masks == [f"its mask {name}: {why}" for name, why in zip(names, reasons[:3], strict=False)]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_process_out_of_files_or_memory_blames_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: Manifest, number: int
+) -> None:
+    written(tmp_path, {"x.jpg": saved(photo(8, 8), "JPEG")})
+
+    def refuse(path: Any, *options: Any) -> int:
+        if str(path).endswith("x.jpg"):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *options)
+
+    real = os.open
+    monkeypatch.setattr(files, "_RETRIES_S", ())
+    monkeypatch.setattr(os, "open", refuse)
+    why = rf"x\.jpg could not be read \({os.strerror(number)}\), nor could any other"
+    with pytest.raises(ResourceError, match=why):
+        check_files(tmp_path, ["x.jpg"])
+    rows = replace(flat.part("valid").take(np.zeros(1, np.int64)), paths=["x.jpg"])
+    with pytest.raises(ResourceError, match=why):
+        FileReader(str(tmp_path)).read(rows, 0)
+
+
+def test_a_picture_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = png(13_000, 13_000, 8, 2, b"")
+    names = written(tmp_path, {"bomb.png": bomb, "x.png": saved(photo(30, 20), "PNG"), "large.png": bomb})
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail(f"{image.size} was decoded"))
+    found = check_files(tmp_path, ["bomb.png"])
+    why = "too large: 13,000 x 13,000 = 169,000,000 pixels, more than --max-pixels 120000000"
+    assert found["status"].to_pylist() == [why]
+    monkeypatch.undo()
+    assert check_files(tmp_path, ["x.png"], masks=["large.png"])["status"].to_pylist() == [f"its mask large.png: {why}"]
+    few = check_files(tmp_path, names[1:2], max_pixels=599)["status"].to_pylist()
+    assert few == ["too large: 30 x 20 = 600 pixels, more than --max-pixels 599"]
+    assert check_files(tmp_path, names[1:2], max_pixels=600)["status"].to_pylist() == ["ok"]
+    with pytest.raises(SourceError, match=r"max_pixels=999,999,999 is not in 1 to 178,956,970"):
+        check_files(tmp_path, names, max_pixels=999_999_999)
+
+
+def test_a_jpeg_that_cannot_hold_its_pixels_is_truncated(tmp_path: Path) -> None:
+    flat = saved(Image.new("RGB", (16, 16), (90, 90, 90)), "JPEG")
+    at = flat.index(b"\xff\xc0") + 5
+    lie = flat[:at] + struct.pack(">HH", 10_000, 10_000) + flat[at + 4 :]
+    decode(files.as_array(lie))  # libjpeg makes up the rest
+    row = checked(tmp_path, lie)
+    assert row["status"] == f"truncated: {len(lie)} bytes, and 10,000 x 10,000 pixels take 195,312 at least"
+    smallest = saved(Image.new("L", (10_000, 1_000)), "JPEG", progressive=True, optimize=True)
+    assert checked(tmp_path, smallest)["status"] == "ok"
 
 
 def test_files_of_a_remote_root_are_read_through_its_filesystem(
@@ -135,11 +203,11 @@ def test_an_interruption_ends_with_the_file_that_is_being_read(tmp_path: Path, m
     reads, interrupted = list[str](), threading.Event()
     read = files.read
 
-    def slow(root: str, name: str) -> bytes:
+    def slow(root: str, name: str, **limits: Any) -> bytes:
         reads.append(name)
         if len(reads) > verify._GROUP:  # the first of the second group
             assert interrupted.wait(60)
-        return read(root, name)
+        return read(root, name, **limits)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -170,18 +238,53 @@ def test_warnings_of_pillow_stay_inside_and_the_filters_are_restored(tmp_path: P
 # Who can decode it ------------------------------------------------------------------------------------------
 
 
-def test_dali_has_the_last_word_on_what_it_can_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = written(tmp_path, {f"{i}.jpg": saved(photo(20 + i, 10), "JPEG") for i in range(3)})
+def asked_instead(monkeypatch: pytest.MonkeyPatch, answer: asking.Ask) -> None:
+    """Let `answer` play DALI."""
 
-    def decodable(encoded: list[Pixels]) -> list[tuple[int, int] | str]:
-        sizes = [decode(file).shape[:2] for file in encoded]
-        return [(h, w) if w == 20 else "it failed" if w == 21 else (w, h) for h, w in sizes]
+    @contextmanager
+    def dali() -> Iterator[asking.Ask]:
+        yield answer
 
-    monkeypatch.setattr(verify, "_decodable", lambda: decodable)
-    found = check_files(tmp_path, names, threads=1)
-    assert found["codec"].to_pylist() == ["dali", "pillow", "pillow"]  # the third came out on its side
-    assert found["status"].to_pylist() == ["ok"] * 3
-    assert found["width"].to_pylist() == [20, 21, 22]
+    monkeypatch.setattr(asking, "dali", dali)
+
+
+def shifted(pixels: Pixels) -> Pixels:
+    """With one row moved by a pixel."""
+    out = pixels.copy()
+    out[7] = np.roll(out[7], 1, axis=0)
+    return out
+
+
+DIFFERENT: dict[str, Callable[[Pixels], asking.Found]] = {
+    "fails": lambda p: "it failed",
+    "on its side": lambda p: np.rot90(p),
+    "on its head": lambda p: p[::-1, ::-1],
+    "mirrored": lambda p: p[:, ::-1],
+    "blue for red": lambda p: p[..., ::-1],
+    "black": np.zeros_like,
+    "negative": lambda p: 255 - p,
+    "darker": lambda p: (p * 0.95).astype(np.uint8),
+    "one row moved": shifted,
+    "one pixel": lambda p: np.where(np.arange(p.size).reshape(p.shape) == 99, p ^ 128, p),
+}
+
+
+def test_who_shows_other_pixels_than_pillow_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alike = {"equal": lambda p: p, "rounded": lambda p: np.maximum(p, 3) - 3}
+    answers = {**alike, **DIFFERENT}
+    scene = photo(20, 20)
+    names = written(tmp_path, {f"{i}.{end}": saved(scene, end) for end in ("PNG", "JPEG") for i in answers})
+
+    def answer(encoded: Sequence[bytes]) -> list[asking.Found]:
+        turn = [*answers.values()]
+        return [turn[next(count) % len(turn)](decode(files.as_array(file))) for file in encoded]
+
+    count = itertools.count()
+    asked_instead(monkeypatch, answer)
+    found = dict(zip(names, check_files(tmp_path, names, threads=1).to_pylist(), strict=True))
+    assert {row["status"] for row in found.values()} == {"ok"}
+    by_dali = {name for name, row in found.items() if row["codec"] == "dali"}
+    assert by_dali == {"equal.PNG", "equal.JPEG", "rounded.JPEG"}
 
 
 def test_dali_gets_what_pillow_could_decode_and_no_more_at_once_than_fits(
@@ -189,12 +292,12 @@ def test_dali_gets_what_pillow_could_decode_and_no_more_at_once_than_fits(
 ) -> None:
     calls: list[list[int]] = []
 
-    def decodable(encoded: list[Pixels]) -> list[tuple[int, int] | str]:
-        shapes = [decode(file).shape for file in encoded]
-        calls.append([h * w for h, w, _ in shapes])
-        return [(h, w) for h, w, _ in shapes]
+    def answer(encoded: Sequence[bytes]) -> list[asking.Found]:
+        pictures = [decode(files.as_array(file)) for file in encoded]
+        calls.append([picture.size // 3 for picture in pictures])
+        return [*pictures]
 
-    monkeypatch.setattr(verify, "_decodable", lambda: decodable)
+    asked_instead(monkeypatch, answer)
     monkeypatch.setattr(verify, "_DALI_PX", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns from here and refuses from twice as many
     good = {f"{i}.png": saved(photo(20, 20), "PNG") for i in range(9)}
@@ -209,14 +312,11 @@ def test_dali_gets_what_pillow_could_decode_and_no_more_at_once_than_fits(
     assert set(found["codec"].to_pylist()[:-2]) == {"dali"}
 
 
-def test_without_dali_the_formats_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+def test_without_dali_all_is_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "find_spec", lambda name: None)
     names = written(tmp_path, SMALL)
-    both = check_files(tmp_path, names)
-    monkeypatch.setitem(sys.modules, "dataio.dali", None)
-    monkeypatch.setattr(verify, "_decodable", verify._decodable.__wrapped__)
-    assert verify._decodable() is None
-    assert check_files(tmp_path, names).equals(both)
+    found = check_files(tmp_path, names).to_pylist()
+    assert {row["codec"] for row in found if row["status"] == "ok"} == {"pillow"}
 
 
 SQUARE = photo(64, 64, seed=8)
@@ -283,9 +383,9 @@ def odd_files() -> dict[str, tuple[bytes, str]]:
         "rgb": (tiff(SQUARE, photometric=2), "dali"),
         "16 bits": (tiff(deep, photometric=2), "dali"),
         "alpha": (tiff(four, photometric=2, extra=2), "dali"),
-        "white is 0": (tiff(SQUARE[..., :1], photometric=0), "dali"),
+        "white is 0": (tiff(SQUARE[..., :1], photometric=0), "pillow"),
         "multiplied by alpha": (tiff(four, photometric=2, extra=1), "pillow"),
-        "something beside rgb": (tiff(four, photometric=2, extra=0), "pillow"),
+        "something beside rgb": (tiff(four, photometric=2, extra=0), "dali"),
         "planes of 16 bits": (tiff(deep, photometric=2, planar=True), "pillow"),
         "two bands": (tiff(SQUARE[..., :2], extra=0), "pillow"),
         "grey and alpha": (saved(image.convert("LA"), "TIFF"), "pillow"),
