@@ -4,8 +4,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from cluster.errors import JobError, quoted
+from cluster.errors import JobError
 from cluster.job import Job
+from cluster.words import cut
 
 
 def read_job(arguments: list[str], verb: str, *, file: Job | None = None) -> Job:
@@ -34,7 +35,7 @@ def _check_indexed(given: str, verb: str) -> None:
         folder, packed, run = path.is_dir(), (path / "manifest.arrow").is_file(), (path / "job.toml").is_file()
     except (OSError, ValueError) as error:  # too long, or with a NUL
         raise JobError(
-            f"{quoted(given)} is no name of a file ({quoted(str(error))}): give a job (.toml) or a manifest"
+            f"{cut(given)} is no name of a file ({cut(str(error))}): give a job (.toml) or a manifest"
         ) from None
     if packed or run:
         what = "manifest.arrow" if packed else "job.toml"

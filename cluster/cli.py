@@ -21,7 +21,7 @@ from tyro.conf import Positional
 from cluster import cli_jobs, outputs, ranks, signals
 from cluster.arguments import read_job, take, take_flag, take_out
 from cluster.job import Job
-from cluster.words import Plain, as_json, printable, say
+from cluster.words import Plain, as_json, printable, quoted, say
 
 _EPILOGUE = """\
 verbs:
@@ -128,7 +128,7 @@ def _sample(what: Positional[str], folder: Positional[Path]) -> int:
         say(f"{count} images in {folder}")
         return 0
     if what != "pets":
-        say(f"thawline: sample {what!r} is not known: give digits or pets")
+        say(f"thawline: sample {quoted(what)} is not known: give digits or pets")
         return 2
     with _transfer() as progress:
         images = fetch_pets(folder, progress=progress)
@@ -455,7 +455,7 @@ def _verb(words: list[str]) -> tuple[str, list[str]]:
 
         near = get_close_matches(verb, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(known)}"
-        print(f"thawline: {verb!r} is not a verb; {hint}", file=sys.stderr)
+        print(f"thawline: {quoted(verb)} is not a verb; {hint}", file=sys.stderr)
         sys.exit(2)
     return verb, words[1:]
 

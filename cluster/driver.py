@@ -17,6 +17,7 @@ from cluster import rows
 from cluster.board import Row
 from cluster.errors import ClusterError, LaunchError
 from cluster.outputs import forgiving
+from cluster.words import quoted
 
 if TYPE_CHECKING:
     from cluster.discovery import Directory
@@ -83,8 +84,8 @@ def _train(text: str, *, fresh: bool) -> dict[str, Any]:
         directory = Directory(host=job.metrics.host, port=job.metrics.sd_port)
     except OSError as error:
         raise LaunchError(
-            f"metrics.host={job.metrics.host!r} cannot be listened on ({error.strerror}): Prometheus could not find "
-            "the workers; give an address of the cluster's head, or 0.0.0.0"
+            f"metrics.host={quoted(job.metrics.host)} cannot be listened on ({error.strerror}): Prometheus could not "
+            "find the workers; give an address of the cluster's head, or 0.0.0.0"
         ) from error
     with directory:
         watcher = Watcher(job, directory)

@@ -53,10 +53,3 @@ def last_line(said: object) -> str:
 def out_of_memory(said: object) -> bool:
     """Whether Ray's memory monitor says in this that it has ended a process."""
     return "address the out of memory issue" in str(said or "")
-
-
-def quoted(value: object) -> str:
-    """A user's value in a sentence, as `dataio.errors` has it, which brings pyarrow along: --help does without."""
-    from dataio.errors import quoted as cut
-
-    return cut(value)

@@ -187,7 +187,7 @@ def _vocabulary(
             lines = Path(classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise LabelError(
-                f"--classes {classes} cannot be read ({error}): give a text file, a class a line"
+                f"--classes {classes} cannot be read ({quoted(str(error))}): give a text file, a class a line"
             ) from error
         names = [line.strip() for line in lines if line.strip()]
     else:

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import tomli_w
 
-from cluster.errors import JobError, quoted
+from cluster.errors import JobError
 from cluster.limits import check_ranges, check_together
 from cluster.tables import build, flat
+from cluster.words import cut
 
 
 @dataclass(frozen=True)
@@ -240,11 +241,9 @@ def from_toml(file: str | Path) -> Job:
     except FileNotFoundError:
         raise JobError(f"{file} does not exist: give a job (.toml) or a manifest (.parquet)") from None
     except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{file} is not valid TOML, so it is no job: {error}; correct it there") from None
-    except (OSError, ValueError) as error:  # no text, or a name that no file can have
-        raise JobError(
-            f"{quoted(str(file))} cannot be read as a job ({quoted(str(error))}): give a TOML file"
-        ) from None
+        raise JobError(f"{file} is not valid TOML, so it is no job: {cut(str(error))}; correct it there") from None
+    except (OSError, ValueError, RecursionError) as error:  # no text, a name that no file can have, nested too deeply
+        raise JobError(f"{cut(str(file))} cannot be read as a job ({cut(str(error))}): give a TOML file") from None
     return from_dict(mapping, source=str(file))
 
 
@@ -302,7 +301,7 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
     """
     before, after = (identity(job, ignore=ignore) for job in (old, new))
     changes = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
-    return [f"{name}: {was} -> {now}" for name, was, now in changes if was != now]
+    return [f"{name}: {cut(str(was))} -> {cut(str(now))}" for name, was, now in changes if was != now]
 
 
 def override(job: Job, args: list[str]) -> Job:

@@ -28,6 +28,7 @@ from cluster.driver import JOB_FILE
 from cluster.errors import SubmitError, TokenError, last_line
 from cluster.job import Job
 from cluster.messenger import NOT_RUNNING
+from cluster.words import quoted
 from dataio.private import scratch
 
 Package = Literal["ship", "installed"]
@@ -100,7 +101,7 @@ class Cluster:
         url = urlsplit(address)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise SubmitError(
-                f"address={address!r} is no URL of a Ray dashboard: there is nobody to ask; give one such as "
+                f"address={quoted(address)} is no URL of a Ray dashboard: there is nobody to ask; give one such as "
                 "http://127.0.0.1:8265"
             )
         self.address = address.rstrip("/")
@@ -157,7 +158,9 @@ class Cluster:
         mine = [attempt for attempt in attempts if attempt.name == name]
         if not mine:
             others = ", ".join(sorted({attempt.name for attempt in attempts})) or "none"
-            raise SubmitError(f"{self.address} knows no job called {name!r} (jobs there: {others}): nothing to show")
+            raise SubmitError(
+                f"{self.address} knows no job called {quoted(name)} (jobs there: {others}): nothing to show"
+            )
         return max(mine, key=lambda attempt: attempt.number)
 
     def lines(self, attempt: Attempt, *, follow: bool) -> Iterator[str]:

@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import JobError
+from cluster.words import quoted
 
 if TYPE_CHECKING:
     from cluster.job import Job
@@ -113,7 +114,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
         inside, wanted, consequence = _RANGES[known]
         if not all(map(inside, value if isinstance(value, tuple) else (value,))):
             wanted = wanted.replace("_", name, 1)
-            raise JobError(f"{name}={value!r} is out of range: {consequence}; give {wanted}")
+            raise JobError(f"{name}={quoted(value)} is out of range: {consequence}; give {wanted}")
 
 
 def check_together(job: "Job") -> None:
@@ -178,12 +179,12 @@ def _check_recipes(job: "Job") -> None:
         recipe = phase.recipe or job.fit.recipe
         for name in sorted(set().union(*TAKES.values()) - {*TAKES[recipe]}):
             if (value := getattr(phase, name)) is not None:
-                raise _unread(f"phases[{i}].{name}={value!r}", name, recipe)
+                raise _unread(f"phases[{i}].{name}={quoted(value)}", name, recipe)
     recipes = {phase.recipe or job.fit.recipe for phase in job.phases} or {job.fit.recipe}
     for name in ("div", "pct_start", "warmup"):
         value = getattr(job.fit, name)
         if value and not any(name in TAKES[recipe] for recipe in recipes):
-            raise _unread(f"fit.{name}={value!r}", name, " and ".join(sorted(recipes)))
+            raise _unread(f"fit.{name}={quoted(value)}", name, " and ".join(sorted(recipes)))
 
 
 def _unread(given: str, name: str, recipe: str) -> JobError:

@@ -31,6 +31,7 @@ from cluster.preflight import check_recipe
 from cluster.room import answering, choose_device
 from cluster.signals import deaf_to_hangup
 from cluster.storage import Result, has_begun, hold
+from cluster.words import quoted
 from dataio.cores import usable_cores
 from dataio.private import scratch
 
@@ -238,8 +239,8 @@ def _connected(job: Job, address: str, folder: Path) -> Iterator[None]:
                         "the nodes with the environment that jobs run in first on PATH"
                     ) from error
                 raise LaunchError(
-                    f"no Ray cluster answers at {address!r} ({last_line(error)}): nothing can be trained there; start "
-                    "one with `ray start --head`, or give its address"
+                    f"no Ray cluster answers at {quoted(address)} ({last_line(error)}): nothing can be trained there; "
+                    "start one with `ray start --head`, or give its address"
                 ) from error
         try:
             _hush()

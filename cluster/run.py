@@ -26,7 +26,7 @@ from cluster.job import Job
 from cluster.phases import phases, stages
 from cluster.pulse import Pulse
 from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
-from cluster.words import as_json, finite
+from cluster.words import as_json, finite, quoted
 from dataio import census, files
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders, split_loader
@@ -245,8 +245,8 @@ def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Lea
         )
     except OSError as error:
         raise LaunchError(
-            f"metrics.host={job.metrics.host!r} cannot be listened on ({error.strerror}): nobody could read this "
-            "worker's metrics; give an address of this machine, or 0.0.0.0"
+            f"metrics.host={quoted(job.metrics.host)} cannot be listened on ({error.strerror}): nobody could read "
+            "this worker's metrics; give an address of this machine, or 0.0.0.0"
         ) from error
     stack.enter_context(exporter)
     exporter.observe({"world_size": context.world_size, "quarantined": 0})

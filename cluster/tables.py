@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cluster.errors import JobError
+from cluster.words import cut, quoted
 
 T = TypeVar("T")
 
@@ -44,10 +45,10 @@ def _build(cls: type[T], table: Mapping[str, Any], *, prefix: str, source: str, 
     values: dict[str, Any] = {}
     for name, value in table.items():
         dotted = prefix + name
-        where = f"{dotted}={value!r} in {source}"
+        where = f"{cut(dotted)}={quoted(value)} in {source}"
         if name not in hints:
             near = _nearest(name, {known: prefix + known for known in hints}, root)
-            raise JobError(f"unknown field {dotted} in {source}: nothing would read it; {near}")
+            raise JobError(f"unknown field {cut(dotted)} in {source}: nothing would read it; {near}")
         if row := _row(hints[name]):
             if not (isinstance(value, list | tuple) and all(isinstance(part, Mapping) for part in value)):
                 raise JobError(f"{where} is no list of tables, so their fields have no place: write [[{dotted}]]")

@@ -1,6 +1,7 @@
 """Which text may reach a terminal, a log or a JSON file? Names come from strangers: classes, files, addresses.
 
-`printable` for whatever is printed, `quoted` for a value within a sentence, `as_json` for numbers that may be none.
+`printable` for whatever is printed, `quoted` and `cut` for a value within a sentence, `as_json` for numbers that may be
+none.
 """
 
 import json
@@ -41,7 +42,12 @@ def quoted(value: object) -> str:
         said = repr(value)
     except RecursionError:
         said = f"a {type(value).__name__} within others, hundreds deep"
-    return said if len(said) <= _MOST else f"{said[: _MOST - 3]}..."
+    return cut(said)
+
+
+def cut(text: str) -> str:
+    """At most 80 characters of it."""
+    return text if len(text) <= _MOST else f"{text[: _MOST - 3]}..."
 
 
 def say(text: object) -> None:

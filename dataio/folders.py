@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dataio import files
-from dataio.errors import SourceError
+from dataio.errors import SourceError, quoted
 
 _SYSTEMS = frozenset(
     (
@@ -36,7 +36,7 @@ class Found:
         """A line on what was skipped; '' if nothing was."""
         parts = []
         if folders := self.skipped.total():
-            named = ", ".join(f"{count:,} {name}" for name, count in self.skipped.most_common(5))
+            named = ", ".join(f"{count:,} {quoted(name)}" for name, count in self.skipped.most_common(5))
             parts.append(f"{folders:,} hidden or system folders ({named}{', ...' if len(self.skipped) > 5 else ''})")
         if self.hidden:
             parts.append(f"{self.hidden:,} hidden or system files")
@@ -61,7 +61,7 @@ def _remote(root: str) -> Found:
         raise SourceError(f"{root} does not exist: there is nothing to list; check the URI") from error
     except OSError as error:
         raise SourceError(
-            f"{root} cannot be listed ({error}): check the URI, the network, and that you may read there"
+            f"{root} cannot be listed ({quoted(str(error))}): check the URI, the network, and that you may read there"
         ) from error
     for name in names:
         *above, last = name.split("/")

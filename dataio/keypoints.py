@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dataio.errors import quoted
+
 UNPAIRED = (
     "points: nobody named those that change places in a mirror (thawline index --swap left_eye,right_eye), so no image "
     "is mirrored in training"
@@ -45,7 +47,7 @@ def partners(names: Sequence[str], pairs: Pairs) -> NDArray[np.int64]:
 
 
 def _shown(pair: Sequence[str]) -> str:
-    return f"{pair if isinstance(pair, str) else ','.join(map(str, pair))!r:.80}"
+    return quoted(repr(pair if isinstance(pair, str) else ",".join(map(str, pair))))
 
 
 def told(
@@ -79,13 +81,14 @@ def told(
         row, k = (int(at) for at in np.argwhere(outside)[0])
         (x, y), (width, height) = points[row, k], sizes[row]
         sentences.append(
-            f"WARNING: {_counted(outside, paths)} lie outside their image ({names[k]} of {paths[row]} at {x:.10g}, "
-            f"{y:.10g} px of {width} x {height}), and will be trained on there; correct them, or leave such cells empty"
+            f"WARNING: {_counted(outside, paths)} lie outside their image ({quoted(names[k])} of {quoted(paths[row])} "
+            f"at {x:.10g}, {y:.10g} px of {width} x {height}), and will be trained on there; correct them, or leave "
+            "such cells empty"
         )
     return tuple(sentences)
 
 
 def _counted(which: NDArray[np.bool_], paths: Sequence[str]) -> str:
     rows = np.flatnonzero(which.any(axis=1))
-    first = ", ".join(paths[row] for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+    first = ", ".join(quoted(paths[row]) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
     return f"{which.sum():,} points in {len(rows):,} images ({first})"

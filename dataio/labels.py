@@ -96,7 +96,7 @@ def by_column(name: str, *, delimiter: str | None = None) -> Labeller:
 def by_function(fn: Callable[[Row], Any]) -> Labeller:
     """Label an image with what `fn` returns for its row ('path' and the source's columns)."""
     if not callable(fn):
-        raise LabelError(f"{fn!r} is not a function: it cannot label; give one from a row to a label")
+        raise LabelError(f"{quoted(repr(fn))} is not a function: it cannot label; give one from a row to a label")
     return Labeller(fn, f"by_function({getattr(fn, '__name__', fn)})")
 
 
@@ -206,7 +206,7 @@ def label(
     if skip_unlabelled:
         table, labels = _labelled(table, labels, name, task)
     if task not in LABEL_TYPES:
-        raise LabelError(f"task {task!r} is not known: give {', '.join(LABEL_TYPES)}")
+        raise LabelError(f"task {quoted(repr(task))} is not known: give {', '.join(LABEL_TYPES)}")
     vocabulary = _vocabulary(classes or getattr(labeller, "classes", None), values, task)
     counted = values is None and task == "mask" and vocabulary is not None
     if values is not None:
@@ -326,7 +326,7 @@ def _swap(pairs: Sequence[tuple[str, str]] | None, names: tuple[str, ...] | None
 def _flat(value: Any) -> list[float]:
     """One image's points, in pairs or one number after another, as x0, y0, x1, y1, ..."""
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
+        raise TypeError(f"{quoted(repr(value))} is not a list")
     if any(isinstance(item, list) for item in value):
         value = [number for pair in value for number in (_plain(pair) if pair is not None else (None, None))]
     numbers = [math.nan if number is None or number == "" else float(number) for number in value]

@@ -125,8 +125,8 @@ class Manifest:
             rows = rows.select(wanted.names).replace_schema_metadata(None).cast(wanted)
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise ManifestError(
-                f"manifest {file} has a column of another type ({error}): it was changed since it was made; make it "
-                "again with thawline index"
+                f"manifest {file} has a column of another type ({quoted(str(error))}): it was changed since it was "
+                "made; make it again with thawline index"
             ) from error
         manifest = cls(
             _in_order(rows),
@@ -151,7 +151,7 @@ class Manifest:
         if len(rows) == 0:
             splits = ", ".join(sorted(filter(None, pc.unique(self.rows["split"]).to_pylist()))) or "none"
             raise ManifestError(
-                f"the manifest has no usable images in split {split!r} (its splits: {splits}): there is "
+                f"the manifest has no usable images in split {quoted(repr(split))} (its splits: {splits}): there is "
                 "nothing to load; split again with thawline index"
             )
         return Part(self.rows, rows, self.task)
@@ -195,7 +195,7 @@ class Manifest:
         if (other.classes, other.values) != (self.classes, self.values):
             lacking = [f"-{c}" for c in self.classes if c not in other.classes]
             extra = [f"+{c}" for c in other.classes if c not in self.classes]
-            differ = ", ".join((lacking + extra)[:6]) or "the same in another order"
+            differ = ", ".join(map(quoted, (lacking + extra)[:6])) or "the same in another order"
             raise ManifestError(
                 f"{name} has other classes than this one ({differ}): a target would mean one thing here and another "
                 "there; index it again with this one's classes (--classes)"
@@ -374,7 +374,8 @@ def _open(file: str | Path) -> pa.Table:
         return rows
     except (pa.ArrowException, OSError, ValueError, SourceError) as error:
         raise ManifestError(
-            f"{file} cannot be read ({error}): it is no manifest, or a broken one; make one with thawline index"
+            f"{file} cannot be read ({quoted(str(error))}): it is no manifest, or a broken one; make one with thawline "
+            "index"
         ) from error
 
 

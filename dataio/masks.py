@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.errors import SplitError
+from dataio.errors import SplitError, quoted
 from dataio.pictures import hush_pillow
 from dataio.targets import VOID
 
@@ -78,7 +78,9 @@ def check_values(
     Raises: SplitError where some class occurs nowhere and some value is nobody's, which then is that class by mistake:
         if the values are counted, or if at most one class is left to learn.
     """
-    never = [f"{name} (value {value})" for name, value in zip(classes, values, strict=True) if not pixels[value]]
+    never = [
+        f"{quoted(name)} (value {value})" for name, value in zip(classes, values, strict=True) if not pixels[value]
+    ]
     strange = [value for value in np.flatnonzero(pixels).tolist() if value not in values]
     share = pixels[strange].sum() / max(1, pixels.sum())
     lacking = f"{len(never)} of {len(classes)} classes occur in no mask: {_few(never)}"

@@ -143,7 +143,7 @@ def unify(counts: Mapping[str, int], known: Sequence[str] | None = None) -> tupl
             f"form ({told}{'; ...' if len(changed) > _TOLD else ''}); --classes keeps those apart that it gives",
         )
     lines += [
-        f"WARNING: {count:,} images have the class {name!r}, which looks like a missing value: index with "
+        f"WARNING: {count:,} images have the class {quoted(repr(name))}, which looks like a missing value: index with "
         "--skip-unlabelled after emptying those cells, if it is one"
         for name, count in plain.items()
         if name.lower() in _NO_NAMES and name not in fixed

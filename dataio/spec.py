@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import ceil, inf
 from typing import Any, Literal, Self
 
-from dataio.errors import SpecError
+from dataio.errors import SpecError, quoted
 
 Presize = Literal["crop", "squish", "pad"]
 Border = Literal["reflect", "replicate", "constant"]
@@ -90,7 +90,7 @@ class ImageSpec:
             )
         _one_of("presize", self.presize, ("crop", "squish", "pad"))
         if self.flip not in (True, False, "auto"):
-            raise SpecError(f"flip={self.flip!r} is not known: give True, False or 'auto'")
+            raise SpecError(f"flip={quoted(repr(self.flip))} is not known: give True, False or 'auto'")
         _one_of("border", self.border, ("reflect", "replicate", "constant"))
         _within("rotate_deg", self.rotate_deg, 0, 180, "degrees either way")
         _within("min_zoom", self.min_zoom, 0.1, 10, "a factor; 1 is none")
@@ -151,7 +151,7 @@ class ImageSpec:
         if name not in PRESETS:
             close = get_close_matches(name, PRESETS, n=1)
             remedy = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(PRESETS)}"
-            raise SpecError(f"preset={name!r} is not known, so it says nothing of augmentation: {remedy}")
+            raise SpecError(f"preset={quoted(repr(name))} is not known, so it says nothing of augmentation: {remedy}")
         return cls(**{**PRESETS[name], **changes})
 
     @property
@@ -190,4 +190,4 @@ def _within(name: str, value: float, low: float, high: float, meaning: str) -> N
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise SpecError(f"{name}={value!r} is not known: give one of {', '.join(choices)}")
+        raise SpecError(f"{name}={quoted(repr(value))} is not known: give one of {', '.join(choices)}")

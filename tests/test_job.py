@@ -306,3 +306,23 @@ def test_reading_a_job_imports_nothing_heavy() -> None:
     code = f"import sys, cluster.job; sys.exit(str({heavy}) if {heavy} else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_long_values_and_names_are_cut_in_sentences(tmp_path: Path) -> None:
+    long = "x" * 100_000
+    mappings: list[dict[str, Any]] = [
+        {"fit": {"recipe": long}},
+        {"fit": {"epochs": long}},
+        {"fit": {"lr": [1.0] * 50_000}},
+        {long: 1},
+        {"data": [long]},
+        {"name": f"a/{long}"},
+    ]
+    for mapping in mappings:
+        with pytest.raises(JobError) as caught:
+            check(from_dict(mapping))
+        assert len(str(caught.value)) < 600, str(caught.value)[:200]
+    (tmp_path / "job.toml").write_text("manifest = " + "[" * 100_000)
+    with pytest.raises(JobError, match=r"job\.toml (is not valid TOML|cannot be read as a job)") as caught:
+        from_toml(tmp_path / "job.toml")
+    assert len(str(caught.value)) < 400
