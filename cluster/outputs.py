@@ -17,8 +17,9 @@ from typing import Any, TextIO, cast
 class Talk:
     """A text stream that cannot fail: lines that it could not print when they were due are counted in `unsaid`."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        """stream: None, as Python has it for an output that was closed before the start, takes all and says nothing."""
+        self._stream = stream or open(os.devnull, "w")  # noqa: PTH123, SIM115  # as long as the process
         self.unsaid = 0
         self.why: OSError | ValueError | None = None
         """What met the last of them."""

@@ -33,8 +33,8 @@ def place() -> Place | None:
     missing = [name for name in _WANTED if not os.environ.get(name, "").strip()]
     if missing:
         raise LaunchError(
-            f"WORLD_SIZE={size} is set, but {' and '.join(missing)} is not: which of {size} processes this is, or "
-            "where they meet, is not known; start it with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE={size} is set, but not {' or '.join(missing)}: which of {size} processes this is, or where "
+            "they meet, is not known; start it with torchrun, or unset WORLD_SIZE"
         )
     rank = _number("RANK", "0", least=0)
     if rank >= size:

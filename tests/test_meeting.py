@@ -48,9 +48,9 @@ def test_what_torchrun_says_is_understood(
     [
         (
             {"WORLD_SIZE": "2"},
-            "WORLD_SIZE=2 is set, but RANK and MASTER_ADDR and MASTER_PORT is not: .*unset WORLD_SIZE",
+            "WORLD_SIZE=2 is set, but not RANK or MASTER_ADDR or MASTER_PORT: .*unset WORLD_SIZE",
         ),
-        (WHOLE | {"RANK": ""}, "WORLD_SIZE=2 is set, but RANK is not: "),
+        (WHOLE | {"RANK": ""}, "WORLD_SIZE=2 is set, but not RANK: "),
         (WHOLE | {"RANK": "2"}, "RANK=2 with WORLD_SIZE=2: ranks end at 1"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a whole number from 1 on: "),
         (WHOLE | {"MASTER_PORT": "x"}, "MASTER_PORT='x' is not a whole number"),
