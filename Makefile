@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast test-cluster kills chaos check bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills chaos fuzz check bench prometheus clean help
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -40,6 +40,10 @@ test-cluster: $(READY)  ## whole jobs on a Ray cluster of this machine: submit, 
 CHAOS ?= 20
 chaos: $(READY)  ## runs (CHAOS=20) on a Ray cluster of this machine whose workers, nodes, controllers and drivers are killed
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+FUZZ ?= 300
+fuzz: $(READY)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSVs and checkpoints: told, or read as written
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 check: $(READY)  ## ruff and the type checker
 	$(BIN)/ruff check .
