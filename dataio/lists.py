@@ -110,6 +110,7 @@ def csv_rows(
         separator = _separator(data, default=usual_separator(file))
     elif len(separator) != 1 or separator in '"\r\n':
         raise SourceError(f"separator {quoted(repr(separator))} is not one character: give one such as ';'")
+    _check_text(data.to_pybytes(), file)
     _check_lines(data.to_pybytes(), file)
     _check_quotes(data.to_pybytes(), separator.encode(), file)
     bad: list[csv.InvalidRow] = []
@@ -163,6 +164,17 @@ def _why(error: Exception, bad: list[csv.InvalidRow]) -> str:
             "correct it there, or name the --separator"
         )
     return f"{quoted(str(error))}; check its separator and encoding"
+
+
+def _check_text(data: bytes, file: str) -> None:
+    """Raises SourceError for what is not UTF-8: of a row in it that is wrong as well, Arrow prints a traceback."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SourceError(
+            f"{file} cannot be read as CSV: line {line} is not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8"
+        ) from error
 
 
 def _check_lines(data: bytes, file: str) -> None:

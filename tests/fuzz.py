@@ -398,6 +398,8 @@ def outcomes(
     for case in cases:
         if (found := case.read(case.file)) != "same":
             raise RuntimeError(f"{case.file} is not read as it was written: {found}")
+    ignored = list[str]()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraised: ignored.append(repr(unraised.exc_value))
     for k in range(first, count):
         rng = random.Random(f"{seed} {kind} {k}")
         i = rng.randrange(len(cases))
@@ -412,10 +414,13 @@ def outcomes(
             outcome = "told" if len(said) <= _LONGEST else "traceback"
         except Exception as error:  # whatever it is, it is what is looked for
             outcome, said = "traceback", f"{type(error).__name__}: {error}"
+        if ignored:  # printed with its traceback, and passed over
+            outcome, said = "traceback", ignored.pop()
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > _MEMORY_KB:
             outcome = "memory"
         file.write_bytes(whole[i])
         yield Found(kind, k, outcome, said[:300])
+    sys.unraisablehook = hook
 
 
 def child(kind: str, seed: int, first: int, count: int, folder: Path) -> None:
