@@ -71,7 +71,7 @@ class Model:
     """What is trained."""
 
     name: str = "resnet34"  # a backbone of torchvision
-    weights: str = "imagenet"  # none, imagenet, or a file
+    weights: str = "imagenet"  # none, imagenet, or a file, or the folder of a run or a checkpoint
     dropout: float = 0.5  # before the last layer; half of it before the layer ahead
 
 

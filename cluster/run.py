@@ -191,6 +191,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
         weights=job.model.weights,
         dropout=job.model.dropout,
         seed=job.seed,
+        class_names=train.classes,
     )
     return Learner(
         model,

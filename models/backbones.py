@@ -5,6 +5,7 @@ Normalisation is no part of the model: the data path applies it.
 
 import difflib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -71,11 +72,19 @@ def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, f
 
 
 def create(
-    name: str, classes: int, *, weights: str | Path = "none", dropout: float = 0.5, seed: int | None = None
+    name: str,
+    classes: int,
+    *,
+    weights: str | Path = "none",
+    dropout: float = 0.5,
+    seed: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Classifier:
     """Build a classifier on the CPU, in training mode, everything trainable.
 
-    `weights` is "none" (torchvision's own initialisation), "imagenet" (downloaded once, checked) or a file.
+    `weights` is "none" (torchvision's own initialisation), "imagenet" (downloaded once, checked), a file, or the folder
+    of a run or a checkpoint. A head of ours in there is taken where its shapes agree and, if `class_names` are given,
+    where it was trained on these.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
     Raises: UnknownModelError, ModelError (no classes, a wrong dropout), WeightsError.
@@ -92,5 +101,5 @@ def create(
     if weights == "imagenet":
         model.origin = load_imagenet(model, name)
     elif weights != "none":
-        model.origin = load_file(model, weights)
+        model.origin = load_file(model, weights, classes=class_names)
     return model

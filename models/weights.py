@@ -1,24 +1,25 @@
 """Where do trained weights come from? torchvision's downloads, or a file.
 
-Files are read as tensors only: pickled code is refused, never run.
+What a file holds, `saved` says: here it is fitted to a model.
 """
 
 import contextlib
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from models import saved
 from models.errors import WeightsError
+from models.saved import REMEDY
 
 CONNECT_TIMEOUT_S = 5.0
 """How long a download may stand still; torch itself would wait for ever."""
-
-REMEDY = 'give model.weights = "FILE", or weights = "none"'
 
 
 def imagenet_url(name: str) -> str:
@@ -55,27 +56,40 @@ def load_imagenet(model: nn.Module, name: str) -> str:
     return f"{cached.name}: body of {name}, trained on ImageNet-1k; head as initialised"
 
 
-def load_file(model: nn.Module, file: str | Path) -> str:
-    """Fill a model that has `body` and `head` from a file. Returns what was loaded, and what was not.
+def load_file(model: nn.Module, file: str | Path, *, classes: Sequence[str] | None = None) -> str:
+    """Fill a model that has `body` and `head` from a file or a run. Returns what was loaded, and what was not.
 
-    The file holds a state dict, bare or under the key "model": torchvision's (conv1.weight, ...: the body),
-    or ours (body.*, head.*: the head too where its shapes agree, so that other classes can be learned).
+    file: see saved.read. Its state dict is torchvision's (conv1.weight, ...: the body), or ours (body.*, head.*: the
+    head too where its shapes agree, and `classes`, if they are told, are those that it was trained on, in their order).
     The body must fit exactly, else nothing is loaded.
-    Raises: WeightsError, when the file is missing, unreadable, holds code or does not fit.
+    Raises: WeightsError, when it is missing, unreadable, holds code, does not fit or holds what is no number.
     """
-    path = Path(file).expanduser()
-    state = _read(path)
+    found = saved.read(file)
+    path, state = found.where, found.state
     if not any(key.startswith("body.") for key in state):
-        _load_body(model, _without(state, "fc."), where=str(path))
+        _load_body(model, _without(state, "fc."), where=path)
         return f"{path}: body; the file has no head of ours, so the head is as initialised"
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     body = {key.removeprefix("body."): value for key, value in _without(state, "head.").items()}
-    _load_body(model, body, where=str(path))
     misfits = _misfits(model.get_submodule("head"), head)
-    if misfits:
-        return f"{path}: body only; the head is as initialised, since its {_first(misfits)}"
+    why = f"its {_first(misfits)}" if misfits else _other_classes(found.classes, classes)
+    if not why:
+        _check_numbers(head, where=path)
+    _load_body(model, body, where=path)
+    if why:
+        return f"{path}: body only; the head is as initialised, since {why}"
     model.get_submodule("head").load_state_dict(head)
     return f"{path}: body and head"
+
+
+def _other_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> str:
+    """Why a head of the right shape is not the right one; "" where it is, or where nobody knows ours."""
+    if ours is None or (theirs is not None and tuple(theirs) == tuple(ours)):
+        return ""
+    if theirs is None:
+        return "the file does not say which classes it was trained on"
+    there, here = next(pair for pair in zip_longest(theirs, ours, fillvalue="none") if pair[0] != pair[1])
+    return f"it was trained on other classes ({there[:80]!r} in the place of {here[:80]!r})"
 
 
 @contextlib.contextmanager
@@ -86,29 +100,6 @@ def _network_timeout() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU."""
-    if not path.is_file():
-        raise WeightsError(f'weights file {path} does not exist: {REMEDY}, or weights = "imagenet"')
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}") from error
-    except Exception as error:  # an unpickler fed with arbitrary bytes raises anything
-        raise WeightsError(
-            f"{path} is not a torch file or holds pickled code, which is never run ({type(error).__name__}): "
-            "save tensors only, torch.save(model.state_dict(), FILE)"
-        ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(
-            f"{path} holds no state dict (a {type(state).__name__}): there is nothing to load by name; "
-            "save one with torch.save(model.state_dict(), FILE)"
-        )
-    return {str(key): value for key, value in state.items()}
 
 
 def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -122,7 +113,18 @@ def _load_body(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
         raise WeightsError(
             f"{where} does not fit the model's body: {_first(misfits)}; give weights of the same backbone"
         )
+    _check_numbers(state, where=where)
     body.load_state_dict(state)
+
+
+def _check_numbers(state: Mapping[str, Tensor], *, where: str) -> None:
+    for key, value in state.items():
+        bad = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
+        if bad:
+            raise WeightsError(
+                f"{where} holds {bad:,} of {value.numel():,} values of {key} that are no finite numbers (NaN or "
+                "infinity): every output would be NaN; give weights from before the training diverged"
+            )
 
 
 def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -2,10 +2,11 @@
 
 import hashlib
 import http.server
+import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torch import nn
 import models
 from models import weights
 from models.heads import AdaptiveConcatPool2d, classification_head
+from trainer import checkpoint
+from trainer.checkpoint import Whose
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +289,99 @@ def test_a_file_that_does_not_fit_is_named_by_three_keys_and_changes_nothing(
     with pytest.raises(models.WeightsError, match=re.escape(expected)):
         weights.load_file(model, tmp_path / "other.pth")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+WRAPPERS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
+    "DDP": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "torch.compile": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "a compiled body": lambda state: {key.replace("body.", "body._orig_mod."): value for key, value in state.items()},
+    "DDP of torch.compile": lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+    "timm": lambda state: {"state_dict": dict(state), "epoch": 3},
+    "Lightning": lambda state: {
+        "state_dict": {**{f"model.{key}": value for key, value in state.items()}, "loss.weight": torch.ones(3)},
+        "epoch": 3,
+    },
+    "Lightning, compiled": lambda state: {"state_dict": {f"model._orig_mod.{key}": v for key, v in state.items()}},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_a_state_dict_is_understood_however_it_was_wrapped(tmp_path: Path, how: str) -> None:
+    ours = models.create("resnet18", 3, seed=1).state_dict()
+    torch.save(WRAPPERS[how](ours), tmp_path / "x.pt")
+    model = models.create("resnet18", 3, weights=tmp_path / "x.pt", seed=2)
+    assert model.origin == f"{tmp_path}/x.pt: body and head"
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in ours.items())
+
+
+def test_numbers_that_are_none_are_told_at_loading(shared: models.Classifier, tmp_path: Path) -> None:
+    state = {key: value.clone() for key, value in models.create("resnet18", 3, seed=1).state_dict().items()}
+    state["body.layer1.0.conv1.weight"][0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf])
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(models.WeightsError, match=r"holds 2 of 36,864 values of layer1\.0\.conv1\.weight .*NaN"):
+        models.create("resnet18", 3, weights=tmp_path / "nan.pt")
+
+
+def last_weight(model: models.Classifier) -> torch.Tensor:
+    return model.get_parameter("head.8.weight")
+
+
+@pytest.fixture
+def a_run(tmp_path: Path) -> Path:
+    """The folder of a run of three classes with two checkpoints, and a third that is not finished."""
+    for step, seed in ((5, 1), (10, 2)):
+        parts = {"model": models.create("resnet18", 3, seed=seed).state_dict(), "state": {"rows": []}}
+        whose = Whose({"seed": 7}, ("ape", "bee", "cat"))
+        checkpoint.save(tmp_path / "run/checkpoints", step, parts, keep=3, whose=whose)
+    (tmp_path / "run/checkpoints/step_00000015").mkdir()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("given", "seed"),
+    [
+        ("", 2),
+        ("checkpoints", 2),
+        ("checkpoints/step_00000005", 1),
+        ("checkpoints/step_00000005/model.pt", 1),
+    ],
+)
+def test_a_run_and_a_checkpoint_are_weights_and_know_their_classes(a_run: Path, given: str, seed: int) -> None:
+    expected = models.create("resnet18", 3, seed=seed).state_dict()
+    same = models.create("resnet18", 3, weights=a_run / given, class_names=("ape", "bee", "cat"), seed=4)
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in expected.items())
+    other = models.create("resnet18", 3, weights=a_run / given, class_names=("ape", "cat", "bee"), seed=4)
+    assert same_body(other, same.eval().body)
+    assert torch.equal(last_weight(other), last_weight(models.create("resnet18", 3, seed=4)))
+    assert other.origin.endswith("it was trained on other classes ('bee' in the place of 'cat')")
+
+
+def test_the_averaged_weights_of_a_checkpoint_are_taken_before_those_that_were_trained(tmp_path: Path) -> None:
+    trained, averaged = (models.create("resnet18", 3, seed=seed).state_dict() for seed in (1, 2))
+    folder = checkpoint.save_model(tmp_path, "best", {"model": trained, "ema": averaged})
+    assert torch.equal(last_weight(models.create("resnet18", 3, weights=folder)), averaged["head.8.weight"])
+
+
+def test_a_head_whose_classes_nobody_knows_is_not_taken_for_ours(tmp_path: Path) -> None:
+    torch.save(models.create("resnet18", 3, seed=1).state_dict(), tmp_path / "x.pt")
+    model = models.create("resnet18", 3, weights=tmp_path / "x.pt", class_names=("ape", "bee", "cat"))
+    assert "x.pt: body only; the head is as initialised, since the file does not say which classes" in model.origin
+
+
+def test_a_folder_without_weights_and_a_checkpoint_that_changed_get_a_sentence(a_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    file = a_run / "checkpoints/step_00000010/model.pt"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    for given, said in (
+        (tmp_path / "empty", "empty holds no finished checkpoint, so there are no weights in it"),
+        (tmp_path / "pipe", "pipe is neither a file nor a folder"),
+        (a_run, "model.pt changed since it was written: its weights would be wrong"),
+    ):
+        with pytest.raises(models.WeightsError, match=said):
+            models.create("resnet18", 3, weights=given)
 
 
 class Bomb:
