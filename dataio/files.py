@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from dataio.errors import ResourceError, SourceError
+from dataio.errors import ResourceError, SourceError, quoted
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's names of filesystems without folders: an object appears when its stream is closed, and none is renamed."""
@@ -45,9 +45,11 @@ _EXHAUSTED = {
 def normal_root(root: str | Path) -> str:
     """The root as manifests keep it: an absolute folder, links resolved, or a URI without a slash at its end.
 
-    Raises: SourceError for a URI with a password in it, which would end in manifests and logs.
+    Raises: SourceError for a URI with a password in it, which would end in manifests and logs; for a name with a NUL.
     """
     text = str(root)
+    if "\0" in text:
+        raise SourceError(f"{quoted(text)} holds a NUL, which no name can: nothing lies there; correct it")
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     if "://" not in text:

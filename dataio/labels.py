@@ -377,9 +377,10 @@ def _plain(value: Any) -> Any:
 
 def _cell(row: Row, name: str) -> Any:
     if name not in row:
-        raise LabelError(
-            f"no column {quoted(repr(name))} to take labels from; there are {listed(row)}: name one of these"
-        )
+        there = f"there are {listed(row)}: name one of these"
+        if list(row) == ["path"]:  # a separator that was not understood
+            there = "there is none but that of the paths: if the list has more, name what is between (--separator)"
+        raise LabelError(f"no column {quoted(repr(name))} to take labels from; {there}")
     return row[name]
 
 

@@ -28,6 +28,7 @@ _SEPARATORS = ",;\t|"
 _SAMPLE_BYTES = 1 << 16
 _LINE_BYTES = 16 << 20  # the longest row that is read: run-length masks have some 100 kB
 _DEEPEST = 64
+_EXCELS_LINE = re.compile(rb"(?:\xef\xbb\xbf)?sep=([ !#-~\t])\r?\n")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _CANNOT = (pa.ArrowException, OSError, ValueError)
 
@@ -106,10 +107,12 @@ def csv_rows(
     """
     if data[:2].to_pybytes() in _UTF16:
         raise SourceError(f"{file} is text in UTF-16, which is not read: save it as UTF-8")
+    if named := _EXCELS_LINE.match(data[:16].to_pybytes()):
+        separator, data = separator or named[1].decode(), data[named.end() :]
     if separator is None:
         separator = _separator(data, default=usual_separator(file))
-    elif len(separator) != 1 or separator in '"\r\n':
-        raise SourceError(f"separator {quoted(repr(separator))} is not one character: give one such as ';'")
+    elif len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
+        raise SourceError(f"separator {quoted(repr(separator))} is not one character of ASCII: give one such as ';'")
     _check_text(data.to_pybytes(), file)
     _check_lines(data.to_pybytes(), file)
     _check_quotes(data.to_pybytes(), separator.encode(), file)

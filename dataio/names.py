@@ -26,6 +26,7 @@ def texts(
 
     name: of the labeller. known: the fixed vocabulary, if there is one. Raises LabelError.
     """
+    _check_kinds(labels, paths, name)
     column = [None if is_missing(value) else _text(value) for value in labels]
     missing = [index for index, value in enumerate(column) if value is None]
     if len(missing) == len(column) or not any(column):
@@ -89,6 +90,16 @@ def _each_label(column: list[Any]) -> Iterator[str]:
             yield from value
         else:
             yield value
+
+
+def _check_kinds(labels: list[Any], paths: pa.ChunkedArray, name: str) -> None:
+    for row, value in enumerate(labels):
+        for label in value if isinstance(value, list) else [value]:
+            if isinstance(label, dict | bytes):
+                raise LabelError(
+                    f"{name} gives {quoted(paths[row].as_py())} a label of kind {type(label).__name__} "
+                    f"({quoted(label)}): classes are texts or numbers; take them from elsewhere, or write them as text"
+                )
 
 
 def _text(value: Any) -> str | list[str]:

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dataio import files
-from dataio.errors import ManifestError
+from dataio.errors import ManifestError, quoted
 
 KEY = b"thawline"
 """What the metadata of a manifest's table has an entry for."""
@@ -32,6 +32,10 @@ def check_output(file: str | Path, *, read: Sequence[str | Path] = ()) -> None:
             f"{file} does not end in {' or '.join(ENDINGS)}, by which a manifest is known: nothing is written; give "
             "such a name"
         )
+    if "\0" in str(file):
+        raise ManifestError(
+            f"{quoted(str(file))} holds a NUL, which no name can: nothing is written; give another name"
+        )
     for source in read:
         if _same(file, source):
             raise ManifestError(
@@ -41,6 +45,13 @@ def check_output(file: str | Path, *, read: Sequence[str | Path] = ()) -> None:
         raise ManifestError(
             f"{file} exists and is no thawline manifest: it is not written over; give another name, or move it away"
         )
+    if not files.is_remote(str(file)):
+        above = Path(file).expanduser().absolute().parent
+        standing = next(place for place in (above, *above.parents) if os.path.lexists(place))
+        if not (standing.is_dir() and os.access(standing, os.W_OK)):
+            raise ManifestError(
+                f"manifest {file} cannot be written: {standing} is no folder that this user may write; give another"
+            )
 
 
 def is_manifest(file: str | Path) -> bool:

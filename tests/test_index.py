@@ -19,6 +19,7 @@ from dataio import census
 from dataio.errors import DataError, LabelError, ManifestError, QuarantineError, SourceError, SplitError
 from dataio.keypoints import UNPAIRED
 from dataio.manifest import Manifest
+from dataio.outputs import check_output
 from tests.runs import thawline
 
 
@@ -128,6 +129,18 @@ def test_nothing_but_another_manifest_is_written_over(folder: Path, tmp_path: Pa
     if out in ("mine.parquet", "mine.arrow"):
         with pytest.raises(ManifestError, match="exists and is no thawline manifest: it is not written over"):
             Manifest.load(folder / "in.parquet").save(folder / out)
+
+
+def test_a_place_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, message in (
+        (tmp_path / "file" / "m.parquet", "file is no folder that this user may write"),
+        ("a\0.arrow", "NUL"),
+    ):
+        with pytest.raises(ManifestError, match=message):
+            check_output(out)
+    with pytest.raises(SourceError, match="holds a NUL"):
+        make_manifest("a\0b")
 
 
 def test_an_older_manifest_is_replaced(folder: Path, tmp_path: Path) -> None:

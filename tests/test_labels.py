@@ -155,6 +155,20 @@ def test_what_says_nothing_is_no_label_and_may_be_left_out() -> None:
     assert (points.rows.num_rows, points.notes) == (2, ())
 
 
+def test_a_label_that_is_no_text_is_told_by_its_kind() -> None:
+    for value, kind in ((b"\xff" * 100_000, "bytes"), ({"bytes": b"\xff" * 100_000}, "dict")):
+        with pytest.raises(LabelError, match=rf"gives a a label of kind {kind} \(.*\): classes are texts") as caught:
+            label(listed("a", "b"), lambda row: value)  # noqa: B023
+        assert len(str(caught.value)) < 300
+
+
+def test_a_list_of_one_column_may_have_another_separator() -> None:
+    with pytest.raises(
+        LabelError, match=r"no column 'what' .*; there is none but that of the paths: .*\(--separator\)"
+    ):
+        label(listed("a b"), labels.by_column("what"))
+
+
 def test_a_label_of_two_lines_is_refused_with_its_row() -> None:
     table = listed("a.jpg", "b.jpg", what=["x", "2\nphotos/c.jpg,1\n"])
     with pytest.raises(
@@ -167,8 +181,10 @@ def test_other_label_mistakes_are_sentences() -> None:
     table = listed("a.jpg", "b.jpg")
     with pytest.raises(LabelError, match=r"missing \), unterminated subpattern"):
         labels.by_regex("(.+")
-    with pytest.raises(LabelError, match="no column 'breed' to take labels from; there are path"):
-        label(table, labels.by_column("breed"))
+    with pytest.raises(
+        LabelError, match="no column 'breed' to take labels from; there are path, what: name one of these"
+    ):
+        label(listed("a.jpg", what=["x"]), labels.by_column("breed"))
     with pytest.raises(LabelError, match="delimiter '' separates nothing"):
         labels.by_column("tags", delimiter="")
     with pytest.raises(LabelError, match=r"gives 1 of 2 images one text \(a\.jpg\) where multi_label needs a list"):

@@ -242,8 +242,9 @@ def test_the_separator_is_found_and_told(tmp_path: Path) -> None:
         ("file|label\na.jpg|x\nb.jpg|y\n", "|"),
         ('"file";"label"\n"a.jpg";"x"\n"b.jpg";"y"\n', ";"),
         ("file;label;x\na.jpg;x;1,5\nb.jpg;y;2,5\n", ";"),  # decimal commas
+        ("\ufeffsep=;\r\nfile;label\r\na.jpg;x\r\nb.jpg;y\r\n", ";"),  # Excel's own line
     ):
-        (tmp_path / "list.csv").write_text(text, newline="")
+        (tmp_path / "list.csv").write_text(text, newline="", encoding="utf-8")
         table = from_csv(tmp_path / "list.csv")
         assert (paths(table), table.rows["label"].to_pylist()) == (["a.jpg", "b.jpg"], ["x", "y"])
         assert table.notes == (f"list.csv: columns are separated by {separator!r}",)
@@ -252,8 +253,9 @@ def test_the_separator_is_found_and_told(tmp_path: Path) -> None:
     assert (table.rows["tags"].to_pylist(), table.notes) == (["x;y", "y;z"], ())
     (tmp_path / "list.csv").write_text("name\na.jpg\n")
     assert paths(from_csv(tmp_path / "list.csv")) == ["a.jpg"]
-    with pytest.raises(SourceError, match=r"separator ';;' is not one character"):
-        from_csv(tmp_path / "list.csv", delimiter=";;")
+    for separator in (";;", "\u00a7", '"', ""):
+        with pytest.raises(SourceError, match=r"separator .* is not one character of ASCII"):
+            from_csv(tmp_path / "list.csv", delimiter=separator)
 
 
 def test_gzipped_lists_and_json_lines_are_read(tmp_path: Path) -> None:
