@@ -104,7 +104,7 @@ def defaults(device: DeviceName, model: str, batch: int, size_px: int, steps: in
 
 def prepared(name: str, classes: int, *, device: torch.device) -> nn.Module:
     """The model as the learner holds it: random weights, on the device, channels_last, training."""
-    network: nn.Module = create(name, classes, seed=0)
+    network: nn.Module = create(name, classes, weights="none", seed=0)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 

@@ -29,11 +29,13 @@ class Classifier(nn.Module):
     """How many logits come out."""
     origin: str
     """Where the weights came from, in words; for the log."""
+    pretrained: bool
+    """Whether the body has been trained before: frozen, it gives the head something to learn from."""
 
     def __init__(self, body: nn.Sequential, head: nn.Sequential, *, name: str, classes: int) -> None:
         super().__init__()
         self.body, self.head = body, head
-        self.name, self.classes, self.origin = name, classes, "random weights"
+        self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.body(images))
@@ -75,16 +77,16 @@ def create(
     name: str,
     classes: int,
     *,
-    weights: str | Path = "none",
+    weights: str | Path = "imagenet",
     dropout: float = 0.5,
     seed: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Classifier:
     """Build a classifier on the CPU, in training mode, everything trainable.
 
-    `weights` is "none" (torchvision's own initialisation), "imagenet" (downloaded once, checked), a file, or the folder
-    of a run or a checkpoint. A head of ours in there is taken where its shapes agree and, if `class_names` are given,
-    where it was trained on these.
+    `weights` is "imagenet" (downloaded once, checked; a job's default too), "none" (torchvision's own initialisation),
+    a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its shapes agree and, if
+    `class_names` are given, where it was trained on these.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
     Raises: UnknownModelError, ModelError (no classes, a wrong dropout), WeightsError.
@@ -102,4 +104,5 @@ def create(
         model.origin = load_imagenet(model, name)
     elif weights != "none":
         model.origin = load_file(model, weights, classes=class_names)
+    model.pretrained = weights != "none"
     return model

@@ -1,6 +1,7 @@
 """The learner on a toy: schedules really set, freezing, exact numbers, and a run that survives being interrupted."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tests.toy import Spy, ToyLoader, ToyModel, Watched, ids_of, learner, loaders, same, snapshot, stream_hash
 from trainer import stepper
-from trainer.errors import RecipeError
+from trainer.errors import CheckpointError, RecipeError
 from trainer.step import update
 
 STEPS = 5  # an epoch: 20 samples in batches of 4
@@ -264,6 +265,31 @@ def test_a_sink_gets_one_call_a_step_and_every_row() -> None:
     assert spy.rows == learn.recorder.rows
     waits = [sum(wait for _, _, wait in spy.steps[a:b]) for a, b in ((0, 2), (2, 4), (4, 5))]
     assert [row["data_wait_s"] for row in learn.recorder.of_kind("train")[:3]] == pytest.approx(waits)
+
+
+def test_a_fit_tells_once_what_will_hardly_be_meant() -> None:
+    model = ToyModel()
+    model.pretrained = False  # type: ignore[assignment]
+    context = Watched()
+    learn = learner(model=model, context=context)
+    learn.fine_tune(1, 1e-3)
+    learn.freeze()
+    learn.fit_one_cycle(1, 1e-3)  # by now the body has been trained
+    notes = [str(row["text"]) for row in context.published if row["kind"] == "note"]
+    assert [note.partition(", and")[0].partition(":")[0] for note in notes] == [
+        "2 epoch(s) come to 10 steps of 4 images",
+        "phase 'frozen' freezes a body of random weights",
+        "1 epoch(s) come to 5 steps of 4 images",
+    ]
+
+
+def test_what_was_never_saved_is_not_called_unfinished(tmp_path: Path) -> None:
+    learn = learner(context=Watched(run_dir=tmp_path))
+    with pytest.raises(CheckpointError, match=r"models/nope cannot be loaded \(it does not exist; there is nothing\)"):
+        learn.load("nope")
+    learn.save("stage-1")
+    with pytest.raises(CheckpointError, match=r"does not exist; there are stage-1"):
+        learn.load("nope")
 
 
 def test_close_gives_both_loaders_back() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 
 from cluster import cli
 from cluster import job as jobs
+from cluster.job import Job
 from cluster.run import job_learner
 from tests.runs import digits_manifest, thawline, write_job
 from tests.toy import learner, loaders, same, snapshot
@@ -263,15 +265,19 @@ def test_a_sweep_that_cannot_be_gets_a_sentence_before_any_step(options: dict[st
 @pytest.mark.parametrize(
     ("losses", "told"),
     [
-        ([math.nan] * 100, "only 0 steps are left.*lower start"),
+        ([math.nan] * 100, "only 0 steps are left"),
         ([2.0] * 29 + [1e9] * 71, r"only 15 steps are left"),
         ([2.0] * 100, r"never falls between lr 6\.3e-07 and .* \(it begins at 2\)"),
         ([2.0 + 0.01 * i for i in range(100)], "never falls"),
     ],
 )
 def test_a_curve_that_tells_nothing_gets_a_sentence(losses: list[float], told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=told) as caught:
         lr_find(Replay(losses))
+    advised = re.findall(r"(--[a-z.-]+)(?: ([0-9e-]+))?", str(caught.value))
+    assert advised, "what to do next"
+    for flag, value in advised:
+        assert jobs.override(Job(), [flag, value or "128"]) != Job(), "what the command takes"
 
 
 def test_a_fall_of_two_steps_is_none() -> None:

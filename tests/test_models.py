@@ -22,6 +22,8 @@ from models.heads import AdaptiveConcatPool2d, classification_head
 from trainer import checkpoint
 from trainer.checkpoint import Whose
 
+untrained = partial(models.create, weights="none")
+
 
 @pytest.fixture(scope="module")
 def reference() -> nn.Module:
@@ -45,7 +47,7 @@ def torchvision_file(reference: nn.Module, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def shared() -> models.Classifier:
     """One model for the tests that change nothing but what is frozen."""
-    return models.create("resnet18", 3, seed=0)
+    return untrained("resnet18", 3, seed=0)
 
 
 def features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -112,7 +114,7 @@ def test_head_starts_kaiming_normal_with_fastais_dropouts() -> None:
 @pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnet50", 2048)])
 def test_create_finds_the_width_of_the_body(name: str, width: int) -> None:
     with torch.device("meta"):  # the shapes alone: create itself stays on the CPU
-        model = models.create(name, 4)
+        model = untrained(name, 4)
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32)
@@ -125,16 +127,16 @@ def test_a_seed_decides_the_weights_and_leaves_the_callers_stream_alone() -> Non
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = models.create("resnet18", 3, seed=1).state_dict()
+    first = untrained("resnet18", 3, seed=1).state_dict()
     assert torch.equal(torch.rand(3), expected)
-    again = models.create("resnet18", 3, seed=1).state_dict()
-    other = models.create("resnet18", 3, seed=2).state_dict()
+    again = untrained("resnet18", 3, seed=1).state_dict()
+    other = untrained("resnet18", 3, seed=2).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not any(torch.equal(first[key], other[key]) for key in first if first[key].ndim > 1)
 
 
 def test_the_body_starts_as_torchvisions_own() -> None:
-    model = models.create("resnet18", 3, seed=9)
+    model = untrained("resnet18", 3, seed=9)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
         own = torchvision.models.resnet18().state_dict()
@@ -145,9 +147,9 @@ def test_the_body_starts_as_torchvisions_own() -> None:
 
 def test_unknown_names_get_the_nearest_ones() -> None:
     with pytest.raises(models.UnknownModelError, match=r"'resnet43'.*resnet34"):
-        models.create("resnet43", 3)
+        untrained("resnet43", 3)
     with pytest.raises(models.UnknownModelError, match=r"resnet18.*wide_resnet50_2"):
-        models.create("vgg", 3)
+        untrained("vgg", 3)
 
 
 @pytest.mark.parametrize(("classes", "dropout"), [(0, 0.5), (3, 1.0), (3, -0.1), (3, float("nan"))])
@@ -192,7 +194,7 @@ def test_freeze_and_unfreeze_are_the_two_ends(shared: models.Classifier) -> None
 
 
 def test_statistics_of_frozen_norms_move_and_follow_their_definition() -> None:
-    model = models.create("resnet18", 3, seed=0)
+    model = untrained("resnet18", 3, seed=0)
     models.freeze(model)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -260,7 +262,7 @@ def test_files_older_than_the_batch_counter_load(reference: nn.Module, tmp_path:
 
 def test_our_own_file_brings_its_head_only_where_the_classes_agree(tmp_path: Path) -> None:
     file = tmp_path / "ours.pth"
-    ours = models.create("resnet18", 3, seed=1)
+    ours = untrained("resnet18", 3, seed=1)
     torch.save(ours.state_dict(), file)
     same = models.create("resnet18", 3, weights=str(file), seed=2)
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in ours.state_dict().items())
@@ -280,7 +282,7 @@ def test_a_file_that_does_not_fit_is_named_by_three_keys_and_changes_nothing(
     del state["bn1.bias"], state["layer1.0.conv1.weight"]
     state["stray"] = torch.zeros(1)
     torch.save(state, tmp_path / "other.pth")
-    model = models.create("resnet18", 3, seed=0)
+    model = untrained("resnet18", 3, seed=0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     expected = (
         "conv1.weight is (64, 1, 7, 7) in the file and (64, 3, 7, 7) in the model, bn1.bias is missing, "
@@ -307,7 +309,7 @@ WRAPPERS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 
 @pytest.mark.parametrize("how", WRAPPERS)
 def test_a_state_dict_is_understood_however_it_was_wrapped(tmp_path: Path, how: str) -> None:
-    ours = models.create("resnet18", 3, seed=1).state_dict()
+    ours = untrained("resnet18", 3, seed=1).state_dict()
     torch.save(WRAPPERS[how](ours), tmp_path / "x.pt")
     model = models.create("resnet18", 3, weights=tmp_path / "x.pt", seed=2)
     assert model.origin == f"{tmp_path}/x.pt: body and head"
@@ -315,7 +317,7 @@ def test_a_state_dict_is_understood_however_it_was_wrapped(tmp_path: Path, how: 
 
 
 def test_numbers_that_are_none_are_told_at_loading(shared: models.Classifier, tmp_path: Path) -> None:
-    state = {key: value.clone() for key, value in models.create("resnet18", 3, seed=1).state_dict().items()}
+    state = {key: value.clone() for key, value in untrained("resnet18", 3, seed=1).state_dict().items()}
     state["body.layer1.0.conv1.weight"][0, 0, 0, :2] = torch.tensor([torch.nan, torch.inf])
     torch.save(state, tmp_path / "nan.pt")
     with pytest.raises(models.WeightsError, match=r"holds 2 of 36,864 values of layer1\.0\.conv1\.weight .*NaN"):
@@ -330,7 +332,7 @@ def last_weight(model: models.Classifier) -> torch.Tensor:
 def a_run(tmp_path: Path) -> Path:
     """The folder of a run of three classes with two checkpoints, and a third that is not finished."""
     for step, seed in ((5, 1), (10, 2)):
-        parts = {"model": models.create("resnet18", 3, seed=seed).state_dict(), "state": {"rows": []}}
+        parts = {"model": untrained("resnet18", 3, seed=seed).state_dict(), "state": {"rows": []}}
         whose = Whose({"seed": 7}, ("ape", "bee", "cat"))
         checkpoint.save(tmp_path / "run/checkpoints", step, parts, keep=3, whose=whose)
     (tmp_path / "run/checkpoints/step_00000015").mkdir()
@@ -347,23 +349,23 @@ def a_run(tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_and_a_checkpoint_are_weights_and_know_their_classes(a_run: Path, given: str, seed: int) -> None:
-    expected = models.create("resnet18", 3, seed=seed).state_dict()
+    expected = untrained("resnet18", 3, seed=seed).state_dict()
     same = models.create("resnet18", 3, weights=a_run / given, class_names=("ape", "bee", "cat"), seed=4)
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in expected.items())
     other = models.create("resnet18", 3, weights=a_run / given, class_names=("ape", "cat", "bee"), seed=4)
     assert same_body(other, same.eval().body)
-    assert torch.equal(last_weight(other), last_weight(models.create("resnet18", 3, seed=4)))
+    assert torch.equal(last_weight(other), last_weight(untrained("resnet18", 3, seed=4)))
     assert other.origin.endswith("it was trained on other classes ('bee' in the place of 'cat')")
 
 
 def test_the_averaged_weights_of_a_checkpoint_are_taken_before_those_that_were_trained(tmp_path: Path) -> None:
-    trained, averaged = (models.create("resnet18", 3, seed=seed).state_dict() for seed in (1, 2))
+    trained, averaged = (untrained("resnet18", 3, seed=seed).state_dict() for seed in (1, 2))
     folder = checkpoint.save_model(tmp_path, "best", {"model": trained, "ema": averaged})
     assert torch.equal(last_weight(models.create("resnet18", 3, weights=folder)), averaged["head.8.weight"])
 
 
 def test_a_head_whose_classes_nobody_knows_is_not_taken_for_ours(tmp_path: Path) -> None:
-    torch.save(models.create("resnet18", 3, seed=1).state_dict(), tmp_path / "x.pt")
+    torch.save(untrained("resnet18", 3, seed=1).state_dict(), tmp_path / "x.pt")
     model = models.create("resnet18", 3, weights=tmp_path / "x.pt", class_names=("ape", "bee", "cat"))
     assert "x.pt: body only; the head is as initialised, since the file does not say which classes" in model.origin
 

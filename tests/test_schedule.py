@@ -13,6 +13,7 @@ from trainer.schedule import (
     Find,
     Phase,
     constant_phases,
+    doubts,
     fine_tune_phases,
     flat_cos_phases,
     length,
@@ -324,3 +325,33 @@ def test_the_length_of_a_phase_in_steps(given: dict[str, Any], steps: int) -> No
 def test_a_recipe_that_makes_no_sense_gets_a_sentence(make: Any, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        (one_cycle_phases(5), "5 epoch(s) come to 10 steps of 64 images"),
+        (fine_tune_phases(5, frozen_epochs=0.5), "5.5 epoch(s) come to 11 steps of 64 images"),
+        (one_cycle_phases(10), ""),
+        ((Phase("short", steps=3),), ""),  # who counts steps knows how many they are
+    ],
+)
+def test_epochs_that_are_few_steps_are_told_with_their_number(phases: tuple[Phase, ...], said: str) -> None:
+    told = doubts(phases, epoch_steps=lambda epochs: round(2 * epochs), global_batch=64, pretrained=True)
+    assert [sentence.partition(", and")[0] for sentence in told] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("phases", "pretrained", "said"),
+    [
+        (fine_tune_phases(9), False, True),
+        ((Phase("mine", 9, freeze_to=1),), False, True),
+        (fine_tune_phases(9), True, False),
+        (fine_tune_phases(9, frozen_epochs=0), False, False),
+    ],
+)
+def test_a_frozen_body_that_was_never_trained_is_told(phases: tuple[Phase, ...], pretrained: bool, said: bool) -> None:
+    told = doubts(phases, epoch_steps=lambda epochs: round(9 * epochs), global_batch=64, pretrained=pretrained)
+    assert [sentence.partition(":")[0] for sentence in told] == [
+        f"phase {phases[0].name!r} freezes a body of random weights"
+    ] * said

@@ -28,7 +28,7 @@ import torch
 
 from dataio import files
 from dataio.atomic import whole
-from dataio.errors import SourceError, quoted
+from dataio.errors import SourceError, listed, quoted
 from trainer.errors import CheckpointError
 
 Parts = Mapping[str, Mapping[str, Any]]
@@ -324,6 +324,9 @@ def load_model(root: str | Path, name: str) -> Saved:
     root = files.normal_root(root)
     folder = files.below(root, _folder_name(root, name))
     try:
+        there = files.listing(root)
+        if name not in there:
+            raise _UnfitError(f"it does not exist; there {f'are {listed(sorted(there))}' if there else 'is nothing'}")
         saved = _look(folder)
         for part in saved.parts:
             saved._read(part)

@@ -38,7 +38,7 @@ from trainer.recorder import Recorder
 from trainer.reduction import Compile
 from trainer.running import Running
 from trainer.saver import Written
-from trainer.schedule import Find, Phase, fine_tune_phases, flat_cos_phases, one_cycle_phases
+from trainer.schedule import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
 from trainer.shapes import LearningRate
 from trainer.step import LossFunction, PrecisionName, choose_precision, place
 from trainer.stepper import How, Stepper, Taken
@@ -247,6 +247,7 @@ class Learner:
         """
         if not self._resuming:
             self.progress = replace(self.progress, phase=0, phase_step=0, validate_due=False)
+            self._tell_doubts(phases)
         self._resuming = self.stopped = False
         for phase in phases[self.progress.phase :]:
             Running(self, phase).run()
@@ -447,6 +448,12 @@ class Learner:
         found = self.measure(loader, keep=keep)
         assert found is not None  # nobody interrupts it
         return found
+
+    def _tell_doubts(self, phases: Sequence[Phase]) -> None:
+        train = self.train
+        trained = self.progress.step > 0 or bool(getattr(self.model, "pretrained", True))
+        for doubt in doubts(phases, epoch_steps=train.steps, global_batch=train.global_batch, pretrained=trained):
+            self.note(doubt)
 
     def _newest(self) -> tuple[checkpoint.Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
         """The checkpoint to go on from, its state, and what was skipped before it. Raises CheckpointError."""

@@ -65,15 +65,15 @@ class Found:
         if len(self.losses) <= _WINDOW:
             raise RecipeError(
                 f"the lr finder's loss diverged so soon that only {len(self.losses)} steps are left to read, and no "
-                f"learning rate can be told from fewer than {_WINDOW + 1}; give a lower start, or more steps, and look "
-                "whether the labels belong to the images"
+                f"learning rate can be told from fewer than {_WINDOW + 1}; look with `thawline show` whether the "
+                "labels belong to the images, and give a small rate of your own, --fit.lr 1e-5"
             )
         fall = self.losses[0] - min(self.losses)
         if fall <= 1e-6 * abs(self.losses[0]) or _descent(self.losses)[1] < 3:  # less is float32's rounding
             raise RecipeError(
                 f"the lr finder's loss never falls between lr {self.lrs[0]:.1e} and {self.lrs[-1]:.1e} (it begins at "
-                f"{self.losses[0]:.4g}), so no learning rate can be told: look whether anything is trainable and the "
-                "model not trained to its end already, or give another start and end"
+                f"{self.losses[0]:.4g}), so no learning rate can be told; give a larger --data.global-batch, whose "
+                "loss is less noisy, or a rate of your own, --fit.lr 1e-3; a model that is trained already needs none"
             )
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import get_args
 
+from dataio.errors import quoted
 from trainer.errors import RecipeError
 from trainer.shapes import (
     MOMENTA,
@@ -25,6 +26,9 @@ from trainer.shapes import (
     spread,
     whole,
 )
+
+FEW_STEPS = 20
+"""Below these a schedule has hardly begun: BatchNorm's running statistics alone need as many."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,30 @@ class Phase:
 def length(phase: Phase, *, epoch_steps: Callable[[float], int], global_batch: int) -> int:
     """Steps that a phase takes. epoch_steps: how many so many epochs take, which is the loader's to say."""
     return phase.steps or -(-phase.samples // global_batch) or epoch_steps(phase.epochs)
+
+
+def doubts(
+    phases: Sequence[Phase], *, epoch_steps: Callable[[float], int], global_batch: int, pretrained: bool
+) -> list[str]:
+    """What in a fit that is about to begin will hardly be meant, a sentence each. epoch_steps: as in `length`.
+
+    pretrained: whether what these phases freeze has been trained before.
+    """
+    said = []
+    steps = sum(length(phase, epoch_steps=epoch_steps, global_batch=global_batch) for phase in phases)
+    epochs = sum(phase.epochs for phase in phases)
+    if epochs and steps < FEW_STEPS:
+        said.append(
+            f"{epochs:g} epoch(s) come to {steps} steps of {global_batch} images, and fewer than some {FEW_STEPS} "
+            "teach a model little, whatever the learning rate: give more epochs, or a smaller global batch"
+        )
+    frozen = [phase.name for phase in phases if phase.freeze_to]
+    if frozen and not pretrained:
+        said.append(
+            f"phase {quoted(frozen[0])!r} freezes a body of random weights: the head learns from noise; give "
+            'weights = "imagenet" or a file, or frozen_epochs = 0'
+        )
+    return said
 
 
 def one_cycle_phases(

@@ -51,7 +51,7 @@ def plain() -> Plain:
 
 
 def resnet(*, dropout: float = 0.5) -> nn.Module:
-    return create("resnet18", 10, dropout=dropout, seed=0)
+    return create("resnet18", 10, dropout=dropout, weights="none", seed=0)
 
 
 def how(precision: PrecisionName, **options: Any) -> How:

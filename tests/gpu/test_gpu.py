@@ -169,7 +169,7 @@ def striped_manifest(folder: Path, *, count: int = 240) -> Manifest:
 def test_a_learner_in_bf16_learns_stripes(tmp_path: Path) -> None:
     spec = ImageSpec(size_px=48, presize_px=48, **PLAIN)
     train, valid = loaders(striped_manifest(tmp_path), spec, batch=32, device=CUDA, dtype=torch.float16)
-    learn = Learner(create("resnet18", 3, seed=0).to(CUDA), train, valid, precision="bf16", log_every=2)
+    learn = Learner(create("resnet18", 3, weights="none", seed=0).to(CUDA), train, valid, precision="bf16", log_every=2)
     start = learn.validate()["valid_loss"]
     learn.fit_one_cycle(5, 3e-3)
     losses = [float(row["loss"] or 0) for row in learn.recorder.rows if row["kind"] == "train"]
