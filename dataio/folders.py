@@ -16,7 +16,7 @@ _SYSTEMS = frozenset(
     (
         *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot"),  # Synology, QNAP
         *("__macosx", "$recycle.bin", "system volume information", "lost+found"),
-        *("thumbs.db", "desktop.ini"),
+        *("thumbs.db", "desktop.ini"),  # Windows
     )
 )
 """Names of folders and files that systems make beside pictures, in small letters."""
@@ -30,7 +30,7 @@ class Found:
     skipped: Counter[str] = field(default_factory=Counter)
     """Folders that were not looked into, by their last names."""
     hidden: int = 0
-    """Files of such names, in folders that were."""
+    """Images of such names, in folders that were; what else is hidden (.DS_Store, ...) is not worth a word."""
 
     def note(self) -> str:
         """A line on what was skipped; '' if nothing was."""
@@ -39,21 +39,21 @@ class Found:
             named = ", ".join(f"{count:,} {quoted(name)}" for name, count in self.skipped.most_common(5))
             parts.append(f"{folders:,} hidden or system folders ({named}{', ...' if len(self.skipped) > 5 else ''})")
         if self.hidden:
-            parts.append(f"{self.hidden:,} hidden or system files")
+            parts.append(f"{self.hidden:,} hidden images")
         return f"WARNING: skipped {' and '.join(parts)}: nothing in them is indexed" if parts else ""
 
 
-def look(root: str, *, recursive: bool) -> Found:
-    """All files below a root, as dataio.files has roots.
+def look(root: str, *, endings: tuple[str, ...], recursive: bool) -> Found:
+    """All files below a root, as dataio.files has roots; `endings` are those of images.
 
     A folder that two names lead to is listed once, under its own name if that is below the root.
 
     Raises: SourceError for a root that is missing, is a file, or cannot be listed.
     """
-    return _remote(root) if files.is_remote(root) else _local(Path(root), recursive=recursive)
+    return _remote(root, endings) if files.is_remote(root) else _local(Path(root), endings, recursive=recursive)
 
 
-def _remote(root: str) -> Found:
+def _remote(root: str, endings: tuple[str, ...]) -> Found:
     found, folders = Found(), set[str]()
     try:
         names = [name for name, _ in files.names_below(root)]
@@ -69,14 +69,14 @@ def _remote(root: str) -> Found:
         if at is not None:
             folders.add("/".join(above[: at + 1]))
         elif _passed_over(last):
-            found.hidden += 1
+            found.hidden += last.lower().endswith(endings)
         else:
             found.names.append(name)
     found.skipped.update(PurePosixPath(folder).name for folder in folders)
     return found
 
 
-def _local(root: Path, *, recursive: bool) -> Found:
+def _local(root: Path, endings: tuple[str, ...], *, recursive: bool) -> Found:
     found = Found()
     seen: set[tuple[int, int]] = set()
     folders, links = [root], list[Path]()
@@ -99,7 +99,7 @@ def _local(root: Path, *, recursive: bool) -> Found:
                     if entry.is_dir():
                         found.skipped[entry.name] += 1
                     else:
-                        found.hidden += 1
+                        found.hidden += entry.name.lower().endswith(endings)
                 elif entry.is_dir():
                     if recursive:
                         (links if entry.is_symlink() else folders).append(entry)

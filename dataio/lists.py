@@ -113,9 +113,10 @@ def csv_rows(
         separator = _separator(data, default=usual_separator(file))
     elif len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
         raise SourceError(f"separator {quoted(repr(separator))} is not one character of ASCII: give one such as ';'")
-    _check_text(data.to_pybytes(), file)
-    _check_lines(data.to_pybytes(), file)
-    _check_quotes(data.to_pybytes(), separator.encode(), file)
+    text = data.to_pybytes()
+    _check_text(text, file)
+    _check_lines(text, file)
+    _check_quotes(text, separator.encode(), file)
     bad: list[csv.InvalidRow] = []
 
     def keep(row: csv.InvalidRow) -> str:

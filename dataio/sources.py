@@ -84,7 +84,7 @@ def from_folder(
     """
     root = files.normal_root(folder)
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
-    found = look(root, recursive=recursive)
+    found = look(root, endings=endings, recursive=recursive)
     names = found.names if recursive else [name for name in found.names if "/" not in name]
     if folders is not None:
         starts = tuple(f"{name.strip('/')}/" for name in folders)

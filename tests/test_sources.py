@@ -101,9 +101,7 @@ def test_a_store_is_listed_as_a_folder_is(store: Path) -> None:
     assert (table.root, paths(table)) == ("s3://box/pets", names)
     assert paths(from_folder("s3://box/pets", recursive=False)) == ["a b.png"]
     assert paths(from_folder("s3://box")) == ["other/5.jpg", *(f"pets/{name}" for name in names)]
-    assert table.notes[0].startswith(
-        "WARNING: skipped 1 hidden or system folders (1 .git) and 1 hidden or system files"
-    )
+    assert table.notes[0].startswith("WARNING: skipped 1 hidden or system folders (1 .git) and 1 hidden images")
     with pytest.raises(SourceError, match="s3://box/none does not exist"):
         from_folder("s3://box/none")
     with pytest.raises(SourceError, match=r"no images in s3://box/pets: it holds 5 other files"):
@@ -149,12 +147,22 @@ def test_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 def test_what_a_folder_holds_besides_is_counted_and_told(tmp_path: Path) -> None:
-    touch(tmp_path, "cat/1.jpg", "cat/2.heic", "cat/3", "fox/1.HEIC", "fox/2.HEIC", "Thumbs.db", "cat/._1.jpg")
+    touch(
+        tmp_path,
+        "cat/1.jpg",
+        "cat/2.heic",
+        "cat/3",
+        "fox/1.HEIC",
+        "fox/2.HEIC",
+        "Thumbs.db",
+        "cat/._1.jpg",
+        ".DS_Store",
+    )
     touch(tmp_path, "cat/@eaDir/1.jpg/THUMB.jpg", "__MACOSX/x.jpg", ".git/y.jpg", "fox/@eaDir/2.jpg")
     table = from_folder(tmp_path)
     assert paths(table) == ["cat/1.jpg"]
     assert table.notes == (
-        "WARNING: skipped 4 hidden or system folders (2 @eaDir, 1 .git, 1 __MACOSX) and 2 hidden or system files: "
+        "WARNING: skipped 4 hidden or system folders (2 @eaDir, 1 .git, 1 __MACOSX) and 1 hidden images: "
         "nothing in them is indexed",
         "WARNING: 4 files are left out for their endings (3 .heic, 1 without one): no image is left of fox/; if they "
         "are images, convert or rename them, or name their endings with --extensions",
