@@ -80,11 +80,13 @@ def lacking(counts: Counts, classes: Sequence[str]) -> list[str]:
     for side, (word, consequence) in words.items():
         if side not in counts or "train" not in counts:
             continue
-        missing = [classes[i] for i in np.flatnonzero(counts[side] == 0).tolist()]
-        if missing:
+        missing = np.flatnonzero(counts[side] == 0)
+        if len(missing):
+            total = np.sum([n[missing] for n in counts.values()], axis=0)
+            remedy = "divide by class (--valid stratified:0.2)" if total.min() >= 5 else "give more images of them"
             lines.append(
-                f"WARNING: no {word} images of {len(missing):,} of {len(classes):,} classes ({_some(missing)}): they "
-                f"{consequence}; give more images of them, or divide by class (--valid stratified:0.2)"
+                f"WARNING: no {word} images of {len(missing):,} of {len(classes):,} classes "
+                f"({_some([classes[i] for i in missing.tolist()])}): they {consequence}; {remedy}"
             )
     return lines
 

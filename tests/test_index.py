@@ -75,10 +75,9 @@ def test_the_command_tells_of_classes_by_side_and_of_what_it_left_out(tmp_path: 
         "WARNING: 1 of 11 images are left out, since by_regex('/(.+)/') gives them no label (0.png)",
         "WARNING: 1 class names of 1 images are normalised in spaces, case or Unicode form ('Owl ' is 'Owl'); "
         "--classes keeps those apart that it gives",
-        "WARNING: no training images of 1 of 3 classes (dog): they cannot be learned; give more images of them, or "
-        "divide by class (--valid stratified:0.2)",
+        "WARNING: no training images of 1 of 3 classes (dog): they cannot be learned; give more images of them",
         "WARNING: no validation images of 1 of 3 classes (Owl): they are measured by no metric; give more images of "
-        "them, or divide by class (--valid stratified:0.2)",
+        "them",
         "WARNING: 1 files are there under different labels (valid/cat/9.png (cat) = valid/dog/0.png (dog)): they teach "
         "and test both; keep the right one of each",
         "copies within one side of the split: 1 in valid",
@@ -103,6 +102,8 @@ def test_a_rule_that_makes_a_class_an_image_is_told(folder: Path) -> None:
     assert "no training images of 2 of 10 classes (" in described(made)
     assert "no validation images of 8 of 10 classes (" in described(made)
     assert "WARNING" not in described(make_manifest(folder, valid="stratified:0.2"))
+    told = described(make_manifest(folder, valid="folder:dog"))  # five of each, so that a fifth is one
+    assert "no training images of 1 of 2 classes (dog): they cannot be learned; divide by class (--valid strat" in told
     tests_only = make_manifest(folder, classes="cat,dog,owl", test="all")
     assert "WARNING" not in described(tests_only), "a test needs neither"
 
