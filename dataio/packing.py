@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dataio import files
-from dataio.atomic import whole
+from dataio.atomic import sweep, whole
 from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, QuarantineError, ShardError
 from dataio.integrity import check_shard, parsed
@@ -102,6 +102,7 @@ def pack(
     bounds = _bounds(manifest, how)
     try:
         journal = _open_dest(dest, how)
+        sweep(dest)
         packer = _Packer(manifest, dest, how, open_reader(manifest), threads, max_bad, progress, journal)
         try:
             for k, (first, rows) in enumerate(bounds):

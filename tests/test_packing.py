@@ -118,7 +118,8 @@ def test_shrinking_is_antialiased_and_keeps_lossless_files_lossless(tmp_path: Pa
     for row, (kind, pixels) in enumerate((("PNG", stripes), ("JPEG", photo(256, 256, seed=3)))):
         (tmp_path / "loose" / f"a/{row:02}.jpg").write_bytes(encode(pixels, kind).tobytes())
     rows = manifest.rows.to_pydict()
-    wide = {"width": [256, 256], "height": [256, 256], "hash": [0, 0]}  # 0: not verified, so not compared
+    sizes = [(tmp_path / "loose" / path).stat().st_size for path in rows["path"]]
+    wide = {"width": [256, 256], "height": [256, 256], "hash": [0, 0], "bytes": sizes}  # hash 0: not compared
     manifest = rebuilt(manifest, {**rows, **wide, "split": ["train", "valid"]})
     packed = pack(manifest, tmp_path / "packed", max_side_px=64, quality=95)
     assert packed.rows["format"].to_pylist() == ["PNG", "JPEG"]
