@@ -58,7 +58,7 @@ def check_name(name: str) -> None:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3) or names()
         raise UnknownModelError(
-            f"{name!r} is not among torchvision's ResNets: no model can be built; give one of {', '.join(near)}"
+            f"{name[:80]!r} is not among torchvision's ResNets: no model can be built; give one of {', '.join(near)}"
         )
 
 

@@ -20,8 +20,8 @@ from models.errors import WeightsError
 REMEDY = 'give model.weights = "FILE", or weights = "none"'
 
 _MANIFEST = "manifest.json"
-_PARTS = ("ema", "model")
-"""Of a checkpoint: the averaged weights where there are any, for those were measured."""
+_WEIGHTS, _AVERAGE = "model", "ema"
+"""Parts of a checkpoint: all weights, and where one was kept the average of the parameters, which was measured."""
 _WITHIN = ("state_dict", "model", "model_state_dict")
 """Where training programs keep a state dict beside other things: Lightning and timm, torchvision, others."""
 _WRAPPERS = ("module", "_orig_mod")
@@ -46,14 +46,14 @@ def read(given: str | Path) -> SavedWeights:
     path = Path(given).expanduser()
     try:
         if path.is_dir():
-            return _of_checkpoint(_newest(path))
+            folder = _newest(path)
+            return _of_checkpoint(folder, _about(folder))
         if not path.exists():
             raise WeightsError(f'weights file {path} does not exist: {REMEDY}, or weights = "imagenet"')
         if not path.is_file():
             raise WeightsError(f"{path} is neither a file nor a folder, so no weights are read from it: {REMEDY}")
-        manifest = path.parent / _MANIFEST
-        if manifest.is_file() and (part := _part_of(_about(manifest), path.name)):
-            return _of_checkpoint(path.parent, part)
+        if path.name in _files(about := _about(path.parent)).values():
+            return _of_checkpoint(path.parent, about, path.name)
         return SavedWeights(_state(path.read_bytes(), path), None, str(path))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}") from error
@@ -77,37 +77,41 @@ def _newest(folder: Path) -> Path:
     return max(found, key=lambda each: int(each.name.removeprefix("step_")))
 
 
-def _about(manifest: Path) -> dict[str, Any]:
-    """What a manifest.json says; nothing where it is no checkpoint's."""
+def _about(folder: Path) -> dict[str, Any]:
+    """What the manifest.json of a checkpoint says; nothing where there is none."""
+    manifest = folder / _MANIFEST
     try:
-        about = json.loads(manifest.read_bytes())
+        about = json.loads(manifest.read_bytes()) if manifest.is_file() else {}
     except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) and isinstance(about.get("parts"), dict) else {}
 
 
-def _part_of(about: Mapping[str, Any], file: str) -> str | None:
-    """Which part of a checkpoint a file is."""
+def _files(about: Mapping[str, Any]) -> dict[str, str]:
+    """Part -> the file that it lies in, in the checkpoint's own folder."""
     parts = about.get("parts", {}).items()
-    return next((name for name, part in parts if isinstance(part, dict) and part.get("file") == file), None)
+    named = {name: str(part["file"]) for name, part in parts if isinstance(part, dict) and "file" in part}
+    return {name: file for name, file in named.items() if Path(file).name == file}
 
 
-def _of_checkpoint(folder: Path, part: str | None = None) -> SavedWeights:
-    """The weights of a checkpoint, or those of one of its parts, the very bytes that were written."""
-    about = _about(folder / _MANIFEST)
-    parts = about.get("parts", {})
-    found = parts.get(part or next((name for name in _PARTS if name in parts), ""))
-    file = found.get("file") if isinstance(found, dict) else None
-    if not isinstance(file, str) or Path(file).name != file:
+def _of_checkpoint(folder: Path, about: Mapping[str, Any], file: str | None = None) -> SavedWeights:
+    """The weights of a checkpoint, or those in one of its files."""
+    there = _files(about)
+    chosen = [file] if file else [there[name] for name in (_WEIGHTS, _AVERAGE) if name in there]
+    if not chosen:
         raise WeightsError(f"{folder} is no checkpoint ({_MANIFEST} names no weights): give another, or {REMEDY}")
-    data = (folder / file).read_bytes()
-    if hashlib.sha256(data).hexdigest() != found.get("sha256"):
-        raise WeightsError(
-            f"{folder / file} changed since it was written: its weights would be wrong; give another checkpoint"
-        )
+    sums = [part.get("sha256") for part in about["parts"].values() if isinstance(part, dict)]
+    state: dict[str, Tensor] = {}
+    for name in chosen:
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() not in sums:
+            raise WeightsError(
+                f"{folder / name} changed since it was written: its weights would be wrong; give another checkpoint"
+            )
+        state |= _state(data, folder / name)
     names = about.get("classes")
     classes = tuple(map(str, names)) if isinstance(names, list) and names else None
-    return SavedWeights(_state(data, folder / file), classes, str(folder / file))
+    return SavedWeights(state, classes, str(folder / chosen[0]))
 
 
 def _state(data: bytes, path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.toy import Spy, ToyLoader, Watched, learner, loaders, same, snapshot
+from tests.toy import Spy, ToyLoader, ToyModel, Watched, learner, loaders, same, snapshot
 from trainer import checkpoint, keeper
 from trainer.errors import CheckpointError
 from trainer.learner import Learner
@@ -259,3 +259,23 @@ def test_after_a_failed_write_the_one_before_it_still_resumes(tmp_path: Path, mo
     learn.fine_tune(2, 1e-2)
     assert outcome(learn) == outcome(unbroken)
     assert same(learn.model.state_dict(), unbroken.model.state_dict())
+
+
+def test_a_checkpoint_of_another_model_changes_nothing_and_names_where_they_differ(tmp_path: Path) -> None:
+    on_disk(tmp_path).fit_one_cycle(1, 1e-2)
+    learn = learner(model=ToyModel(norm=False), context=Watched(run_dir=tmp_path), data=loaders(train=22))
+    before = snapshot(learn.model)
+    with pytest.raises(CheckpointError, match=r"holds the weights of another model than this ToyModel .*1"):
+        learn.resume()
+    assert same(before, snapshot(learn.model))
+
+
+def test_a_state_of_another_version_gets_a_sentence(tmp_path: Path) -> None:
+    on_disk(tmp_path).fit_one_cycle(1, 1e-2)
+    saved, _ = checkpoint.newest(tmp_path / "checkpoints")
+    assert saved is not None
+    state = saved.load("state")
+    parts = {"model": saved.load("model"), "state": {**state, "progress": {**state["progress"], "mood": 1}}}
+    checkpoint.save(tmp_path / "checkpoints", saved.step + 1, parts, keep=9)
+    with pytest.raises(CheckpointError, match=r"was written by another version of thawline .*mood"):
+        on_disk(tmp_path).resume()

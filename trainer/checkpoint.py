@@ -416,6 +416,6 @@ def _step(name: str) -> int | None:
 def _folder_name(root: str, name: str) -> str:
     if not name.strip(" .") or not name.isprintable() or {*name} & {*"/\\"}:
         raise CheckpointError(
-            f"name={name!r} cannot be a folder's: nothing was written or read; give one like 'stage-1'"
+            f"name={quoted(name)!r} cannot be a folder's: nothing was written or read; give one like 'stage-1'"
         )
     return quote(name) if files.is_remote(root) else name

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dataio import files
 from dataio.batch import Batch, Loader
+from dataio.errors import quoted
 from dataio.hashing import hash64
 from models import groups
 from trainer import checkpoint, optim, world
@@ -36,6 +37,7 @@ from trainer.progress import Progress
 from trainer.quarantine import Quarantine, together_by_id
 from trainer.recorder import Recorder
 from trainer.reduction import Compile
+from trainer.restore import progress_of, weights_of
 from trainer.running import Running
 from trainer.saver import Written
 from trainer.schedule import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
@@ -133,7 +135,7 @@ class Learner:
         self._clock = time.monotonic()
         if best is not None and best.metric not in (measured := ("valid_loss", *self.meter.metrics)):
             raise RecipeError(
-                f"best={best.metric!r} is not measured: no checkpoint would ever be the best; give one of "
+                f"best={quoted(best.metric)!r} is not measured: no checkpoint would ever be the best; give one of "
                 f"{', '.join(measured)}"
             )
         run_dir, rank = self.context.run_dir, self.context.rank
@@ -275,9 +277,10 @@ class Learner:
             )
         if saved is None or state is None:
             return False
-        self._take_weights(saved)
+        progress = progress_of(saved, state)
+        world.together(lambda: self._take_weights(saved))
         self.keeper.tidy(saved.step)
-        self.progress = Progress(**state["progress"])
+        self.progress = progress
         self.recorder.rows = state["rows"]
         self._resuming = True
         self.resumed = state if state["optimizer"] is not None else None
@@ -461,9 +464,10 @@ class Learner:
         return saved, None if saved is None else saved.load("state"), skipped
 
     def _take_weights(self, saved: checkpoint.Saved) -> None:
-        self.model.load_state_dict(saved.load("model"))
+        weights, average = weights_of(saved, self.model, averaged=self.ema is not None)
+        self.model.load_state_dict(weights)
         if self.ema is not None:
-            self.ema.load_state_dict(saved.load("ema" if "ema" in saved.parts else "model"))
+            self.ema.load_state_dict(average)
 
     @property
     def _models(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric, regression, segmentation
 from torchmetrics import classification as tm
 
+from dataio.errors import quoted
 from trainer.errors import RecipeError
 from trainer.metric_names import DEFAULTS, IGNORED, Asked, parse, snake
 from trainer.metric_states import ErrorRate, PointError, RocAuc, by_class
@@ -106,7 +107,7 @@ def by_column() -> Mapping[str, type[Metric]]:
 def _known(asked: Asked, task: str, classes: int) -> _Kind:
     """The kind of metric that was asked for, all that the task settles filled in."""
     if task not in _HOUSE:
-        raise RecipeError(f"task={task!r} has no metrics: give {', '.join(_HOUSE)}, or your own metrics")
+        raise RecipeError(f"task={quoted(task)!r} has no metrics: give {', '.join(_HOUSE)}, or your own metrics")
     own = _HOUSE[task]
     if asked.name in own:
         kind = own[asked.name]
@@ -131,15 +132,15 @@ def _unknown(asked: Asked, task: str) -> str:
     other = [name for name in _HOUSE if asked.name in _HOUSE[name]]
     if other:
         return (
-            f"metric {asked.text!r} is for task {' or '.join(other)} and this one is {task}, so it would count nothing "
-            f"sensible; give {own}, or a torchmetrics class that fits"
+            f"metric {quoted(asked.text)!r} is for task {' or '.join(other)} and this one is {task}, so it would count "
+            f"nothing sensible; give {own}, or a torchmetrics class that fits"
         )
     lower = {name.lower(): name for name in (*_theirs(), *_HOUSE[task])}  # the house's own come last: they win
     near = [lower[name] for name in difflib.get_close_matches(asked.name.lower(), lower, n=3)]
     instead = (
         " or ".join(near) + " (the nearest names)" if near else f"{own}, or a class of torchmetrics.classification"
     )
-    return f"metric {asked.text!r} is not known, so it cannot be counted; give {instead}"
+    return f"metric {quoted(asked.text)!r} is not known, so it cannot be counted; give {instead}"
 
 
 def _make(kind: _Kind, asked: Asked) -> Metric:
@@ -147,8 +148,8 @@ def _make(kind: _Kind, asked: Asked) -> Metric:
     given = [*takes[: len(asked.places)], *(key for key, _ in asked.named)]
     if len(asked.places) > len(takes) or len(set(given)) < len(given) or not set(given) <= set(takes):
         raise RecipeError(
-            f"metric {asked.text!r} gives arguments that {asked.name} does not take, so it cannot be made; "
-            f"it takes {', '.join(takes) or 'none here'}"
+            f"metric {quoted(asked.text)!r} gives arguments that {quoted(asked.name)} does not take, so it cannot be "
+            f"made; it takes {', '.join(takes) or 'none here'}"
         )
     chosen: dict[str, Any] = {**dict(zip(takes, asked.places, strict=False)), **dict(asked.named)}
     for key, default in kind.takes.items():
@@ -164,7 +165,8 @@ def _make(kind: _Kind, asked: Asked) -> Metric:
         return kind.made_by(**arguments)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError, ModuleNotFoundError) as error:
         raise RecipeError(
-            f"metric {asked.text!r} cannot be made: {_sentence(error)}; {asked.name} takes {', '.join(takes) or 'none'}"
+            f"metric {quoted(asked.text)!r} cannot be made: {_sentence(error)}; {quoted(asked.name)} takes "
+            f"{', '.join(takes) or 'none'}"
         ) from error
 
 
@@ -182,8 +184,8 @@ def _check_size(kind: _Kind, asked: Asked, arguments: Mapping[str, Any]) -> None
         needs = sum(state.numel() * state.element_size() for state in states if isinstance(state, Tensor))
     if needs > _MOST_BYTES:
         raise RecipeError(
-            f"metric {asked.text!r} would keep {needs / 2**30:,.0f} GiB on the device, and {_MOST_BYTES >> 30} are the "
-            f"most: validation would end the run; give smaller arguments, or one that counts by class, such as f_beta"
+            f"metric {quoted(asked.text)!r} would keep {needs / 2**30:,.0f} GiB on the device, and {_MOST_BYTES >> 30} "
+            f"are the most: validation would end the run; give smaller arguments, or one that counts by class (f_beta)"
         )
 
 
@@ -208,8 +210,8 @@ def _try(metric: Metric, text: str, task: str, classes: int) -> None:
         wrong = _sentence(error) or type(error).__name__
     if wrong:
         raise RecipeError(
-            f"metric {text!r} does not fit task {task} with {classes} classes ({wrong}), so a validation would fail or "
-            f"mislead; give one that does, such as {', '.join(DEFAULTS[task])}"
+            f"metric {quoted(text)!r} does not fit task {task} with {classes} classes ({wrong}), so a validation would "
+            f"fail or mislead; give one that does, such as {', '.join(DEFAULTS[task])}"
         )
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dataio.errors import quoted
 from trainer.errors import RecipeError
 
 IGNORED = 255
@@ -63,8 +64,8 @@ def parse(text: str) -> Asked:
         named = tuple((str(word.arg), ast.literal_eval(word.value)) for word in arguments.keywords)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         raise RecipeError(
-            f"metric {text!r} is neither a name nor a name with plain values in brackets, so nothing can be built from "
-            "it; write it as in f_beta(beta=2) or MulticlassCohenKappa(weights='linear')"
+            f"metric {quoted(text)!r} is neither a name nor a name with plain values in brackets, so nothing can be "
+            "built from it; write it as in f_beta(beta=2) or MulticlassCohenKappa(weights='linear')"
         ) from None
     return Asked(text, function.id, places, named)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassStatScores, MultilabelStatScores
 
+from dataio.errors import quoted
 from trainer import metric_names
 from trainer.errors import RecipeError
 from trainer.metric_kinds import one
@@ -92,7 +93,8 @@ def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
         column = metric_names.parse(text).column
         if column in metrics:
             raise RecipeError(
-                f"metric {text!r} comes twice as column {column}: one would hide the other; leave one out"
+                f"metric {quoted(text)!r} comes twice as column {quoted(column)}: one would hide the other; leave one "
+                "out"
             )
         metrics[column] = one(text, task=task, classes=classes)
     return TaskMetrics(metrics, task=task)

@@ -1,0 +1,50 @@
+"""Does what a checkpoint holds fit what takes it up? Looked at before anything is changed. Bytes are checkpoint's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from dataio.errors import quoted
+from trainer.checkpoint import Saved
+from trainer.errors import CheckpointError
+from trainer.progress import Progress
+
+
+def weights_of(saved: Saved, model: nn.Module, *, averaged: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint's weights, and the average of the parameters: itself where `averaged` is asked for and there is one.
+
+    Raises CheckpointError for those of another model.
+    """
+    weights = saved.load("model")
+    average = saved.load("ema") if averaged and "ema" in saved.parts else weights
+    wrong = _differs(model.state_dict(), weights) or _differs(dict(model.named_parameters()), average, more=True)
+    if wrong:
+        raise CheckpointError(
+            f"{saved.folder} holds the weights of another model than this {type(model).__name__} (they differ in "
+            f"{quoted(wrong)}): nothing was loaded; give the model that was saved, or another checkpoint"
+        )
+    return weights, average
+
+
+def _differs(own: Mapping[str, Tensor], other: Mapping[str, Any], *, more: bool = False) -> str:
+    """The first name under which two models' weights have not the same shape; "" where there is none.
+
+    more: `other` may have names besides.
+    """
+    names = own if more else {**own, **other}
+    shapes = ((name, [getattr(state.get(name), "shape", None) for state in (own, other)]) for name in names)
+    return next((name for name, (mine, theirs) in shapes if mine is None or mine != theirs), "")
+
+
+def progress_of(saved: Saved, state: Mapping[str, Any]) -> Progress:
+    """Where the run stood. Raises CheckpointError for a state that another version of this package wrote."""
+    try:
+        if not {"rows", "optimizer", "scaler"} <= state.keys():
+            raise KeyError("rows, optimizer or scaler")
+        return Progress(**state["progress"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{saved.folder} was written by another version of thawline ({error}): going on from it would be a guess; "
+            "go on with that version, or begin anew under another name"
+        ) from error
