@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from cluster import ray_train
+from cluster import ray_connection
 from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.launch import ProcessContext, check_gpus, choose_device
@@ -67,13 +67,13 @@ def test_what_hangs_as_a_runs_own_ray_ends_is_ended(monkeypatch: pytest.MonkeyPa
         hanging = psutil.Process(int(raylet.stdout.readline()))
         node = SimpleNamespace(all_processes={"raylet": [SimpleNamespace(process=raylet)]})
         monkeypatch.setattr("ray._private.worker._global_node", node)
-        monkeypatch.setattr(ray_train, "_END_S", 0.1)
-        with ray_train._none_left():
+        monkeypatch.setattr(ray_connection, "_END_S", 0.1)
+        with ray_connection._none_left():
             raylet.kill()
             raylet.wait()
             assert hanging.is_running()
         assert psutil.wait_procs([hanging], timeout=10)[0] == [hanging]
-    with ray_train._none_left():  # it has died before: nothing to do, and no error
+    with ray_connection._none_left():  # it has died before: nothing to do, and no error
         pass
 
 
@@ -147,3 +147,25 @@ def test_a_request_is_made_though_nobody_hears_of_it(monkeypatch: pytest.MonkeyP
     with stop_on_signal(context.request_stop):
         signal.raise_signal(signal.SIGHUP)
     assert context.should_stop()
+
+
+def test_ray_finds_a_folder_of_its_own_and_a_home_but_a_cluster_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RAY_TMPDIR", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with ray_connection.surroundings(tmp_path, local=True):
+        assert os.environ["RAY_TMPDIR"] == str(tmp_path)
+        assert "HOME" not in os.environ, "the user's name tells"
+    monkeypatch.setattr(Path, "home", nowhere)
+    with ray_connection.surroundings(tmp_path, local=False):
+        assert "RAY_TMPDIR" not in os.environ, "its address is looked up below that"
+        assert os.environ["HOME"] == str(tmp_path)
+    assert "HOME" not in os.environ
+    monkeypatch.setenv("RAY_TMPDIR", "/mine")
+    with ray_connection.surroundings(tmp_path, local=True):
+        assert os.environ["RAY_TMPDIR"] == "/mine"
+    assert os.environ["RAY_TMPDIR"] == "/mine"
