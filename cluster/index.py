@@ -184,7 +184,7 @@ def _vocabulary(
         return other.classes, pixels or other.values or None, other
     if classes.endswith(".txt"):
         try:
-            lines = Path(classes).expanduser().read_text(encoding="utf-8-sig").splitlines()
+            lines = files.text(classes).splitlines()
         except (OSError, ValueError) as error:
             raise LabelError(
                 f"--classes {classes} cannot be read ({quoted(str(error))}): give a text file, a class a line"

@@ -236,8 +236,10 @@ def from_toml(file: str | Path) -> Job:
     Raises:
         JobError: no such file, not TOML, an unknown field, a wrong type, an unknown choice.
     """
+    from dataio import files  # brings pyarrow, for which `--help` need not wait
+
     try:
-        mapping = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
+        mapping = tomllib.loads(files.text(file))
     except FileNotFoundError:
         raise JobError(f"{file} does not exist: give a job (.toml) or a manifest (.parquet)") from None
     except tomllib.TOMLDecodeError as error:

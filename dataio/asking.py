@@ -1,37 +1,32 @@
 """What does DALI show of a file? Asked in a process of its own, which may die of the file, or talk about it, unheard.
 
 DALI's libraries write to stderr about files that they decode all the same, once for every decoding, and a file that
-none of them knows may end the process. So `thawline index` asks in children: what made one talk or die is left to
-Pillow, and training, which decodes the same bytes, is silent and lives. A child costs about a second to start (torch
-is not imported), and nothing after that but its pipes: .3 ms for an image of 500 x 375.
+none of them knows may end the process. So `thawline index` asks in children (decoding.py is what they run): what made
+one talk or die is left to Pillow, and training, which decodes the same bytes, is silent and lives. A child takes half
+a CPU-second to start (no torch, no pyarrow), and pixels cross only where they differ.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import IO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from dataio import decoding
 from dataio.errors import ResourceError
 
 Found = NDArray[np.uint8] | str
 """The pixels that DALI shows, (H, W, 3) uint8, or why this file is not for DALI."""
-Ask = Callable[[Sequence[bytes]], list[Found]]
-
-_READY = b"ready\n"
-_SHAPE = struct.Struct("<qq")  # of an answer: height and width of the pixels behind it; or -1 and the bytes of a text
+Ask = Callable[[Sequence[bytes], Sequence[NDArray[np.uint8]]], list[Found]]
+"""(at most decoding.AT_ONCE encoded files, what Pillow shows of each) -> what DALI does: the same arrays if equal."""
 
 
 def installed() -> bool:
@@ -41,7 +36,7 @@ def installed() -> bool:
 
 @contextlib.contextmanager
 def dali() -> Iterator[Ask | None]:
-    """Whom to ask about encoded files, a few at once, from any thread; None where DALI is not installed.
+    """Whom to ask about encoded files, from any thread; None where DALI is not installed.
 
     Each thread that asks while the others do gets a child of its own, when it first asks; all of them end with this.
     Asking raises ResourceError when no child can be started.
@@ -57,19 +52,16 @@ class _GoneError(Exception):
     """The child has ended."""
 
 
-class _Child:
+class Child:
     """One process: files go in, answers come out."""
 
     def __init__(self) -> None:
-        here = Path(__file__).parents[__name__.count(".")]  # where this package is, installed or not
-        path = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
+                [sys.executable, "-P", decoding.__file__],  # -P: beside it lie names that others have too
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": path},
             )
         except OSError as error:
             raise ResourceError(
@@ -79,24 +71,28 @@ class _Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
-        self.works = self._out.read(len(_READY)) == _READY
+        self.pid = self._process.pid
+        self.works = self._out.read(len(decoding.READY)) == decoding.READY
 
-    def ask(self, encoded: Sequence[bytes]) -> list[Found]:
+    def ask(self, files: Sequence[bytes], pixels: Sequence[NDArray[np.uint8]]) -> list[Found]:
         """Raises _GoneError."""
         try:
-            self._in.write(struct.pack(f"<q{len(encoded)}q", len(encoded), *map(len, encoded)))
-            for file in encoded:
-                self._in.write(file)
+            self._in.write(len(files).to_bytes(8, "little"))
+            for file, shown in zip(files, pixels, strict=True):
+                digest = xxhash.xxh3_128_digest(np.ascontiguousarray(shown).data)
+                self._in.write(decoding.QUESTION.pack(len(file), *shown.shape[:2], digest) + file)
             self._in.flush()
-            return [self._answer() for _ in encoded]
+            return [self._answer(shown) for shown in pixels]
         except (OSError, ValueError) as error:  # a closed pipe
             raise _GoneError from error
 
-    def _answer(self) -> Found:
-        height, width = _SHAPE.unpack(_whole(self._out, _SHAPE.size))
-        if height < 0:
-            return bytes(_whole(self._out, width)).decode()
-        return np.frombuffer(_whole(self._out, height * width * 3), np.uint8).reshape(height, width, 3)
+    def _answer(self, shown: NDArray[np.uint8]) -> Found:
+        height, width = decoding.ANSWER.unpack(_whole(self._out, decoding.ANSWER.size).data)
+        if height == decoding.SAME:
+            return shown
+        if height == decoding.TEXT:
+            return _whole(self._out, width).tobytes().decode()
+        return _whole(self._out, height * width * 3).reshape(height, width, 3)
 
     def end(self) -> None:
         """It holds nothing that would be lost."""
@@ -111,32 +107,33 @@ class Children:
     """As many children as threads that ask at the same time."""
 
     def __init__(self) -> None:
-        self._lock, self._idle, self._all, self._closed = threading.Lock(), list[_Child](), set[_Child](), False
+        self._lock, self._idle, self._all, self._closed = threading.Lock(), list[Child](), set[Child](), False
 
-    def ask(self, encoded: Sequence[bytes]) -> list[Found]:
-        if not encoded or self._closed:
-            return ["nobody was asked"] * len(encoded)
+    def ask(self, files: Sequence[bytes], pixels: Sequence[NDArray[np.uint8]]) -> list[Found]:
+        """See `Ask`. Raises ResourceError when no child can be started."""
+        if not files or self._closed:
+            return ["nobody was asked"] * len(files)
         child = self._take()
         if not child.works:
             self._idle.append(child)
-            return ["DALI does not import here"] * len(encoded)
+            return ["DALI does not import here"] * len(files)
         try:
-            found = child.ask(encoded)
+            found = child.ask(files, pixels)
         except _GoneError:
             self._all.discard(child)
             child.end()
         else:
             self._idle.append(child)
             return found
-        if len(encoded) == 1:
+        if len(files) == 1:
             return ["DALI's process ended over it"]
-        return [answer for file in encoded for answer in self.ask([file])]
+        return [self.ask([file], [shown])[0] for file, shown in zip(files, pixels, strict=True)]
 
-    def _take(self) -> _Child:
+    def _take(self) -> Child:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        child = _Child()
+        child = Child()
         self._all.add(child)
         if self._closed:
             child.end()
@@ -149,56 +146,12 @@ class Children:
             child.end()
 
 
-def _whole(source: IO[bytes], size: int) -> bytearray:
-    data = bytearray(size)
-    view, at = memoryview(data), 0
+def _whole(source: IO[bytes], size: int) -> NDArray[np.uint8]:
+    data = np.empty(size, np.uint8)
+    view, at = data.data, 0
     while at < size:
         got = source.readinto(view[at:])  # type: ignore[attr-defined]
         if not got:
             raise _GoneError
         at += got
     return data
-
-
-# In the child -----------------------------------------------------------------------------------------------
-
-
-def _serve() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its children
-    with open(os.dup(1), "wb") as answers, tempfile.TemporaryFile() as said:  # noqa: PTH123
-        for number in (1, 2):  # it is alone in this process: nobody else's words are lost
-            os.dup2(said.fileno(), number)
-        from dataio.decoding import decoded
-
-        answers.write(_READY)
-        answers.flush()
-        with open(0, "rb") as asked:
-            while head := asked.read(8):
-                lengths = np.frombuffer(asked.read(8 * int.from_bytes(head, "little")), "<i8").tolist()
-                files = [np.frombuffer(asked.read(length), np.uint8) for length in lengths]
-                for found in _silent(files, decoded, said.fileno()):
-                    if isinstance(found, str):
-                        text = found.encode()
-                        answers.write(_SHAPE.pack(-1, len(text)) + text)
-                    else:
-                        answers.write(_SHAPE.pack(*found.shape[:2]))
-                        answers.write(np.ascontiguousarray(found).data)
-                answers.flush()
-
-
-def _silent(
-    files: Sequence[NDArray[np.uint8]], decoded: Callable[[Sequence[NDArray[np.uint8]]], list[Found]], said: int
-) -> list[Found]:
-    """What is decoded without a word; asked again in halves where somebody talked."""
-    before = os.fstat(said).st_size
-    found = decoded(files)
-    if os.fstat(said).st_size == before:
-        return found
-    if len(files) == 1:
-        return ["DALI talks about it on stderr"]
-    half = len(files) // 2
-    return [*_silent(files[:half], decoded, said), *_silent(files[half:], decoded, said)]
-
-
-if __name__ == "__main__":
-    _serve()

@@ -129,6 +129,11 @@ def read(root: str, name: str, *, size: int | None = None, most: int | None = No
     raise AssertionError
 
 
+def text(file: str | Path) -> str:
+    """What a local file says in UTF-8, with or without a byte order mark. Raises OSError, ValueError."""
+    return _read_local(str(Path(file).expanduser()), None, None).decode("utf-8-sig")
+
+
 def _read_local(path: str, size: int | None, most: int | None) -> bytes:
     # without O_NONBLOCK a pipe that nobody writes to would block in open
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

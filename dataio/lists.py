@@ -89,9 +89,9 @@ def contents(home: str, name: str, kind: str) -> pa.Buffer:
 def _mapped(where: str) -> pa.Buffer:
     status = Path(where).stat()
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(0, "a folder, not a file")
+        raise IsADirectoryError
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-        raise OSError(0, "not a regular file")
+        raise files.UnfitError("not a regular file")
     return pa.memory_map(where).read_buffer() if status.st_size else pa.py_buffer(b"")
 
 

@@ -31,6 +31,7 @@ from dataio.part import Part, holds
 
 VERSION = 2
 _ARROW_MAGIC = b"ARROW1"
+_UNSURE = ("PPM", "BMP", "TIFF", "JPEG2000")
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ class Manifest:
             _pairs(about, file),
         )
         _check(manifest, about, rows, file)
+        if "checksum" not in about:
+            manifest = replace(manifest, rows=_left_to_pillow(manifest.rows))
         object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
         return manifest
 
@@ -313,6 +316,14 @@ def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: st
             f"it trained on; index the images again, or, if the change was meant, this table: thawline index {file} "
             f"--path-column path --label {kind}label --valid column:split --out NEW.parquet"
         )
+
+
+def _left_to_pillow(rows: pa.Table) -> pa.Table:
+    """The rows of a manifest made before DALI's pixels were compared: of these formats it shows some otherwise."""
+    at = rows.schema.get_field_index("codec")
+    field, unsure = rows.schema.field(at), pc.is_in(rows["format"].cast(pa.string()), pa.array(_UNSURE))
+    codecs = pc.if_else(pc.fill_null(unsure, False), "pillow", rows["codec"].cast(pa.string()))
+    return rows.set_column(at, field, codecs.cast(field.type)).combine_chunks()
 
 
 def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:

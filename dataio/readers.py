@@ -74,11 +74,9 @@ class FileReader:
         image = self._file(rows.paths[i], int(rows.hashes[i]), int(rows.sizes[i]) or None)
         if isinstance(image, str):
             return image
-        if rows.pillow[i]:
-            try:
-                image = transcode(image)
-            except EngineError as error:
-                return str(error)
+        image = for_engines(image, pillow=bool(rows.pillow[i]))
+        if isinstance(image, str):
+            return image
         if not self.masks:
             return Encoded(image)
         mask = self._file(rows.labels[i].as_py(), int(rows.mask_hashes[i]))
@@ -95,6 +93,14 @@ class FileReader:
 
     def close(self) -> None:
         """Nothing stays open."""
+
+
+def for_engines(encoded: NDArray[np.uint8], *, pillow: bool) -> NDArray[np.uint8] | Reason:
+    """The file itself; or transcoded, where only Pillow can decode it; or the reason why it cannot."""
+    try:
+        return transcode(encoded) if pillow else encoded
+    except EngineError as error:
+        return str(error)
 
 
 def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM", path: str = "the image") -> NDArray[np.uint8]:

@@ -31,7 +31,7 @@ from dataio.errors import ShardError
 from dataio.integrity import parsed
 from dataio.manifest import Manifest, columns
 from dataio.part import Rows
-from dataio.readers import Encoded, FileReader, Reader, Reason
+from dataio.readers import Encoded, FileReader, Reader, Reason, for_engines
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
@@ -124,14 +124,17 @@ class ShardReader:
             return "it was not packed: its bytes are missing in the shard"
         if not (shard.hashes[b][row] == _hash(image) if shard.hashes else _is_file(rows, i, image)):
             return f"damaged since it was packed (its bytes have another checksum); {self._remedy}"
+        ready = for_engines(image, pillow=bool(rows.pillow[i]))  # transcoded in packs of older manifests alone
+        if isinstance(ready, str):
+            return ready
         if not self._masks:
-            return Encoded(image)
+            return Encoded(ready)
         mask = _slice(shard.masks[b], row)
         if not len(mask):
             return "its mask was not packed"
         if rows.mask_hashes[i] and rows.mask_hashes[i] != _hash(mask):
             return f"its mask was damaged since it was packed (its bytes have another checksum); {self._remedy}"
-        return Encoded(image, mask)
+        return Encoded(ready, mask)
 
     def where(self, rows: Rows, i: int) -> str:
         """The shard, and what the file was called."""

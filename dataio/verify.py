@@ -249,7 +249,8 @@ def _ask_dali(ask: asking.Ask | None, waiting: list[_Shown]) -> None:
     if ask is None or not waiting:
         return
     with _large if sum(shown.pixels.size // 3 for shown in waiting) > _LARGE_PX else nullcontext():
-        for shown, found in zip(waiting, ask([shown.data for shown in waiting]), strict=True):
+        answers = ask([shown.data for shown in waiting], [shown.pixels for shown in waiting])
+        for shown, found in zip(waiting, answers, strict=True):
             levels = _LEVELS.get(shown.check.format or "", _OTHER_LEVELS)
             if not isinstance(found, str) and _alike(found, shown.pixels, levels):
                 shown.check.codec = "dali"

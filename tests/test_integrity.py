@@ -101,6 +101,19 @@ def test_a_manifest_of_before_is_held_against_its_fingerprint(tmp_path: Path, ki
         Manifest.load(column(file, "split", ["valid", "valid", "train", None]))
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_manifest_of_before_leaves_to_pillow_what_dali_may_show_otherwise(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"m.{kind}"
+    written().save(file)
+    column(file, "format", ["PPM", "JPEG", "TIFF", None], keep=False)
+    column(file, "codec", ["dali", "dali", "dali", None], keep=False)
+    old = Manifest.load(file)
+    assert old.rows["codec"].to_pylist() == ["pillow", "dali", "pillow", None]
+    assert {column.num_chunks for column in old.rows.columns} == {1}
+    old.save(file)  # with a checksum now, of what it says now
+    assert Manifest.load(file).rows.equals(old.rows)
+
+
 def test_a_change_that_was_meant_is_taken_as_the_sentence_says(tmp_path: Path) -> None:
     """The words of the remedy, after `thawline index`."""
     file = tmp_path / "m.parquet"

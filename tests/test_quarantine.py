@@ -1,5 +1,6 @@
 """What happens when a file breaks or vanishes after it was indexed? Another takes its place, and it is named."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,12 +56,28 @@ def a_folder(file: Path) -> None:
     file.mkdir()
 
 
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def a_device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "vanished": (Path.unlink, "missing"),
     "truncated": (truncate, r"changed since it was indexed \(it has \d+ bytes now\)"),
     "a bit flipped": (flip_a_bit, "changed since it was indexed"),
     "another image": (replaced, "changed since it was indexed"),
     "a folder": (a_folder, "a folder, not a file"),
+    "a pipe": (a_pipe, "not a regular file"),
+    "without an end": (a_device, "not a regular file"),
+    "grown": (
+        lambda file: os.truncate(file, 20 << 30),
+        r"changed since it was indexed \(it has 21,474,836,480 bytes now",
+    ),
 }
 
 

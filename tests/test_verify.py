@@ -275,7 +275,7 @@ def test_who_shows_other_pixels_than_pillow_does_not_decode(tmp_path: Path, monk
     scene = photo(20, 20)
     names = written(tmp_path, {f"{i}.{end}": saved(scene, end) for end in ("PNG", "JPEG") for i in answers})
 
-    def answer(encoded: Sequence[bytes]) -> list[asking.Found]:
+    def answer(encoded: Sequence[bytes], _: Sequence[Pixels]) -> list[asking.Found]:
         turn = [*answers.values()]
         return [turn[next(count) % len(turn)](decode(files.as_array(file))) for file in encoded]
 
@@ -292,7 +292,7 @@ def test_dali_gets_what_pillow_could_decode_and_no_more_at_once_than_fits(
 ) -> None:
     calls: list[list[int]] = []
 
-    def answer(encoded: Sequence[bytes]) -> list[asking.Found]:
+    def answer(encoded: Sequence[bytes], _: Sequence[Pixels]) -> list[asking.Found]:
         pictures = [decode(files.as_array(file)) for file in encoded]
         calls.append([picture.size // 3 for picture in pictures])
         return [*pictures]
