@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv as python_csv
 import gzip
+import io
 import re
 import stat
 import zlib
@@ -28,6 +29,7 @@ _SEPARATORS = ",;\t|"
 _SAMPLE_BYTES = 1 << 16
 _LINE_BYTES = 16 << 20  # the longest row that is read: run-length masks have some 100 kB
 _DEEPEST = 64
+_UNPACKED_BYTES, _RATIO = 64 << 20, 200  # beyond both it is a bomb: texts shrink to a tenth, zeros to a thousandth
 _EXCELS_LINE = re.compile(rb"(?:\xef\xbb\xbf)?sep=([ !#-~\t])\r?\n")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _CANNOT = (pa.ArrowException, OSError, ValueError)
@@ -72,7 +74,7 @@ def contents(home: str, name: str, kind: str) -> pa.Buffer:
     try:
         data = _mapped(where) if not files.is_remote(home) else pa.py_buffer(files.read(home, name))
         if data[:2].to_pybytes() == b"\x1f\x8b":
-            data = pa.py_buffer(gzip.decompress(data))
+            data = _unpacked(data, where)
     except FileNotFoundError as error:
         raise SourceError(f"no {kind} at {where}: there is nothing to list; check the path") from error
     except (EOFError, zlib.error) as error:
@@ -84,6 +86,18 @@ def contents(home: str, name: str, kind: str) -> pa.Buffer:
             f"{where} is a zip archive or a workbook by its content: save its sheet as CSV (UTF-8), or unpack it"
         )
     return data
+
+
+def _unpacked(data: pa.Buffer, where: str) -> pa.Buffer:
+    most = max(_UNPACKED_BYTES, _RATIO * data.size)
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        plain = packed.read(most + 1)
+    if len(plain) > most:
+        raise SourceError(
+            f"{where} unpacks to more than {most:,} bytes, over {_RATIO} times its size, which no list does: it would "
+            "fill the memory; check what it is"
+        )
+    return pa.py_buffer(plain)
 
 
 def _mapped(where: str) -> pa.Buffer:
@@ -114,7 +128,7 @@ def csv_rows(
     elif len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
         raise SourceError(f"separator {quoted(repr(separator))} is not one character of ASCII: give one such as ';'")
     text = data.to_pybytes()
-    _check_text(text, file)
+    _check_text(text, file, "CSV")
     _check_lines(text, file)
     _check_quotes(text, separator.encode(), file)
     bad: list[csv.InvalidRow] = []
@@ -170,14 +184,15 @@ def _why(error: Exception, bad: list[csv.InvalidRow]) -> str:
     return f"{quoted(str(error))}; check its separator and encoding"
 
 
-def _check_text(data: bytes, file: str) -> None:
+def _check_text(data: bytes, file: str, kind: str) -> None:
     """Raises SourceError for what is not UTF-8: of a row in it that is wrong as well, Arrow prints a traceback."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(
-            f"{file} cannot be read as CSV: line {line} is not UTF-8 (byte {data[error.start]:#04x}); save it as UTF-8"
+            f"{file} cannot be read as {kind}: line {line} is not UTF-8 (byte {data[error.start]:#04x}); save it as "
+            "UTF-8"
         ) from error
 
 
@@ -223,8 +238,10 @@ def _check_quotes(data: bytes, separator: bytes, file: str) -> None:
 def json_rows(data: pa.Buffer, file: str) -> pa.Table:
     """The rows of JSON lines, an object a line. Raises SourceError for what is none."""
     read = json.ReadOptions(block_size=_LINE_BYTES, use_threads=False)
+    text = data.to_pybytes()
+    _check_text(text, file, "JSON lines")
     try:
-        if _depth(data.to_pybytes()) > _DEEPEST:
+        if _depth(text) > _DEEPEST:
             raise ValueError(f"brackets within brackets, deeper than {_DEEPEST}")
         rows = json.read_json(pa.BufferReader(data), read)
         names = rows.column_names

@@ -316,8 +316,9 @@ def _csv(folder: Path) -> Iterator[Case]:
 
 
 def _pair(folder: Path, path: str, name: str) -> tuple[str, str]:
-    """As far as index may mend it: spaces around, Unicode's form, slashes."""
-    return os.path.normpath(folder / path.strip().replace("\\", "/")), unicodedata.normalize("NFC", name.strip())
+    """As far as index may mend it, and says so: spaces, Unicode's form and case of a class, slashes of a path."""
+    plain = unicodedata.normalize("NFC", " ".join(name.split())).casefold()
+    return os.path.normpath(folder / path.strip().replace("\\", "/")), plain
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------

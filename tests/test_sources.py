@@ -281,15 +281,16 @@ def test_gzipped_lists_and_json_lines_are_read(tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"file\na.jpg\n" * 100)[:-9])
     with pytest.raises(SourceError, match=r"cut\.csv\.gz cannot be unpacked"):
         from_csv(tmp_path / "cut.csv.gz")
-    for text in (
-        b"[1, 2]",
-        b'{"a": 1}\n{"a"',
-        b'{"a":' * 200_000,
-        b"\xff\xfe",
-    ):  # the deep one ends the parser's process
+    for text in (b"[1, 2]", b'{"a": 1}\n{"a"', b'{"a":' * 200_000):  # the last one would end the process
         (tmp_path / "bad.jsonl").write_bytes(text)
         with pytest.raises(SourceError, match=r"cannot be read as JSON lines: .*give an object a line"):
             from_file(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").write_bytes(b'{"file": "a.jpg"}\n{"file": "\xe9.jpg"}\n')
+    with pytest.raises(SourceError, match="cannot be read as JSON lines: line 2 is not UTF-8"):
+        from_file(tmp_path / "bad.jsonl")
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(bytes(70 << 20)))
+    with pytest.raises(SourceError, match="unpacks to more than 67,108,864 bytes, over 200 times its size"):
+        from_csv(tmp_path / "bomb.csv.gz")
 
 
 def test_what_is_no_text_is_told_what_it_is(tmp_path: Path) -> None:
