@@ -123,7 +123,7 @@ class ShardReader:
         if not len(image):
             return "it was not packed: its bytes are missing in the shard"
         if not (shard.hashes[b][row] == _hash(image) if shard.hashes else _is_file(rows, i, image)):
-            return f"damaged since it was packed (its bytes have another checksum); {self._remedy}"
+            return f"damaged since it was packed; {self._remedy}"
         ready = for_engines(image, pillow=bool(rows.pillow[i]))  # transcoded in packs of older manifests alone
         if isinstance(ready, str):
             return ready
@@ -133,7 +133,7 @@ class ShardReader:
         if not len(mask):
             return "its mask was not packed"
         if rows.mask_hashes[i] and rows.mask_hashes[i] != _hash(mask):
-            return f"its mask was damaged since it was packed (its bytes have another checksum); {self._remedy}"
+            return f"its mask was damaged since it was packed; {self._remedy}"
         return Encoded(ready, mask)
 
     def where(self, rows: Rows, i: int) -> str:

@@ -43,7 +43,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 GOOD = ("same", "told")
-_LIMIT_S = 60
+_LIMIT_S, _START_S = 60, 300
 _MEMORY_KB = 2 << 20
 _LONGEST = 2000
 """Characters of a sentence: what is quoted in it is cut."""
@@ -457,7 +457,7 @@ def _process(kind: str, seed: int, first: int, count: int) -> Iterator[Found]:
         lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_tell, args=(process, lines), daemon=True).start()
         try:
-            while line := lines.get(timeout=_LIMIT_S):
+            while line := lines.get(timeout=_LIMIT_S if begun else _START_S):
                 said, begun = json.loads(line), True
                 at = said.get("begins", at)
                 if "ended" in said:
