@@ -292,6 +292,17 @@ def test_what_was_never_saved_is_not_called_unfinished(tmp_path: Path) -> None:
         learn.load("nope")
 
 
+def test_weights_that_tell_other_classes_apart_are_not_loaded(tmp_path: Path) -> None:
+    learner(context=Watched(run_dir=tmp_path)).save("stage-1")
+    learn = learner(
+        data=loaders(classes=("ape", "cat", "bee")), model=ToyModel(seed=3), context=Watched(run_dir=tmp_path)
+    )
+    before = snapshot(learn.model)
+    with pytest.raises(CheckpointError, match=r"stage-1 tells other classes apart \('bee' in the place of 'cat'\)"):
+        learn.load("stage-1")
+    assert same(before, snapshot(learn.model))
+
+
 def test_close_gives_both_loaders_back() -> None:
     learn = learner()
     learn.close()

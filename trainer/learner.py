@@ -464,7 +464,7 @@ class Learner:
         return saved, None if saved is None else saved.load("state"), skipped
 
     def _take_weights(self, saved: checkpoint.Saved) -> None:
-        weights, average = weights_of(saved, self.model, averaged=self.ema is not None)
+        weights, average = weights_of(saved, self.model, classes=self.train.classes, averaged=self.ema is not None)
         self.model.load_state_dict(weights)
         if self.ema is not None:
             self.ema.load_state_dict(average)

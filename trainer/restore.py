@@ -1,6 +1,7 @@
 """Does what a checkpoint holds fit what takes it up? Looked at before anything is changed. Bytes are checkpoint's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,11 +12,20 @@ from trainer.errors import CheckpointError
 from trainer.progress import Progress
 
 
-def weights_of(saved: Saved, model: nn.Module, *, averaged: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def weights_of(
+    saved: Saved, model: nn.Module, *, classes: Sequence[str], averaged: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A checkpoint's weights, and the average of the parameters: itself where `averaged` is asked for and there is one.
 
-    Raises CheckpointError for those of another model.
+    Raises CheckpointError for those of another model, or of one that is known to tell other classes apart.
     """
+    theirs = saved.whose.classes
+    there, here = next((pair for pair in zip_longest(theirs, classes) if pair[0] != pair[1]), ("", ""))
+    if theirs and there != here:
+        raise CheckpointError(
+            f"{saved.folder} tells other classes apart ({quoted(there)!r} in the place of {quoted(here)!r}): one would "
+            "be taken for another, so nothing was loaded; models.create(..., weights=FOLDER) takes its body alone"
+        )
     weights = saved.load("model")
     average = saved.load("ema") if averaged and "ema" in saved.parts else weights
     wrong = _differs(model.state_dict(), weights) or _differs(dict(model.named_parameters()), average, more=True)
