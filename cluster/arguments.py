@@ -3,10 +3,17 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.errors import JobError
 from cluster.job import Job
-from cluster.words import cut
+from cluster.words import cut, quoted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+"""Endings of what matplotlib can write, and people look at."""
 
 
 def read_job(arguments: list[str], verb: str, *, file: Job | None = None) -> Job:
@@ -67,10 +74,39 @@ def take_flag(option: str, arguments: list[str]) -> tuple[bool, list[str]]:
 
 
 def take_out(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """The picture to write, its folder made, if there is `--out FILE`; and the other arguments."""
+    """The picture to write, if there is `--out FILE`: as it will be called, its folder made; and the other arguments.
+
+    Raises JobError for a file that cannot be written, or be a picture by its ending: before the work, not after it.
+    """
     given, rest = take("--out", arguments)
     if given is None:
         return None, arguments
-    out = Path(given)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = Path(given) if Path(given).suffix else Path(f"{given}.png")
+    if out.suffix.lower() not in PICTURES:
+        raise JobError(
+            f"--out {quoted(given)} ends in {out.suffix}, which is no kind of picture: nothing could be drawn; give "
+            f"one of {', '.join(PICTURES)}"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        there = out.exists()
+        with out.open("ab"):
+            pass
+        if not there:
+            out.unlink()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise JobError(
+            f"--out {quoted(given)} cannot be written ({why}): the picture would be lost; give another file"
+        ) from error
     return out, rest
+
+
+def save_picture(figure: "Figure", out: Path) -> None:
+    """Write it. Raises JobError where the place has become unusable since `take_out` looked."""
+    try:
+        figure.savefig(out, dpi=110)
+    except OSError as error:
+        raise JobError(
+            f"{out} cannot be written ({getattr(error, 'strerror', None) or error}): the picture is lost"
+        ) from error

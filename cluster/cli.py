@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import Positional
 
 from cluster import cli_jobs, outputs, ranks, signals
-from cluster.arguments import read_job, take, take_flag, take_out
+from cluster.arguments import read_job, save_picture, take, take_flag, take_out
 from cluster.job import Job
 from cluster.words import Plain, as_json, printable, quoted, say
 
@@ -303,11 +303,11 @@ def _show(arguments: list[str]) -> int:
 
     out, rest = take_out(arguments)
     if out is None:
-        print("thawline show: give --out FILE.png", file=sys.stderr)
+        say("thawline show: give --out FILE.png")
         return 2
     job = read_job(rest, "show")
     first, *_ = side_loaders(job, _alone(job))
-    show_batch(first, rows=4, cols=8).savefig(out, dpi=110)
+    save_picture(show_batch(first, rows=4, cols=8), out)
     print(out)
     return 0
 
@@ -329,12 +329,12 @@ def _lr_find(arguments: list[str]) -> int:
     with closing(job_learner(job, _alone(job))) as learner:
         ratios = first.lr.rate if isinstance(first.lr, Find) else first.lr
         found = lr_find(learner, lr=ratios, freeze_to=first.freeze_to)
-    if out is not None:
-        found.plot().savefig(out, dpi=110)
-        print(f"the curve is in {out}", file=sys.stderr)
     pair = f"[{lr[0] * found.valley:.2g}, {found.valley:.2g}]" if isinstance(lr, tuple) else f"{found.valley:.2g}"
-    print(f"in the job, by the valley: lr = {pair}", file=sys.stderr)
-    print(as_json({"phase": first.name, **found.suggestions()}))
+    say(f"in the job, by the valley: lr = {pair}")
+    print(as_json({"phase": first.name, **found.suggestions()}), flush=True)
+    if out is not None:
+        save_picture(found.plot(), out)
+        say(f"the curve is in {out}")
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tomli_w
 
 from cluster.errors import JobError
-from cluster.limits import check_ranges, check_together
+from cluster.limits import FIT_ALONE, check_ranges, check_together
 from cluster.tables import build, flat
 from cluster.words import cut
 
@@ -28,7 +28,7 @@ class Data:
     size_px: int = 224  # side of the square that the model sees
     stages: tuple[tuple[float, int], ...] = ()  # progressive resizing: from this epoch on this side, ...; last: size_px
     presize_px: int = 460  # side of the square that augmentation works on
-    global_batch: int = 64  # images a step, over all workers
+    global_batch: int = 64  # images a step, over all workers; a smaller training split cuts the default
     engine: Literal["auto", "dali", "reference"] = "auto"  # what decodes and warps
     threads: int = 0  # decoding threads a worker; 0 = choose
     valid: str = ""  # another manifest, whose validation images to take; it must have the same classes
@@ -262,8 +262,14 @@ def from_dict(mapping: Mapping[str, Any], *, source: str = "the job") -> Job:
 
 
 def to_toml(job: Job) -> str:
-    """`job` as TOML text, every field written, None by its absence: `from_toml` gives back an equal job."""
-    return tomli_w.dumps(_tables(job))
+    """`job` as TOML text, every field written but None, and beside [[phases]] what nothing reads there.
+
+    `from_toml` gives back an equal job, if it passes `check`.
+    """
+    tables = _tables(job)
+    if job.phases:
+        tables["fit"] = {name: value for name, value in tables["fit"].items() if name not in FIT_ALONE}
+    return tomli_w.dumps(tables)
 
 
 def check(job: Job) -> Job:
@@ -302,7 +308,10 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
     Paths are compared as text, never what lies there: whether it is the same manifest, its reader must say.
     """
     before, after = (identity(job, ignore=ignore) for job in (old, new))
-    changes = [(name, before.get(name), after.get(name)) for name in {**before, **after}]
+    names = dict.fromkeys([*before, *after])
+    if old.phases and new.phases:  # older jobs may hold what nothing reads
+        names = {name: None for name in names if name.removeprefix("fit.") not in FIT_ALONE}
+    changes = [(name, before.get(name), after.get(name)) for name in names]
     return [f"{name}: {cut(str(was))} -> {cut(str(now))}" for name, was, now in changes if was != now]
 
 

@@ -22,6 +22,12 @@ TAKES: dict[str, tuple[str, ...]] = {
     "constant": ("div", "warmup", "freeze_to"),
 }
 """Recipe -> what of [fit] or of a phase shapes it, besides its length and lr."""
+_SHAPES = {name for takes in TAKES.values() for name in takes}
+
+FIT_ALONE = ("epochs", "frozen_epochs")
+"""Of [fit], what counts where there are no [[phases]] only."""
+_FOR_PHASES = ("recipe", "lr", "div", "pct_start", "warmup")
+"""Of [fit], what a phase takes where it says nothing itself."""
 
 
 def _is_file_name(name: str) -> bool:
@@ -108,6 +114,8 @@ _RANGES: dict[str, _Range] = {
 def check_ranges(values: Mapping[str, Any]) -> None:
     """Raises JobError for the first value, by its dotted name, that lies outside its range."""
     for name, value in values.items():
+        if isinstance(value, str) and "\0" in value:
+            raise JobError(f"{name}={quoted(value)} holds a zero byte: no file or machine is called so; correct it")
         known = re.sub(r"\[\d+\]", "", name)
         if known not in _RANGES or value is None:
             continue
@@ -127,6 +135,7 @@ def check_together(job: "Job") -> None:
     _check_batch(job)
     _check_phases(job)
     _check_recipes(job)
+    _check_read(job)
     fit, optim, workers = job.fit, job.optim, job.most_workers
     if fit.compile == "reduce-overhead" and workers > 1:
         raise JobError(
@@ -138,6 +147,27 @@ def check_together(job: "Job") -> None:
             f"optim.nesterov with optim.name={optim.name!r} and optim.momentum={optim.momentum}: only sgd with a "
             "momentum has such steps; give optim.name='sgd' and optim.momentum=0.9, or no nesterov"
         )
+
+
+def batch_of(job: "Job", *, samples: int) -> int:
+    """Images a step, over all workers: the job's, but the default is cut to a training split that has fewer.
+
+    Raises JobError for a batch that was asked for and is larger than the split, or one that leaves a worker too few.
+    """
+    batch, least = job.data.global_batch, 2 * job.most_workers * job.fit.accumulate
+    if batch <= samples:
+        return batch
+    if samples < least:
+        raise JobError(
+            f"{samples} training images over workers={job.workers} in fit.accumulate={job.fit.accumulate} parts leave "
+            f"one with fewer than 2 a step: BatchNorm cannot train on one; index more images, {least} at the least"
+        )
+    if batch != type(job.data).global_batch:
+        raise JobError(
+            f"data.global_batch={batch} is larger than the {samples} training images: a step would hold them more than "
+            f"once; give --data.global-batch {samples} or less"
+        )
+    return samples
 
 
 def _check_batch(job: "Job") -> None:
@@ -185,6 +215,24 @@ def _check_recipes(job: "Job") -> None:
         value = getattr(job.fit, name)
         if value and not any(name in TAKES[recipe] for recipe in recipes):
             raise _unread(f"fit.{name}={quoted(value)}", name, " and ".join(sorted(recipes)))
+
+
+def _check_read(job: "Job") -> None:
+    """What of [fit] is given, which is what is not its default, must not be hidden by every phase's own."""
+    fit, default = job.fit, type(job.fit)()
+    given = {name: value for name in FIT_ALONE + _FOR_PHASES if (value := getattr(fit, name)) != getattr(default, name)}
+    for name, value in given.items():
+        if not job.phases:
+            if name == "frozen_epochs" and fit.recipe != "fine_tune":
+                raise _unread(f"fit.frozen_epochs={value!r}", name, fit.recipe)
+            continue
+        takers = [phase for phase in job.phases if name not in _SHAPES or name in TAKES[phase.recipe or fit.recipe]]
+        if name in FIT_ALONE or all(getattr(phase, name) is not None for phase in takers):
+            why = "of which each says that itself" if name not in FIT_ALONE else "which say how long they are"
+            raise JobError(
+                f"fit.{name}={quoted(value)} beside [[phases]], {why}: nothing would read it; leave it out, or give it "
+                "in the phases"
+            )
 
 
 def _unread(given: str, name: str, recipe: str) -> JobError:

@@ -23,9 +23,11 @@ from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import ClusterError, HangError, LaunchError, StorageError, last_line
 from cluster.exporter import Exporter
 from cluster.job import Job
+from cluster.limits import batch_of
+from cluster.memory import check_memory, kept_by_forward
 from cluster.phases import phases, stages
 from cluster.pulse import Pulse
-from cluster.storage import Result, image_spec, load_manifests, open_run, write_text
+from cluster.storage import Result, image_spec, load_manifests, open_run, run_dir, write_text
 from cluster.words import as_json, finite, quoted
 from dataio import census, files
 from dataio.errors import DataError
@@ -101,6 +103,7 @@ def _run(job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None,
         for line in (_description(job, context, learner), *_class_warnings(learner)):
             learner.note(line)
         resumed = learner.resume()
+        _check_same_batch(job, learner)
         if not resumed:
             _together(lambda: learner.meter)  # a metric that cannot be made shall not cost an epoch
         pulse.begin(learner.progress.step)
@@ -134,10 +137,29 @@ def job_spec(job: Job, *, samples: int) -> ImageSpec:
 
 
 def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
-    """The training and validation loaders of a job for one rank. Raises DataError."""
+    """The training and validation loaders of a job for one rank.
+
+    Raises DataError; JobError, LaunchError for a batch that is larger than the training split, or than the memory.
+    """
     manifest, valid = load_manifests(job)
-    spec = job_spec(job, samples=len(manifest.part("train")))
-    return loaders(manifest, spec, valid=valid, **_loading(job, context))
+    samples = len(manifest.part("train"))
+
+    def tell(text: str) -> None:
+        if context.rank == 0:
+            context.publish([{"kind": "note", "text": text}])
+
+    job = _fitted(job, samples=samples, tell=tell)
+    train, other = loaders(manifest, job_spec(job, samples=samples), valid=valid, **_loading(job, context))
+    check_memory([train, other], ranks_here=_ranks_here(context), tell=tell)
+    return train, other
+
+
+def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
+    """The job with a batch that the training images are enough for. Raises JobError where another was asked for."""
+    batch = batch_of(job, samples=samples)
+    if batch < job.data.global_batch:
+        tell(f"data.global_batch: {batch} in place of {job.data.global_batch}, since there are no more training images")
+    return replace(job, data=replace(job.data, global_batch=batch))
 
 
 def side_loaders(job: Job, context: RunContext) -> list[ImageLoader]:
@@ -145,9 +167,13 @@ def side_loaders(job: Job, context: RunContext) -> list[ImageLoader]:
     manifest, valid = load_manifests(job)
     of = {side: valid if valid is not None and side == "valid" else manifest for side in SIDES}
     there = [side for side in SIDES if side in of[side].sides()] or ["train"]  # none at all is told by `part`
+    if there[0] == "train":
+        job = _fitted(job, samples=len(of["train"].part("train")), tell=lambda text: None)
     options = _loading(job, context) | {"epoch_samples": len(of[there[0]].part(there[0]))}
     spec = job_spec(job, samples=options["epoch_samples"])
-    return [split_loader(of[side], spec, side, **options) for side in there]
+    found = [split_loader(of[side], spec, side, **options) for side in there]
+    check_memory(found, ranks_here=_ranks_here(context))
+    return found
 
 
 def _loading(job: Job, context: RunContext) -> dict[str, Any]:
@@ -193,6 +219,10 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
         seed=job.seed,
         class_names=train.classes,
     )
+    if context.device.type == "cpu":
+        kept_bytes = kept_by_forward(model, train.spec.size_px, parts=job.fit.accumulate)
+        check_memory([train], ranks_here=_ranks_here(context), kept_bytes=kept_bytes)
+    job = replace(job, data=replace(job.data, global_batch=train.global_batch))
     return Learner(
         model,
         train,
@@ -290,6 +320,20 @@ def _together(make: Callable[[], T]) -> T:
     return world.together(make, _KINDS)
 
 
+def _check_same_batch(job: Job, learner: Learner) -> None:
+    """Raises StorageError for a run of before the default batch was cut to a small split: its steps were others."""
+    first = next(iter(learner.recorder.of_kind("train")), None)
+    if first is None or not first["step"]:
+        return
+    was = float(first["images"] or 0) / float(first["step"])
+    if was > learner.train.global_batch:
+        raise StorageError(
+            f"{run_dir(job)} was begun by an older thawline with {was:g} images a step, which are now no more than the "
+            f"split's {learner.train.global_batch}: the stream would change in the middle; give another --name, or "
+            "--fresh, which moves what is there aside"
+        )
+
+
 def _write_outcome(
     run_dir: str | Path, learner: Learner, result: Result, predictions: Predictions | None
 ) -> pa.Table | None:
@@ -373,7 +417,8 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "epochs": progress.epochs,
         "steps": progress.step,
         "checkpoint": learner.keeper.place(progress.step),
-        "samples_seen": progress.step * job.data.global_batch,
+        "global_batch": learner.train.global_batch,
+        "samples_seen": progress.step * learner.train.global_batch,
         "valid_samples": learner.valid.samples - len(learner.valid.quarantined),
         "quarantined": [str(row["reason"]) for row in learner.recorder.of_kind("quarantine")],
         "metrics": finite(metrics),

@@ -22,6 +22,7 @@ from cluster import claim
 from cluster import job as jobs
 from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
+from cluster.limits import batch_of
 from dataio import files
 from dataio.atomic import sweep, whole
 from dataio.census import check_sides
@@ -117,6 +118,7 @@ def _look(job: Job, *, fresh: bool) -> tuple[Result | None, str]:
             "dataio.loaders"
         )
     check_sides(*manifests, names=[job.manifest, job.data.valid or job.manifest])
+    batch_of(job, samples=len(manifests[0].part("train")))
     for manifest in filter(None, manifests):
         manifest.check_paths(allowed=job.data.max_quarantined)
     fingerprint = _fingerprint(manifests)
@@ -144,7 +146,7 @@ def _read(job: Job, folder: str) -> _Found:
         if not ("result.json" in there or has_begun(job)):
             return _Found(job, None, "")
         known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
-        result = _parsed(folder, "result.json", json.loads) if "result.json" in there else None
+        result = _parsed(folder, "result.json", _as_result) if "result.json" in there else None
         fingerprint = files.read(folder, "manifest.hash").decode().strip() if "manifest.hash" in there else ""
     before = job if known is None else jobs.from_dict(known, source=files.below(folder, "job.toml"))
     return _Found(before, result, fingerprint)
@@ -233,6 +235,14 @@ def open_run(
         write_text(folder, "manifest.hash", fingerprint + "\n")
         write_text(folder, "job.toml", jobs.to_toml(job))
     return None
+
+
+def _as_result(text: str) -> Result:
+    """What a run's result tells. Raises ValueError where it lacks what is shown of it."""
+    told: Result = json.loads(text)
+    if isinstance(told, dict) and told.get("status") == "finished" and isinstance(told.get("metrics"), dict):
+        return told
+    raise ValueError("it has no status or no metrics")
 
 
 def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The command line: does a mistake become one sentence, the right exit code, and nothing half-written?"""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,10 +202,96 @@ def test_explain_show_and_doctor(thawline: Run, tmp_path: Path, manifest: Path) 
         assert picture.width > 800
     code, out, _ = thawline("explain", manifest)
     assert code == 0, "a manifest is a job with all defaults"
-    assert "(64, 3, 224, 224)" in out
+    assert "(48, 3, 224, 224)" in out, "no more than there are for training"
     code, out, _ = thawline("doctor", "--storage", tmp_path / "runs")
     assert "engine dali" in out
     assert code == 0
+
+
+def test_a_picture_is_looked_for_a_place_before_the_work(
+    thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the work comes after")
+
+    job = write_job(tmp_path, manifest)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.run.job_loaders", work)
+        patch.setattr("cluster.run.side_loaders", work)
+        for verb in ("show", "lr-find"):
+            for out, said in (
+                ("a.exe", "no kind of picture"),
+                ("folder.png", "Is a dir"),
+                ("file/a.png", "File exists"),
+            ):
+                code, _, err = thawline(verb, job, "--out", tmp_path / out)
+                assert code == 1
+                assert said in one_sentence(err)
+    code, out, _ = thawline("show", job, "--out", tmp_path / "batch")
+    assert (code, out.strip()) == (0, str(tmp_path / "batch.png")), "the name that was written"
+    assert (tmp_path / "batch.png").exists()
+
+
+def test_what_was_found_is_printed_before_it_is_drawn(
+    thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.lr_find import Found
+
+    found = Found(tuple(1e-5 * 2**i for i in range(40)), tuple(4.0 - i / 10 for i in range(40)), (1.0,) * 40)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules[Found.__module__], "lr_find", lambda *_, **__: found)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: fail())
+    code, out, err = thawline("lr-find", write_job(tmp_path, manifest), "--out", tmp_path / "lr.png")
+    assert code == 1
+    assert json.loads(out)["valley"] == found.valley
+    assert "lr.png cannot be written (No space left on device)" in err.strip().splitlines()[-1]
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_finished(
+    thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = {"status": "stopped", "steps": 3}
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (0, 143)):
+
+        def launch(*_: object, number: int = number, **__: object) -> dict[str, object]:
+            monkeypatch.setattr("cluster.signals._asked_by", number)
+            return stopped
+
+        monkeypatch.setattr("cluster.launch.launch", launch)
+        code, out, err = thawline("train", write_job(tmp_path, manifest))
+        assert (code, out) == (status, "")
+        assert "stopped at step 3; the same command resumes it" in err
+
+
+def test_a_finished_run_without_its_rows_still_has_its_result(thawline: Run, tmp_path: Path, manifest: Path) -> None:
+    from cluster import job as jobs
+    from cluster import storage
+
+    file = write_job(tmp_path, manifest)
+    job = jobs.resolved(jobs.load(file))
+    storage.open_run(job)
+    folder = Path(storage.run_dir(job))
+    numbers = {"images_per_s": 1.0, "data_wait_fraction": 0.0, "wall_s": 2.0, "stream_hash": "ab", "notes": ["a note"]}
+    text = json.dumps({"status": "finished", "metrics": {"accuracy": None}, **numbers})
+    storage.write_text(str(folder), "result.json", text)
+    for rows in (b"", b"PAR1 and then nothing", None):
+        (folder / "rows.parquet").unlink(missing_ok=True)
+        if rows is not None:
+            (folder / "rows.parquet").write_bytes(rows)
+        code, out, err = thawline("train", file)
+        assert code == 0
+        assert json.loads(out)["accuracy"] is None
+        assert "rows.parquet cannot be read" in err
+        assert "a note" in err
+    (folder / "result.json").write_text("{}")
+    code, _, err = thawline("train", file)
+    assert code == 1
+    assert "result.json cannot be understood" in one_sentence(err)
 
 
 def test_a_package_that_shadows_ours_is_named(tmp_path: Path, manifest: Path) -> None:

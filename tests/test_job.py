@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -299,6 +300,57 @@ def test_a_phase_more_or_another_makes_it_another_run() -> None:
     added = ["phases[1].steps: None -> 5"]
     assert differences(one, replace(JOB, phases=(*one.phases, PhaseJob(steps=5)))) == added
     assert differences(one, JOB) == ["phases[0].epochs: 1.0 -> None"]
+
+
+@pytest.mark.parametrize(
+    ("fit", "phases", "said"),
+    [
+        (Fit(epochs=3), (PhaseJob(epochs=1.0),), r"fit\.epochs=3 beside \[\[phases\]\], which say how long they are"),
+        (Fit(frozen_epochs=2), (PhaseJob(epochs=1.0),), r"fit\.frozen_epochs=2 beside"),
+        (Fit(lr=1.0), (PhaseJob(epochs=1.0, lr=1e-3), PhaseJob(steps=5, lr="find")), r"fit\.lr=1\.0 beside"),
+        (Fit(lr=1.0), (PhaseJob(epochs=1.0, lr=1e-3), PhaseJob(steps=5)), ""),
+        (Fit("one_cycle"), (PhaseJob(epochs=1.0, recipe="flat_cos"),), r"fit\.recipe='one_cycle' beside"),
+        (Fit(div=4.0), (PhaseJob(epochs=1.0, div=3.0), PhaseJob("b", "constant", steps=5, div=2.0)), r"fit\.div=4"),
+        (Fit(warmup=0.1), (PhaseJob(epochs=1.0), PhaseJob("b", "constant", steps=5)), ""),
+        (Fit("one_cycle", frozen_epochs=3), (), r"fit\.frozen_epochs=3 with recipe one_cycle"),
+        (Fit(epochs=3, frozen_epochs=2, lr=1.0), (), ""),
+    ],
+)
+def test_what_nothing_would_read_is_refused(fit: Fit, phases: tuple[PhaseJob, ...], said: str) -> None:
+    job = replace(JOB, fit=fit, phases=phases)
+    if not said:
+        assert check(job) == job
+        return
+    with pytest.raises(JobError, match=rf"{said}.*: nothing would read it"):
+        check(job)
+
+
+def test_a_job_file_says_nothing_that_does_not_count(tmp_path: Path) -> None:
+    job = replace(JOB, phases=(PhaseJob(epochs=1.0),))
+    assert "fit" in tomllib.loads(to_toml(job))
+    assert "epochs" not in tomllib.loads(to_toml(job))["fit"]
+    (tmp_path / "job.toml").write_text(to_toml(job))
+    assert from_toml(tmp_path / "job.toml") == job
+    older = replace(job, fit=replace(job.fit, epochs=3))  # which was ignored, so that its run may go on
+    assert differences(older, job) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + 900 * "[" + 900 * "]", "lists hundreds deep|unknown field a"),
+        ("a = " + 5000 * "[" + 5000 * "]", "lists hundreds deep"),
+        ("[" + ".".join(900 * "a") + "]\nb = 1", "unknown field a"),
+        ("name = " + 400 * "[" + 400 * "]", "name=.* is of type list"),
+        ('manifest = "a\\u0000b"', r"manifest='a\\x00b' holds a zero byte"),
+        ('manifest = "a.parquet"\n[data]\nroot = "/a\\u0000"', r"data\.root='/a\\x00' holds a zero byte"),
+    ],
+)
+def test_what_is_no_job_gets_a_short_sentence(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "job.toml").write_text(text)
+    with pytest.raises(JobError, match=said) as refused:
+        check(from_toml(tmp_path / "job.toml"))
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
 
 
 def test_reading_a_job_imports_nothing_heavy() -> None:

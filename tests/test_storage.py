@@ -178,7 +178,7 @@ def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_the
 def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, described: dict[str, Any]) -> None:
     storage.open_run(job)
     begin(job)
-    wanted = {"status": "finished", **described}
+    wanted = {"status": "finished", "metrics": {}, **described}
     storage.write_text(storage.run_dir(job), "result.json", json.dumps(wanted))
     with pytest.raises(
         StorageError, match=r"weights of checkpoints/step_00000048.*newest is step_00000010.*remove res"
