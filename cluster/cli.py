@@ -299,6 +299,7 @@ def _explain(arguments: list[str]) -> int:
 
 def _show(arguments: list[str]) -> int:
     from cluster.run import side_loaders
+    from cluster.storage import spare_images
     from dataio.explanation import show_batch
 
     out, rest = take_out(arguments)
@@ -306,6 +307,7 @@ def _show(arguments: list[str]) -> int:
         say("thawline show: give --out FILE.png")
         return 2
     job = read_job(rest, "show")
+    spare_images(out, job)
     first, *_ = side_loaders(job, _alone(job))
     save_picture(show_batch(first, rows=4, cols=8), out)
     print(out)
@@ -317,9 +319,11 @@ def _lr_find(arguments: list[str]) -> int:
     job = read_job(rest, "lr-find")
     from cluster.phases import phases
     from cluster.run import job_learner
+    from cluster.storage import spare_images
     from trainer.lr_find import lr_find
     from trainer.schedule import Find
 
+    spare_images(out, job)
     given = job.phases[0].lr if job.phases and job.phases[0].lr is not None else job.fit.lr
     # Of two rates the ratio stays and the higher one is looked for; a single one is replaced, whatever it is.
     lr: tuple[float, float] | Literal["find"] = (given[0] / given[1], 1.0) if isinstance(given, tuple) else "find"

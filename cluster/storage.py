@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster import claim
 from cluster import job as jobs
@@ -213,6 +214,18 @@ def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
     other = Manifest.load(job.data.valid)
     manifest.check_vocabulary(other, name=job.data.valid)
     return manifest, other
+
+
+def spare_images(out: Path | None, job: Job) -> None:
+    """Raises StorageError where a picture would be written over one of the job's own images or masks."""
+    if out is None or not out.exists():
+        return
+    for manifest in filter(None, load_manifests(job)):
+        names = [place.as_posix().removeprefix(f"{manifest.root}/") for place in (out.absolute(), out.resolve())]
+        for column in ("path", "label") if manifest.task == "mask" else ("path",):
+            rows = manifest.rows[column]
+            if pc.any(pc.is_in(rows, pa.array(names, rows.type))).as_py():
+                raise StorageError(f"--out {out} is one of the job's images: it would be lost; give another file")
 
 
 def open_run(

@@ -10,10 +10,10 @@ from PIL import Image
 
 from cluster import run
 from cluster.arguments import read_job
-from cluster.errors import JobError
+from cluster.errors import JobError, StorageError
 from cluster.index import make_manifest
 from cluster.job import Job, from_toml
-from cluster.storage import look
+from cluster.storage import look, spare_images
 from dataio.errors import ManifestError, SourceError
 from dataio.explanation import explain
 from dataio.loader import loaders
@@ -121,3 +121,22 @@ def test_a_job_and_classes_may_begin_with_a_byte_order_mark(folder: Path) -> Non
     assert from_toml(folder / "job.toml").manifest == "a.parquet"
     (folder / "classes.txt").write_text("dog\ncat\n", encoding="utf-8-sig")
     assert make_manifest(folder / "photos", classes=str(folder / "classes.txt")).classes == ("dog", "cat")
+
+
+def test_a_picture_is_never_written_over_one_of_the_jobs_images(folder: Path, tmp_path: Path) -> None:
+    job = job_on(folder, "own.parquet", valid="0.25")
+    linked = tmp_path / "linked.png"
+    linked.symlink_to(folder / "photos" / "cat" / "0.png")
+    for out in (folder / "photos" / "cat" / "0.png", linked):
+        with pytest.raises(StorageError, match="is one of the job's images: it would be lost"):
+            spare_images(out, job)
+    for i in range(8):
+        mask = Image.new("L", (40, 40), 1)
+        mask.putpixel((i, 0), 2)
+        mask.save(folder / f"{i}.png")
+    masked = job_on(folder, "masked.parquet", label=f"mask:{folder}/{{stem}}.png", values="1,2", valid="0.25")
+    with pytest.raises(StorageError, match="is one of the job's images"):
+        spare_images(folder / "3.png", masked)
+    (tmp_path / "batch.png").touch()
+    for other in (tmp_path / "batch.png", tmp_path / "none.png", None):
+        spare_images(other, job)
