@@ -65,8 +65,8 @@ def make_manifest(
     )
     if other is not None and table.task != other.task:
         raise ManifestError(
-            f"--classes {classes} is for {other.task} and --label {quoted(label)} gives {table.task}: their targets do "
-            "not mean the same; label in the same way, or leave --classes out"
+            f"--classes {classes} is for {other.task} and --label {quoted(label)} gives {table.task}: their "
+            "targets do not mean the same; label in the same way, or leave --classes out"
         )
     with Progress(console=Console(stderr=True), transient=True) as bar:
         checking = bar.add_task("checking images", total=table.rows.num_rows)
@@ -187,7 +187,7 @@ def _vocabulary(
             lines = files.text(classes).splitlines()
         except (OSError, ValueError) as error:
             raise LabelError(
-                f"--classes {classes} cannot be read ({quoted(str(error))}): give a text file, a class a line"
+                f"--classes {quoted(classes)} cannot be read ({quoted(str(error))}): give a text file, a class a line"
             ) from error
         names = [line.strip() for line in lines if line.strip()]
     else:

@@ -180,7 +180,7 @@ class Manifest:
             names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), self.root
         missing = files.missing(root, names)
         if len(missing) > (0 if self.shards else math.ceil(allowed * len(names))):
-            named = ", ".join(files.below(root, name) for name in missing[:3])
+            named = ", ".join(map(quoted, missing[:3]))
             of = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files looked at (of {len(usable)})"
             remedy = "pack again" if self.shards else "give their new place with --data.root, or index again"
             raise ManifestError(
