@@ -32,21 +32,54 @@ def write_report(folder: str, result: dict[str, Any], rows: pa.Table, outcomes: 
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
     metrics = metric_names(rows.to_pylist())
     names = ["train_loss", "valid_loss", *metrics]
-    figures = [plots.plot_loss(rows), plots.plot_schedule(rows)]
-    figures += [plots.plot_metrics(rows)] if len(metrics) > 1 else [plots.plot_metric(rows, name) for name in metrics]
-    figures += [plots.plot_throughput(rows), plots.plot_data_wait(rows)]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         result=result,
         epochs=epochs,
         names=names,
         findings=diagnose(rows),
-        curves=[_embedded(figure) for figure in figures],
-        worst=_embedded(_pictures(outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN])),
-        sample=_embedded(_pictures(outcomes, valid, _spread(len(outcomes)))),
+        curves=[(_embedded(figure), said) for figure, said in _curves(rows, metrics)],
+        worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN]),
+        sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_text(folder, "report.html", page)
+
+
+def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:
+    """The figures, each with what it shows for those who do not see it."""
+    drawn = [plots.plot_metrics(rows)] if len(metrics) > 1 else [plots.plot_metric(rows, name) for name in metrics]
+    measured = ", ".join(_course(rows, "valid", name, name) for name in metrics)
+    losses = f"{_course(rows, 'train', 'loss', 'training')}, {_course(rows, 'valid', 'valid_loss', 'validation')}"
+    schedule = f"{_course(rows, 'train', 'lr', 'rate')}, {_course(rows, 'train', 'momentum', 'momentum')}"
+    return [
+        (plots.plot_loss(rows), f"Loss by epoch: {losses}"),
+        (plots.plot_schedule(rows), f"Learning rate and momentum by epoch: {schedule}"),
+        *((figure, f"Validation metrics by epoch: {measured}") for figure in drawn),
+        (plots.plot_throughput(rows), f"Throughput by epoch: {_course(rows, 'train', 'images_per_s', 'images/s')}"),
+        (
+            plots.plot_data_wait(rows),
+            f"Time spent waiting for data by epoch: {_course(rows, 'train', 'data_wait_fraction', 'share')}",
+        ),
+    ]
+
+
+def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
+    """How a series begins and ends, and its least and largest value in between, in words."""
+    told = rows.to_pylist() if column in rows.column_names else []
+    values = [row[column] for row in told if row["kind"] == kind and row[column] is not None]
+    if not values:
+        return f"{name} was not recorded"
+    return f"{name} from {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"
+
+
+def _shown(which: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[Any, Any]) -> tuple[str, str]:
+    """Validation images as a picture within the page, and what it shows in words."""
+    taken = outcomes.take(rows).to_pylist()
+    right = sum(row["prediction"] == row["target"] for row in taken)
+    counts = f"{right} right, {len(taken) - right} wrong"
+    said = f"{which} validation images, {len(taken)}, each titled prediction / truth: {counts}"
+    return _embedded(_pictures(outcomes, valid, rows)), said
 
 
 def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
