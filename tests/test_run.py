@@ -127,11 +127,16 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, manifest: Path, whole: 
     job = write_job(tmp_path, manifest)
     process = start("train", job)
     wait_for_step(tmp_path / "runs/run", 14, process)
+    second = thawline("train", job)
+    assert second.returncode == 1
+    assert f"{tmp_path / 'runs/run'} is held by process {process.pid} on" in second.stderr
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "runs/run/result.json").exists(), "it was too quick to be killed"
-    done = thawline("train", job)
+    done = thawline("train", job)  # at once
     assert done.returncode == 0, done.stderr
+    assert "which is gone: taken over" in done.stderr
+    assert "waiting up to" not in done.stderr, "a lock ends with its process"
     assert "resumed at step" in done.stderr
     run = tmp_path / "runs/run"
     assert result(run)["stream_hash"] == result(whole)["stream_hash"]
