@@ -115,7 +115,7 @@ def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | N
     ranks = [rank for rank in world.gather_to_first(columns) if rank]  # one without samples sends none
     if not ranks:
         return None
-    ids, targets, logits, losses = (torch.cat(column).cpu().numpy() for column in zip(*ranks, strict=True))
+    ids, targets, logits, losses = (torch.cat(column).numpy() for column in zip(*ranks, strict=True))
     order = np.argsort(ids, kind="stable")
     said = as_predicted(torch.from_numpy(logits[order]), task=task)
     return Predictions(ids[order], targets[order], said.numpy(), losses[order])

@@ -96,21 +96,22 @@ def told(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
 def _exchange(value: Any, tensors: Sequence[Tensor], *, everywhere: bool = True) -> list[tuple[Any, list[Tensor]]]:
     """Every rank's JSON and tensors, by rank; not `everywhere`: on rank 0 alone. Two collectives."""
     text = json.dumps([value, [[str(tensor.dtype), list(tensor.shape)] for tensor in tensors]]).encode()
+    mine = [tensor.detach().cpu() for tensor in tensors]
     if world_size() == 1:
-        return [(json.loads(text)[0], list(tensors))]
+        return [(json.loads(text)[0], mine)]
     parts = [torch.frombuffer(bytearray(text), dtype=torch.uint8)]
-    parts += [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in tensors]
+    parts += [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in mine]
     size = torch.tensor([len(text), sum(map(len, parts))])
     sizes = [torch.empty_like(size) for _ in range(world_size())]
     dist.all_gather(sizes, size)
     longest = max(int(each[1]) for each in sizes)
-    mine = torch.cat([*parts, torch.zeros(longest - int(size[1]), dtype=torch.uint8)])
+    whole = torch.cat([*parts, torch.zeros(longest - int(size[1]), dtype=torch.uint8)])
     hears = everywhere or dist.get_rank() == 0
-    sent = [torch.empty_like(mine) for _ in sizes] if hears else []
+    sent = [torch.empty_like(whole) for _ in sizes] if hears else []
     if everywhere:
-        dist.all_gather(sent, mine)
+        dist.all_gather(sent, whole)
     else:
-        dist.gather(mine, sent if hears else None)
+        dist.gather(whole, sent if hears else None)
     return [_read(data, int(each[0])) for data, each in zip(sent, sizes, strict=False)]
 
 
