@@ -6,6 +6,7 @@ Which rows come of which words is test_data_block.py's question.
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster import cli
 from cluster.index import described, make_manifest
 from dataio import census
 from dataio.errors import DataError, LabelError, ManifestError, QuarantineError, SourceError, SplitError
@@ -108,28 +110,36 @@ def test_a_rule_that_makes_a_class_an_image_is_told(folder: Path) -> None:
     assert "WARNING" not in described(tests_only), "a test needs neither"
 
 
-@pytest.mark.parametrize(
-    "out", ["labels.parquet", "labels.csv", "cat/0.png", "mine.parquet", "mine.arrow", "in.parquet"]
-)
-def test_nothing_but_another_manifest_is_written_over(folder: Path, tmp_path: Path, out: str) -> None:
+def test_nothing_but_another_manifest_is_written_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = pa.table({"path": [f"{('cat', 'dog')[i % 2]}/{i}.png" for i in range(10)], "what": list("ababababab")})
     pq.write_table(rows, folder / "labels.parquet")
-    (folder / "labels.csv").write_text((folder / "rows.csv").read_text())
     (folder / "mine.parquet").write_bytes(b"PAR1 and something of mine")
     with pa.ipc.new_file(str(folder / "mine.arrow"), rows.schema) as sink:
         sink.write_table(rows)
-    make_manifest(folder).save(folder / "in.parquet")
-    source = folder / ("in.parquet" if out == "in.parquet" else "labels.parquet")
-    before = (folder / out).read_bytes()
-    done = thawline(
-        "index", source, "--label", "column:label" if out == "in.parquet" else "column:what", "--out", folder / out
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"thawline: {folder / out} ")
-    assert (folder / out).read_bytes() == before
-    if out in ("mine.parquet", "mine.arrow"):
+    manifest = make_manifest(folder)
+    manifest.save(folder / "in.parquet")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for source, label, out, why in (
+        ("labels.parquet", "column:what", "labels.parquet", "is what the manifest is made from"),
+        ("in.parquet", "column:label", "in.parquet", "is what the manifest is made from"),
+        ("rows.csv", "column:what", "rows.csv", r"does not end in .parquet or .arrow"),
+        ("labels.parquet", "column:what", "cat/0.png", r"does not end in .parquet or .arrow"),
+        ("labels.parquet", "column:what", "mine.parquet", "exists and is no thawline manifest"),
+        ("labels.parquet", "column:what", "mine.arrow", "exists and is no thawline manifest"),
+    ):
+        words = ["thawline", "index", str(folder / source), "--label", label, "--out", str(folder / out)]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        assert (stop.value.code, said.out) == (1, "")
+        assert said.err.lstrip().startswith(f"thawline: {folder / out} {why}")
+    for name in ("mine.parquet", "mine.arrow"):
         with pytest.raises(ManifestError, match="exists and is no thawline manifest: it is not written over"):
-            Manifest.load(folder / "in.parquet").save(folder / out)
+            manifest.save(folder / name)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 def test_a_place_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
