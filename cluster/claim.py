@@ -103,6 +103,10 @@ class _Claim:
                 if (other := self._read()) is not None and other.token != self._mine.token:
                     raise self._taken(other)
         except BaseException:
+            with suppress(OSError, pa.ArrowException):  # a full storage: leave nothing half-written
+                if self._fd is not None and self._read() is None:
+                    files.remove(self._folder, FILE)
+                    Path(self._folder).rmdir()
             self._close()
             raise
         if found is not None:

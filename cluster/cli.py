@@ -397,9 +397,9 @@ def _doctor(*, storage: str = "runs") -> int:
     checks = collect(storage=storage)
     width = max(len(check.name) for check in checks)
     for check in checks:
-        print(f"{'ok ' if check.ok else '!! '} {check.name:<{width}}  {check.value}")
+        print(printable(f"{'ok ' if check.ok else '!! '} {check.name:<{width}}  {check.value}"))
         if check.remedy and not check.ok:
-            print(f"    {'':<{width}}  -> {check.remedy}")
+            print(printable(f"    {'':<{width}}  -> {check.remedy}"))
     return 0 if all(check.ok for check in checks) else 1
 
 

@@ -129,6 +129,16 @@ def test_who_stood_still_until_another_took_over_ends(folder: str) -> None:
     assert claim.FILE in files.listing(folder), "the other's claim stands"
 
 
+def test_a_full_storage_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left"):
+        take(str(tmp_path / "a"), [])
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     """torch.compile's and a user's own pools fork; they may outlive the run."""
     folder, (seen, said) = str(tmp_path / "a"), os.pipe()

@@ -91,8 +91,17 @@ def test_each_submission_of_a_name_is_its_next_attempt(monkeypatch: pytest.Monke
     with pytest.raises(SubmitError, match=r"a job called 'pets 2' is pending on http://127.0.0.1:8265 already"):
         cluster(client, monkeypatch).submit(JOB)
     cluster(client, monkeypatch).submit(replace(JOB, name="other"))
+    assert client.submitted[-1]["entrypoint"].endswith("python -m cluster.driver")
+    cluster(client, monkeypatch).submit(replace(JOB, name="anew"), fresh=True)
+    assert client.submitted[-1]["entrypoint"].endswith("python -m cluster.driver --fresh")
     shipped = client.submitted[-1]["runtime_env"]["py_modules"]
     assert [folder.rpartition("/")[2] for folder in shipped] == ["cluster", "dataio", "models", "trainer"]
+
+
+@pytest.mark.parametrize(("code", "state"), [(143, "stopped"), (130, "stopped"), (1, "failed")])
+def test_a_job_that_stopped_says_so(monkeypatch: pytest.MonkeyPatch, code: int, state: str) -> None:
+    client = FakeClient([info("a.1", "FAILED", name="a", exit_code=code)])  # as Ray calls whatever is not 0
+    assert cluster(client, monkeypatch).attempt("a").state == state
 
 
 @pytest.mark.parametrize("break_with", [None, RuntimeError("closed unexpectedly"), ConnectionResetError("gone")])

@@ -127,6 +127,7 @@ def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, manifest: Path, whole: 
     job = write_job(tmp_path, manifest)
     process = start("train", job)
     wait_for_step(tmp_path / "runs/run", 14, process)
+    process.send_signal(signal.SIGSTOP)  # or it would have finished meanwhile
     second = thawline("train", job)
     assert second.returncode == 1
     assert f"{tmp_path / 'runs/run'} is held by process {process.pid} on" in second.stderr
