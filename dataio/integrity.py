@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from dataio.errors import quoted
 from dataio.part import holds
 
 SPLITS = ("train", "valid", "test")
@@ -29,9 +30,8 @@ _HASHED_ROWS = 65_536  # of a fingerprint at a time; it depends on this number
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut at 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    """A value for a message, as Python writes it."""
+    return quoted(repr(value))
 
 
 # What the metadata say ------------------------------------------------------------------------------------
