@@ -169,3 +169,24 @@ def test_ray_finds_a_folder_of_its_own_and_a_home_but_a_cluster_where_it_was_sta
     with ray_connection.surroundings(tmp_path, local=True):
         assert os.environ["RAY_TMPDIR"] == "/mine"
     assert os.environ["RAY_TMPDIR"] == "/mine"
+
+
+def test_a_ray_that_runs_already_and_one_of_another_python_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def mismatch(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "is_initialized", lambda: True)
+        with (
+            pytest.raises(LaunchError, match=r"Ray runs in this process already .*ray\.shutdown"),
+            ray_connection.connected(JOB, "local", tmp_path),
+        ):
+            pass
+    monkeypatch.setattr(ray, "init", mismatch)
+    words = rf"{sys.executable} has another Ray or Python than the cluster \(Version mismatch: .* Python: 3.12.1\): "
+    with pytest.raises(LaunchError, match=words), ray_connection.connected(JOB, "local", tmp_path):
+        pass

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from cluster import ranks
-from cluster.errors import LaunchError
+from cluster.errors import JobError, LaunchError
+from cluster.job import Data, Job
 from cluster.part import meet
+from cluster.preflight import preflight
 from cluster.ranks import Place
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
@@ -64,6 +66,14 @@ def test_half_of_it_is_told_in_a_sentence(
         monkeypatch.setenv(name, value)
     with pytest.raises(LaunchError, match=sentence):
         ranks.place()
+
+
+def test_a_rank_with_one_image_is_found_by_the_ranks_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(manifest="none.parquet", data=Data(global_batch=3))
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(JobError, match="global_batch=3 over workers=2 leaves one with fewer than 2 images a step"):
+        preflight(job)
 
 
 def one_rank(rank: int, port: int, link: Connection) -> None:
