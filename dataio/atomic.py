@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import io
 import os
 import uuid
@@ -72,11 +73,11 @@ def whole(dest: str, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) 
         _sync(base)
 
 
-def sweep(dest: str) -> None:
-    """Remove from a local folder what writers that were killed have left. Raises OSError."""
+def sweep(dest: str, *, of: str | None = None) -> None:
+    """Remove from a local folder what writers that were killed have left, of one file or of all. Raises OSError."""
     if files.is_remote(dest):
         return
-    for left in Path(dest).glob(".*.tmp"):
+    for left in Path(dest).glob(".*.tmp" if of is None else f".{glob.escape(of)}.*.tmp"):
         if (fd := _lock(str(left))) is not None:
             left.unlink(missing_ok=True)
             os.close(fd)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataio import files, integrity
-from dataio.atomic import whole
+from dataio.atomic import sweep, whole
 from dataio.errors import ManifestError, SourceError, quoted
 from dataio.keypoints import Pairs, check_pairs
 from dataio.labels import LABEL_TYPES
@@ -95,6 +95,7 @@ class Manifest:
         try:
             if not files.is_remote(name):
                 Path(name).parent.mkdir(parents=True, exist_ok=True)
+            sweep(files.above(name), of=files.last(name))
             with whole(files.above(name), files.last(name)) as sink:
                 if name.endswith(".parquet"):
                     pq.write_table(rows, sink, compression="zstd")

@@ -154,10 +154,13 @@ def test_a_place_where_nothing_can_be_written_is_told_before_the_work(tmp_path: 
         make_manifest("a\0b")
 
 
-def test_an_older_manifest_is_replaced(folder: Path, tmp_path: Path) -> None:
+def test_an_older_manifest_is_replaced_and_what_a_kill_left_of_it_removed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".m.parquet.0123456789ab.tmp").touch()
+    (tmp_path / ".mine.tmp").touch()
     for name, valid in (("m.parquet", "0.3"), ("m.parquet", "0.5"), ("m.arrow", "0.3"), ("m.arrow", "0.5")):
         make_manifest(folder, valid=valid).save(tmp_path / name)
         assert len(Manifest.load(tmp_path / name).part("valid")) == 10 * float(valid)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "in", "m.arrow", "m.parquet"]
 
 
 def test_too_many_broken_files_end_the_command_with_a_sentence(folder: Path, tmp_path: Path) -> None:
