@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -44,7 +45,10 @@ def check_memory(
     device = loaders[0].device
     free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     ranks_here, place = (ranks_here, "machine") if device.type == "cpu" else (1, "GPU")
-    needs = [_Needs(loader, kept_bytes if loader.train else 0.0) for loader in loaders]
+    kept = [kept_bytes if loader.train else 0.0 for loader in loaders]
+    if all(_roomy(*each, free / ranks_here) for each in zip(loaders, kept, strict=True)):
+        return
+    needs = [_Needs(*each) for each in zip(loaders, kept, strict=True)]
     worst = max(needs, key=lambda need: need.of(need.batch))
     total = ranks_here * worst.of(worst.batch)
     pictures = f"the largest, {worst.largest}, has {worst.pixels:,} pixels"
@@ -68,6 +72,20 @@ def check_memory(
     )
 
 
+def _roomy(loader: ImageLoader, kept_bytes: float, free: float) -> bool:
+    """Whether even a batch of the widest and highest image fits: of ten million rows, the rest would cost seconds."""
+    table = loader.part.table
+    width, height = (float(pc.max(table[name]).as_py() or 0) for name in ("width", "height"))
+    batch, copies = (loader.batch, 1) if loader.engine == "dali" else (max(1, loader.threads), _COPIES)
+    each = _each(loader, kept_bytes)
+    return width * height < _LARGE_PX and 3 * width * height * batch * copies + loader.batch * each <= free
+
+
+def _each(loader: ImageLoader, kept_bytes: float) -> float:
+    """Bytes that an image of a batch needs besides its decoded pixels."""
+    return 3 * _BATCHES * float(max(loader.size_px(0), loader.spec.size_px)) ** 2 + kept_bytes
+
+
 class _Needs:
     """What one rank's batches of a loader need, in bytes, by the images in them."""
 
@@ -82,7 +100,7 @@ class _Needs:
         self._mean, self._std = 3 * float(area.mean()), 3 * float(area.std())
         most = min(self.batch, len(area))
         self._sums = np.cumsum(3 * np.sort(np.partition(area, len(area) - most)[-most:])[::-1])
-        self._each = 3 * _BATCHES * float(max(loader.size_px(0), loader.spec.size_px)) ** 2 + kept_bytes
+        self._each = _each(loader, kept_bytes)
 
     def decoded(self, batch: int) -> float:
         """Pixels of the source images that lie in memory together: as many as a batch may well hold."""
