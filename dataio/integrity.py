@@ -23,7 +23,7 @@ from dataio.part import holds
 
 SPLITS = ("train", "valid", "test")
 _CODECS = ("dali", "pillow")
-_MOST_PX = 1 << 20
+_MOST_PX = 1 << 24
 """Of a side; no format that is read here goes beyond it, and a decoder that believes 2**31 - 1 ends the process."""
 _PIECE = 1 << 18  # rows at a time: what is copied on the way stays small
 _HASHED_ROWS = 65_536  # of a fingerprint at a time; it depends on this number
@@ -125,6 +125,8 @@ def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
     twice = np.append(np.diff(columns["id"].to_numpy()) == 0, False)
     _refuse(columns, "id", twice, why=" as the next row")
     _refuse(columns, "path", pc.binary_length(columns["path"]).to_numpy() == 0)
+    if not _characters(columns["path"]).all():  # which no file's name can hold
+        _refuse(columns, "path", pc.match_substring(columns["path"], "\0").to_numpy(zero_copy_only=False))
     for name, known in (("split", SPLITS), ("codec", _CODECS)):
         for word in columns[name].dictionary.to_pylist():
             if word not in known:
@@ -174,6 +176,16 @@ def _refuse(columns: dict[str, pa.Array], name: str, wrong: NDArray[np.bool_], *
         raise ValueError(f"has {shown(columns[name][row].as_py())} for the {name} of row {row}{why}")
 
 
+def _offsets(texts: pa.LargeStringArray) -> NDArray[np.int64]:
+    return np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def _characters(texts: pa.LargeStringArray) -> NDArray[np.uint8]:
+    """All of them, in UTF-8, one text after another."""
+    at, data = _offsets(texts), texts.buffers()[2]
+    return np.frombuffer(data, np.uint8)[at[0] : at[-1]] if data and len(at) else np.zeros(0, np.uint8)
+
+
 def _nulls(column: pa.Array) -> NDArray[np.bool_]:
     if column.null_count == 0:
         return np.zeros(len(column), np.bool_)
@@ -217,11 +229,8 @@ def _add(digest: xxhash.xxh3_128, column: pa.Array) -> None:
         _add(digest, column.flatten())
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_string()).fill_null("")
-        _, offsets, data = column.buffers()
-        at = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-        digest.update(np.diff(at).data)
-        if data is not None and len(at):
-            digest.update(memoryview(data)[at[0] : at[-1]])
+        digest.update(np.diff(_offsets(column)).data)
+        digest.update(_characters(column).data)
     else:
         digest.update(column.fill_null(0).to_numpy().data)
 

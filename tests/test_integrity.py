@@ -132,6 +132,7 @@ def test_a_change_that_was_meant_is_taken_as_the_sentence_says(tmp_path: Path) -
         ("id", [0, None, 2, 3], "has None for the id of row"),
         ("id", [0, 1, 2, -3], "has -3 for the id of row 0"),
         ("path", ["0.jpg", "", "2.jpg", "3.jpg"], "has '' for the path of row 1"),
+        ("path", ["0.jpg", "1.\0jpg", "2.jpg", "3.jpg"], "has '1.*jpg' for the path of row 1"),
         ("path", ["0.jpg", "1.jpg", None, "3.jpg"], "has None for the path of row 2"),
         ("label", ["a", "c" * 99, "a", "b"], r"has 'c+\.\.\. for the label of row 1"),
         ("label", [None, "b", "a", "b"], "has None for the label of row 0"),
