@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast test-cluster kills chaos fuzz check bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills chaos fuzz likeness check bench prometheus clean help
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -44,6 +44,10 @@ chaos: $(READY)  ## runs (CHAOS=20) on a Ray cluster of this machine whose worke
 FUZZ ?= 300
 fuzz: $(READY)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSVs and checkpoints: told, or read as written
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+SEEDS ?= 1 2 3 4 5 6 7 8 9 10
+likeness: $(READY)  ## 217 kinds of pictures a seed (SEEDS) through both engines: each must show Pillow's pixels
+	$(BIN)/python -m tests.likeness $(SEEDS)
 
 check: $(READY)  ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -89,4 +89,4 @@ def main(seeds: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(word) for word in sys.argv[1:]] or list(range(1, 11))))
+    sys.exit(main([int(word) for word in sys.argv[1:]] or [1]))
