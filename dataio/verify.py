@@ -210,9 +210,9 @@ def _decode(data: bytes, check: _Check, max_pixels: int) -> NDArray[np.uint8]:
     hush_pillow()
     with Image.open(io.BytesIO(data)) as image:
         check.format = image.format
-        check_pixels(image, max_pixels)
         if image.format in ("JPEG", "MPO"):
             _check_scan(image, data)
+        check_pixels(image, max_pixels)
         with _large if image.width * image.height > _LARGE_PX else nullcontext():
             if image.format != "TIFF":  # which is turned, and its tag dropped, by loading
                 load(image)
