@@ -4,6 +4,7 @@ Reads the rows that rank 0 publishes, wherever it runs; talks on stderr, since s
 printed is left unsaid (see outputs).
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO, cast
@@ -121,7 +122,7 @@ class Console:
             completed=row["phase_step"],
             total=row["phase_steps"],
             numbers=(
-                f"loss {row['loss']:.4f}  {row['images_per_s']:,.0f} images/s  "
+                f"loss {math.nan if row['loss'] is None else row['loss']:.4f}  {row['images_per_s']:,.0f} images/s  "
                 f"waiting for data {row['data_wait_fraction']:.0%}"
             ),
         )

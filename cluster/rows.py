@@ -20,7 +20,10 @@ def encode(row: Row) -> str:
 
 
 def decode(line: str) -> dict[str, Any] | None:
-    """The row in a line; None where it is no record, or a broken one. A loss that was no number is NaN again."""
+    """The row in a line; None where it is no record, or a broken one.
+
+    A metric that was no number is NaN again, so that it keeps its place in the epoch table.
+    """
     if not line.startswith(MARK):
         return None
     try:
@@ -29,6 +32,6 @@ def decode(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict):
         return None
-    if row.get("kind") in ("train", "valid"):
+    if row.get("kind") == "valid":
         return {name: math.nan if value is None else value for name, value in row.items()}
     return row
