@@ -285,10 +285,11 @@ def test_counting_by_class_takes_no_matrix_of_classes_by_classes() -> None:
         ("MultilabelAveragePrecision(thresholds=10000000)", "multi_label", 100),
         ("MulticlassCalibrationError(n_bins=20000000000)", "single_label", 3),
         ("MulticlassCohenKappa", "single_label", 81_000),
+        ("F1Score(average='macro')", "single_label", 81_000),
     ],
 )
 def test_a_metric_that_would_not_fit_is_refused_before_any_of_it_is_there(text: str, task: str, classes: int) -> None:
-    with pytest.raises(RecipeError, match=r"would keep [0-9,]+ GiB on the device, and 4 are the most.*give"):
+    with pytest.raises(RecipeError, match=r"would take [0-9,]+ GiB on the device, and 4 are the most.*give"):
         build([text], task=task, classes=classes)
 
 

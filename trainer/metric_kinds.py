@@ -17,10 +17,10 @@ from torchmetrics import classification as tm
 from dataio.errors import quoted
 from trainer.errors import RecipeError
 from trainer.metric_names import DEFAULTS, IGNORED, Asked, parse, snake
-from trainer.metric_states import ErrorRate, PointError, RocAuc, by_class
+from trainer.metric_states import ErrorRate, PointError, RocAuc, by_class, matrix_bytes
 
 _MOST_BYTES = 4 << 30
-"""What a metric may keep on the device: a matrix over 23,000 classes, or 1,000 thresholds of 130,000."""
+"""What a metric may take on the device: a matrix over 23,000 classes, or 1,000 thresholds of 130,000."""
 _BYTES_AN_ENTRY = 32
 """For each of as many bins or thresholds as a number asks for: what torchmetrics holds of them meanwhile."""
 
@@ -171,7 +171,7 @@ def _make(kind: _Kind, asked: Asked) -> Metric:
 
 
 def _check_size(kind: _Kind, asked: Asked, arguments: Mapping[str, Any]) -> None:
-    """Raises RecipeError for a metric that would keep more than _MOST_BYTES, before any of it is there."""
+    """Raises RecipeError for a metric that would take more than _MOST_BYTES, before any of it is there."""
     given = [value for value in (*asked.places, *(value for _, value in asked.named)) if isinstance(value, int)]
     needs = _BYTES_AN_ENTRY * max(given, default=0)
     if needs <= _MOST_BYTES:
@@ -181,10 +181,11 @@ def _check_size(kind: _Kind, asked: Asked, arguments: Mapping[str, Any]) -> None
         except (NotImplementedError, RuntimeError):  # it looks at numbers as it is made
             return
         states = (getattr(planned, name) for name in planned._defaults)
-        needs = sum(state.numel() * state.element_size() for state in states if isinstance(state, Tensor))
+        kept = sum(state.numel() * state.element_size() for state in states if isinstance(state, Tensor))
+        needs = max(kept, matrix_bytes(planned))
     if needs > _MOST_BYTES:
         raise RecipeError(
-            f"metric {quoted(asked.text)!r} would keep {needs / 2**30:,.0f} GiB on the device, and {_MOST_BYTES >> 30} "
+            f"metric {quoted(asked.text)!r} would take {needs / 2**30:,.0f} GiB on the device, and {_MOST_BYTES >> 30} "
             f"are the most: validation would end the run; give smaller arguments, or one that counts by class (f_beta)"
         )
 

@@ -34,8 +34,8 @@ class _ByClass(MulticlassStatScores):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """preds: (N, C, ...) scores or (N, ...) classes. target: (N, ...) classes, or `ignore_index`."""
-        if self.average == "micro" or self.top_k != 1 or self.multidim_average != "global":
-            super().update(preds, target)  # which is linear already
+        if not _squares(self):
+            super().update(preds, target)
             return
         found = (preds.argmax(1) if preds.ndim == target.ndim + 1 else preds).flatten()
         wanted, count = target.flatten(), torch.ones_like(found)
@@ -49,6 +49,21 @@ class _ByClass(MulticlassStatScores):
         self.fp = self.fp + is_found - hits
         self.fn = self.fn + is_wanted - hits
         self.tn = self.tn + count.sum() - is_found - is_wanted + hits
+
+
+def _squares(metric: MulticlassStatScores) -> bool:
+    """Whether torchmetrics' own update fills a matrix of classes by classes."""
+    return metric.average != "micro" and metric.top_k == 1 and metric.multidim_average == "global"
+
+
+def matrix_bytes(metric: Metric) -> int:
+    """Of the matrix that a metric fills at every update and does not keep; 0 where it fills none.
+
+    torchmetrics' classes for every task (F1Score) make one of another class of torchmetrics: `by_class` never sees it.
+    """
+    if isinstance(metric, MulticlassStatScores) and not isinstance(metric, _ByClass) and _squares(metric):
+        return 8 * int(metric.num_classes or 0) ** 2
+    return 0
 
 
 @cache
