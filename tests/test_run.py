@@ -1,5 +1,6 @@
 """Whole runs: does a job become the files it promises, and is it the same run wherever and however it is made?"""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,8 @@ def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
     assert jobs.differences(jobs.from_toml(whole / "job.toml"), jobs.from_toml(whole.parent.parent / "job.toml")) == []
     page = (whole / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 7
-    assert "http" not in page.replace("http-equiv", ""), "the report must not need a network"
+    text = re.sub(r"base64,[\w+/=]+", "", page)  # in which "http" stands by chance, once in some forty reports
+    assert "http" not in text.replace("http-equiv", ""), "the report must not need a network"
 
 
 def test_the_hash_is_over_the_planned_stream(whole: Path, manifest: Path) -> None:
