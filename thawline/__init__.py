@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-_HOME = Path(__file__).resolve().parent
+_HOME = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
