@@ -63,13 +63,9 @@ def ending_when_interrupted() -> Iterator[None]:
     does not wait for it.
     """
 
-    def end() -> None:
-        time.sleep(_UNWIND_S)
-        os._exit(128 + signal.SIGINT)
-
     def handler(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        threading.Thread(target=end, name="thawline-end", daemon=True).start()
+        end_soon(128 + signal.SIGINT)
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
@@ -79,6 +75,16 @@ def ending_when_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def end_soon(status: int) -> None:
+    """Have this process end within `_UNWIND_S` with that exit status, whatever hangs in a thread."""
+
+    def end() -> None:
+        time.sleep(_UNWIND_S)
+        os._exit(status)
+
+    threading.Thread(target=end, name="thawline-end", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ class PlaceError(DataError):
 
 
 class ResourceError(DataError):
-    """The process or its machine is out of what reading takes: open files, memory."""
+    """The process or its machine lacks what reading takes: open files, memory, a storage that answers."""
 
 
 class EngineError(DataError):

@@ -6,7 +6,7 @@ caller's: `read_ahead` changes when work is done, never which.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
@@ -14,7 +14,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dataio.errors import ResourceError
 from dataio.geometry import Geometry
+
+LIMIT_S = 600.0
+"""Of what is read ahead, a batch or a few files: no storage that answers at all takes so long."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,18 +65,32 @@ def timed(items: Iterator[T], spent: dict[str, float], name: str) -> Iterator[T]
         yield item
 
 
-def read_ahead(make: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int) -> Iterator[R]:
-    """Yield make(item) for each item, in order, keeping up to `ahead` of them under way in `threads` threads."""
+def read_ahead(
+    make: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int, limit_s: float = LIMIT_S
+) -> Iterator[R]:
+    """Yield make(item) for each item, in order, keeping up to `ahead` of them under way in `threads` threads.
+
+    Raises: ResourceError when one has not come `limit_s` after it was waited for: a mount that hangs never answers.
+    """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-read")
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(make, item))
             if len(pending) > ahead:
-                yield pending.popleft().result()
+                yield _result(pending.popleft(), limit_s)
         while pending:
-            yield pending.popleft().result()
+            yield _result(pending.popleft(), limit_s)
     finally:
         # Never wait here: an abandoned generator ends wherever the garbage collector happens to run, in a thread that
         # may hold the very lock that joining another thread needs. The pool's threads end by themselves.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(made: Future[R], limit_s: float) -> R:
+    if not wait([made], timeout=limit_s).done:
+        raise ResourceError(
+            f"nothing could be read for {limit_s:g} s: the storage of the images hangs, and all would wait for it; see "
+            "whether it answers, and start again to go on"
+        )
+    return made.result()

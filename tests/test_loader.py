@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dataio import geometry
-from dataio.errors import EngineError, ManifestError, SplitError
+from dataio.errors import EngineError, ManifestError, ResourceError, SplitError
 from dataio.labels import by_parent, label
 from dataio.loader import EngineName, ImageLoader, choose_engine, default_threads, loaders
 from dataio.manifest import Manifest
@@ -265,6 +265,23 @@ def test_an_abandoned_stream_ends_without_waiting_for_its_threads() -> None:
     gate.set()
     closing.join()
     assert not waited
+
+
+def test_a_storage_that_never_answers_ends_the_wait_with_a_sentence() -> None:
+    gate = threading.Event()
+    made = read_ahead(lambda i: i < 1 or gate.wait(60), range(9), ahead=1, threads=1, limit_s=0.2)
+    assert next(made) is True
+    with pytest.raises(ResourceError, match="nothing could be read"):
+        next(made)
+    gate.set()
+
+
+def test_a_time_out_that_a_storage_tells_itself_is_its_own() -> None:
+    def refuse(i: int) -> int:
+        raise TimeoutError("the store said so")
+
+    with pytest.raises(TimeoutError, match="the store said so"):
+        next(read_ahead(refuse, range(9), ahead=1, threads=1))
 
 
 # Views and sizes -------------------------------------------------------------------------------------------

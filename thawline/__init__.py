@@ -24,8 +24,14 @@ def main() -> None:
                 )
             sys.exit(1)
     from cluster.cli import main as verbs
+    from cluster.signals import end_soon
 
-    verbs()
+    try:
+        verbs()
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code:
+            end_soon(ended.code)  # a thread that waits for a mount would hold up the end for ever
+        raise
 
 
 if __name__ == "__main__":
