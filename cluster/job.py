@@ -245,7 +245,7 @@ def from_toml(file: str | Path) -> Job:
     except tomllib.TOMLDecodeError as error:
         raise JobError(f"{file} is not valid TOML, so it is no job: {cut(str(error))}; correct it there") from None
     except (OSError, ValueError, RecursionError) as error:  # no text, a name that no file can have, nested too deeply
-        raise JobError(f"{cut(str(file))} cannot be read as a job ({cut(str(error))}): give a TOML file") from None
+        raise JobError(f"{file} cannot be read as a job ({cut(str(error))}): give a TOML file") from None
     return from_dict(mapping, source=str(file))
 
 
