@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -148,7 +149,9 @@ def _read(job: Job, folder: str) -> _Found:
             return _Found(job, None, "")
         known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
         result = _parsed(folder, "result.json", _as_result) if "result.json" in there else None
-        fingerprint = files.read(folder, "manifest.hash").decode().strip() if "manifest.hash" in there else ""
+        # What was written over it is no text perhaps, and no fingerprint: the data are then others.
+        hashed = files.read(folder, "manifest.hash") if "manifest.hash" in there else b""
+        fingerprint = hashed.decode(errors="backslashreplace").strip()
     before = job if known is None else jobs.from_dict(known, source=files.below(folder, "job.toml"))
     return _Found(before, result, fingerprint)
 
@@ -250,12 +253,27 @@ def open_run(
     return None
 
 
+_SHOWN: dict[str, tuple[type, ...]] = {
+    "metrics": (dict,),
+    "images_per_s": (int, float),
+    "data_wait_fraction": (int, float),
+    "wall_s": (int, float),
+    "stream_hash": (str,),
+    "notes": (list, NoneType),
+    "checkpoint": (str, NoneType),
+}
+"""What is shown of a result, or looked up by it; None: older ones lack it."""
+
+
 def _as_result(text: str) -> Result:
     """What a run's result tells. Raises ValueError where it lacks what is shown of it."""
     told: Result = json.loads(text)
-    if isinstance(told, dict) and told.get("status") == "finished" and isinstance(told.get("metrics"), dict):
-        return told
-    raise ValueError("it has no status or no metrics")
+    if not isinstance(told, dict) or told.get("status") != "finished":
+        raise ValueError("it does not say that the run has finished")
+    for name, kinds in _SHOWN.items():
+        if not isinstance(told.get(name), kinds):
+            raise ValueError(f"it has no {name}")
+    return told
 
 
 def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import StorageError
 from cluster.job import Job
 from dataio import files
+from dataio.atomic import whole
 from dataio.errors import ManifestError, SourceError
 from dataio.manifest import Manifest
 from tests.runs import digits_manifest, planned_hash, start, thawline, write_job
@@ -98,7 +99,8 @@ def test_a_run_goes_on_with_the_same_data_only(job: Job, tmp_path: Path) -> None
         storage.look(replace(job, manifest=str(tmp_path / "other.parquet")))
 
 
-RESULT = {"status": "finished", "metrics": {"error_rate": 0.25}}
+SHOWN = {"images_per_s": 1.0, "data_wait_fraction": 0, "wall_s": 2.5, "stream_hash": "ab"}
+RESULT = {"status": "finished", "metrics": {"error_rate": 0.25}, **SHOWN}
 
 
 def finish(job: Job) -> None:
@@ -178,7 +180,7 @@ def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_the
 def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, described: dict[str, Any]) -> None:
     storage.open_run(job)
     begin(job)
-    wanted = {"status": "finished", "metrics": {}, **described}
+    wanted = {**RESULT, **described}
     storage.write_text(storage.run_dir(job), "result.json", json.dumps(wanted))
     with pytest.raises(
         StorageError, match=r"weights of checkpoints/step_00000048.*newest is step_00000010.*remove res"
@@ -186,6 +188,26 @@ def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, describ
         storage.look(job)
     checkpoint.save(files.below(storage.run_dir(job), "checkpoints"), 48, {"model": {"w": torch.ones(1)}}, keep=1)
     assert storage.look(job) == wanted
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("status", "stopped"), ("wall_s", None), ("notes", 5), ("checkpoint", 7), ("stream_hash", 3)]
+)
+def test_a_result_that_lacks_what_is_shown_of_it_is_no_result(job: Job, field: str, value: object) -> None:
+    storage.open_run(job)
+    begin(job)
+    storage.write_text(storage.run_dir(job), "result.json", json.dumps({**RESULT, field: value}))
+    with pytest.raises(StorageError, match=r"result.json.* cannot be understood.*--fresh"):
+        storage.look(job)
+
+
+def test_a_fingerprint_that_was_written_over_is_other_data(job: Job) -> None:
+    storage.open_run(job)
+    begin(job)
+    with whole(storage.run_dir(job), "manifest.hash") as sink:
+        sink.write(b"\xdc\x00\xff")
+    with pytest.raises(StorageError, match=r"other data"):
+        storage.look(job)
 
 
 @pytest.mark.parametrize("name", ["job.toml", "result.json"])
