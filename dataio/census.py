@@ -73,8 +73,11 @@ def table(counts: Counts, classes: Sequence[str]) -> list[str]:
     return lines if more < 2 else [*lines[: _SHOWN + 1], f"  ... {more:,} more ...", *lines[_SHOWN + 1 :]]
 
 
-def lacking(counts: Counts, classes: Sequence[str]) -> list[str]:
-    """A warning for classes that training or validation would never see; a test alone needs neither."""
+def lacking(counts: Counts, classes: Sequence[str], *, stratify: bool = True) -> list[str]:
+    """A warning for classes that training or validation would never see; a test alone needs neither.
+
+    stratify: whether the images can be divided by class.
+    """
     lines = []
     words = {"train": ("training", "cannot be learned"), "valid": ("validation", "are measured by no metric")}
     for side, (word, consequence) in words.items():
@@ -83,7 +86,11 @@ def lacking(counts: Counts, classes: Sequence[str]) -> list[str]:
         missing = np.flatnonzero(counts[side] == 0)
         if len(missing):
             total = np.sum([n[missing] for n in counts.values()], axis=0)
-            remedy = "divide by class (--valid stratified:0.2)" if total.min() >= 5 else "give more images of them"
+            remedy = (
+                "divide by class (--valid stratified:0.2)"
+                if stratify and total.min() >= 5
+                else "give more images of them"
+            )
             lines.append(
                 f"WARNING: no {word} images of {len(missing):,} of {len(classes):,} classes "
                 f"({_some([classes[i] for i in missing.tolist()])}): they {consequence}; {remedy}"

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dataio.errors import LabelError, listed, quoted
 from dataio.keypoints import Pairs, check_pairs
+from dataio.masks import check_apart
 from dataio.names import check_lines, complain_of, is_missing, some, texts
 from dataio.sources import Table, tidy
 
@@ -29,6 +30,8 @@ LABEL_TYPES = {
     "mask": pa.string(),  # the mask file's path, as the image's
 }
 """How each task's labels lie in tables and manifests."""
+
+_FARTHEST_PX = 1e9  # float32 has no end below, but its square has
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def mask_path(place: str | Callable[[Row], Any]) -> Labeller:
         return Labeller(place, f"mask_path({getattr(place, '__name__', place)})", "mask")
     try:
         same = place.format(parent="a", name="b", stem="c") == place.format(parent="d", name="e", stem="f")
-    except (LookupError, ValueError, AttributeError) as error:
+    except (LookupError, ValueError, AttributeError, MemoryError) as error:
         raise LabelError(
             f"mask template {quoted(repr(place))} cannot be filled ({quoted(repr(error))}): its placeholders are "
             "{parent}, {name}, {stem}"
@@ -222,6 +225,7 @@ def label(
         column, told = texts(labels, paths, name, task, vocabulary)
     if task == "mask":
         column = tidy(column, table.root, name)
+        check_apart(column, paths.to_pylist(), name)
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
     rows = rows.append_column("label", pa.array(column, LABEL_TYPES[task]))
     return replace(
@@ -333,7 +337,7 @@ def _flat(value: Any) -> list[float]:
     if len(numbers) % 2:
         raise ValueError(f"{len(numbers)} numbers are no pairs")
     for x, y in _pairs(numbers):
-        if math.isinf(x) or math.isinf(y) or math.isnan(x) != math.isnan(y):
+        if max(abs(x), abs(y)) > _FARTHEST_PX or math.isnan(x) != math.isnan(y):
             raise ValueError(f"({x}, {y}) is not a point")
     return numbers
 

@@ -119,7 +119,7 @@ def csv_rows(
 
     Raises: SourceError for what is no CSV, naming the line where that is known.
     """
-    if data[:2].to_pybytes() in _UTF16:
+    if (start := data[:2].to_pybytes()) in _UTF16 or b"\0" in start:
         raise SourceError(f"{file} is text in UTF-16, which is not read: save it as UTF-8")
     if named := _EXCELS_LINE.match(data[:16].to_pybytes()):
         separator, data = separator or named[1].decode(), data[named.end() :]
@@ -271,6 +271,11 @@ def table_rows(data: pa.Buffer, file: str) -> pa.Table:
         rows = pa.ipc.open_file(pa.BufferReader(data)).read_all() if arrow else files.as_table(data)
         rows.validate(full=True)  # it comes from outside: damaged offsets would be read as addresses
     except _CANNOT as error:
+        if data[:4].to_pybytes() == b"\xff\xff\xff\xff":
+            raise SourceError(
+                f"{file} is a stream of Arrow's, as the datasets library writes, and no file of it, so it is not read: "
+                "write its table as Parquet (to_parquet) and give that"
+            ) from error
         raise SourceError(
             f"{file} cannot be read as Parquet or Arrow: {quoted(str(error))}; check what it is"
         ) from error

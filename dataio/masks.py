@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.errors import SplitError, quoted
+from dataio.errors import LabelError, SplitError, listed, quoted
 from dataio.pictures import hush_pillow
 from dataio.targets import VOID
 
@@ -22,6 +22,17 @@ MASK_CHECKS = pa.schema(
 """The columns that masks add to what is known of a file; `mask_pixels` counts each of `mask_values`."""
 
 _NAMED = 3
+
+
+def check_apart(drawn: Sequence[str], images: Sequence[str], name: str) -> None:
+    """Raises LabelError where a mask is listed as an image, too. drawn: their paths; name: of the labeller."""
+    both = sorted(set(drawn).intersection(images))
+    if both:
+        raise LabelError(
+            f"{name} gives {len(both):,} masks that are among the {len(images):,} images themselves "
+            f"({listed(both, most=2)}): they would be trained on as pictures; list the pictures alone (--folders, "
+            "--extensions, or the rows of the list)"
+        )
 
 
 def count_values(mask: NDArray[np.uint8]) -> tuple[list[int], list[int]]:
@@ -58,6 +69,15 @@ def found_values(checks: pa.Table) -> tuple[int, ...]:
     """The values that occur in masks; 255 is void beside others, and a class of a mask with two values."""
     values = sorted(pc.list_flatten(checks["mask_values"]).unique().to_pylist())
     return tuple(values if len(values) <= 2 else [value for value in values if value != VOID])
+
+
+def by_side(checks: pa.Table, sides: NDArray[np.object_], values: Sequence[int]) -> Mapping[str, NDArray[np.int64]]:
+    """By side, those that there are: how many of these masks show each value, (C,). sides: of each mask, (n,)."""
+    shown = [showing(checks, [value]) for value in values]
+    return {
+        side: np.array([(one & (sides == side)).sum() for one in shown], np.int64)
+        for side in dict.fromkeys(sides.tolist())
+    }
 
 
 def showing(checks: pa.Table, values: Sequence[int]) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from dataio.errors import LabelError, listed, quoted
 
 _TOLD = 3
-_NO_NAMES = ("nan", "null", "none", "<na>", "n/a", "nat")
+_NO_NAMES = ("nan", "null", "none", "<na>", "na", "n/a", "nat")
 
 
 def texts(

@@ -144,6 +144,11 @@ def from_csv(
     rows, separator = csv_rows(
         contents(home, name, "CSV file"), str(file), separator=delimiter, column_names=column_names
     )
+    if column_names is None and any(column.lower().endswith(IMAGE_EXTENSIONS) for column in rows.column_names):
+        raise SourceError(
+            f"{file} begins with a row ({listed(rows.column_names, most=3)}) and not with its columns' names: that "
+            "image would be lost; name them (--column-names path,label)"
+        )
     table = _table(rows, path_column, str(file), root=root, home=home, folder=folder, suffix=suffix, one_line=True)
     if delimiter is None and separator != usual_separator(name):
         return replace(table, notes=(f"{name}: columns are separated by {separator!r}",))
@@ -304,11 +309,14 @@ def _table(
     column = _path_column(path_column, names, source)
     if len(set(names)) < len(names):
         raise SourceError(f"{source} has two columns of one name ({listed(names)}): rename one")
-    if column != "path" and "path" in names:
-        raise SourceError(f"{source} has a column 'path' beside the path column {quoted(repr(column))}: rename it")
     if rows.num_rows == 0:
         raise SourceError(f"{source} has no rows: there is nothing to list; give at least one image")
     _check_paths(rows, column, source, named=path_column is not None or bool(suffix))
+    if column != "path" and "path" in names:
+        raise SourceError(
+            f"{source} has a column 'path' beside the path column {quoted(repr(column))}: rename it, or "
+            "name it as the one that holds paths (--path-column path)"
+        )
     before = f"{folder.rstrip('/')}/" if folder else ""
     given = [f"{before}{path}{suffix}" if path else path for path in rows[column].to_pylist()]
     broken = next((i for i, path in enumerate(given) if one_line and path and len(path.splitlines()) > 1), None)
@@ -380,6 +388,8 @@ def _common_root(paths: list[Any], home: str | None, source: str) -> str:
 def _path_column(column: str | None, names: list[str], source: str) -> str:
     if column is None and names:
         return str(names[0])
+    if not names:
+        raise SourceError(f"{source} has no columns: there is nothing to list; give one with paths")
     if column is None or column not in names:
         raise SourceError(f"{source} has no column {quoted(repr(column))}; it has {listed(names)}: name one of these")
     return column

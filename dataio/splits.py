@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dataio import asking, keypoints, masks
+from dataio import asking, census, keypoints, masks
 from dataio.errors import QuarantineError, SplitError, listed, quoted
 from dataio.labels import Row
 from dataio.manifest import Manifest, build
@@ -217,6 +217,8 @@ def split(
     rows = table.rows
     if table.task is None or "label" not in rows.column_names:
         raise SplitError("the table has no labels: it cannot be split into a manifest; call label(table, ...) first")
+    if not max_bad >= 0:  # NaN, too
+        raise SplitError(f"max_bad={max_bad} is no share of the files: give 0 for none to 1 for any")
     _check_sides(_sides(splitter, rows))
     checks = _checks(table, verify=verify, max_pixels=max_pixels, progress=progress)
     status = _status(table, checks)
@@ -398,6 +400,10 @@ def _told(made: Manifest, checks: pa.Table, *, counted: bool) -> Iterator[str]:
         teaching = "train" in pc.unique(rows["split"]).to_pylist()
         pixels, options = masks.totals(checks), {"counted": counted, "teaching": teaching}
         yield from masks.check_values(pixels, classes=made.classes, values=made.values, **options)
+        shown = [value for value in made.values if pixels[value]]  # what no mask shows is told by then
+        counts = masks.by_side(checks, rows["split"].to_numpy().astype(object), shown)
+        names = [made.classes[made.values.index(value)] for value in shown]
+        yield from census.lacking(counts, names, stratify=False)
     if made.task == "points":
         sizes = np.stack([rows[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height")], 1)
         placed = points(rows["label"].combine_chunks(), len(made.classes))

@@ -87,10 +87,7 @@ def decode_mask(
             check_pixels(image, max_pixels)
             image.load()
             if image.mode not in ("L", "P", "1"):
-                raise ValueError(
-                    f"its mode is {image.mode}, and a mask has one value of 8 bits a pixel (grey, palette or black "
-                    "and white)"
-                )
+                raise ValueError(f"its mode is {image.mode}: save it as 8-bit grey or palette")
             ImageOps.exif_transpose(image, in_place=True)
             return np.array(image).astype(np.uint8)
     except Exception as error:  # as reference.decode

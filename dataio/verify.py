@@ -279,7 +279,7 @@ def _check_mask(asked: _Asked, name: str, check: _Check) -> None:
             check.mask_values, check.mask_pixels = count_values(mask)
             if why is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
                 sizes = f"{mask.shape[1]} x {mask.shape[0]} px", f"{check.width} x {check.height}"
-                why = f"its shape, {sizes[0]}, is not that of the upright image, {sizes[1]}"
+                why = f"{sizes[0]}, and the upright image {sizes[1]}"
         except EngineError as error:
             why = why or _reason(error.__cause__ or error, data)
     if why is not None and check.status == "ok":
@@ -295,7 +295,7 @@ def _fits(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
 
 def _reason(error: BaseException, data: bytes) -> str:
     why = why_undecodable(error)
-    if why.startswith(("too large", "truncated: ")):
+    if why.startswith(("too large", "truncated: ", "its mode is ")):
         return why
     kind = next((name for magic, name in _BEGINNINGS.items() if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":

@@ -5,6 +5,7 @@ Which rows come of which words is test_data_block.py's question.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -281,6 +282,8 @@ def test_a_folder_can_be_looked_into_in_part(folder: Path, tmp_path: Path) -> No
         ({"classes": "cat,dog,cat"}, LabelError, r"the classes \(cat, dog, cat\) repeat or lack a name"),
         ({"classes": "none.txt"}, LabelError, r"--classes none\.txt cannot be read"),
         ({"classes": "none.parquet"}, ManifestError, r"no manifest at none\.parquet"),
+        ({"max_bad": math.nan}, SplitError, r"max_bad=nan is no share of the files"),
+        ({"max_bad": -1}, SplitError, r"max_bad=-1 is no share of the files"),
         ({"valid": "some"}, SplitError, r"--valid 'some' is not known: give a fraction such as 0\.2"),
         ({"valid": "stratified:x"}, SplitError, r"--valid has 'x' for a fraction"),
         ({"valid": "fold:5/5"}, SplitError, r"there is no fold 5 of 5: .* give 0 to 4"),
@@ -299,6 +302,9 @@ def test_words_that_mean_nothing_are_told(
 
 
 def test_words_that_do_not_fit_a_list_are_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("\n \n")
+    with pytest.raises(LabelError, match=r"none\.txt holds no class: write one a line"):
+        make_manifest(folder, classes=str(tmp_path / "none.txt"))
     with pytest.raises(SourceError, match=r"--folders and --no-recursive go with a folder, and .*rows\.csv is none"):
         make_manifest(folder / "rows.csv", folders=("cat",), recursive=False)
     make_manifest(folder, classes="cat,dog,a,0,1").save(tmp_path / "m.parquet")

@@ -203,13 +203,13 @@ def test_other_label_mistakes_are_sentences() -> None:
 
 
 def test_mask_paths_are_filled_in_and_lie_below_the_root_or_beside_it() -> None:
-    table = listed("train/cat/a b.jpg", "c.d.png")
+    table = listed("train/cat/a b.jpg", "c.d.jpg")
     for place, expected in (
         ("masks/{stem}_m.png", ["masks/a b_m.png", "masks/c.d_m.png"]),
-        ("masks/{parent}/{name}.png", ["masks/train/cat/a b.jpg.png", "masks/c.d.png.png"]),
+        ("masks/{parent}/{name}.png", ["masks/train/cat/a b.jpg.png", "masks/c.d.jpg.png"]),
         ("../{stem}.png", ["/a b.png", "/c.d.png"]),
         ("/data/{stem}.png", ["a b.png", "c.d.png"]),
-        (lambda row: Path("m") / row["path"][-5:], ["m/b.jpg", "m/d.png"]),
+        (lambda row: Path("m") / row["path"][-5:], ["m/b.jpg", "m/d.jpg"]),
     ):
         made = label(table, labels.mask_path(place))
         assert given(made) == expected
@@ -313,6 +313,7 @@ def test_a_column_or_list_of_numbers_or_pairs_is_points_when_asked() -> None:
         ([(1, 2, 3)], "3 numbers are no pairs"),
         ([(1, NAN)], r"\(1\.0, nan\) is not a point"),
         ([(1, math.inf)], r"\(1\.0, inf\) is not a point"),
+        ([(1e300, 1)], r"\(1e\+300, 1\.0\) is not a point"),  # infinite as float32
         ([("one", 2)], "could not convert string to float: 'one'"),
         ("1 2", r"'1 2' is not a list"),
         (5, "5 is not a list"),

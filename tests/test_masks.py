@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.errors import SplitError
+from dataio.errors import LabelError, SplitError
 from dataio.labels import label, mask_path
 from dataio.manifest import Manifest
 from dataio.masks import count_values, totals, why_lossy
@@ -52,7 +52,7 @@ def test_a_class_that_no_mask_shows_beside_a_value_of_no_class_is_refused(tmp_pa
     wrong = r"^1 of 2 classes occur in no mask: object \(value 1\); and value 255, with 25\.0% of all pixels, is no "
     with pytest.raises(SplitError, match=wrong + r"class: .* with --values 0,255$"):
         made(tmp_path, [0, 255], [0, 0], classes=("ground", "object"), values=values)
-    right = made(tmp_path, [0, 255], [0, 0], classes=("ground", "object"), values=(0, 255))
+    right = made(tmp_path, [0, 255], [0, 255], classes=("ground", "object"), values=(0, 255))
     assert (right.values, right.notes) == ((0, 255), ())
     alone = made(tmp_path, [0, 255], [0, 0], classes=("ground", "object"), values=(0, 1), test=True)
     assert len(alone.notes) == 2, "what the classes are was decided by another manifest"
@@ -60,10 +60,10 @@ def test_a_class_that_no_mask_shows_beside_a_value_of_no_class_is_refused(tmp_pa
 
 def test_void_is_told_with_its_share_and_refused_only_where_a_class_may_be_meant(tmp_path: Path) -> None:
     names = ("ground", "cat", "dog")
-    void = made(tmp_path, [0, 1, 2, 255], [0, 1], classes=names)
+    void = made(tmp_path, [0, 1, 2, 255], [0, 1, 2], classes=names)
     assert void.notes == ("mask value 255, with 12.5% of all pixels, is no class: left out of training and metrics",)
     assert void.notes[0] in void.summary()
-    assert made(tmp_path, [0, 1, 2, 255], [0, 1]).notes == void.notes, "found, not given"
+    assert made(tmp_path, [0, 1, 2, 255], [0, 1, 2]).notes == void.notes, "found, not given"
     with pytest.raises(SplitError, match=r"^1 of 3 .*: dog \(value 2\); and value 255, .* with --values 0,1,255$"):
         made(tmp_path, [0, 1, 255, 255], [0, 1], classes=names)
     with pytest.raises(SplitError, match=r"and values 7, 8, .* --values, also where a class is only missing here$"):
@@ -104,3 +104,19 @@ def test_a_lossy_mask_does_not_hold_the_values_that_were_drawn(
     if lossy:
         assert row["status"] == f"its mask mask: {lossy}, which changes pixel values; save it as PNG"
     assert why_lossy(b"no picture") is None
+
+
+def test_a_mask_that_is_listed_as_an_image_is_refused(tmp_path: Path) -> None:
+    made(tmp_path, [0, 1], [0, 1])
+    with pytest.raises(LabelError, match=r"2 masks that are among the 4 images themselves \(masks/0\.png, masks/1"):
+        label(from_folder(tmp_path), mask_path("masks/{stem}.png"))
+
+
+def test_a_class_that_no_mask_of_one_side_shows_is_told(tmp_path: Path) -> None:
+    notes = made(tmp_path, [0, 1], [0, 0], [0, 0], [0, 0], classes=["road", "car"]).notes
+    table = label(from_folder(tmp_path, folders=["images"]), mask_path("masks/{stem}.png"), classes=["road", "car"])
+    first = split(table, lambda rows: np.array(["train", "valid", "test", "test"], object)).notes
+    second = split(table, lambda rows: np.array(["valid", "train", "test", "test"], object)).notes
+    assert len([note for note in notes if note.startswith("WARNING: no ")]) == 1  # of two sides one lacks the car
+    assert first[-1].startswith("WARNING: no validation images of 1 of 2 classes (car): they are measured by no metric")
+    assert second[-1].startswith("WARNING: no training images of 1 of 2 classes (car): they cannot be learned; give")

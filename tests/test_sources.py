@@ -297,9 +297,10 @@ def test_what_is_no_text_is_told_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"PK\3\4 a workbook")
     with pytest.raises(SourceError, match=r"list\.csv is a zip archive or a workbook by its content: save its sheet"):
         from_csv(tmp_path / "list.csv")
-    (tmp_path / "list.csv").write_text("file,label\na.jpg,x\n", encoding="utf-16")
-    with pytest.raises(SourceError, match="is text in UTF-16, which is not read: save it as UTF-8"):
-        from_csv(tmp_path / "list.csv")
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        (tmp_path / "list.csv").write_text("file,label\na.jpg,x\n", encoding=encoding)
+        with pytest.raises(SourceError, match="is text in UTF-16, which is not read: save it as UTF-8"):
+            from_csv(tmp_path / "list.csv")
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(SourceError, match="not a regular file"):
         from_csv(tmp_path / "pipe.csv")
@@ -334,6 +335,9 @@ def test_a_first_column_that_holds_no_paths_is_told_with_the_one_that_does(tmp_p
             from_csv(tmp_path / "list.csv")
         assert paths(from_csv(tmp_path / "list.csv", path_column="file")) == ["0.jpg", "1.jpg", "2.jpg"]
     pq.write_table(pa.Table.from_pandas(frame[["n", "file"]]), tmp_path / "list.parquet")
+    frame.rename(columns={"file": "path"}).to_csv(tmp_path / "list.csv")
+    with pytest.raises(SourceError, match=r"counts rows \(.*\), as pandas' index does, .*--path-column path\)"):
+        from_csv(tmp_path / "list.csv")
     with pytest.raises(SourceError, match=r"column 'n' of .* holds int64 and no paths: .*--path-column file\)"):
         from_file(tmp_path / "list.parquet")
     (tmp_path / "list.csv").write_text("id,label\n0,x\n1,y\n")  # names of files, as far as a suffix says so
@@ -405,6 +409,8 @@ def test_bare_names_get_a_folder_and_a_suffix(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_begin_with_names_is_given_them(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("a.jpg,cat\nb.jpg,dog\n")
+    with pytest.raises(SourceError, match=r"begins with a row \(a\.jpg, cat\) .* \(--column-names path,label\)"):
+        from_csv(tmp_path / "list.csv")
     table = from_csv(tmp_path / "list.csv", column_names=["file", "what"], path_column="file")
     assert table.rows.to_pydict() == {"path": ["a.jpg", "b.jpg"], "what": ["cat", "dog"]}
     unnamed = pd.DataFrame([["a.jpg", 1], ["b.jpg", 2]])
@@ -432,11 +438,17 @@ def test_what_is_no_table_of_rows_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"ARROW1 not really")
     (tmp_path / "b.parquet").write_bytes(b"")
     (tmp_path / "c.parquet").mkdir()
+    rows = pa.table({"path": ["a.jpg"]})
+    with pa.ipc.new_stream(tmp_path / "e.parquet", rows.schema) as stream:
+        stream.write_table(rows)
+    pq.write_table(rows.drop_columns(["path"]), tmp_path / "f.parquet")
     for name, message in (
         ("a", "cannot be read as Parquet or Arrow"),
         ("b", "cannot be read as Parquet or Arrow"),
         ("c", "c.parquet cannot be read"),
         ("d", "no Parquet or Arrow file at .*d.parquet"),
+        ("e", "e.parquet is a stream of Arrow's"),
+        ("f", "f.parquet has no columns"),
     ):
         with pytest.raises(SourceError, match=message):
             from_file(tmp_path / f"{name}.parquet")

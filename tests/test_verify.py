@@ -489,21 +489,16 @@ MASKS: dict[str, tuple[Callable[[], bytes | None], str]] = {
     "rounded": (lambda: saved(grey(13, 10), "PNG"), "ok"),
     "twice as large": (lambda: saved(grey(80, 60), "TIFF"), "ok"),
     "turned as its image": (lambda: saved(grey(30, 40), "PNG", exif=exif(6)), "ok"),
-    "lying": (lambda: saved(grey(30, 40), "PNG"), "its shape, 30 x 40 px, is not that of the upright image, 40 x 30"),
-    "wide": (lambda: saved(grey(40, 28), "PNG"), "its shape, 40 x 28 px, is not that of the upright image, 40 x 30"),
+    "lying": (lambda: saved(grey(30, 40), "PNG"), "30 x 40 px, and the upright image 40 x 30"),
+    "wide": (lambda: saved(grey(40, 28), "PNG"), "40 x 28 px, and the upright image 40 x 30"),
     "missing": (lambda: None, "missing"),
     "broken": (lambda: saved(grey(40, 30), "PNG")[:-30], "truncated: image file is truncated"),
     "text": (lambda: b"no", "not an image"),
     "empty": (lambda: b"", "empty file"),
-    "colours": (
-        lambda: saved(photo(40, 30), "PNG"),
-        "cannot be decoded: its mode is RGB, and a mask has one value of 8 bits a pixel (grey, palette or black and "
-        "white)",
-    ),
+    "colours": (lambda: saved(photo(40, 30), "PNG"), "its mode is RGB: save it as 8-bit grey or palette"),
     "16 bits": (
         lambda: saved(grey(40, 30, np.uint16), "PNG"),
-        "cannot be decoded: its mode is I;16, and a mask has one value of 8 bits a pixel (grey, palette or black and "
-        "white)",
+        "its mode is I;16: save it as 8-bit grey or palette",
     ),
 }
 
