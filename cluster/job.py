@@ -225,7 +225,8 @@ def load(path: str | Path) -> Job:
     if parts.suffix not in (".parquet", ".arrow"):
         return from_toml(path)
     if "://" not in str(path) and not Path(path).is_file():
-        raise JobError(f"{path} does not exist, so there is nothing to train on: `thawline index` writes it")
+        what = "is not a regular file" if Path(path).exists() else "does not exist"
+        raise JobError(f"{path} {what}, so there is nothing to train on: `thawline index` writes it")
     packed = parts.name == "manifest.arrow" and parts.parent.name
     return Job(name=packed or parts.stem, manifest=str(path))
 

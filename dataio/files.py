@@ -27,6 +27,7 @@ from dataio.errors import ResourceError, SourceError, quoted
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's names of filesystems without folders: an object appears when its stream is closed, and none is renamed."""
 _RETRIES_S = (0.1, 1.0)
+_TEXT_BYTES = 64 << 20
 
 
 class UnfitError(OSError):
@@ -47,11 +48,9 @@ def normal_root(root: str | Path) -> str:
 
     Raises: SourceError for a URI with a password in it, which would end in manifests and logs; for a name with a NUL.
     """
-    text = str(root)
+    text = plain(root)
     if "\0" in text:
         raise SourceError(f"{quoted(text)} holds a NUL, which no name can: nothing lies there; correct it")
-    if text.startswith("file://"):
-        text = unquote(urlsplit(text).path)
     if "://" not in text:
         return Path(text).expanduser().resolve().as_posix()
     parts = urlsplit(text)
@@ -61,6 +60,12 @@ def normal_root(root: str | Path) -> str:
             "by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the store's own way)"
         )
     return parts._replace(path=parts.path.rstrip("/")).geturl()
+
+
+def plain(file: str | Path) -> str:
+    """A file's name without file:// in front, links as they are: what lies here is looked at before it is read."""
+    text = str(file)
+    return unquote(urlsplit(text).path) if text.startswith("file://") else text
 
 
 def is_remote(root: str) -> bool:
@@ -130,8 +135,11 @@ def read(root: str, name: str, *, size: int | None = None, most: int | None = No
 
 
 def text(file: str | Path) -> str:
-    """What a local file says in UTF-8, with or without a byte order mark. Raises OSError, ValueError."""
-    return _read_local(str(Path(file).expanduser()), None, None).decode("utf-8-sig")
+    """What a local file says in UTF-8, with or without a byte order mark; a small one, written by hand or for people.
+
+    Raises: OSError, UnfitError for one of more than 64 MiB; ValueError.
+    """
+    return _read_local(str(Path(file).expanduser()), None, _TEXT_BYTES).decode("utf-8-sig")
 
 
 def _read_local(path: str, size: int | None, most: int | None) -> bytes:
@@ -149,6 +157,16 @@ def _read_local(path: str, size: int | None, most: int | None) -> bytes:
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def check_regular(path: str) -> os.stat_result:
+    """What a local file is now. Raises UnfitError for a pipe or a device, which would block, or never end; OSError."""
+    found = Path(path).stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfitError("not a regular file")
+    return found
 
 
 def _check_size(found: int, size: int | None, most: int | None) -> None:

@@ -9,7 +9,6 @@ import csv as python_csv
 import gzip
 import io
 import re
-import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,12 +100,8 @@ def _unpacked(data: pa.Buffer, where: str) -> pa.Buffer:
 
 
 def _mapped(where: str) -> pa.Buffer:
-    status = Path(where).stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-        raise files.UnfitError("not a regular file")
-    return pa.memory_map(where).read_buffer() if status.st_size else pa.py_buffer(b"")
+    size = files.check_regular(where).st_size
+    return pa.memory_map(where).read_buffer() if size else pa.py_buffer(b"")
 
 
 # CSV ------------------------------------------------------------------------------------------------------
@@ -127,8 +122,7 @@ def csv_rows(
         separator = _separator(data, default=usual_separator(file))
     elif len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
         raise SourceError(f"separator {quoted(repr(separator))} is not one character of ASCII: give one such as ';'")
-    text = data.to_pybytes()
-    _check_text(text, file, "CSV")
+    text = _text(data, file, "CSV")
     _check_lines(text, file)
     _check_quotes(text, separator.encode(), file)
     bad: list[csv.InvalidRow] = []
@@ -184,27 +178,39 @@ def _why(error: Exception, bad: list[csv.InvalidRow]) -> str:
     return f"{quoted(str(error))}; check its separator and encoding"
 
 
-def _check_text(data: bytes, file: str, kind: str) -> None:
-    """Raises SourceError for what is not UTF-8: of a row in it that is wrong as well, Arrow prints a traceback."""
+def _text(data: pa.Buffer, file: str, kind: str) -> bytes:
+    """All of a list of texts.
+
+    Raises: SourceError for what begins with a line that no row has, before the rest is read; for what the memory does
+        not hold; for what is not UTF-8, since of a row in it that is wrong as well, Arrow prints a traceback.
+    """
+    if data.size > _LINE_BYTES:
+        _check_lines(data[: _LINE_BYTES + 1].to_pybytes(), file, kind)
     try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        text: bytes = data.to_pybytes()
+        text.decode()
+    except MemoryError as error:
         raise SourceError(
-            f"{file} cannot be read as {kind}: line {line} is not UTF-8 (byte {data[error.start]:#04x}); save it as "
+            f"{file} cannot be read as {kind}: its {data.size:,} bytes do not fit into memory; write it as Parquet"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise SourceError(
+            f"{file} cannot be read as {kind}: line {line} is not UTF-8 (byte {text[error.start]:#04x}); save it as "
             "UTF-8"
         ) from error
+    return text
 
 
-def _check_lines(data: bytes, file: str) -> None:
+def _check_lines(data: bytes, file: str, kind: str = "CSV") -> None:
     """Raises SourceError for a line of more than _LINE_BYTES."""
     start = 0
     while len(data) - start > _LINE_BYTES:
         end = data.rfind(b"\n", start, start + _LINE_BYTES + 1)
         if end < 0:
-            line, size = data.count(b"\n", 0, start) + 1, (data.find(b"\n", start) + 1 or len(data)) - start
+            line = data.count(b"\n", 0, start) + 1
             raise SourceError(
-                f"{file} cannot be read as CSV: line {line} has {size:,} bytes, which is "
+                f"{file} cannot be read as {kind}: line {line} has more than {_LINE_BYTES:,} bytes, which is "
                 "no row of a list of images; check what the file is"
             )
         start = end + 1
@@ -238,8 +244,7 @@ def _check_quotes(data: bytes, separator: bytes, file: str) -> None:
 def json_rows(data: pa.Buffer, file: str) -> pa.Table:
     """The rows of JSON lines, an object a line. Raises SourceError for what is none."""
     read = json.ReadOptions(block_size=_LINE_BYTES, use_threads=False)
-    text = data.to_pybytes()
-    _check_text(text, file, "JSON lines")
+    text = _text(data, file, "JSON lines")
     try:
         if _depth(text) > _DEEPEST:
             raise ValueError(f"brackets within brackets, deeper than {_DEEPEST}")

@@ -114,6 +114,7 @@ class Manifest:
         Raises: ManifestError for a missing file, one that is no manifest, or one of another version; for values that
             cannot be; and for rows or metadata that are not those that were written.
         """
+        file = files.plain(file)
         rows = _open(file)
         about = _about(rows.schema.metadata, file)
         wanted = columns(about["task"])

@@ -318,6 +318,8 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
 def hashed(root: str, name: str, *, tell: Callable[[int], None] = lambda size: None) -> tuple[int, str]:
     """Bytes and xxh3_128 of a file below a root; `tell` hears how many are read. Raises OSError."""
     filesystem, base = files.open_root(root)
+    if not files.is_remote(root):
+        files.check_regular(f"{base}/{name}")
     digest, size = xxhash.xxh3_128(), 0
     with filesystem.open_input_stream(f"{base}/{name}") as source:
         while len(chunk := source.read_buffer(_CHUNK_BYTES)):

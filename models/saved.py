@@ -20,6 +20,8 @@ from models.errors import WeightsError
 REMEDY = 'give model.weights = "FILE", or weights = "none"'
 
 _MANIFEST = "manifest.json"
+_BEGINNINGS = (b"PK", b"\x80")
+"""Of what torch.save writes: an archive, and before torch 1.6 a pickle."""
 _WEIGHTS, _AVERAGE = "model", "ema"
 """Parts of a checkpoint: all weights, and where one was kept the average of the parameters, which was measured."""
 _WITHIN = ("state_dict", "model", "model_state_dict")
@@ -54,7 +56,7 @@ def read(given: str | Path) -> SavedWeights:
             raise WeightsError(f"{path} is neither a file nor a folder, so no weights are read from it: {REMEDY}")
         if path.name in _files(about := _about(path.parent)).values():
             return _of_checkpoint(path.parent, about, path.name)
-        return SavedWeights(_state(path.read_bytes(), path), None, str(path))
+        return SavedWeights(_state(_read(path), path), None, str(path))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}") from error
 
@@ -103,7 +105,7 @@ def _of_checkpoint(folder: Path, about: Mapping[str, Any], file: str | None = No
     sums = [part.get("sha256") for part in about["parts"].values() if isinstance(part, dict)]
     state: dict[str, Tensor] = {}
     for name in chosen:
-        data = (folder / name).read_bytes()
+        data = _read(folder / name)
         if hashlib.sha256(data).hexdigest() not in sums:
             raise WeightsError(
                 f"{folder / name} changed since it was written: its weights would be wrong; give another checkpoint"
@@ -112,6 +114,19 @@ def _of_checkpoint(folder: Path, about: Mapping[str, Any], file: str | None = No
     names = about.get("classes")
     classes = tuple(map(str, names)) if isinstance(names, list) and names else None
     return SavedWeights(state, classes, str(folder / chosen[0]))
+
+
+def _read(path: Path) -> bytes:
+    """All of a file that begins as torch's do; of another, however large, no more than that. Raises OSError."""
+    with path.open("rb") as file:
+        if not (first := file.read(2)).startswith(_BEGINNINGS):
+            return first
+        try:
+            return first + file.read()
+        except MemoryError as error:
+            raise WeightsError(
+                f"{path} has {path.stat().st_size:,} bytes, which do not fit into memory: {REMEDY}"
+            ) from error
 
 
 def _state(data: bytes, path: Path) -> dict[str, Tensor]:

@@ -201,3 +201,9 @@ def flat_manifest(folder: Path, *, train: int, valid: int, multi_label: bool = F
 def first(loader: ImageLoader, count: int, *, step: int = 0) -> list[Batch]:
     """The first batches of a stream, which is then abandoned."""
     return list(islice(loader.stream(step), count))
+
+
+def grown(file: Path) -> None:
+    """A file of a tebibyte, more than any memory holds; none of it on the disk."""
+    with file.open("wb") as made:
+        made.truncate(1 << 40)

@@ -1,5 +1,6 @@
 """Does a job mean what its file says, and does a mistake get its sentence?"""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -30,6 +31,7 @@ from cluster.job import (
 )
 from cluster.storage import image_spec
 from dataio.spec import PRESETS, ImageSpec
+from tests.images import grown
 
 JOB = Job(manifest="pets.parquet")
 
@@ -351,6 +353,15 @@ def test_what_is_no_job_gets_a_short_sentence(tmp_path: Path, text: str, said: s
     with pytest.raises(JobError, match=said) as refused:
         check(from_toml(tmp_path / "job.toml"))
     assert len(str(refused.value)) < 500 + len(str(tmp_path))
+
+
+def test_a_job_that_is_no_file_of_text_is_not_read(tmp_path: Path) -> None:
+    grown(tmp_path / "grown.toml")
+    with pytest.raises(JobError, match=r"grown\.toml cannot be read as a job \(too large: 1,099,511,627,776 bytes"):
+        load(tmp_path / "grown.toml")
+    os.mkfifo(tmp_path / "pipe.arrow")
+    with pytest.raises(JobError, match=r"pipe\.arrow is not a regular file, so there is nothing to train on"):
+        load(tmp_path / "pipe.arrow")
 
 
 def test_reading_a_job_imports_nothing_heavy() -> None:

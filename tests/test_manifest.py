@@ -282,6 +282,14 @@ def test_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
         manifest.save(file / "below.parquet")
 
 
+def test_a_file_s_uri_is_its_path(tmp_path: Path) -> None:
+    manifest = TASKS["single_label"]()
+    manifest.save(tmp_path / "a b.arrow")
+    assert Manifest.load((tmp_path / "a b.arrow").as_uri()).fingerprint() == manifest.fingerprint()
+    with pytest.raises(ManifestError, match="no manifest at /dev/zero"):  # as a URI it would be read
+        Manifest.load("file:///dev/zero")
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_is_no_manifest_is_a_sentence(tmp_path: Path, kind: str) -> None:
     manifest = TASKS["single_label"]()

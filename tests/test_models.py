@@ -19,6 +19,7 @@ from torch import nn
 import models
 from models import weights
 from models.heads import AdaptiveConcatPool2d, classification_head
+from tests.images import grown
 from trainer import checkpoint
 from trainer.checkpoint import Whose
 
@@ -376,6 +377,7 @@ def test_a_head_whose_classes_nobody_knows_is_not_taken_for_ours(tmp_path: Path)
 def test_a_folder_without_weights_and_a_checkpoint_that_changed_get_a_sentence(a_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
+    grown(tmp_path / "grown.pt")
     file = a_run / "checkpoints/step_00000010/model.pt"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -383,6 +385,7 @@ def test_a_folder_without_weights_and_a_checkpoint_that_changed_get_a_sentence(a
     for given, said in (
         (tmp_path / "empty", "empty holds no finished checkpoint, so there are no weights in it"),
         (tmp_path / "pipe", "pipe is neither a file nor a folder"),
+        (tmp_path / "grown.pt", r"grown\.pt is not a torch file"),
         (a_run, "model.pt changed since it was written: its weights would be wrong"),
     ):
         with pytest.raises(models.WeightsError, match=said):

@@ -120,6 +120,9 @@ def spoil(file: Path, how: str) -> None:
         file.write_bytes(data)
     elif how == "replaced":
         file.write_bytes(bytes(len(data)))
+    elif how == "endless":  # a link to a device; a pipe would only hang
+        file.unlink()
+        file.symlink_to("/dev/zero")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,7 @@ def spoil(file: Path, how: str) -> None:
         ("truncated", "bytes in place of"),
         ("flipped", "xxh3_128 is"),
         ("replaced", "xxh3_128 is"),
+        ("endless", "not a regular file"),
     ],
 )
 def test_damage_is_found_by_check_and_mended_by_packing_again(tmp_path: Path, how: str, words: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 from dataio import files, lists
 from dataio.errors import LabelError, SourceError, listed, quoted
 from dataio.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+from tests.images import grown
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -230,7 +231,7 @@ LINES = [f"{i}.jpg,{i % 3}" for i in range(1, 61)]
         ('"47.jpg,2', r"a quote in line 48 that does not close at the end of its value \(\"47\.jpg,2\)"),
         ('47.jpg,"2\n48.jpg,"1"', "a quote in line 48 that does not close"),  # closed by the next row's
         ('"47.jpg\n47b.jpg",2', r"a path with a line break in row 47 \('47\.jpg\\n47b\.jpg'\)"),
-        ("47.jpg," + "x" * 20_000_000, "line 48 has 20,000,00. bytes, which is no row of a list of images"),
+        ("47.jpg," + "x" * 20_000_000, "line 48 has more than 16,777,216 bytes, which is no row of a list of images"),
     ],
     ids=["label", "path", "closed later", "path of two lines", "long line"],
 )
@@ -304,6 +305,10 @@ def test_what_is_no_text_is_told_what_it_is(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(SourceError, match="not a regular file"):
         from_csv(tmp_path / "pipe.csv")
+    for name, read in (("grown.csv", from_csv), ("grown.jsonl", from_file)):
+        grown(tmp_path / name)
+        with pytest.raises(SourceError, match="line 1 has more than 16,777,216 bytes, which is no row"):
+            read(tmp_path / name)
     for name, message in (("a.xlsx", "is a workbook, which is not read: save its sheet as CSV"), ("a.txt", "no list")):
         with pytest.raises(SourceError, match=message):
             lists.check_kind(name)
