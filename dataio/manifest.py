@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dataio import files, integrity
+from dataio import files, integrity, lists
 from dataio.atomic import sweep, whole
 from dataio.errors import ManifestError, SourceError, quoted
 from dataio.keypoints import Pairs, check_pairs
@@ -370,6 +370,11 @@ def _open(file: str | Path) -> pa.Table:
                 source = pa.BufferReader(stream.read_buffer())
         else:
             file = Path(file).expanduser()
+            if file.is_dir() or (file.is_file() and lists.ending(file) in (*lists.TEXTS, *lists.JSONS)):
+                raise ManifestError(
+                    f"no manifest at {file}, but a {'folder' if file.is_dir() else 'list'}, which has no classes and "
+                    "splits: index it first with thawline index, and give what that writes"
+                )
             if not file.is_file():
                 raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
             source = pa.memory_map(str(file))

@@ -305,12 +305,14 @@ def test_what_is_no_manifest_is_a_sentence(tmp_path: Path, kind: str) -> None:
         return tmp_path / name
 
     (tmp_path / "text").write_text("neither")
+    (tmp_path / "l.csv").write_text("path,label\na.jpg,cat\n")
     manifest.save(tmp_path / f"cut.{kind}")
     (tmp_path / "cut").write_bytes((tmp_path / f"cut.{kind}").read_bytes()[:-20])
     word = manifest.rows.set_column(4, "width", pa.array(["wide"] * 4))
     for file, message in (
         (tmp_path / "none", "no manifest at .*none"),
-        (tmp_path, "no manifest at"),
+        (tmp_path, "no manifest at .*, but a folder, which has no classes and splits: index it first"),
+        (tmp_path / "l.csv", "no manifest at .*l.csv, but a list, which has no classes and splits: index it first"),
         (tmp_path / "text", "text cannot be read .*it is no manifest, or a broken one"),
         (tmp_path / "cut", "cut cannot be read"),
         (write("other", manifest.rows), "other is not a thawline manifest; make one with thawline index"),
