@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from cluster.errors import JobError
 from cluster.job import Job
@@ -102,10 +103,20 @@ def take_out(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return out, rest
 
 
+def write(figure: "Figure", to: Path | IO[bytes], kind: str | None = None) -> None:
+    """Write a figure; a letter of a class's name that the font lacks is drawn as a box, without matplotlib's word.
+
+    kind: such as "png", where `to` has no ending. Raises: OSError.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(to, format=kind, dpi=110)
+
+
 def save_picture(figure: "Figure", out: Path) -> None:
     """Write it. Raises JobError where the place has become unusable since `take_out` looked."""
     try:
-        figure.savefig(out, dpi=110)
+        write(figure, out)
     except OSError as error:
         raise JobError(
             f"{out} cannot be written ({getattr(error, 'strerror', None) or error}): the picture is lost"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
+from cluster.arguments import write
 from cluster.storage import write_text
 from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader
@@ -105,5 +106,5 @@ def _words(label: str | list[str]) -> str:
 
 def _embedded(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    write(figure, buffer, "png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,11 +1,15 @@
 """Figures by their data: what a line shows is what the rows say."""
 
+import io
+import warnings
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cluster.arguments import write
 from trainer import plots
 from trainer.diagnosis import smooth
 from trainer.errors import RecipeError
@@ -134,3 +138,12 @@ def test_smoothing_does_not_lag_and_passes_over_nan() -> None:
     np.testing.assert_allclose(smooth(line)[inner], line[inner], atol=1e-12)
     line[100] = np.nan
     np.testing.assert_allclose(smooth(line)[inner], np.linspace(0, 1, 200)[inner], atol=2e-3)
+
+
+def test_letters_that_the_font_lacks_are_no_word_on_stderr() -> None:
+    figure, file = Figure(), io.BytesIO()
+    figure.suptitle("\u732b \x1b[31m")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write(figure, file, "png")
+    assert file.getvalue().startswith(b"\x89PNG")
