@@ -30,8 +30,13 @@ _FOR_PHASES = ("recipe", "lr", "div", "pct_start", "warmup")
 """Of [fit], what a phase takes where it says nothing itself."""
 
 
+_NAME_BYTES = 200
+"""Of the 255 that a file's name may have: NAME.targets.json, its temporary name, and a dated folder need the rest."""
+
+
 def _is_file_name(name: str) -> bool:
-    return bool(name.strip(" .")) and name == name.strip() and name.isprintable() and not {*name} & {*"/\\"}
+    named = bool(name.strip(" .")) and name == name.strip() and name.isprintable() and not {*name} & {*"/\\"}
+    return named and len(name.encode()) <= _NAME_BYTES
 
 
 _Range = tuple[Callable[[Any], bool], str, str]
@@ -52,7 +57,11 @@ _PATIENCE: _Range = (lambda v: 1 <= v < inf, "_ >= 1", "nothing would be given t
 _MOMENTUM: _Range = (lambda v: 0 <= v < 1, "0 <= _ < 1", "the moments would never settle")
 
 _RANGES: dict[str, _Range] = {
-    "name": (_is_file_name, "a name without slashes, such as 'pets-2'", "no run folder can be called so"),
+    "name": (
+        _is_file_name,
+        "a name without slashes of at most 200 bytes, such as 'pets-2'",
+        "no run folder can be called so",
+    ),
     "manifest": (bool, "the file that `thawline index` or `thawline pack` writes", "there is nothing to train on"),
     "storage": (bool, "a folder or a URI", "the run would have no place"),
     "seed": (lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits"),

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -303,9 +303,17 @@ def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack)
     endpoints = world.gather(exporter.endpoint)
     if context.rank == 0:
         targets = targets_file(job.storage, job.name)
-        write_targets(targets, job.name, endpoints)
-        stack.callback(clear_targets, targets)
+        try:
+            write_targets(targets, job.name, endpoints)
+        except OSError as error:  # it serves watching alone: no reason to end a run
+            learner.note(f"{targets} cannot be written ({files.why_refused(error)}): Prometheus finds no workers by it")
+        stack.callback(_forget, targets)
         context.publish([{"kind": "targets", "endpoints": " ".join(endpoints)}])
+
+
+def _forget(targets: Path) -> None:
+    with suppress(OSError):  # a disk that is full by now: the run has ended as it has
+        clear_targets(targets)
 
 
 def _ranks_here(context: RunContext) -> int:

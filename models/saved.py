@@ -138,8 +138,9 @@ def _state(data: bytes, path: Path) -> dict[str, Tensor]:
             f"{path} is not a torch file or holds pickled code, which is never run ({type(error).__name__}): "
             "save tensors only, torch.save(model.state_dict(), FILE)"
         ) from error
-    while isinstance(state, Mapping) and (inner := [key for key in _WITHIN if isinstance(state.get(key), Mapping)]):
-        state = state[inner[0]]
+    for _ in _WITHIN:  # no deeper: a file may hold itself
+        if isinstance(state, Mapping) and (inner := [key for key in _WITHIN if isinstance(state.get(key), Mapping)]):
+            state = state[inner[0]]
     if not isinstance(state, Mapping) or not all(map(_is_plain, state.values())):
         raise WeightsError(
             f"{path} holds no state dict (a {type(state).__name__}): there is nothing to load by name; "

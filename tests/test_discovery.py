@@ -6,12 +6,19 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from cluster import run
 from cluster.discovery import Directory, clear_targets, entries_of, targets_file, write_targets
+from cluster.exporter import Exporter
+from cluster.job import Job
+from trainer.context import LocalContext
+from trainer.learner import Learner
 
 
 def fetch(url: str) -> tuple[str, Any]:
@@ -96,3 +103,13 @@ def test_a_directory_on_every_address_names_one_that_answers_and_a_port_beyond_t
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(OSError, match=r"assign|Name"):
         Directory("192.0.2.1", 0)
+
+
+def test_targets_that_cannot_be_written_are_noted_and_end_no_run(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    job, notes = Job(name="pets", storage=str(tmp_path / "runs")), list[str]()
+    with Exporter(run="pets", rank=0, host="127.0.0.1", port=0) as exporter, ExitStack() as stack:
+        learner = SimpleNamespace(recorder=SimpleNamespace(sinks=[exporter]), note=notes.append)
+        run._announce(job, LocalContext(run_dir=tmp_path), cast(Learner, learner), stack)
+    assert len(notes) == 1
+    assert "pets.targets.json cannot be written" in notes[0]

@@ -389,3 +389,13 @@ def test_long_values_and_names_are_cut_in_sentences(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"job\.toml (is not valid TOML|cannot be read as a job)") as caught:
         from_toml(tmp_path / "job.toml")
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("name", "fits"), [(100 * "é", True), (101 * "é", False), (201 * "n", False)])
+def test_a_name_leaves_room_for_the_files_called_after_it(name: str, fits: bool) -> None:
+    job = Job(name=name, manifest="a.parquet")
+    if fits:
+        assert check(job) == job
+    else:
+        with pytest.raises(JobError, match="at most 200 bytes"):
+            check(job)

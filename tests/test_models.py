@@ -535,3 +535,11 @@ def test_a_damaged_cache_is_named(shared: models.Classifier, cache: Path, monkey
     point_to("http://127.0.0.1:9/resnet18-12345678.pth", monkeypatch)
     with pytest.raises(models.WeightsError, match=r"12345678\.pth cannot be used.*delete it"):
         weights.load_imagenet(shared, "resnet18")
+
+
+def test_weights_that_hold_themselves_end_in_a_sentence(tmp_path: Path) -> None:
+    state: dict[str, object] = {}
+    state["state_dict"] = state
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(models.WeightsError, match="holds no state dict"):
+        models.create("resnet18", 3, weights=tmp_path / "x.pt")
