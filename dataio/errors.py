@@ -87,3 +87,8 @@ class ResourceError(DataError):
 
 class EngineError(DataError):
     """No engine can run this spec here, or one failed while decoding."""
+
+
+def kind_of(reason: str) -> str:
+    """Why a file cannot be used, without what is particular to it: a few kinds are counted, however many files."""
+    return "its mask" if reason.startswith("its mask ") else reason.partition(":")[0]

@@ -144,7 +144,12 @@ def text(file: str | Path) -> str:
 
 def _read_local(path: str, size: int | None, most: int | None) -> bytes:
     # without O_NONBLOCK a pipe that nobody writes to would block in open
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
+            raise UnfitError("not a regular file") from error
+        raise
     with open(handle, "rb", buffering=0) as file:  # noqa: PTH123
         found = os.fstat(handle)
         if stat.S_ISDIR(found.st_mode):

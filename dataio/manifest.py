@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dataio import files, integrity, lists
 from dataio.atomic import sweep, whole
-from dataio.errors import ManifestError, SourceError, quoted
+from dataio.errors import ManifestError, SourceError, kind_of, quoted
 from dataio.keypoints import Pairs, check_pairs
 from dataio.labels import LABEL_TYPES
 from dataio.outputs import KEY, check_output
@@ -233,7 +233,7 @@ class Manifest:
             lines.append(f"{width['min']} to {width['max']} px wide, {height['min']} to {height['max']} px high")
         bad = self.quarantined()
         if bad.num_rows:
-            reasons = Counter(status.partition(":")[0] for status in bad["status"].to_pylist()).most_common()
+            reasons = Counter(map(kind_of, bad["status"].to_pylist())).most_common()
             lines.append(f"{bad.num_rows:,} quarantined, not used: " + ", ".join(f"{n:,} {why}" for why, n in reasons))
             lines += [f"  {quoted(row['path'])}: {quoted(row['status'])}" for row in bad.slice(0, 10).to_pylist()]
             lines += [f"  and {bad.num_rows - 10:,} more"] if bad.num_rows > 10 else []

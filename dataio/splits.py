@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataio import asking, census, keypoints, masks
-from dataio.errors import QuarantineError, SplitError, listed, quoted
+from dataio.errors import QuarantineError, SplitError, kind_of, listed, quoted
 from dataio.labels import Row
 from dataio.manifest import Manifest, build
 from dataio.pictures import MAX_PIXELS
@@ -378,7 +378,7 @@ def _check_quarantine(table: Table, status: NDArray[np.object_], max_bad: float)
         raise SplitError(f"none of the {len(bad)} files in {table.root} can be used: {named}; {remedy}")
     share, allowed = len(bad) / len(status), math.ceil(max_bad * len(status) - 1e-9)
     if len(bad) > allowed:
-        reasons = Counter(_kind(status[row]) for row in bad).most_common(5)
+        reasons = Counter(kind_of(status[row]) for row in bad).most_common(5)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
         enough = math.ceil(1000 * share) / 1000
         raise QuarantineError(
@@ -386,11 +386,6 @@ def _check_quarantine(table: Table, status: NDArray[np.object_], max_bad: float)
             f"({max_bad:.1%}): {counted}; the first are {named}; mend or remove them, or allow more with "
             f"max_bad={enough:g} (--max-bad {enough:g}): the manifest then lists every one with its reason"
         )
-
-
-def _kind(status: str) -> str:
-    """A reason without what is particular to the file."""
-    return "its mask" if status.startswith("its mask ") else status.partition(":")[0]
 
 
 def _told(made: Manifest, checks: pa.Table, *, counted: bool) -> Iterator[str]:

@@ -400,3 +400,12 @@ def test_summary_counts_sides_classes_sizes_and_reasons(tmp_path: Path) -> None:
         "  dog/05.png: missing",
         f"root {tmp_path}",
     ]
+
+
+def test_summary_counts_unusable_masks_as_one_kind(tmp_path: Path) -> None:
+    manifest = holey(tmp_path)
+    field, said = manifest.rows.schema.field("status"), manifest.rows["status"].to_pylist()
+    status = [why if why == "ok" else f"its mask {i}: {why}" for i, why in enumerate(said)]
+    at = manifest.rows.column_names.index("status")
+    rows = manifest.rows.set_column(at, field, pa.array(status).cast(field.type))
+    assert "2 quarantined, not used: 2 its mask" in replace(manifest, rows=rows).summary().splitlines()

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import socket
 import struct
 import threading
 import warnings
@@ -108,7 +109,9 @@ def test_what_is_no_regular_file_of_a_sane_size_is_never_read(tmp_path: Path) ->
     (tmp_path / "grown.jpg").write_bytes(saved(photo(8, 8), "JPEG"))
     os.truncate(tmp_path / "grown.jpg", 20 << 30)
     (tmp_path / "image.jpg").write_bytes(saved(photo(8, 8), "JPEG"))
-    names = ["pipe.jpg", "zeros.jpg", "grown.jpg", "kernel.jpg"]
+    with socket.socket(socket.AF_UNIX) as ear:
+        ear.bind(os.path.relpath(tmp_path / "ear.jpg"))  # relative, since 107 bytes are the most
+    names = ["pipe.jpg", "zeros.jpg", "grown.jpg", "kernel.jpg", "ear.jpg"]
     reasons = check_files(tmp_path, names)["status"].to_pylist()
     assert reasons[:3] == [
         "not a regular file",
@@ -116,6 +119,7 @@ def test_what_is_no_regular_file_of_a_sane_size_is_never_read(tmp_path: Path) ->
         "too large: 21,474,836,480 bytes, and no more than 1,073,741,824 are read",
     ]
     assert reasons[3] in ("empty file", "permission denied", "missing")
+    assert reasons[4] == "not a regular file"
     masks = check_files(tmp_path, ["image.jpg"] * 3, masks=names[:3])["status"].to_pylist()
     assert masks == [f"its mask {name}: {why}" for name, why in zip(names, reasons[:3], strict=False)]
 
