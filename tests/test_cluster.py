@@ -55,7 +55,7 @@ def test_a_job_is_submitted_followed_asked_stopped_and_taken_up_again(
     step = newest(run)
     assert f"run stopped at step {step}, with a checkpoint" in stopped.stderr
     _, talk = following.communicate(timeout=60)
-    assert following.returncode == 0
+    assert following.returncode == 143
     assert "submitted as run.1" in talk
     assert f"stopped at step {step}" in talk
     assert not (run / "result.json").exists()

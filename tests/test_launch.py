@@ -94,9 +94,10 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
 
 
 HANGS = """
-import sys, threading
+import signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from cluster import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has ignored for what it runs beside itself
 signals._UNWIND_S = 1.0
 with signals.ending_when_interrupted(), ThreadPoolExecutor() as pool, signals.stop_on_signal(lambda: print("asked")):
     reading = pool.submit(lambda: (print("reads", flush=True), open(sys.argv[1])))
