@@ -187,11 +187,11 @@ def _vocabulary(
             lines = files.text(classes).splitlines()
         except (OSError, ValueError) as error:
             raise LabelError(
-                f"--classes {quoted(classes)} cannot be read ({quoted(str(error))}): give a text file, a class a line"
+                f"--classes {classes} cannot be read ({quoted(str(error))}): give a text file, a class a line"
             ) from error
         names = [line.strip() for line in lines if line.strip()]
         if not names:
-            raise LabelError(f"--classes {quoted(classes)} holds no class: write one a line, or leave it out")
+            raise LabelError(f"--classes {classes} holds no class: write one a line, or leave it out")
     else:
         names = [name.strip() for name in classes.split(",")]
     return names, pixels, None

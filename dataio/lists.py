@@ -114,7 +114,7 @@ def csv_rows(
 
     Raises: SourceError for what is no CSV, naming the line where that is known.
     """
-    if (start := data[:2].to_pybytes()) in _UTF16 or b"\0" in start:
+    if (start := data[:2].to_pybytes()) in _UTF16 or start.count(b"\0") == 1:
         raise SourceError(f"{file} is text in UTF-16, which is not read: save it as UTF-8")
     if named := _EXCELS_LINE.match(data[:16].to_pybytes()):
         separator, data = separator or named[1].decode(), data[named.end() :]
