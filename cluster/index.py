@@ -205,8 +205,8 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]] | None:
     wrong = next((word for word, pair in zip(words, pairs, strict=True) if len(pair) != 2), None)
     if wrong is not None:
         raise LabelError(
-            f"--swap {wrong!r:.80} is not two names with a comma between: give --swap left_eye,right_eye once for each "
-            "pair, or --swap none where no point has a side"
+            f"--swap {quoted(repr(wrong))} is not two names with a comma between: give --swap left_eye,right_eye once "
+            "for each pair, or --swap none where no point has a side"
         )
     return [(one, other) for one, other in pairs]
 

@@ -31,12 +31,13 @@ def check_pairs(pairs: Sequence[Sequence[str]], names: Sequence[str]) -> Pairs:
             raise ValueError(f"{_shown(pair)} is not a pair of two names")
         unknown = [name for name in pair if name not in names]
         if unknown:
-            raise ValueError(f"{unknown[0]!r:.80} is not among the {len(names)} points ({', '.join(names):.80})")
+            known = quoted(", ".join(names))
+            raise ValueError(f"{quoted(repr(unknown[0]))} is not among the {len(names)} points ({known})")
         found.append(tuple(sorted(pair, key=list(names).index)))
     said = [name for pair in found for name in pair]
     twice = [name for name in said if said.count(name) > 1]
     if twice:
-        raise ValueError(f"{twice[0]!r:.80} is in two pairs")
+        raise ValueError(f"{quoted(repr(twice[0]))} is in two pairs")
     return tuple((one, other) for one, other in sorted(found, key=lambda pair: list(names).index(pair[0])))
 
 
