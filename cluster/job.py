@@ -70,7 +70,7 @@ class Augment:
 class Model:
     """What is trained."""
 
-    name: str = "resnet34"  # a backbone of torchvision
+    name: str = "resnet34"  # a ResNet of torchvision, or tiny, which only shows that a set-up works
     weights: str = "imagenet"  # none, imagenet, or a file, or the folder of a run or a checkpoint
     dropout: float = 0.5  # before the last layer; half of it before the layer ahead
 

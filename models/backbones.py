@@ -14,17 +14,22 @@ from torch import Tensor, nn
 
 from models.errors import UnknownModelError
 from models.heads import classification_head
+from models.tiny import FEATURES, tiny_body
+from models.tiny import NAME as TINY
 from models.weights import load_file, load_imagenet
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet: `tiny` has them too, so that it is given the pixels that a ResNet is."""
 
 
 class Classifier(nn.Module):
-    """A torchvision body under fastai's head: images (N, 3, H, W) float -> logits (N, classes).
+    """A body under fastai's head: images (N, 3, H, W) float -> logits (N, classes).
 
-    The body's children keep torchvision's names, so its state dict is torchvision's without `fc`.
+    The body's children have torchvision's names, so a ResNet's state dict is torchvision's without `fc`.
     """
 
     name: str
-    """The backbone's name in torchvision."""
+    """The backbone's name, as `create` takes it."""
     classes: int
     """How many logits come out."""
     origin: str
@@ -47,10 +52,10 @@ class Classifier(nn.Module):
 
 
 def names() -> list[str]:
-    """The backbones that `create` knows: torchvision's ResNet family."""
+    """The backbones that `create` knows: torchvision's ResNet family, and `tiny`."""
     every = torchvision.models.list_models(module=torchvision.models)
     family = torchvision.models.resnet.__name__
-    return [name for name in every if torchvision.models.get_model_builder(name).__module__ == family]
+    return [*(name for name in every if torchvision.models.get_model_builder(name).__module__ == family), TINY]
 
 
 def check_name(name: str) -> None:
@@ -58,7 +63,8 @@ def check_name(name: str) -> None:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=3) or names()
         raise UnknownModelError(
-            f"{name[:80]!r} is not among torchvision's ResNets: no model can be built; give one of {', '.join(near)}"
+            f"{name[:80]!r} is neither a ResNet of torchvision nor {TINY!r}: no model can be built; give one of "
+            f"{', '.join(near)}"
         )
 
 
@@ -68,6 +74,8 @@ def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, f
     Raises: UnknownModelError.
     """
     check_name(name)
+    if name == TINY:
+        return _IMAGENET
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     (m0, m1, m2), (s0, s1, s2) = preset.mean, preset.std
     return (m0, m1, m2), (s0, s1, s2)
@@ -86,7 +94,8 @@ def create(
 
     `weights` is "imagenet" (downloaded once, checked; a job's default too), "none" (torchvision's own initialisation),
     a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its shapes agree and, if
-    `class_names` are given, where it was trained on these.
+    `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet: there "imagenet" is
+    "none", and `origin` says so.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
     Raises: UnknownModelError, ModelError (no classes, a wrong dropout), WeightsError.
@@ -96,13 +105,24 @@ def create(
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
-        network = torchvision.models.get_model(name, weights=None)
-        head = classification_head(network.fc.in_features, classes, dropout=dropout)
-    body = nn.Sequential(OrderedDict(c for c in network.named_children() if c[0] not in ("avgpool", "fc")))
+        body, features = _untrained_body(name)
+        head = classification_head(features, classes, dropout=dropout)
     model = Classifier(body, head, name=name, classes=classes)
+    if weights == "imagenet" and name == TINY:
+        model.origin = "random weights: nobody trained it on ImageNet"
+        return model
     if weights == "imagenet":
         model.origin = load_imagenet(model, name)
     elif weights != "none":
         model.origin = load_file(model, weights, classes=class_names)
     model.pretrained = weights != "none"
     return model
+
+
+def _untrained_body(name: str) -> tuple[nn.Sequential, int]:
+    """A body as initialised, and the channels of its feature map."""
+    if name == TINY:
+        return tiny_body(), FEATURES
+    network = torchvision.models.get_model(name, weights=None)
+    children = [child for child in network.named_children() if child[0] not in ("avgpool", "fc")]
+    return nn.Sequential(OrderedDict(children)), network.fc.in_features

@@ -146,6 +146,21 @@ def test_the_body_starts_as_torchvisions_own() -> None:
     assert all(torch.equal(body[key], own[key]) for key in body)
 
 
+def test_tiny_sees_16_px_in_a_resnets_groups_and_knows_that_nobody_trained_it() -> None:
+    model = models.create("tiny", 4, seed=0)
+    assert (model.name, model.classes, model.pretrained) == ("tiny", 4, False)
+    assert model.origin == "random weights: nobody trained it on ImageNet"
+    assert model.eval()(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+    assert 90_000 < sum(parameter.numel() for parameter in model.parameters()) < 110_000
+    groups = models.parameter_groups(model)
+    assert [pair for group in groups for pair in group] == list(model.named_parameters())
+    tops = [list(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in group)) for group in groups[:2]]
+    assert tops == [["body.conv1", "body.bn1", "body.layer1", "body.layer2"], ["body.layer3", "body.layer4"]]
+    assert models.normalisation("tiny") == models.normalisation("resnet18")
+    other = untrained("tiny", 4, seed=0).state_dict()
+    assert all(torch.equal(value, other[key]) for key, value in model.state_dict().items())
+
+
 def test_unknown_names_get_the_nearest_ones() -> None:
     with pytest.raises(models.UnknownModelError, match=r"'resnet43'.*resnet34"):
         untrained("resnet43", 3)

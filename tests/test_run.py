@@ -218,6 +218,16 @@ def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch:
     np.testing.assert_allclose(second.max(0), [1.5e-5, 1.5e-4, 1.5e-3], rtol=1e-9)
 
 
+def test_tiny_learns_digits_without_anybodys_weights(tmp_path: Path, manifest: Path) -> None:
+    flags = ["--model.name", "tiny", "--model.weights", "imagenet", "--fit.lr", "1e-2", "--fit.epochs", "4"]
+    made = in_process(jobs.override(jobs.from_toml(write_job(tmp_path, manifest)), flags))
+    assert (made["status"], made["model"]) == ("finished", "tiny")
+    images, error = counted_error_rate(tmp_path / "runs/run")
+    assert images == VALID
+    assert error == pytest.approx(made["metrics"]["error_rate"])
+    assert error < 0.5  # a guess is wrong nine times of ten
+
+
 def test_what_cannot_be_drawn_decides_over_no_result(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
