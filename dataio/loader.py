@@ -59,7 +59,7 @@ def choose_engine(wanted: EngineName = "auto") -> Choice:
     if wanted == "reference":
         return Choice("reference", "asked for")
     try:
-        import dataio.dali  # noqa: F401
+        from dataio import dali  # noqa: F401
     except ImportError as error:
         if wanted == "dali":
             raise EngineError(

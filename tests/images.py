@@ -156,7 +156,7 @@ def psnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def lent_memory(patch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the address of every tensor that DALI lends to torch from now on."""
-    import dataio.dali as dali
+    from dataio import dali
 
     lent, take = list[int](), dali.from_dlpack  # type: ignore[attr-defined]
 

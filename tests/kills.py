@@ -32,8 +32,8 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-import cluster.run
 from cluster import job as jobs
+from cluster import run as life
 from cluster.job import Job
 from cluster.storage import run_dir
 from dataio.cores import usable_cores
@@ -117,10 +117,10 @@ def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     marks = Marks(marks_file)
     inside = partial(moment, marks, kill)
     install(inside, marks)
-    setattr(cluster.run, "create", thin)  # noqa: B010  # which mypy would refuse as an assignment
-    setattr(cluster.run, "_picture", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
+    setattr(life, "create", thin)  # noqa: B010  # which mypy would refuse as an assignment
+    setattr(life, "_picture", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
     with inside("run"):
-        cluster.run.run(job, LocalContext(run_dir=run_dir(job)))
+        life.run(job, LocalContext(run_dir=run_dir(job)))
 
 
 # In the process that watches ------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-import cluster.run
 from cluster import job as jobs
+from cluster import run as life
 from cluster.discovery import Directory, targets_file
 from cluster.exporter import Exporter
 from cluster.job import Augment, Checkpoint, Data, Fit, Job, Metrics, Model
@@ -134,9 +134,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory, flat: Manifest) -> Iterator[S
     with pytest.MonkeyPatch.context() as patch, Directory("127.0.0.1", 0) as directory, ThreadPoolExecutor(2) as pool:
         nvml = {f"GPU-{i}": {"memory_bytes": (i + 1) * 2**30, "gpu": 90 - i, "jpeg": 40 - i} for i in range(2)}
         install(patch, Nvml(nvml), uuids=("0", "1"))
-        patch.setattr(cluster.run, "Exporter", OnAGpu)
+        patch.setattr(life, "Exporter", OnAGpu)
         with serving(folder, settings(directories=(directory.url,))) as address:
-            runs = [pool.submit(cluster.run.run, job, context) for job, context in zip(made, contexts, strict=True)]
+            runs = [pool.submit(life.run, job, context) for job, context in zip(made, contexts, strict=True)]
             try:
                 announced = targets_file(made[1].storage, "b")
                 while not announced.exists() and not runs[1].done():
