@@ -58,11 +58,15 @@ def check_recipe(job: Job) -> None:
     check_name(job.model.name)
     phases(job)
     mixing(job, classes=2)
-    if job.fit.metrics:
+    if job.fit.metrics or job.checkpoint.best:
+        from trainer.metric_names import check_measured, direction
         from trainer.metrics import build
 
         manifest, _ = load_manifests(job)
-        build(job.fit.metrics, task=manifest.task, classes=len(manifest.classes))
+        metrics = build(job.fit.metrics, task=manifest.task, classes=len(manifest.classes))
+        if job.checkpoint.best:
+            check_measured(job.checkpoint.best, metrics)
+            direction(job.checkpoint.best)
 
 
 def check_cores(job: Job) -> None:

@@ -43,7 +43,7 @@ from trainer.context import RunContext, Sink
 from trainer.diagnosis import diagnose
 from trainer.errors import TrainError
 from trainer.learner import Learner
-from trainer.metric_names import higher
+from trainer.metric_names import direction
 from trainer.optim import Recipe
 from trainer.predictions import Predictions
 from trainer.recorder import write_parquet
@@ -244,7 +244,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
         checkpoint_every_s=job.checkpoint.every_s,
         keep=job.checkpoint.keep,
         run=_whose(job, context),
-        best=Best(best, higher=bool(higher(best))) if (best := job.checkpoint.best) else None,
+        best=Best(best, higher=direction(best)) if (best := job.checkpoint.best) else None,
     )
 
 

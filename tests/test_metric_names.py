@@ -108,6 +108,8 @@ def test_two_of_the_same_column_get_a_sentence() -> None:
         ("multilabel_hamming_distance_threshold_0_2", False),
         ("multiclass_cohen_kappa_weights_linear", True),
         ("MulticlassCalibrationError", False),
+        *(("F1Score", True), ("cohen_kappa_weights_linear", True), ("hamming_distance", False), ("AUROC", True)),
+        ("MulticlassSpecificity", None),  # torchmetrics says it of neither
         ("something_of_my_own", None),
         ("accuracyish", None),
     ],

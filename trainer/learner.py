@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dataio import files
 from dataio.batch import Batch, Loader
-from dataio.errors import quoted
 from dataio.hashing import hash64
 from models import groups
 from trainer import checkpoint, optim, world
@@ -32,6 +31,7 @@ from trainer.evaluation import evaluate
 from trainer.keeper import Keeper
 from trainer.losses import default_loss
 from trainer.lr_find import lr_find
+from trainer.metric_names import check_measured
 from trainer.predictions import Predictions, average, check_averaged
 from trainer.progress import Progress
 from trainer.quarantine import Quarantine, together_by_id
@@ -133,11 +133,8 @@ class Learner:
         self._resuming = False
         self.resumed: dict[str, Any] | None = None
         self._clock = time.monotonic()
-        if best is not None and best.metric not in (measured := ("valid_loss", *self.meter.metrics)):
-            raise RecipeError(
-                f"best={quoted(best.metric)!r} is not measured: no checkpoint would ever be the best; give one of "
-                f"{', '.join(measured)}"
-            )
+        if best is not None:
+            check_measured(best.metric, self.meter.metrics)
         run_dir, rank = self.context.run_dir, self.context.rank
         whose = checkpoint.Whose(run or {}, train.classes)
         self.keeper = Keeper(run_dir, rank=rank, every_s=checkpoint_every_s, keep=keep, best=best, whose=whose)

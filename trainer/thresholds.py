@@ -50,7 +50,8 @@ def sweep(
     metric_names). A label is present where its probability is above the threshold.
 
     Raises:
-        RecipeError: the predictions are not multi-label, there are none or no thresholds, or the metric takes none.
+        RecipeError: the predictions are not multi-label, there are none or no thresholds, or the metric takes none, or
+            it is not known whether more of it is better.
     """
     if predictions.targets.ndim != 2 or not len(predictions.ids):
         raise RecipeError(
@@ -62,6 +63,7 @@ def sweep(
     from trainer import metric_kinds  # torchmetrics takes two seconds to import
 
     asked = metric_names.parse(metric)
+    sign = 1 if metric_names.direction(metric) else -1
     tried = np.sort(np.asarray(thresholds, dtype=np.float64))
     probabilities = torch.from_numpy(predictions.probabilities).double()
     targets = (torch.from_numpy(predictions.targets) > 0.5).long()
@@ -71,6 +73,6 @@ def sweep(
         counted = metric_kinds.one(text, task="multi_label", classes=targets.shape[1])
         counted.update(probabilities, targets)
         values.append(float(counted.compute()))
-    best = np.array(values) * (-1 if metric_names.higher(metric) is False else 1)
+    best = np.array(values) * sign
     (ties,) = np.nonzero(best == np.nanmax(best)) if np.isfinite(best).any() else (np.arange(1),)
     return Sweep(metric, tried, np.array(values), float(tried[ties[(len(ties) - 1) // 2]]))
