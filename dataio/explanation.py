@@ -1,6 +1,5 @@
 """What happens to one sample, and what do batches look like? For people: text and pictures, no training."""
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dataio.errors import ManifestError
 from dataio.geometry import Geometry, project
 from dataio.loader import ImageLoader
 from dataio.reference import decode, render_mask
@@ -23,8 +23,10 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     """One sample through every step, with shapes, then the batch it travels in. Returns lines of text.
 
     position: in the stream (training) or the row (validation).
+    Raises: ManifestError for a position that is not there, or an image that cannot be used any more.
     """
-    work = loader.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
+    side = _SIDES[loader.part.table["split"][int(loader.part.rows[0])].as_py()]
+    work = _work(loader, position, side)
     spec, geometry = loader.spec, work.geometry
     height, width = decode(work.encoded[0], path=work.paths[0]).shape[:2]
     filter_h, filter_w = (int(v) for v in geometry.prefilter_px[0])
@@ -33,8 +35,7 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     size = float(work.size_px)
     corners = np.array([[[0, 0], [size, 0], [size, size], [0, size]]], np.float64)
     seen = project(matrix[None], corners)[0]
-    batch = next(iter(islice(loader.stream(), 1)))
-    side = _SIDES[loader.part.table["split"][int(loader.part.rows[0])].as_py()]
+    batch = next(loader.stream())
     epoch = f"epoch {position // loader.samples}, " if loader.train else ""
     lines = [
         f"{side} sample: {epoch}position {position}, id {work.ids[0]}",
@@ -56,6 +57,24 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
         + (f", {loader.steps(1)} steps an epoch" if loader.train else ""),
     ]
     return "\n".join(lines)
+
+
+def _work(loader: ImageLoader, position: int, side: str) -> Work:
+    """What is rendered at a position. Raises ManifestError."""
+    if position < 0 or (position >= loader.samples and not loader.train):
+        most = "" if loader.train else f" to {loader.samples - 1:,}"
+        raise ManifestError(
+            f"position {position:,} is not in the {side} split of {loader.samples:,} images, so there is nothing to "
+            f"explain: give 0{most or ' or more'}"
+        )
+    work = loader.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
+    if not len(work.ids):
+        lost = loader.quarantined[int(loader.part.ids[position])]
+        raise ManifestError(
+            f"the {side} image at position {position:,} cannot be used ({lost}), so there is nothing to explain: bring "
+            "the file back, index again, or give another position"
+        )
+    return work
 
 
 def denormalise(images: torch.Tensor, spec: ImageSpec) -> NDArray[np.float32]:

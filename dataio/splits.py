@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from numpy.typing import NDArray
 
 from dataio import asking, census, keypoints, masks
@@ -28,6 +29,18 @@ from dataio.verify import check_files
 
 Sides = NDArray[np.bool_] | NDArray[np.object_]
 Splitter = Callable[[pa.Table], Sides]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A splitter whose answer for a row depends on which others there are, so that it draws anew among the usable."""
+
+    draw: Splitter
+
+    def __call__(self, rows: pa.Table) -> Sides:
+        """The side of each row."""
+        return self.draw(rows)
+
 
 SIDES = ("train", "valid", "test")
 WORDS = {
@@ -45,28 +58,27 @@ LEFT_OUT = "left out by the split"
 
 
 def random_split(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
-    """Draw exactly int(valid * n) and int(test * n) of n rows, a function of (seed, n) alone.
+    """Draw exactly int(valid * n) and int(test * n) of n rows, a function of the seed and the rows' paths alone.
 
-    The valid side does not depend on `test`.
+    Rows stand in the order of a hash of (seed, path); the first are for validation, the last for the test. So neither
+    side depends on the other, and where a few files come or go, as many of the old rows change sides at most.
 
     Raises: SplitError for a fraction outside (0, 1), nothing left for training, or a negative seed.
-    Source: the count is that of fastai's RandomSplitter; the draw is numpy's PCG64 permutation.
+    Source: the count is that of fastai's RandomSplitter.
     """
     _check_fractions(valid, test, seed)
 
     def draw(rows: pa.Table) -> Sides:
-        n = rows.num_rows
-        order = np.random.default_rng(seed).permutation(n)
-        chosen, tested = int(valid * n), int(test * n)
-        return _named(n, order[:chosen], order[chosen : chosen + tested])
+        n, order = rows.num_rows, _shuffled(rows, seed)
+        return _named(n, order[: int(valid * n)], order[n - int(test * n) :])
 
-    return draw
+    return Draw(draw)
 
 
 def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
     """Draw as many rows as `random_split`, and of each class its share: largest remainders first.
 
-    The classes are labels, or combinations of labels (multi_label).
+    The classes are labels, or combinations of labels (multi_label). Within a class, rows stand as in `random_split`.
 
     Raises: as `random_split`; when called on rows, SplitError for labels that are no classes.
     Source: largest remainders, Hamilton's method of apportionment.
@@ -78,19 +90,18 @@ def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Spli
         sizes = np.bincount(codes)
         chosen = _shares(valid, sizes, int(valid * n), room=sizes)
         tested = _shares(test, sizes, int(test * n), room=sizes - chosen)
-        order = _class_by_class(codes, seed)
-        # a row's place among its class, in the order of the draw
-        place = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        first, second = chosen[codes[order]], (chosen + tested)[codes[order]]
-        return _named(n, order[place < first], order[(first <= place) & (place < second)])
+        order, place = _class_by_class(codes, _shuffled(rows, seed))
+        drawn = codes[order]
+        return _named(n, order[place < chosen[drawn]], order[place >= (sizes - tested)[drawn]])
 
-    return draw
+    return Draw(draw)
 
 
 def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Splitter:
     """Take for validation fold number `fold`, 0 to k - 1, of k: over all folds every row is on the valid side once.
 
-    Folds differ by one row at most. With stratify, so do the rows of each class in them.
+    Folds differ by one row at most. With stratify, so do the rows of each class in them. Rows stand as in
+    `random_split`, so that few change their fold where a few files come or go.
 
     Raises: SplitError for fewer than two folds, a fold that is not there, or a negative seed.
     """
@@ -100,10 +111,17 @@ def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Spli
 
     def draw(rows: pa.Table) -> Sides:
         n = rows.num_rows
-        order = _class_by_class(_codes(rows), seed) if stratify else np.random.default_rng(seed).permutation(n)
-        return _named(n, order[fold::k])
+        codes = _codes(rows) if stratify else np.zeros(n, np.int64)
+        order, place = _class_by_class(codes, _shuffled(rows, seed))
+        sizes = np.bincount(codes)
+        ends = np.cumsum(sizes)
+        # Rows that each fold takes of each class, (k, C): dealt out class after class, so that totals are even, too.
+        dealt = _below(ends, k) - _below(ends - sizes, k)
+        last = np.cumsum(dealt, axis=0)
+        drawn = codes[order]
+        return _named(n, order[((last - dealt)[fold][drawn] <= place) & (place < last[fold][drawn])])
 
-    return draw
+    return Draw(draw)
 
 
 def by_column(name: str) -> Splitter:
@@ -177,20 +195,48 @@ def by_function(fn: Callable[[Row], Any]) -> Splitter:
     return ask
 
 
+@dataclass(frozen=True)
+class _HoldOut:
+    test: Splitter
+    then: Splitter
+
+    def __call__(self, rows: pa.Table) -> Sides:
+        sides = _sides(self.test, rows)
+        picked = _is(sides, "test" if _is(sides, "test").any() else "valid")
+        sides[picked] = "test"
+        sides[~picked] = _sides(self.then, rows.filter(pa.array(~picked)))
+        return sides
+
+
 def hold_out(test: Splitter, then: Splitter) -> Splitter:
     """Keep for the test the rows that one splitter picks, and divide the others by another, such as a `k_fold`.
 
     Picked are those that `test` calls 'test', or if there are none, 'valid'.
     """
+    return _HoldOut(test, then)
 
-    def divide(rows: pa.Table) -> Sides:
-        sides = _sides(test, rows)
-        picked = _is(sides, "test" if _is(sides, "test").any() else "valid")
-        sides[picked] = "test"
-        sides[~picked] = _sides(then, rows.filter(pa.array(~picked)))
-        return sides
 
-    return divide
+def once_a_row(splitter: Splitter) -> Splitter:
+    """The splitter, which remembers what it said of a path and asks no function of the user's for that row again.
+
+    Draws alone are drawn anew, also those within a `hold_out`.
+    """
+    if isinstance(splitter, Draw):
+        return splitter
+    if isinstance(splitter, _HoldOut):
+        return _HoldOut(once_a_row(splitter.test), once_a_row(splitter.then))
+    known, sides = pa.chunked_array([], pa.large_string()), np.zeros(0, object)
+
+    def ask(rows: pa.Table) -> Sides:
+        nonlocal known, sides
+        paths = rows["path"].cast(known.type)
+        new = pc.invert(pc.is_in(paths, known))
+        if pc.any(new).as_py():
+            sides = np.concatenate([sides, _sides(splitter, rows.filter(new))])
+            known = pa.chunked_array([*known.chunks, *paths.filter(new).chunks])
+        return sides[pc.index_in(paths, known).to_numpy()]
+
+    return ask
 
 
 def split(
@@ -205,10 +251,10 @@ def split(
     """Check every file, divide the usable ones, and return the manifest.
 
     Files that cannot be used stay in it with the reason in `status` and no split; so do rows that the splitter leaves
-    out. The splitter sees the usable rows only; it also runs once before the files are checked, so that its mistakes
-    show before minutes of decoding. Of n files, `max_bad` * n may be unusable, rounded up: one of a few is forgiven,
-    with 0 none is; images of more than `max_pixels` are. `verify=False` believes every file, and leaves sizes and
-    hashes null.
+    out. The splitter sees all rows before the files are checked, so that its mistakes show before minutes of decoding;
+    draws are drawn again among the usable rows, any other splitter is asked for each row once.
+    Of n files, `max_bad` * n may be unusable, rounded up: one of a few is forgiven, with 0 none is; images of more than
+    `max_pixels` are. `verify=False` believes every file, and leaves sizes and hashes null.
     `progress(done, total)` counts files. A manifest has images for train and valid, or for test alone.
 
     Raises: QuarantineError for more unusable files; SplitError for an unlabelled table, a side without images, no
@@ -219,6 +265,7 @@ def split(
         raise SplitError("the table has no labels: it cannot be split into a manifest; call label(table, ...) first")
     if not max_bad >= 0:  # NaN, too
         raise SplitError(f"max_bad={max_bad} is no share of the files: give 0 for none to 1 for any")
+    splitter = once_a_row(splitter)
     _check_sides(_sides(splitter, rows))
     checks = _checks(table, verify=verify, max_pixels=max_pixels, progress=progress)
     status = _status(table, checks)
@@ -258,7 +305,7 @@ def _check_fractions(valid: float, test: float, seed: int) -> None:
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
-        raise SplitError(f"seed={seed} is negative: numpy's generator takes none; give 0 or more")
+        raise SplitError(f"seed={seed} is negative: the hash that draws takes none; give 0 or more")
 
 
 def _named(n: int, valid: NDArray[Any], test: NDArray[Any] | None = None) -> NDArray[np.object_]:
@@ -289,10 +336,26 @@ def _codes(rows: pa.Table) -> NDArray[np.int64]:
     return codes
 
 
-def _class_by_class(codes: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """All rows, one class after another, each class's in an order drawn from the seed."""
-    order = np.random.default_rng(seed).permutation(len(codes))
-    return order[np.argsort(codes[order], kind="stable")]
+def _shuffled(rows: pa.Table, seed: int) -> NDArray[np.int64]:
+    """All rows, (n,), by a hash of the seed and each one's path: where one comes or goes, the others keep their order.
+
+    10 million take 5 s.
+    """
+    paths = rows["path"].cast(pa.large_binary()).to_pylist()
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(path, seed) for path in paths), np.uint64, len(paths))
+    return np.argsort(hashes, kind="stable")
+
+
+def _class_by_class(codes: NDArray[np.int64], order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All rows, one class after another, each class's in this order; and each one's place in its class, from 0."""
+    order = order[np.argsort(codes[order], kind="stable")]
+    sizes = np.bincount(codes)
+    return order, np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _below(ends: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """(k, C): how many of the numbers from 0 to below each end leave the remainders 0 to k - 1."""
+    return (ends - np.arange(k)[:, None] + k - 1) // k
 
 
 def _shares(fraction: float, sizes: NDArray[np.int64], total: int, *, room: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataio.errors import ManifestError
 from dataio.explanation import denormalise, explain, grid, show_batch
 from dataio.geometry import centred, project
 from dataio.labels import by_parent, label
@@ -95,6 +96,23 @@ def test_a_validation_sample_is_told_without_epoch_and_with_its_prefilter(photos
     expected = [[left, 0], [right, 0], [right, height], [left, height]]
     np.testing.assert_allclose(corners_in(large), expected, atol=0.3)
     assert "prefilter  not needed" in explain(valid, position=rows["1"])
+
+
+def test_a_position_that_is_not_there_and_a_file_that_went_are_sentences(tmp_path: Path) -> None:
+    manifest = flat_manifest(tmp_path, train=8, valid=2)
+    train, valid = pair(manifest)
+    for loader, position, words in (
+        (valid, 2, "position 2 is not in the validation split of 2 images, .*: give 0 to 1$"),
+        (valid, -1, "position -1 is not in the validation split"),
+        (train, -1, "position -1 is not in the training split of 8 images, .*: give 0 or more$"),
+    ):
+        with pytest.raises(ManifestError, match=words):
+            explain(loader, position=position)
+    (name,) = valid.part.take(np.array([1])).paths
+    (Path(manifest.root) / name).unlink()
+    assert "validation sample: position 0" in explain(valid)
+    with pytest.raises(ManifestError, match=rf"^the validation image at position 1 cannot be used \(.*{name}: missing"):
+        explain(valid, position=1)
 
 
 def test_multi_label_targets_are_told_in_words(tmp_path: Path) -> None:

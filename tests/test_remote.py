@@ -140,6 +140,20 @@ def test_a_manifest_is_loaded_from_where_it_was_packed(tmp_path: Path, s3: str) 
     assert_same(local, loader(loaded, open_reader(loaded, cache=tmp_path / "cache")))
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_a_manifest_saved_to_a_store_is_loaded_again(tmp_path: Path, s3: str, ending: str) -> None:
+    manifest = flat_manifest(tmp_path, train=6, valid=3)
+    manifest.save(files.below(s3.format("kept"), f"m.{ending}"))
+    loaded = Manifest.load(files.below(s3.format("kept"), f"m.{ending}"))
+    assert loaded.home == s3.format("kept")
+    assert loaded.rows.equals(manifest.rows)
+    assert (loaded.root, loaded.classes, loaded.fingerprint()) == (
+        manifest.root,
+        manifest.classes,
+        manifest.fingerprint(),
+    )
+
+
 def test_an_unfinished_pack_goes_on_in_a_store(
     tmp_path: Path, s3: str, asked: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:

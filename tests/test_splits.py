@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from PIL import Image
 
 from dataio import splits
 from dataio.errors import QuarantineError, SplitError
-from dataio.labels import by_parent, by_regex, label, mask_path, points_by_function
+from dataio.labels import Row, by_parent, by_regex, label, mask_path, points_by_function
 from dataio.sources import Table, from_folder
-from dataio.splits import k_fold, random_split, split, stratified
+from dataio.splits import Splitter, k_fold, random_split, split, stratified
 
 
 def rows_of(count: int, **columns: Any) -> pa.Table:
@@ -45,20 +46,46 @@ def rows_on(side: str, sides: np.ndarray) -> list[int]:
 # --- draws
 
 
+def by_hash(rows: pa.Table, seed: int) -> list[int]:
+    """Row numbers by the hash of seed and path: the oracle's order."""
+    return sorted(range(rows.num_rows), key=lambda i: xxhash.xxh3_64_intdigest(rows["path"][i].as_py().encode(), seed))
+
+
 @pytest.mark.parametrize(("count", "valid", "expected"), [(1797, 0.2, 359), (10, 0.25, 2), (7, 0.9, 6)])
-def test_random_split_is_exact_and_a_function_of_seed_and_count(count: int, valid: float, expected: int) -> None:
-    sides = random_split(valid=valid, seed=7)(rows_of(count))
-    oracle = np.random.Generator(np.random.PCG64(7)).permutation(count)[:expected]
-    assert rows_on("valid", sides) == sorted(oracle.tolist())
+def test_random_split_is_exact_and_a_function_of_seed_and_paths(count: int, valid: float, expected: int) -> None:
+    rows = rows_of(count)
+    sides = random_split(valid=valid, seed=7)(rows)
+    assert rows_on("valid", sides) == sorted(by_hash(rows, 7)[:expected])
     assert set(sides) == {"train", "valid"}
-    assert not np.array_equal(sides, random_split(valid=valid, seed=8)(rows_of(count)))
+    assert not np.array_equal(sides, random_split(valid=valid, seed=8)(rows))
+    backwards = rows.take(pa.array(np.arange(count)[::-1]))
+    np.testing.assert_array_equal(random_split(valid=valid, seed=7)(backwards)[::-1], sides)
 
 
-def test_a_test_side_does_not_move_the_valid_one() -> None:
-    alone, both = (random_split(valid=0.2, test=test, seed=3)(rows_of(101)) for test in (0.0, 0.35))
-    assert rows_on("valid", both) == rows_on("valid", alone)
-    oracle = np.random.default_rng(3).permutation(101)[20:55]
-    assert rows_on("test", both) == sorted(oracle.tolist())
+def test_no_side_moves_another() -> None:
+    rows = rows_of(101)
+    order = by_hash(rows, 3)
+    for valid, test in ((0.2, 0.0), (0.2, 0.35), (0.5, 0.35)):
+        sides = random_split(valid=valid, test=test, seed=3)(rows)
+        assert rows_on("valid", sides) == sorted(order[: int(valid * 101)])
+        assert rows_on("test", sides) == sorted(order[101 - int(test * 101) :])
+
+
+@pytest.mark.parametrize(
+    ("draw", "border"),
+    [
+        (random_split(valid=0.2, test=0.1, seed=1), 2),
+        (stratified(valid=0.2, test=0.1, seed=1), 2 * 3),  # as many as there are classes
+        (k_fold(5, 2, seed=1), 2),
+        (k_fold(5, 2, seed=1, stratify=True), 2 * 3),
+    ],
+)
+def test_where_a_file_comes_or_goes_only_rows_at_the_border_change_sides(draw: Splitter, border: int) -> None:
+    rows = rows_of(997, label=[*"aab" * 332, "c"])
+    before = draw(rows)
+    for lost in range(0, 997, 97):
+        rest = np.delete(np.arange(997), lost)
+        assert (draw(rows.take(pa.array(rest))) != before[rest]).sum() <= border, lost
 
 
 def shares_by_hand(fraction: float, sizes: list[int], total: int) -> list[int]:
@@ -130,7 +157,7 @@ def test_folds_are_disjoint_cover_all_and_are_of_one_size(n: int, k: int, strati
         ones = [sum(names[row] == "b" for row in fold) for fold in folds]
         assert max(ones) - min(ones) <= 1
     else:
-        assert folds[0] == sorted(np.random.default_rng(2).permutation(n)[::k].tolist())
+        assert folds[0] == sorted(by_hash(rows, 2)[: -(-n // k)])
 
 
 def test_fractions_folds_and_seeds_out_of_range_are_told() -> None:
@@ -185,7 +212,7 @@ def test_column_folder_and_function_pick_their_rows() -> None:
 def test_a_held_out_test_leaves_the_rest_to_the_other_splitter() -> None:
     rows = rows_of(12, side=["test", "train", "valid"] * 4, late=[i > 8 for i in range(12)])
     rest = [i for i in range(12) if i % 3]
-    oracle = [rest[at] for at in np.random.default_rng(0).permutation(8)[1::4]]
+    oracle = [rest[at] for at in by_hash(rows.take(pa.array(rest)), 0)[2:4]]
     sides = splits.hold_out(splits.by_column("side"), then=k_fold(4, 1, seed=0))(rows)
     assert rows_on("test", sides) == [0, 3, 6, 9]
     assert rows_on("valid", sides) == sorted(oracle)
@@ -240,8 +267,30 @@ def test_bad_files_are_quarantined_with_their_reason_and_the_rest_is_split(tmp_p
     bad = {row["path"]: (row["status"], row["split"]) for row in rows if row["status"] != "ok"}
     assert bad == {"cat/04.png": ("empty file", None), "dog/09.png": ("not an image", None)}
     usable = [row for row in rows if row["status"] == "ok"]
-    oracle = set(np.random.default_rng(3).permutation(8)[:2].tolist())  # int(.25 * 8) of the usable rows
+    oracle = by_hash(pa.table({"path": [row["path"] for row in usable]}), 3)[:2]  # int(.25 * 8) of the usable rows
     assert [row["split"] for row in usable] == ["valid" if i in oracle else "train" for i in range(8)]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_function_is_asked_for_each_row_once(tmp_path: Path, held: bool) -> None:
+    table = labelled(tmp_path, 10)
+    (tmp_path / "cat" / "04.png").write_bytes(b"")
+    asked: list[str] = []
+
+    def late(row: Row) -> bool:
+        asked.append(row["path"])
+        return row["path"] > "dog/04"
+
+    splitter = splits.by_function(late)
+    if held:
+        splitter = splits.hold_out(random_split(valid=0.2, seed=1), then=splitter)
+    manifest = split(table, splitter, max_bad=0.1)
+    assert len(asked) == len(set(asked))
+    picked = set(asked) if not held else set(asked) - {"cat/04.png"}
+    for row in manifest.rows.to_pylist():
+        expected = None if row["status"] != "ok" else "valid" if row["path"] > "dog/04" else "train"
+        assert row["split"] == (expected if row["path"] in picked and row["split"] != "test" else row["split"])
+    assert Counter(manifest.rows["split"].to_pylist())["test"] == (int(0.2 * 9) if held else 0)
 
 
 @pytest.mark.parametrize(
