@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS_READY := .venv/.ready-docs
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast test-cluster kills chaos fuzz likeness check bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills chaos fuzz likeness check docs bench prometheus clean help
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -53,6 +54,13 @@ check: $(READY)  ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(DOCS_READY): pyproject.toml constraints.txt $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_READY)  ## the documentation into build/docs, offline; a warning or a dead reference is an error
+	$(BIN)/python -m sphinx -q -E -W -n --keep-going docs build/docs
 
 bench: $(READY)  ## the benchmarks, on this machine's CPU
 	for name in presize presize_quality prefilter step train overhead finetune ray_overhead shards scale; do \

@@ -1,0 +1,50 @@
+"""How are the pages built? Sphinx, MyST for Markdown, Furo for the looks; the API comes from the docstrings.
+
+`make docs` builds them offline. Every warning is an error, and so is every reference to a name that no page has.
+"""
+
+import re
+from importlib.metadata import version as version_of
+from typing import Any
+
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
+project = "thawline"
+author = "The thawline maintainers"
+copyright = "the thawline maintainers; Apache-2.0"
+release = version = version_of("thawline")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+source_suffix = {".md": "markdown"}
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"thawline {release}"
+html_copy_source = False
+
+default_role = "code"  # docstrings put code in single backticks, as Markdown does
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+maximum_signature_line_length = 100
+python_use_unqualified_type_names = True
+nitpicky = True
+# Types of others have their pages elsewhere, which an offline build cannot look up.
+nitpick_ignore_regex = [("py:.*", r"(torch|numpy|np|pyarrow|pa|pandas|PIL|matplotlib|collections|pathlib|typing)\..*")]
+
+
+_NAPOLEON = Config(napoleon_custom_sections=[("Source", "notes_style")])
+
+
+def _as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are Google's sections and plain text with code in backticks: what RST would see beyond is escaped."""
+    pieces = re.split(r"(`+[^`\n]+`+)", "\n".join(lines))
+    pieces[::2] = [re.sub(r"([*|]|_\b)", r"\\\1", piece) for piece in pieces[::2]]
+    lines[:] = "".join(pieces).splitlines()
+    if what not in ("attribute", "property", "data"):  # of these, napoleon takes what stands before a colon for a type
+        lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", _as_rst)
