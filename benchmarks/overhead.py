@@ -38,7 +38,7 @@ from benchmarks.harness import (
 )
 from benchmarks.step import CLASSES, LR, defaults, noise, prepared, stepping
 from cluster.exporter import Exporter
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.hashing import hash64
 from dataio.loader import default_threads
 from trainer import checkpoint, optim
@@ -127,13 +127,12 @@ class Fixed:
     samples: how long an epoch is. before: called with each training step that is asked for.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[ImageBatch]
     samples: int
     train: bool
     before: Callable[[int], object] = lambda step: None
     task: str = "single_label"
     classes: tuple[str, ...] = tuple(map(str, range(CLASSES)))
-    engine: str = "memory"
     quarantined: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -145,7 +144,7 @@ class Fixed:
         """Steps of that many passes."""
         return round(epochs * self.samples / self.global_batch)
 
-    def stream(self, first_step: int = 0) -> Iterator[Batch]:
+    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
         """Training: endless. Validation: `samples`, once."""
         if not self.train:
             yield from self.batches[: self.steps(1)]
@@ -155,10 +154,6 @@ class Fixed:
             self.before(step)
             yield self.batches[step % len(self.batches)]
             step += 1
-
-    def augmented(self, view: int) -> "Fixed":
-        """Nothing here is drawn."""
-        return self
 
     def quarantine(self, files: Mapping[int, str]) -> None:
         """There are no files."""
@@ -217,10 +212,10 @@ class Turns:
 
 
 def in_turns(
-    model: str, data: Sequence[Batch], *, precision: PrecisionName, steps: int, repeats: int, every_s: float
+    model: str, data: Sequence[ImageBatch], *, precision: PrecisionName, steps: int, repeats: int, every_s: float
 ) -> Turns:
     """Train a learner and a bare loop of their own, in turns of `steps`; `repeats` turns after those that warm up."""
-    device = data[0].images.device
+    device = data[0].inputs.device
     chosen = choose_precision(precision, device)
     loop = bare_loop(prepared(model, CLASSES, device=device), data, precision=chosen, steps=steps)
     loop()
@@ -247,9 +242,11 @@ def in_turns(
     return turns
 
 
-def bare_loop(network: nn.Module, data: Sequence[Batch], *, precision: Precision, steps: int) -> Callable[[], float]:
+def bare_loop(
+    network: nn.Module, data: Sequence[ImageBatch], *, precision: Precision, steps: int
+) -> Callable[[], float]:
     """A function that trains for `steps` steps as plainly as torch allows, and returns their mean loss."""
-    device = data[0].images.device
+    device = data[0].inputs.device
     place(network, precision, device)
     recipe, following = optim.Recipe(), cycle(data)
     optimizer = torch.optim.AdamW(
@@ -265,7 +262,7 @@ def bare_loop(network: nn.Module, data: Sequence[Batch], *, precision: Precision
         total = torch.zeros((), device=device)
         for batch in (next(following) for _ in range(steps)):
             with autocast(precision, device):
-                loss = F.cross_entropy(network(batch.images), batch.targets)
+                loss = F.cross_entropy(network(batch.inputs), batch.targets)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
@@ -309,12 +306,12 @@ def _stderr(values: np.ndarray[Any, Any]) -> float:
 # Parts ------------------------------------------------------------------------------------------------------
 
 
-def parts(network: nn.Module, data: Batch, *, precision: Precision, step_ms: float) -> dict[str, dict[str, Any]]:
+def parts(network: nn.Module, data: ImageBatch, *, precision: Precision, step_ms: float) -> dict[str, dict[str, Any]]:
     """What single calls of the trainer take, by themselves: ms, and CPU-ms in percent of the `step_ms` of a bare step.
 
     The two updates stand for themselves, since a bare loop has one as well: their difference is the trainer's.
     """
-    device = data.images.device
+    device = data.inputs.device
     with tempfile.TemporaryDirectory() as folder:
         rows: dict[str, dict[str, Any]] = {}
         for name, call in _calls(network, data, precision=precision, folder=folder).items():
@@ -329,7 +326,9 @@ def parts(network: nn.Module, data: Batch, *, precision: Precision, step_ms: flo
     return rows
 
 
-def _calls(network: nn.Module, data: Batch, *, precision: Precision, folder: str) -> dict[str, Callable[[], object]]:
+def _calls(
+    network: nn.Module, data: ImageBatch, *, precision: Precision, folder: str
+) -> dict[str, Callable[[], object]]:
     stepper = stepping(network, data, precision=precision)
     guard, optimizer = stepper.guard, stepper.optimizer
     losses = stepper.take(lambda: data, seed=0).losses  # its gradients stay until the next step

@@ -33,7 +33,7 @@ from benchmarks.harness import (
 from benchmarks.peers import Views
 from benchmarks.photos import real_photos, write_photos
 from dataio import geometry, reference
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.geometry import Floats, Geometry
 from dataio.loader import default_threads
 from dataio.reference import ReferenceEngine
@@ -235,10 +235,10 @@ def rendered(engine: Any, work: Work, spec: ImageSpec) -> Floats:
     return pixels(batch, work, spec)
 
 
-def pixels(batch: Batch, work: Work, spec: ImageSpec) -> Floats:
+def pixels(batch: ImageBatch, work: Work, spec: ImageSpec) -> Floats:
     """Undo colour map and normalisation: (N, H, W, 3) float64 as the warp left them, 0 to 255."""
     mean, std = work.geometry.folded(spec)
-    return _hwc(batch.images) * std[:, None, None].astype(np.float64) + mean[:, None, None]
+    return _hwc(batch.inputs) * std[:, None, None].astype(np.float64) + mean[:, None, None]
 
 
 def _hwc(images: torch.Tensor) -> Floats:

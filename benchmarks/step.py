@@ -20,7 +20,7 @@ from benchmarks.harness import (
     say,
     torch_threads,
 )
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.loader import default_threads
 from models.backbones import create
 from trainer import optim
@@ -109,19 +109,21 @@ def prepared(name: str, classes: int, *, device: torch.device) -> nn.Module:
     return network
 
 
-def noise(batch: int, size_px: int, classes: int, *, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Batch:
+def noise(
+    batch: int, size_px: int, classes: int, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> ImageBatch:
     """A batch as a loader makes it, of normal noise and random targets, on the device."""
     random = torch.Generator().manual_seed(seed)
     images = torch.randn(batch, 3, size_px, size_px, generator=random)
-    return Batch(
-        images=images.to(device, dtype).contiguous(memory_format=torch.channels_last),
+    return ImageBatch(
+        inputs=images.to(device, dtype).contiguous(memory_format=torch.channels_last),
         targets=torch.randint(classes, (batch,), generator=random).to(device),
         ids=torch.arange(batch),
     )
 
 
 def training(
-    network: nn.Module, data: Batch, *, precision: Precision, compile: Compile = "off"
+    network: nn.Module, data: ImageBatch, *, precision: Precision, compile: Compile = "off"
 ) -> Callable[[], object]:
     """A function that takes one training step of everything on `data`, as the learner does.
 
@@ -132,7 +134,7 @@ def training(
     return lambda: stepper.take(lambda: data, seed=0)
 
 
-def stepping(network: nn.Module, data: Batch, *, precision: Precision, compile: Compile = "off") -> Stepper:
+def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, compile: Compile = "off") -> Stepper:
     """The learner's way of taking a step, at the rate LR, for batches like `data`."""
 
     def refuse(splits: int) -> None:
@@ -141,7 +143,7 @@ def stepping(network: nn.Module, data: Batch, *, precision: Precision, compile: 
             "another measurement; give a smaller --batch"
         )
 
-    device = data.images.device
+    device = data.inputs.device
     how = How(
         device=device,
         precision=precision,
@@ -155,8 +157,8 @@ def stepping(network: nn.Module, data: Batch, *, precision: Precision, compile: 
     return stepper
 
 
-def forward(network: nn.Module, data: Batch, *, precision: Precision) -> Callable[[], object]:
+def forward(network: nn.Module, data: ImageBatch, *, precision: Precision) -> Callable[[], object]:
     """A function that evaluates `data` once; the network, placed at once, should be in evaluation mode."""
-    place(network, precision, data.images.device)
+    place(network, precision, data.inputs.device)
     loss = default_loss("single_label")
     return lambda: eval_step(network, data, loss=loss, precision=precision)

@@ -97,7 +97,7 @@ def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any
     engine.close()
     titles = [f"{_words(row['prediction'])} / {_words(row['target'])}" for row in rows]
     colours = ["#1a7f37" if row["prediction"] == row["target"] else "#c62828" for row in rows]
-    return grid(list(denormalise(batch.images, valid.spec)), titles, cols=8, colours=colours)
+    return grid(list(denormalise(batch.inputs, valid.spec)), titles, cols=8, colours=colours)
 
 
 def _words(label: str | list[str]) -> str:

@@ -410,6 +410,7 @@ def _last_metrics(learner: Learner) -> dict[str, float]:
 
 
 def _result(job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]) -> Result:
+    assert isinstance(learner.train, ImageLoader)
     windows = learner.recorder.of_kind("train")
     total = {key: sum(float(row[key] or 0) for row in windows) for key in ("images", "window_s", "data_wait_s")}
     progress = learner.progress

@@ -1,10 +1,13 @@
-"""What does training receive? `Batch`, and the `Loader` protocol that the trainer knows instead of an engine."""
+"""What does training receive? `Batch`, and the `Loader` protocol, which is all that the trainer knows of data."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import torch
+from torch import Tensor
+
+Inputs = Tensor | tuple[Tensor, ...]
+"""What a model is called with: model(inputs), or model(*inputs) where they are several, each (N, ...)."""
 
 
 @dataclass(frozen=True)
@@ -14,19 +17,38 @@ class Batch:
     The ids come out of the engine beside the pixels: they say what was rendered, not what was planned.
     """
 
-    images: torch.Tensor
-    """(N, 3, H, W) float32 or float16, normalised, channels_last in memory, on the loader's device."""
-    targets: torch.Tensor
+    inputs: Inputs
+    """On the loader's device."""
+    targets: Tensor
     """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. points: (N, K, 2) float32 x, y,
     -1 and 1 at the edges of the image as the model sees it, beyond them for a point that the crop or the augmentation
     left outside, NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the loader's
     device."""
-    ids: torch.Tensor
-    """(N,) int64 manifest ids, on the CPU."""
+    ids: Tensor
+    """(N,) int64 ids of the samples (of a manifest, say), on the CPU."""
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """What the model is called with: model(*arguments)."""
+        return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+
+    def split(self, pieces: int) -> "list[Batch]":
+        """Micro-batches, in order: their sizes differ by one sample at most."""
+        inputs = zip(*(each.tensor_split(pieces) for each in self.arguments), strict=True)
+        targets, ids = self.targets.tensor_split(pieces), self.ids.tensor_split(pieces)
+        return [Batch(*piece) for piece in zip(inputs, targets, ids, strict=True)]
+
+
+@dataclass(frozen=True)
+class ImageBatch(Batch):
+    """A batch of images: one input."""
+
+    inputs: Tensor
+    """(N, 3, H, W) float32 or float16, normalised, channels_last in memory, on the loader's device."""
 
 
 class Loader(Protocol):
-    """A source of batches. `trainer` needs no more than this."""
+    """A source of batches, of images or of anything else. `trainer` needs no more than this."""
 
     @property
     def task(self) -> str:
@@ -44,19 +66,12 @@ class Loader(Protocol):
     def global_batch(self) -> int:
         """Samples a step, over all ranks together."""
 
-    @property
-    def engine(self) -> str:
-        """Who decodes: dali or reference."""
-
     def steps(self, epochs: float) -> int:
         """Training steps that this many passes take."""
 
     def stream(self, first_step: int = 0) -> Iterator[Batch]:
         """Training: endless, from that step on. Validation: this rank's part of the samples, once, in order, at the
         size that training has at that step."""
-
-    def augmented(self, view: int) -> "Loader":
-        """The validation samples in the same order under training's augmentation: other draws for each view."""
 
     @property
     def quarantined(self) -> Mapping[int, str]:
@@ -67,3 +82,11 @@ class Loader(Protocol):
 
     def close(self) -> None:
         """Give back threads and memory. A closed loader cannot be used again."""
+
+
+@runtime_checkable
+class Augmented(Protocol):
+    """A loader that can show its samples otherwise: what test-time augmentation needs besides `Loader`."""
+
+    def augmented(self, view: int) -> Loader:
+        """The validation samples in the same order under training's augmentation: other draws for each view."""

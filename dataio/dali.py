@@ -22,7 +22,7 @@ from nvidia.dali import Pipeline, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 from torch.utils.dlpack import from_dlpack
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.decoding import cause, decodable, known
 from dataio.errors import EngineError
 from dataio.finish import finish
@@ -205,7 +205,7 @@ class DaliEngine:
         self._fed.append(work)
         return tuple(inputs[name] for name in self._options["kinds"])
 
-    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]:
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
         """One Batch a Work, in order. Once a run has ended, `reusable` says that another may begin.
 
         A file that cannot be decoded breaks DALI's pipeline for good: it goes to `mend`, and a new pipeline takes up
@@ -232,7 +232,7 @@ class DaliEngine:
                 continue
             yield self._batch(self._fed.popleft(), samples, targets, ids)
 
-    def _batch(self, work: Work, samples: Sequence[Any], targets: Any, ids: Any) -> Batch:
+    def _batch(self, work: Work, samples: Sequence[Any], targets: Any, ids: Any) -> ImageBatch:
         warped, made = [from_dlpack(sample.as_tensor()) for sample in samples], from_dlpack(targets.as_tensor())
         began = perf_counter()
         images = finish(warped, work.geometry, self._spec, dtype=self._dtype).permute(0, 3, 1, 2)
@@ -246,8 +246,8 @@ class DaliEngine:
             self._lent.append((done, lent))
             while len(self._lent) > 1 and self._lent[0][0].query():  # type: ignore[no-untyped-call]
                 self._lent.popleft()
-        return Batch(
-            images=images,
+        return ImageBatch(
+            inputs=images,
             targets=made.squeeze(-1) if self._masks else made,
             ids=from_dlpack(ids.as_tensor()),
         )

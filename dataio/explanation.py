@@ -50,8 +50,8 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
         *([f"  saturation {saturation:.3f}"] if spec.max_saturation else []),
         f"  lighting   y = {scale:.3f} x {'+' if shift >= 0 else '-'} {abs(shift):.3f}, then (y - mean) / std",
         f"engine: {loader.engine} on {loader.device} ({loader.choice.reason})",
-        f"batch: images {_shape(batch.images)} channels_last, mean {batch.images.float().mean():.3f}, "
-        f"std {batch.images.float().std():.3f}",
+        f"batch: images {_shape(batch.inputs)} channels_last, mean {batch.inputs.float().mean():.3f}, "
+        f"std {batch.inputs.float().std():.3f}",
         f"       targets {_shape(batch.targets)}, ids {_shape(batch.ids)}",
         f"split: {loader.samples:,} samples, {len(loader.classes)} classes; global batch {loader.global_batch}"
         + (f", {loader.steps(1)} steps an epoch" if loader.train else ""),
@@ -89,7 +89,7 @@ def show_batch(loader: ImageLoader, *, rows: int = 3, cols: int = 4) -> Figure:
     images: list[NDArray[np.float32]] = []
     targets: list[Any] = []
     for batch in loader.stream():
-        images.extend(denormalise(batch.images, loader.spec))
+        images.extend(denormalise(batch.inputs, loader.spec))
         targets.extend(batch.targets.cpu().numpy())
         if len(images) >= wanted:
             break

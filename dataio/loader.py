@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataio import geometry
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, QuarantineError, SplitError
 from dataio.keypoints import UNPAIRED, Pairs
@@ -42,7 +42,7 @@ class _Engine(Protocol):
     name: str
     reusable: bool
 
-    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]: ...
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]: ...
     def close(self) -> None: ...
 
 
@@ -268,7 +268,7 @@ class ImageLoader:
 
     # From work to batches ---------------------------------------------------------------------------------
 
-    def stream(self, first_step: int = 0) -> Iterator[Batch]:
+    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
         """Training: endless, from that step on. Validation: this rank's part, once, in order, the last one short."""
         if self._engine is None or not self._engine.reusable:  # an abandoned stream leaves batches in its queues
             self._engine = self._make_engine()

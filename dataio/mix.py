@@ -9,7 +9,7 @@ Nothing here knows of losses: they must accept a row of class shares, (N, C), as
 Source: H. Zhang et al., "mixup" (2018); S. Yun et al., "CutMix" (2019).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataio.batch import Batch
+from dataio.batch import Batch, ImageBatch
 from dataio.errors import SpecError
 from dataio.hashing import hash64, uniforms
 from dataio.plan import part_bounds
@@ -111,31 +111,38 @@ class Mix:
         generator = np.random.Generator(np.random.Philox(key=int(hash64(self.seed, step, tag))))
         return generator.beta(alpha, alpha, self.global_batch // 2)
 
-    def __call__(self, batch: Batch, step: int) -> Batch:
+    def __call__(self, batch: Batch, step: int) -> ImageBatch:
         """Mix this rank's part of a step; the batch given is left as it is.
 
         Images keep dtype, device and memory format; targets become (N, C) float32, class shares. The host waits
         for nothing: one small copy goes to the device. Raises SpecError for targets that are not class indices
-        (N,) int64 or a floating-point row of C shares, and for a batch that is not this rank's part.
+        (N,) int64 or a floating-point row of C shares, for inputs that are not images, and for a batch that is not
+        this rank's part.
         """
         lo, hi = part_bounds(self.global_batch, self.rank, self.world_size)
-        if len(batch.images) != hi - lo:
+        (images, *others) = batch.arguments
+        if others or images.ndim != 4 or not images.is_floating_point():
+            shapes = ", ".join(f"{tuple(each.shape)} {each.dtype}" for each in batch.arguments)
             raise SpecError(
-                f"{len(batch.images)} images came where rank {self.rank}'s part of a step is {hi - lo}: they would be "
+                f"inputs of {shapes} are not images (N, C, H, W): they cannot be mixed; give mixup = 0 and cutmix = 0"
+            )
+        if len(images) != hi - lo:
+            raise SpecError(
+                f"{len(images)} images came where rank {self.rank}'s part of a step is {hi - lo}: they would be "
                 "mixed by other samples' numbers; mix training batches only, with the loader's global_batch"
             )
         shares = self._shares(batch.targets)
-        height_px, width_px = batch.images.shape[-2:]
+        height_px, width_px = images.shape[-2:]
         drawn = self.draw(step, width_px=width_px, height_px=height_px)
         mine = slice(lo // 2, hi // 2)
         weight = drawn.weight[mine, None]
         outside = np.where(drawn.cut[mine, None], 0, weight)  # CutMix shows nothing of the partner there
         packed = torch.from_numpy(np.hstack([weight, outside, drawn.box[mine]]).astype(np.float32))
-        if batch.images.device.type == "cuda":
+        if images.device.type == "cuda":
             packed = packed.pin_memory()  # from pageable memory the copy would wait for the stream
-        packed = packed.to(batch.images.device, non_blocking=True)
-        images = _exchange(batch.images, _seen(packed[:, 1:], height_px, width_px).to(batch.images.dtype))
-        return replace(batch, images=images, targets=_exchange(shares, packed[:, :1]))
+        packed = packed.to(images.device, non_blocking=True)
+        mixed = _exchange(images, _seen(packed[:, 1:], height_px, width_px).to(images.dtype))
+        return ImageBatch(inputs=mixed, targets=_exchange(shares, packed[:, :1]), ids=batch.ids)
 
     def _shares(self, targets: Tensor) -> Tensor:
         """Targets as (N, C) float32."""

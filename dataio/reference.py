@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.errors import EngineError
 from dataio.finish import finish
 from dataio.geometry import SAMPLES
@@ -106,12 +106,12 @@ class ReferenceEngine:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-render")
         self._spent = {"finish": 0.0} if spent is None else spent
 
-    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[Batch]:
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
         """One Batch a Work, in order. Files that cannot be decoded go to `mend`; without one they raise EngineError."""
         for work in works:
             yield self._batch(work, mend)
 
-    def _batch(self, work: Work, mend: Mend | None) -> Batch:
+    def _batch(self, work: Work, mend: Mend | None) -> ImageBatch:
         while True:
             done = list(self._pool.map(lambda i, w=work: self._rendered(w, i), range(len(work.ids))))
             broken = {i: error for i, error in enumerate(done) if isinstance(error, EngineError)}
@@ -130,8 +130,8 @@ class ReferenceEngine:
         began = perf_counter()
         images = finish(samples, work.geometry, self._spec, dtype=self._dtype).to(self._device).permute(0, 3, 1, 2)
         self._spent["finish"] += perf_counter() - began
-        return Batch(
-            images=images,
+        return ImageBatch(
+            inputs=images,
             targets=targets.to(self._device),
             ids=torch.from_numpy(work.ids),
         )

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.geometry import Geometry
 from dataio.loader import ImageLoader
 from dataio.manifest import Manifest
@@ -127,7 +127,7 @@ def run_engine(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     max_batch: int | None = None,
-) -> list[Batch]:
+) -> list[ImageBatch]:
     """Every batch that an engine makes of the works; they are kept alive together."""
     engine: Any
     if name == "reference":
@@ -143,10 +143,10 @@ def run_engine(
     return batches
 
 
-def pixels_of(batch: Batch, work: Work, spec: ImageSpec) -> NDArray[np.float64]:
+def pixels_of(batch: ImageBatch, work: Work, spec: ImageSpec) -> NDArray[np.float64]:
     """Undo colour map and normalisation: (n, size, size, 3) float64, 0..255, as the warp left it."""
     mean, std = (v.astype(np.float64)[:, None, None] for v in work.geometry.folded(spec))
-    return batch.images.permute(0, 2, 3, 1).double().cpu().numpy() * std + mean
+    return batch.inputs.permute(0, 2, 3, 1).double().cpu().numpy() * std + mean
 
 
 def psnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -173,10 +173,10 @@ def flat_colour(number: int) -> tuple[int, int, int]:
     return 20 + 14 * (number % 16), 20 + 14 * (number // 16), 128
 
 
-def colour_numbers(loader: ImageLoader, batch: Batch) -> list[int]:
+def colour_numbers(loader: ImageLoader, batch: ImageBatch) -> list[int]:
     """Which `flat_colour` each image of a batch shows; the loader's spec must leave the lighting alone."""
     mean, std = np.array(loader.spec.mean), np.array(loader.spec.std)
-    colours = batch.images.double().cpu().numpy().mean(axis=(2, 3)) * std + mean
+    colours = batch.inputs.double().cpu().numpy().mean(axis=(2, 3)) * std + mean
     red, green = ((colours[:, :2] * 255 - 20) / 14).round().astype(int).T
     return (red + 16 * green).tolist()
 
@@ -198,7 +198,7 @@ def flat_manifest(folder: Path, *, train: int, valid: int, multi_label: bool = F
     return split(from_lists(paths, labels, root=folder), by_folder("valid"))
 
 
-def first(loader: ImageLoader, count: int, *, step: int = 0) -> list[Batch]:
+def first(loader: ImageLoader, count: int, *, step: int = 0) -> list[ImageBatch]:
     """The first batches of a stream, which is then abandoned."""
     return list(islice(loader.stream(step), count))
 

@@ -60,7 +60,7 @@ def compare(seed: int, folder: Path) -> dict[str, Row]:
     for engine in engines:
         loader = split_loader(manifest, spec, "valid", global_batch=64, engine=engine)
         for batch in loader.stream():
-            for number, image in zip(batch.ids.tolist(), batch.images, strict=True):
+            for number, image in zip(batch.ids.tolist(), batch.inputs, strict=True):
                 seen = np.rint(image.permute(1, 2, 0).numpy() * 255).astype(np.int64)
                 whole = truth(files[names[number]])
                 top, left = ((length - side) // 2 for length in whole.shape[:2])

@@ -113,9 +113,9 @@ def test_dali_equals_reference_in_validation(presize: str) -> None:
 def test_half_precision_is_single_precision_rounded(name: str) -> None:
     spec = spec_of()
     (single,), (half,) = (run_engine(name, [odd_work(spec)], spec, dtype=t) for t in (torch.float32, torch.float16))
-    assert half.images.dtype == torch.float16
-    one_step = 2.0**-10 * half.images.float().abs().clamp(min=2.0**-14)
-    assert ((half.images.float() - single.images).abs() <= one_step).all()
+    assert half.inputs.dtype == torch.float16
+    one_step = 2.0**-10 * half.inputs.float().abs().clamp(min=2.0**-14)
+    assert ((half.inputs.float() - single.inputs).abs() <= one_step).all()
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -127,7 +127,7 @@ def test_an_unwarped_image_keeps_its_pixels(name: str) -> None:
     (batch,) = run_engine(name, [work], spec)
     np.testing.assert_allclose(pixels_of(batch, work, spec)[0], pixels, atol=1e-3)
     expected = (pixels / 255 - np.array(spec.mean)) / np.array(spec.std)
-    np.testing.assert_allclose(batch.images[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(batch.inputs[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
 
 # Decoding --------------------------------------------------------------------------------------------------
@@ -184,9 +184,9 @@ def test_a_file_that_cannot_be_decoded_is_named(name: str, spoiled: str, capfd: 
 def test_batches_are_channels_last_with_what_was_asked_for(name: str, dtype: torch.dtype) -> None:
     spec = spec_of()
     (batch,) = run_engine(name, [odd_work(spec)], spec, dtype=dtype)
-    assert batch.images.shape == (len(FILES), 3, 64, 64)
-    assert batch.images.dtype == dtype
-    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.inputs.shape == (len(FILES), 3, 64, 64)
+    assert batch.inputs.dtype == dtype
+    assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
     assert (batch.targets.dtype, batch.ids.dtype) == (torch.int64, torch.int64)
     assert batch.targets.tolist() == batch.ids.tolist() == list(range(len(FILES)))
 
@@ -219,9 +219,9 @@ def test_batches_that_are_kept_are_not_overwritten_by_later_ones() -> None:
     kept = run_engine("dali", works, spec)
     for i in range(6):  # one at a time: nothing comes after it
         (fresh,) = run_engine("dali", [works[i]], spec)
-        assert torch.equal(kept[i].images, fresh.images)
+        assert torch.equal(kept[i].inputs, fresh.inputs)
         assert torch.equal(kept[i].ids, fresh.ids)
-    assert len({batch.images.data_ptr() for batch in kept}) == len(kept)
+    assert len({batch.inputs.data_ptr() for batch in kept}) == len(kept)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -233,7 +233,7 @@ def test_rendering_of_a_sample_does_not_depend_on_its_companions(name: str) -> N
     parts = [mixed[:1], mixed[1:3], mixed[3:10], mixed[10:]]
     for batch, rows in zip(run_engine(name, [take_work(whole, p) for p in parts], spec), parts, strict=True):
         assert batch.ids.tolist() == rows
-        assert torch.equal(batch.images, together.images[rows])
+        assert torch.equal(batch.inputs, together.inputs[rows])
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -139,7 +139,7 @@ def test_show_batch_draws_what_the_model_is_given(photos: Manifest, side: str) -
     figure = show_batch(loader, rows=2, cols=3)
     assert len(figure.axes) == (6 if side == "train" else 3)
     batches = first(loader, 2)
-    expected = np.concatenate([denormalise(batch.images, SPEC) for batch in batches])
+    expected = np.concatenate([denormalise(batch.inputs, SPEC) for batch in batches])
     names = [loader.classes[int(target)] for batch in batches for target in batch.targets]
     drawn = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert len(drawn) == count

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import models
 import trainer
-from dataio.batch import Batch
+from dataio.batch import Batch, ImageBatch
 from dataio.labels import by_function, label
 from dataio.loader import loaders, split_loader
 from dataio.manifest import Manifest
@@ -135,9 +135,9 @@ def test_every_file_is_used_rightly_or_quarantined_for_the_true_reason(manifest:
 
 
 @pytest.fixture(scope="module")
-def streamed(manifest: Manifest) -> dict[str, dict[str, list[Batch]]]:
+def streamed(manifest: Manifest) -> dict[str, dict[str, list[ImageBatch]]]:
     """What each engine makes: two epochs of training and one of validation."""
-    made: dict[str, dict[str, list[Batch]]] = {}
+    made: dict[str, dict[str, list[ImageBatch]]] = {}
     for engine in ENGINES:
         train, valid = loaders(manifest, SPEC, global_batch=9, engine=engine)
         two_epochs = list(islice(train.stream(), math.ceil(2 * train.samples / 9)))
@@ -157,12 +157,12 @@ def test_every_usable_file_is_streamed_and_no_other(manifest: Manifest, streamed
         assert sorted(epoch.tolist()) == manifest.part("train").ids.tolist()
     assert sorted(valid.tolist()) == manifest.part("valid").ids.tolist()
     assert {*train.tolist(), *valid.tolist()} == paths_of(manifest, usable=True).keys()
-    assert all(batch.images.isfinite().all() for side in ("train", "valid") for batch in streamed[engine][side])
+    assert all(batch.inputs.isfinite().all() for side in ("train", "valid") for batch in streamed[engine][side])
 
 
-def bytes_of(batch: Batch) -> NDArray[np.float64]:
+def bytes_of(batch: ImageBatch) -> NDArray[np.float64]:
     """(n, size, size, 3) float64, 0..255 where lighting leaves it there."""
-    images = batch.images.double().permute(0, 2, 3, 1).numpy()
+    images = batch.inputs.double().permute(0, 2, 3, 1).numpy()
     return (images * np.array(SPEC.std) + np.array(SPEC.mean)) * 255
 
 

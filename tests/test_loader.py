@@ -69,7 +69,7 @@ def test_images_are_drawn_anew_each_epoch_by_seed_epoch_and_id(flat: Manifest, e
     np.testing.assert_array_equal(work.geometry.homographies, drawn.homographies)
     one, two = first(train, 2)
     order = [two.ids.tolist().index(i) for i in one.ids.tolist()]
-    different = (one.images != two.images[order]).flatten(1).any(1)
+    different = (one.inputs != two.inputs[order]).flatten(1).any(1)
     assert different.float().mean() > 0.9  # flat images: the lighting, drawn for nine in ten, tells epochs apart
 
 
@@ -80,7 +80,7 @@ def test_a_stream_opened_at_a_step_equals_the_tail_of_the_whole(flat: Manifest, 
     for tail, expected in zip(first(pair(flat, engine)[0], 11 - step, step=step), whole[step:], strict=True):
         assert torch.equal(tail.ids, expected.ids)
         assert torch.equal(tail.targets, expected.targets)
-        assert torch.equal(tail.images, expected.images)
+        assert torch.equal(tail.inputs, expected.inputs)
 
 
 @both_engines
@@ -91,7 +91,7 @@ def test_parts_of_the_ranks_are_the_batch_of_one(flat: Manifest, engine: EngineN
     for step, parts in enumerate(zip(*ranks, strict=True)):
         assert torch.equal(torch.cat([part.ids for part in parts]), whole[step].ids)
         assert torch.equal(torch.cat([part.targets for part in parts]), whole[step].targets)
-        assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
+        assert torch.equal(torch.cat([part.inputs for part in parts]), whole[step].inputs)
 
 
 def test_64_over_3_ranks_is_22_21_21_in_some_order_every_step(flat: Manifest) -> None:
@@ -140,7 +140,7 @@ def test_validation_repeats_itself_and_has_a_short_last_batch(flat: Manifest, en
     once, again = list(valid.stream()), list(valid.stream())
     assert [len(batch.ids) for batch in once] == [4, 4, 3]
     for one, other in zip(once, again, strict=True):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.inputs, other.inputs)
     assert len(list(islice(valid.stream(), 1))) == 1  # abandoned
     assert [len(batch.ids) for batch in valid.stream()] == [4, 4, 3]
 
@@ -164,8 +164,8 @@ def test_half_precision_is_handed_out_when_asked_for(flat: Manifest) -> None:
     for engine in ("dali", "reference"):
         for loader in pair(flat, engine, dtype=torch.float16):
             (batch,) = first(loader, 1)
-            assert batch.images.dtype == torch.float16
-            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            assert batch.inputs.dtype == torch.float16
+            assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 # What goes wrong -------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_an_augmented_view_is_the_training_geometry_of_the_validation_samples(
     for batches in (one, two):
         assert [b.ids.tolist() for b in batches] == [b.ids.tolist() for b in plain]
         assert all(torch.equal(b.targets, p.targets) for b, p in zip(batches, plain, strict=True))
-    assert not torch.equal(one[0].images, two[0].images)
+    assert not torch.equal(one[0].inputs, two[0].inputs)
     work = valid.augmented(1).work(np.arange(4))
     rows = valid.part.take(np.arange(4))
     size: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights}
@@ -311,11 +311,11 @@ def test_the_size_follows_the_stream_and_nothing_is_rebuilt(flat: Manifest, engi
     train, valid = loaders(flat, spec, engine=engine, global_batch=8, seed=5, threads=1)
     sides = [16] * 5 + [20] * 2 + [24] * 4  # step 7 begins at 56 >= 55.5
     batches = first(train, 11)
-    assert [b.images.shape[-1] for b in batches] == sides
-    assert [b.images.shape[-1] for b in first(train, 3, step=4)] == [16, 20, 20]
-    assert [{b.images.shape[-1] for b in valid.stream(step)} for step in (0, 5, 100)] == [{16}, {20}, {24}]
+    assert [b.inputs.shape[-1] for b in batches] == sides
+    assert [b.inputs.shape[-1] for b in first(train, 3, step=4)] == [16, 20, 20]
+    assert [{b.inputs.shape[-1] for b in valid.stream(step)} for step in (0, 5, 100)] == [{16}, {20}, {24}]
     alone = loaders(flat, ImageSpec(size_px=20, presize_px=24), engine=engine, global_batch=8, seed=5, threads=1)[0]
-    assert torch.equal(first(alone, 1, step=5)[0].images, batches[5].images)  # the same view at that size
+    assert torch.equal(first(alone, 1, step=5)[0].inputs, batches[5].inputs)  # the same view at that size
 
 
 def test_another_manifest_may_be_validated_on_if_its_classes_are_the_same(flat: Manifest, tmp_path: Path) -> None:

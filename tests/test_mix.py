@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dataio.batch import Batch
+from dataio.batch import Batch, ImageBatch
 from dataio.errors import SpecError
 from dataio.mix import Mix
 from dataio.plan import Plan
@@ -27,21 +27,21 @@ def mix(kind: str = "both", **changes: Any) -> Mix:
     return Mix(**{"classes": CLASSES, "global_batch": BATCH, "seed": 11} | KINDS[kind] | changes)
 
 
-def batch_at(positions: NDArray[np.int64], dtype: torch.dtype = torch.float32) -> Batch:
+def batch_at(positions: NDArray[np.int64], dtype: torch.dtype = torch.float32) -> ImageBatch:
     """Images and labels that are a function of the stream position alone; channels_last, as the engines write."""
     images = np.stack([np.random.default_rng(i).normal(size=(3, HEIGHT_PX, WIDTH_PX)) for i in positions])
-    return Batch(
-        images=torch.from_numpy(images).to(dtype, memory_format=torch.channels_last),
+    return ImageBatch(
+        inputs=torch.from_numpy(images).to(dtype, memory_format=torch.channels_last),
         targets=torch.from_numpy(positions * 7 % CLASSES),
         ids=torch.from_numpy(positions),
     )
 
 
-def step_batch(step: int, rank: int = 0, world_size: int = 1) -> Batch:
+def step_batch(step: int, rank: int = 0, world_size: int = 1) -> ImageBatch:
     return batch_at(Plan(n=1000, global_batch=BATCH, seed=0).positions(step, rank, world_size))
 
 
-def one_hot(batch: Batch) -> Values:
+def one_hot(batch: ImageBatch) -> Values:
     return np.eye(CLASSES)[batch.targets.numpy()]
 
 
@@ -68,17 +68,17 @@ def test_mixed_as_by_hand(kind: str, dtype: torch.dtype) -> None:
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3  # one rounding of a value below 8 in 11 bits
     for step in range(8):
         batch = batch_at(np.arange(step * BATCH, (step + 1) * BATCH), dtype)
-        before = batch.images.clone(), batch.targets.clone()
+        before = batch.inputs.clone(), batch.targets.clone()
         mixed = mixer(batch, step)
-        images, shares = mixed_by_hand(mixer, step, batch.images.double().numpy(), one_hot(batch))
-        np.testing.assert_allclose(mixed.images.double().numpy(), images, rtol=0, atol=tolerance)
+        images, shares = mixed_by_hand(mixer, step, batch.inputs.double().numpy(), one_hot(batch))
+        np.testing.assert_allclose(mixed.inputs.double().numpy(), images, rtol=0, atol=tolerance)
         np.testing.assert_allclose(mixed.targets.numpy(), shares, rtol=0, atol=1e-6)
         np.testing.assert_allclose(mixed.targets.sum(1).numpy(), 1, rtol=0, atol=1e-6)
-        assert mixed.images.dtype == dtype
-        assert mixed.images.is_contiguous(memory_format=torch.channels_last)
+        assert mixed.inputs.dtype == dtype
+        assert mixed.inputs.is_contiguous(memory_format=torch.channels_last)
         assert mixed.targets.dtype == torch.float32
         assert torch.equal(mixed.ids, batch.ids)
-        assert torch.equal(batch.images, before[0])
+        assert torch.equal(batch.inputs, before[0])
         assert torch.equal(batch.targets, before[1])
 
 
@@ -87,14 +87,14 @@ def test_a_box_is_the_partners_pixels_and_the_rest_the_samples_own(dtype: torch.
     mixer, cut_something = mix("cutmix"), 0
     for step in range(8):
         batch = batch_at(np.arange(BATCH), dtype)
-        mixed = mixer(batch, step).images
+        mixed = mixer(batch, step).inputs
         drawn = mixer.draw(step, width_px=WIDTH_PX, height_px=HEIGHT_PX)
         for i in range(BATCH):
             left, top, right, bottom = drawn.box[i // 2]
             inside = torch.zeros(HEIGHT_PX, WIDTH_PX, dtype=torch.bool)
             inside[top:bottom, left:right] = True
-            assert torch.equal(mixed[i][:, inside], batch.images[i ^ 1][:, inside])
-            assert torch.equal(mixed[i][:, ~inside], batch.images[i][:, ~inside])
+            assert torch.equal(mixed[i][:, inside], batch.inputs[i ^ 1][:, inside])
+            assert torch.equal(mixed[i][:, ~inside], batch.inputs[i][:, ~inside])
             cut_something += 0 < int(inside.sum()) < inside.numel()
     assert cut_something > 4 * BATCH  # of 8 * BATCH
 
@@ -102,24 +102,24 @@ def test_a_box_is_the_partners_pixels_and_the_rest_the_samples_own(dtype: torch.
 def test_a_batch_keeps_its_pixels_and_its_balance_of_classes() -> None:
     batch = step_batch(3)
     mixed = mix()(batch, 3)
-    np.testing.assert_allclose(mixed.images.double().sum(0), batch.images.double().sum(0), atol=1e-5)
+    np.testing.assert_allclose(mixed.inputs.double().sum(0), batch.inputs.double().sum(0), atol=1e-5)
     np.testing.assert_allclose(mixed.targets.sum(0), one_hot(batch).sum(0), atol=1e-5)
 
 
 def test_no_value_is_read_back_from_the_device() -> None:
     batch = step_batch(0)
-    there = replace(batch, images=batch.images.to("meta"), targets=batch.targets.to("meta"))
+    there = replace(batch, inputs=batch.inputs.to("meta"), targets=batch.targets.to("meta"))
     mixed = mix()(there, 0)  # a meta tensor has no values: whoever read one would fail
-    assert mixed.images.shape == batch.images.shape
-    assert mixed.images.device.type == mixed.targets.device.type == "meta"
+    assert mixed.inputs.shape == batch.inputs.shape
+    assert mixed.inputs.device.type == mixed.targets.device.type == "meta"
 
 
 def test_contiguous_images_stay_contiguous() -> None:
     batch = step_batch(0)
-    plain = replace(batch, images=batch.images.contiguous())
-    mixed = mix()(plain, 0).images
+    plain = replace(batch, inputs=batch.inputs.contiguous())
+    mixed = mix()(plain, 0).inputs
     assert mixed.is_contiguous()
-    assert torch.equal(mixed, mix()(batch, 0).images)
+    assert torch.equal(mixed, mix()(batch, 0).inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +131,7 @@ def test_any_number_of_ranks_mixes_the_same(kind: str, world_size: int) -> None:
             mix(kind, rank=rank, world_size=world_size)(step_batch(step, rank, world_size), step)
             for rank in range(world_size)
         ]
-        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+        assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
         assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
         assert torch.equal(torch.cat([part.ids for part in parts]), whole.ids)
 
@@ -142,7 +142,7 @@ def test_resumed_at_a_step_is_unbroken(kind: str) -> None:
     unbroken = [one(step_batch(step), step) for step in range(6)]
     for step in (5, 3):
         resumed = mix(kind)(step_batch(step), step)
-        assert torch.equal(resumed.images, unbroken[step].images)
+        assert torch.equal(resumed.inputs, unbroken[step].inputs)
         assert torch.equal(resumed.targets, unbroken[step].targets)
     weights = [one.draw(step, width_px=WIDTH_PX, height_px=HEIGHT_PX).weight for step in range(6)]
     weights.append(mix(kind, seed=12).draw(0, width_px=WIDTH_PX, height_px=HEIGHT_PX).weight)
@@ -198,7 +198,7 @@ def test_rows_of_several_labels_are_mixed_as_they_are() -> None:
     labels = (np.random.default_rng(1).uniform(size=(BATCH, CLASSES)) < 0.4).astype(np.float32)
     batch = replace(step_batch(2), targets=torch.from_numpy(labels))
     mixed = mix()(batch, 2)
-    _, shares = mixed_by_hand(mix(), 2, batch.images.double().numpy(), labels.astype(np.float64))
+    _, shares = mixed_by_hand(mix(), 2, batch.inputs.double().numpy(), labels.astype(np.float64))
     np.testing.assert_allclose(mixed.targets.numpy(), shares, rtol=0, atol=1e-6)
     assert mixed.targets.dtype == torch.float32
 
@@ -246,6 +246,16 @@ def test_what_cannot_be_mixed_is_refused_when_built(changes: dict[str, Any], wor
 def test_targets_that_are_not_classes_are_refused(targets: torch.Tensor) -> None:
     with pytest.raises(SpecError, match="give mixup = 0 and cutmix = 0"):
         mix()(replace(step_batch(0), targets=targets), 0)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.zeros(BATCH, 5), torch.zeros(BATCH, 3, 4, 4, dtype=torch.uint8), (torch.zeros(BATCH, 3, 4, 4),) * 2],
+    ids=["rows", "bytes", "two"],
+)
+def test_inputs_that_are_not_images_are_refused(inputs: Any) -> None:
+    with pytest.raises(SpecError, match=r"inputs of \(16, .* are not images \(N, C, H, W\).*give mixup = 0"):
+        mix()(Batch(inputs, torch.zeros(BATCH, dtype=torch.int64), torch.arange(BATCH)), 0)
 
 
 def test_a_batch_that_is_not_this_ranks_part_is_refused() -> None:

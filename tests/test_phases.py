@@ -66,9 +66,9 @@ def test_three_phases_and_two_sizes_of_a_file(flat: Manifest, tmp_path: Path) ->
     )
     train, valid = job_loaders(job, LocalContext(tmp_path))
     assert [train.size_px(step) for step in range(12)] == [16, 16, 16, 16, 16, 24, 24, 24, 24, 24, 24, 24]
-    assert [batch.images.shape[-1] for batch in first(train, 7)] == [16] * 5 + [24] * 2
-    assert [batch.images.shape[-1] for batch in first(train, 2, step=4)] == [16, 24], "also when the run goes on there"
-    assert [next(valid.stream(step)).images.shape[-1] for step in (4, 5, 9)] == [16, 24, 24]
+    assert [batch.inputs.shape[-1] for batch in first(train, 7)] == [16] * 5 + [24] * 2
+    assert [batch.inputs.shape[-1] for batch in first(train, 2, step=4)] == [16, 24], "also when the run goes on there"
+    assert [next(valid.stream(step)).inputs.shape[-1] for step in (4, 5, 9)] == [16, 24, 24]
     assert train.spec.size_px == valid.spec.size_px == 24, "what the model is used at afterwards"
 
 

@@ -131,9 +131,9 @@ def test_every_world_and_every_continuation_fills_a_hole_alike(own_flat: Manifes
     ranks = [first(pair(own_flat, rank=rank, world_size=3, global_batch=4)[0], 6) for rank in range(3)]
     for step, parts in enumerate(zip(*ranks, strict=True)):
         assert torch.equal(torch.cat([part.ids for part in parts]), whole[step].ids)
-        assert torch.equal(torch.cat([part.images for part in parts]), whole[step].images)
+        assert torch.equal(torch.cat([part.inputs for part in parts]), whole[step].inputs)
     for tail, expected in zip(first(pair(own_flat)[0], 3, step=3), whole[3:], strict=True):
-        assert torch.equal(tail.images, expected.images)
+        assert torch.equal(tail.inputs, expected.inputs)
 
 
 def test_what_others_found_is_not_read_again(own_flat: Manifest) -> None:

@@ -68,7 +68,7 @@ def at(manifest: Manifest, root: str) -> Manifest:
 def assert_same(one: ImageLoader, other: ImageLoader) -> None:
     for a, b in zip(first(one, 5), first(other, 5), strict=True):
         assert torch.equal(a.ids, b.ids)
-        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.inputs, b.inputs)
         assert torch.equal(a.targets, b.targets)
     assert not one.quarantined
     assert not other.quarantined

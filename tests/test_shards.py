@@ -38,7 +38,7 @@ def test_streams_from_shards_and_from_files_are_the_same(tmp_path: Path, task: s
         shards = loader(packed, open_reader(packed), engine=engine, split=split)
         for one, other in zip(first(loose, 5), first(shards, 5), strict=True):
             assert torch.equal(one.ids, other.ids)
-            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.inputs, other.inputs)
             np.testing.assert_array_equal(one.targets.numpy(), other.targets.numpy())  # NaN equals NaN
         assert not loose.quarantined
         assert not shards.quarantined
@@ -218,7 +218,7 @@ def test_a_worn_image_is_quarantined_as_a_worn_file_is(tmp_path: Path, before: b
     loose, worn = loader(manifest, FileReader(manifest.root)), loader(packed, open_reader(packed))
     for one, other in zip(first(loose, 6), first(worn, 6), strict=True):
         assert torch.equal(one.ids, other.ids)
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.inputs, other.inputs)
     (told,) = worn.quarantined.values()
     assert told.startswith(f"{shard}: {path}: damaged since it was packed")
     assert told.endswith("; pack again")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataio.batch import Batch
+from dataio.batch import Batch, ImageBatch
 from tests.toy import ToyModel, same, samples, snapshot
 from trainer.busy import Busy
 from trainer.errors import RecipeError
@@ -27,9 +27,9 @@ def exact_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def make_batch(number: int = 6, *, dtype: torch.dtype = torch.float64) -> Batch:
+def make_batch(number: int = 6, *, dtype: torch.dtype = torch.float64) -> ImageBatch:
     images, targets = samples(number, seed=3, dtype=dtype)
-    return Batch(images=images, targets=targets, ids=torch.arange(number))
+    return ImageBatch(inputs=images, targets=targets, ids=torch.arange(number))
 
 
 def step(
@@ -57,7 +57,7 @@ def step(
 def test_a_step_of_a_linear_model_equals_plain_numpy(share: int) -> None:
     batch = make_batch()
     linear = nn.Linear(48, 3, dtype=torch.float64)
-    x, y = batch.images.flatten(1).numpy(), np.eye(3)[batch.targets.numpy()]
+    x, y = batch.inputs.flatten(1).numpy(), np.eye(3)[batch.targets.numpy()]
     w, b = linear.weight.detach().numpy().copy(), linear.bias.detach().numpy().copy()
     z = x @ w.T + b
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
@@ -72,7 +72,7 @@ def test_a_step_of_a_linear_model_equals_plain_numpy(share: int) -> None:
 def test_with_equal_parts_the_step_follows_the_gradient_of_the_mean_loss() -> None:
     batch, model = make_batch(), ToyModel(dropout=0.0, dtype=torch.float64)
     plain = ToyModel(dropout=0.0, dtype=torch.float64)
-    loss = F.cross_entropy(plain(batch.images), batch.targets)
+    loss = F.cross_entropy(plain(batch.inputs), batch.targets)
     gradients = torch.autograd.grad(loss, list(plain.parameters()))
     step(model, batch, global_batch=6)
     for stepped, before, gradient in zip(model.parameters(), plain.parameters(), gradients, strict=True):
@@ -87,7 +87,7 @@ def test_uneven_parts_divided_by_the_global_batch_add_up_to_the_mean_over_the_wh
     for part in (slice(0, 4), slice(4, 7), slice(0, 7)):
         model = ToyModel(norm=False, dropout=0.0, dtype=torch.float64)
         before = list(model.parameters())[-2].detach().clone()
-        step(model, Batch(whole.images[part], whole.targets[part], whole.ids[part]), global_batch=7)
+        step(model, ImageBatch(whole.inputs[part], whole.targets[part], whole.ids[part]), global_batch=7)
         moved.append(list(model.parameters())[-2].detach() - before)
     torch.testing.assert_close(moved[0] + moved[1], moved[2], rtol=1e-12, atol=1e-14)
 
@@ -99,6 +99,48 @@ def test_micro_batches_give_the_gradients_and_losses_of_the_whole(pieces: int) -
     losses = [step(m, whole, global_batch=7, micro_batches=k) for m, k in zip(models, (1, pieces), strict=True)]
     torch.testing.assert_close(snapshot(models[0]), snapshot(models[1]), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-14)
+
+
+class Rating(nn.Module):
+    """Two inputs, one of them indices: a dot product of a row of a table and of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.users = nn.Embedding(5, 4)
+
+    def groups(self) -> list[list[nn.Module]]:
+        return [[self.users]]
+
+    def forward(self, user: Tensor, numbers: Tensor) -> Tensor:
+        return (self.users(user) * numbers).sum(1)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("name", ["fp32", "bf16", "pure_bf16"])
+def test_a_model_of_two_inputs_takes_a_step_and_only_numbers_are_cast(name: Any, pieces: int) -> None:
+    """Against plain autograd; a table looked up by anything but integers raises."""
+    precision, draw = choose_precision(name, CPU), np.random.default_rng(0)
+    user, numbers = torch.from_numpy(draw.integers(0, 5, 7)), torch.from_numpy(draw.normal(size=(7, 4))).float()
+    targets = torch.from_numpy(draw.normal(size=7)).float()
+    model, plain = place(Rating(), precision, CPU), Rating()
+
+    def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.float() - targets) ** 2
+
+    batch = Batch((user, numbers), targets, torch.arange(7))
+    losses = step(model, batch, global_batch=7, precision=precision, loss=squares, micro_batches=pieces)
+    expected = squares(plain(user, numbers), targets)
+    expected.mean().backward()  # type: ignore[no-untyped-call]
+    moved = plain.users.weight - 0.5 * plain.users.weight.grad  # type: ignore[operator]
+    tolerance = 1e-6 if name == "fp32" else 0.05
+    torch.testing.assert_close(losses, expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        model.state_dict()["users.weight"].float(), moved.detach(), rtol=tolerance, atol=tolerance
+    )
+    outputs, _ = eval_step(Rating(), batch, loss=squares, precision=FP32)
+    torch.testing.assert_close(outputs, Rating()(user, numbers).detach())
 
 
 def test_batchnorm_sees_a_micro_batch_at_a_time() -> None:
@@ -126,14 +168,14 @@ def test_pure_bf16_has_bfloat16_weights_gradients_and_moments_but_float32_norms(
     batch, exact = make_batch(dtype=torch.float32), ToyModel(dropout=0.0)
     pure = choose_precision("pure_bf16", CPU)
     model = place(ToyModel(dropout=0.0), pure, CPU)
-    half = Batch(batch.images.to(pure.input_dtype), batch.targets, batch.ids)
+    half = ImageBatch(batch.inputs.to(pure.input_dtype), batch.targets, batch.ids)
     losses = step(model, half, global_batch=6, precision=pure, loss=default_loss("single_label"))
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
         *("stem.1.weight", "stem.1.bias", "body.2.weight", "body.2.bias")
     }
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None and p.ndim > 1} == {torch.bfloat16}
-    expected = default_loss("single_label")(exact(batch.images), batch.targets)
+    expected = default_loss("single_label")(exact(batch.inputs), batch.targets)
     torch.testing.assert_close(losses, expected.detach(), rtol=0.05, atol=0.03)
     logits, _ = eval_step(model.eval(), half, loss=default_loss("single_label"), precision=pure)
     assert logits.dtype == torch.float32
@@ -141,7 +183,7 @@ def test_pure_bf16_has_bfloat16_weights_gradients_and_moments_but_float32_norms(
 
 def test_losses_of_a_step_are_those_before_the_update_and_hold_no_graph() -> None:
     batch, model = make_batch(), ToyModel(dropout=0.0, dtype=torch.float64)
-    expected = exact_loss(ToyModel(dropout=0.0, dtype=torch.float64)(batch.images), batch.targets)
+    expected = exact_loss(ToyModel(dropout=0.0, dtype=torch.float64)(batch.inputs), batch.targets)
     losses = step(model, batch, global_batch=6)
     assert torch.equal(losses, expected)
     assert not losses.requires_grad
@@ -155,7 +197,7 @@ def test_bf16_runs_layers_in_bfloat16_and_keeps_weights_gradients_and_losses_in_
     assert (seen, losses.dtype) == ([torch.bfloat16], torch.float32)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
-    exact = default_loss("single_label")(ToyModel(dropout=0.0)(batch.images), batch.targets)
+    exact = default_loss("single_label")(ToyModel(dropout=0.0)(batch.inputs), batch.targets)
     torch.testing.assert_close(losses, exact.detach(), rtol=0.05, atol=0.02)
     assert not torch.equal(losses, exact)  # eight bits of mantissa were really used
 
@@ -173,7 +215,7 @@ def test_evaluation_leaves_gradients_weights_and_batchnorm_alone(precision: Prec
     assert not losses.requires_grad
     assert (logits.dtype, losses.dtype, logits.shape) == (torch.float32, torch.float32, (6, 3))
     if precision is FP32:
-        expected = model(batch.images)
+        expected = model(batch.inputs)
         assert torch.equal(logits, expected)
         assert torch.equal(losses, F.cross_entropy(expected, batch.targets, reduction="none"))
 
@@ -212,7 +254,7 @@ def test_fp32_has_no_autocast_region() -> None:
 def test_one_rank_is_not_wrapped() -> None:
     model = ToyModel(dropout=0.0)
     reduction = Reduction(model, CPU, busy=Busy(CPU))
-    images = make_batch(dtype=torch.float32).images
+    images = make_batch(dtype=torch.float32).inputs
     assert torch.equal(reduction(images), ToyModel(dropout=0.0)(images))
     reduction.answer()  # nobody asks
     assert all(p.grad is None for p in model.parameters())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.errors import EngineError, SpecError
 from dataio.explanation import denormalise, explain, show_batch
 from dataio.keypoints import UNPAIRED
@@ -47,9 +47,9 @@ def pair(manifest: Manifest, engine: EngineName, **changes: Any) -> tuple[ImageL
     return loaders(manifest, spec, batch=3, seed=3, engine=engine, threads=1)
 
 
-def seen(loader: ImageLoader, batch: Batch) -> NDArray[np.float64]:
+def seen(loader: ImageLoader, batch: ImageBatch) -> NDArray[np.float64]:
     """The pixels as shown, (n, h, w, 3) in 0..255."""
-    return denormalise(batch.images, loader.spec).astype(np.float64) * 255
+    return denormalise(batch.inputs, loader.spec).astype(np.float64) * 255
 
 
 def class_by_colour(pixels: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -215,7 +215,7 @@ def test_points_without_pairs_are_not_mirrored_and_it_is_said_once(
     still, _ = pair(unpaired, "reference", flip=False)
     paired, _ = pair(pointed, "reference", flip=True)
     for one, other, mirror in zip(train.stream(), still.stream(), islice(paired.stream(), 6), strict=False):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.ids, mirror.ids)
     assert len(caplog.records) == 1
     assert not train.work(np.arange(60)).geometry.mirrored.any()

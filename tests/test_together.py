@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.errors import QuarantineError
 from tests.ranks import GLOBAL_BATCH, Here, Outcome, exact_loss, worlds_of
 from tests.toy import Spy, ToyLoader, ToyModel, same, snapshot
@@ -130,7 +130,7 @@ class Breaking(ToyLoader):
     failure: Exception
     at: int
 
-    def stream(self, first_step: int = 0) -> Iterator[Batch]:
+    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
         for number, batch in enumerate(super().stream(first_step)):
             if number == self.at and self.rank == self.world_size - 1:
                 raise self.failure

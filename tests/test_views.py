@@ -13,7 +13,8 @@ from cluster.launch import in_process
 from dataio.batch import Batch
 from dataio.errors import SpecError
 from tests.runs import digits_manifest, planned_hash, write_job
-from tests.toy import learner, loaders
+from tests.toy import ToyLoader, learner, loaders
+from trainer.errors import RecipeError
 from trainer.predictions import Predictions, average
 
 
@@ -22,7 +23,7 @@ def test_a_batch_transform_sees_every_training_batch_with_its_step_and_no_valida
 
     def noted(batch: Batch, step: int) -> Batch:
         seen.append((step, batch.ids.tolist()))
-        return replace(batch, images=batch.images + 1)
+        return replace(batch, inputs=batch.arguments[0] + 1)
 
     train, valid = loaders(train=12, valid=5, global_batch=4)
     subject = learner(data=(train, valid), batch_transform=noted)
@@ -33,7 +34,7 @@ def test_a_batch_transform_sees_every_training_batch_with_its_step_and_no_valida
 
 
 def test_a_transform_changes_what_is_trained_on() -> None:
-    plain, shifted = learner(), learner(batch_transform=lambda b, step: replace(b, images=b.images * 0))
+    plain, shifted = learner(), learner(batch_transform=lambda b, step: replace(b, inputs=b.arguments[0] * 0))
     for subject in (plain, shifted):
         subject.fit_one_cycle(1, 1e-2)
     assert plain.recorder.of_kind("train")[0]["loss"] != shifted.recorder.of_kind("train")[0]["loss"]
@@ -51,6 +52,21 @@ def test_tta_averages_the_views_and_the_plain_images() -> None:
     expected = 0.4 * said[0] + 0.6 * (said[1] + said[2] + said[3]) / 3
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
     np.testing.assert_allclose(found.losses, -np.log(expected[np.arange(7), valid.targets.numpy()]), atol=1e-5)
+
+
+def test_data_without_views_is_refused_with_a_sentence() -> None:
+    train, valid = loaders(train=12, valid=7, global_batch=4)
+    subject = learner(data=(train, valid))
+    subject.valid = Plain(valid)  # type: ignore[assignment]
+    with pytest.raises(RecipeError, match="Plain has no augmented views of its samples: there is nothing to average"):
+        subject.tta()
+
+
+class Plain:
+    """Of a loader, what has to do with no pictures."""
+
+    def __init__(self, loader: ToyLoader) -> None:
+        self.task, self.classes, self.stream = loader.task, loader.classes, loader.stream
 
 
 def test_views_that_lack_a_sample_leave_it_out_and_multi_label_losses_are_the_mean_over_classes() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from dataio.plan import Plan, part_bounds
 from trainer.context import LocalContext, Row
 from trainer.learner import Learner
@@ -40,7 +40,6 @@ class ToyLoader:
     world_size: int = 1
     task: str = "single_label"
     classes: tuple[str, ...] = CLASSES
-    engine: str = "toy"
     before: Callable[[int], object] = lambda step: None
     closed: bool = False
     lost: dict[int, str] = field(default_factory=dict)
@@ -56,23 +55,23 @@ class ToyLoader:
     def steps(self, epochs: float) -> int:
         return self.plan.steps(epochs)
 
-    def stream(self, first_step: int = 0) -> Iterator[Batch]:
+    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
         return self._training(first_step) if self.train else self._validation()
 
-    def _training(self, first_step: int) -> Iterator[Batch]:
+    def _training(self, first_step: int) -> Iterator[ImageBatch]:
         for step in count(first_step):
             self.before(step)
             yield self._batch(torch.from_numpy(self.plan.at(self.plan.positions(step, self.rank, self.world_size))[1]))
 
-    def _validation(self) -> Iterator[Batch]:
+    def _validation(self) -> Iterator[ImageBatch]:
         lo, hi = part_bounds(self.samples, self.rank, self.world_size)
         for rows in torch.split(torch.arange(lo, hi), self.global_batch):
             if len(rows):
                 yield self._batch(rows)
 
-    def _batch(self, rows: Tensor) -> Batch:
+    def _batch(self, rows: Tensor) -> ImageBatch:
         images = self.images[rows].contiguous(memory_format=torch.channels_last)
-        return Batch(images=images, targets=self.targets[rows], ids=ids_of(self.samples)[rows])
+        return ImageBatch(inputs=images, targets=self.targets[rows], ids=ids_of(self.samples)[rows])
 
     def augmented(self, view: int) -> "ToyLoader":
         """Each view adds its number to the pixels, from 1."""

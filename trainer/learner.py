@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dataio import files
-from dataio.batch import Batch, Loader
+from dataio.batch import Augmented, Batch, Loader
 from dataio.hashing import hash64
 from models import groups
 from trainer import checkpoint, optim, world
@@ -57,8 +57,8 @@ log = logging.getLogger(__name__)
 class Learner:
     """Trains `model` on `train` and measures it on `valid`.
 
-    model: any module with `groups()` (see models.groups), taking (N, 3, H, W) to (N, C), for points to (N, K, 2), for
-    masks to (N, C, H, W).
+    model: any module with `groups()` (see models.groups), called with a batch's inputs: it takes images (N, 3, H, W) to
+    (N, C), for points to (N, K, 2), for masks to (N, C, H, W).
     optimizer: a name, or an optim.Recipe. precision: see step.choose_precision.
     loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
     meter: what is measured, or what makes that when it is first asked for; from the task when not given.
@@ -201,10 +201,15 @@ class Learner:
         """Test-time augmentation: predictions averaged over augmented views of the validation images. Collective.
 
         The plain image counts `beta`, the mean of its `views` the rest. On rank 0; None on other ranks.
-        Raises: RecipeError for points and masks, which lie elsewhere in every view.
+        Raises: RecipeError for points and masks, which lie elsewhere in every view, and for data that has no views.
         Source: fastai's `Learner.tta`.
         """
         check_averaged(self.valid.task)
+        if not isinstance(self.valid, Augmented):
+            raise RecipeError(
+                f"{type(self.valid).__name__} has no augmented views of its samples: there is nothing to average; "
+                "call predictions() for the plain ones"
+            )
         plain = self.predictions()
         others = [self._all_of(self.valid.augmented(view), keep=True)[1] for view in range(views)]
         return None if plain is None else average(plain, [p for p in others if p is not None], beta=beta)

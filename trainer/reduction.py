@@ -50,7 +50,7 @@ class Reduction:
         self._sent = _Sent(busy)
         self._ddp = None if world.world_size() == 1 else _wrap(model, device, self._sent)
         self._entered = False
-        self._forward: Callable[[Tensor], Tensor] = self._ddp or model
+        self._forward: Callable[..., Tensor] = self._ddp or model
         if compile != "off":
             # Outside DDP: dynamo then cuts the graph where buckets end, and they are reduced while backward goes on.
             use_compile_cache()
@@ -61,10 +61,10 @@ class Reduction:
         self._sent.buckets, self._entered = 0, False
         self._sent.busy.start()
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, *arguments: Tensor) -> Tensor:
         """The model's forward pass."""
         self._entered = True
-        return self._forward(images)
+        return self._forward(*arguments)
 
     def local(self) -> AbstractContextManager[Any]:
         """Within it gradients only add up on this rank: for all micro-batches of a step but the last."""

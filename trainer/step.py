@@ -95,12 +95,11 @@ def backward(
     Returns the samples' losses, (N,) float32 on the device.
     """
     losses = []
-    pieces = zip(batch.images.tensor_split(micro_batches), batch.targets.tensor_split(micro_batches), strict=True)
-    for piece, (images, targets) in enumerate(pieces, start=1):
-        with contextlib.nullcontext() if piece == micro_batches else reduction.local():
-            with autocast(precision, images.device):
-                outputs = reduction(_cast(images, precision))
-            each = loss(outputs, targets)
+    for number, piece in enumerate(batch.split(micro_batches), start=1):
+        with contextlib.nullcontext() if number == micro_batches else reduction.local():
+            with autocast(precision, piece.targets.device):
+                outputs = reduction(*_cast(piece.arguments, precision))
+            each = loss(outputs, piece.targets)
             total = each.sum() / global_batch
             # A loss can be infinite while its gradients are not: times NaN, every rank sees it in their sum.
             total = total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
@@ -138,11 +137,13 @@ def eval_step(model: nn.Module, batch: Batch, *, loss: LossFunction, precision: 
 
     Returns (logits (N, C), losses (N,)), float32 on the device.
     """
-    with autocast(precision, batch.images.device):
-        logits = model(_cast(batch.images, precision))
+    with autocast(precision, batch.targets.device):
+        logits = model(*_cast(batch.arguments, precision))
     return logits.float(), loss(logits, batch.targets)
 
 
-def _cast(images: Tensor, precision: Precision) -> Tensor:
-    """Autocast rounds for itself; without it the first layer wants its own type."""
-    return images.to(precision.weights) if precision.weights != torch.float32 else images
+def _cast(arguments: tuple[Tensor, ...], precision: Precision) -> tuple[Tensor, ...]:
+    """Autocast rounds for itself; without it the first layer wants its own type. Integers are indices, and stay."""
+    if precision.weights == torch.float32:
+        return arguments
+    return tuple(each.to(precision.weights) if each.is_floating_point() else each for each in arguments)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from models import create
 from trainer import optim
 from trainer.ema import Ema
@@ -71,15 +71,15 @@ def make_stepper(
     return stepper
 
 
-def random_batch(precision: PrecisionName, count: int = 16, *, side_px: int = 64) -> Batch:
+def random_batch(precision: PrecisionName, count: int = 16, *, side_px: int = 64) -> ImageBatch:
     dtype = choose_precision(precision, CUDA).input_dtype
     draw = torch.Generator().manual_seed(1)
     images = torch.randn((count, 3, side_px, side_px), generator=draw)
     images = images.to(CUDA, dtype, memory_format=torch.channels_last)
-    return Batch(images, torch.arange(count, device=CUDA) % 10, torch.arange(count))
+    return ImageBatch(images, torch.arange(count, device=CUDA) % 10, torch.arange(count))
 
 
-def taking(stepper: Stepper, batch: Batch, *, seed: int = 7) -> Tensor:
+def taking(stepper: Stepper, batch: ImageBatch, *, seed: int = 7) -> Tensor:
     """The losses of a step."""
     return stepper.take(lambda: batch, seed=seed).losses
 

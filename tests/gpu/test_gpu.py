@@ -94,7 +94,7 @@ def test_masks_and_points_on_the_gpu_are_the_references(tmp_path: Path, task: st
     ours = loaders(manifest, SPEC, batch=3, engine="dali", device=CUDA)[0].stream()
     oracle = loaders(manifest, SPEC, batch=3, engine="reference")[0].stream()
     for mine, theirs in islice(zip(ours, oracle, strict=True), 8):
-        assert mine.targets.device == mine.images.device
+        assert mine.targets.device == mine.inputs.device
         assert torch.equal(mine.ids, theirs.ids)
         if task == "points":
             assert torch.equal(mine.targets.cpu(), theirs.targets)
@@ -126,12 +126,12 @@ def test_batches_lie_on_the_gpu_as_channels_last_in_torchs_own_memory(
     lent = lent_memory(monkeypatch)
     for loader in loaders(flat, SPEC, batch=8, device=device, dtype=torch.float16, engine="dali"):
         (batch,) = first(loader, 1)
-        assert batch.images.device == batch.targets.device == CUDA
+        assert batch.inputs.device == batch.targets.device == CUDA
         assert batch.ids.device.type == "cpu"
-        assert batch.images.dtype == torch.float16
-        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.inputs.dtype == torch.float16
+        assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
         assert batch.ids.data_ptr() == lent[-1]
-        assert batch.images.data_ptr() not in lent  # DALI would take it back before torch's stream is done with it
+        assert batch.inputs.data_ptr() not in lent  # DALI would take it back before torch's stream is done with it
         assert batch.targets.data_ptr() not in lent
         lent.clear()
         loader.close()

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from tests.gpu.steps import CUDA, SINGLE, make_stepper, no_waiting, plain, random_batch, taking, weights_of
 from trainer import optim, world
 from trainer.busy import Busy
@@ -105,7 +105,7 @@ def two_ranks(rank: int, port: int, folder: str) -> None:
     stepper = Stepper(model, options, splits=1, on_split=lambda splits: None)
     optim.set_hyper(stepper.optimizer, [1e-3, 1e-3], 0.9)
     half = slice(8 * rank, 8 * rank + 8)
-    batch = Batch(whole.images[half].to(device), whole.targets[half].to(device), whole.ids[half])
+    batch = ImageBatch(whole.inputs[half].to(device), whole.targets[half].to(device), whole.ids[half])
     for _ in range(3):
         window.add(ids=batch.ids, losses=taking(stepper, batch), data_wait_s=float(rank))
     reading = window.close(guard=stepper.guard, busy=stepper.busy, stop=rank == 1)

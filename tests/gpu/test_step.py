@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dataio.batch import Batch
+from dataio.batch import ImageBatch
 from tests.gpu.steps import CUDA, how, make_stepper, no_waiting, random_batch, resnet, taking
 from trainer import optim
 from trainer.busy import Busy
@@ -59,10 +59,10 @@ class Hungry(nn.Module):
         return self.model.groups()  # type: ignore[operator]
 
 
-def spoiled(batch: Batch) -> Batch:
-    images = batch.images.clone()
+def spoiled(batch: ImageBatch) -> ImageBatch:
+    images = batch.inputs.clone()
     images[3, 1, 5, 5] = torch.nan
-    return Batch(images, batch.targets, batch.ids)
+    return ImageBatch(images, batch.targets, batch.ids)
 
 
 def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -170,7 +170,9 @@ def test_losses_in_mixed_precision_are_near_those_in_single_precision(precision:
     for name in ("fp32", precision):
         model = resnet(dropout=0.0)
         dtype = choose_precision(name, CUDA).input_dtype
-        seen.append(taking(make_stepper(name, model=model), Batch(batch.images.to(dtype), batch.targets, batch.ids)))
+        seen.append(
+            taking(make_stepper(name, model=model), ImageBatch(batch.inputs.to(dtype), batch.targets, batch.ids))
+        )
         convolution = torch.bfloat16 if name == "pure_bf16" else torch.float32
         assert {p.dtype for p in model.parameters() if p.ndim == 4} == {convolution}
         assert all(p.grad is None or p.grad.dtype == p.dtype for p in model.parameters())
