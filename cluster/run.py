@@ -109,11 +109,10 @@ def _run(job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None,
         pulse.begin(learner.progress.step)
         if resumed and context.rank == 0:
             context.publish([{"kind": "resumed", "step": learner.progress.step, "unix_s": time.time()}])
-        learner.fit(phases(job))
+        predictions = learner.fit(phases(job), predict=True)
         if learner.stopped:
-            result, predictions = _result(job, context, learner, status="stopped", metrics={}), None
+            result = _result(job, context, learner, status="stopped", metrics={})
         else:
-            predictions = learner.predictions()
             result = _result(job, context, learner, status="finished", metrics=_last_metrics(learner))
             for note in result["notes"]:
                 learner.note(note)

@@ -7,6 +7,8 @@ import torch
 
 from trainer.keeper import Keeper
 
+PARTS = {"state": {"x": torch.zeros(1)}}
+
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -28,7 +30,7 @@ def test_a_warning_makes_one_due_at_once_and_one_just_in_time(tmp_path: Path, no
         keep.warn(1100.0 if second >= 10 else None, window_s=4.0)
         if keep.due():
             due.append(second)
-            keep.save(second, {"state": {"x": torch.zeros(1)}}, {})
+            keep.save(second, PARTS, {})
             keep.finished(all_of_them=True)
     keep.close()
     # Two windows of 4 s, a write of milliseconds and a margin of 2 s before the end at 100.
@@ -40,9 +42,20 @@ def test_another_warning_begins_anew_and_only_the_first_rank_writes(tmp_path: Pa
     for each in (keep, other):
         each.warn(1100.0, window_s=1.0)
     assert (keep.due(), other.due()) == (True, False)
+    keep.save(1, PARTS, {})
     assert not keep.due()
     keep.warn(1050.0, window_s=1.0)
     assert keep.due()
+    keep.close()
+
+
+def test_one_stays_due_until_it_is_saved_however_often_one_asks(tmp_path: Path, now: list[float]) -> None:
+    keep = kept(tmp_path)
+    for step, taken_at in enumerate((1100.0, 1000.5)):  # announced, and then just in time
+        keep.warn(taken_at, window_s=1.0)
+        assert [keep.due() for _ in range(3)] == [True, True, True]
+        keep.save(step, PARTS, {})
+        assert not keep.due()
     keep.close()
 
 
@@ -51,6 +64,7 @@ def test_a_slow_write_is_given_its_time(tmp_path: Path, now: list[float], monkey
     keep._needs_s = 20.0
     keep.warn(1100.0, window_s=1.0)
     assert keep.due()
+    keep.save(1, PARTS, {})
     now[0] = 1065.0
     keep.warn(1100.0, window_s=1.0)
     assert not keep.due()

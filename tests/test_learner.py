@@ -1,6 +1,7 @@
 """The learner on a toy: schedules really set, freezing, exact numbers, and a run that survives being interrupted."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dataio.batch import Batch
 from tests.toy import Spy, ToyLoader, ToyModel, Watched, ids_of, learner, loaders, same, snapshot, stream_hash
 from trainer import stepper
 from trainer.errors import CheckpointError, RecipeError
+from trainer.schedule import fine_tune_phases, one_cycle_phases
 from trainer.step import update
 
 STEPS = 5  # an epoch: 20 samples in batches of 4
@@ -171,6 +174,39 @@ def test_metrics_and_predictions_count_every_validation_sample_exactly_once() ->
     assert table.column("target").to_pylist() == [data.classes[t] for t in targets]
     assert table.column("prediction").to_pylist() == [data.classes[k] for k in logits.argmax(1)]
     np.testing.assert_allclose(table.column("probability").to_numpy(), p.max(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_fit_s_predictions_are_those_of_the_trained_model_and_cost_no_further_pass(ema: float) -> None:
+    learn = learner(ema=ema)
+    passes, stream = list[int](), learn.valid.stream
+
+    def counted(first_step: int = 0) -> Iterator[Batch]:
+        passes.append(first_step)
+        return stream(first_step)
+
+    learn.valid.stream = counted  # type: ignore[method-assign]
+    kept = learn.fit(fine_tune_phases(2, 1e-2), predict=True)
+    assert passes == [STEPS, 2 * STEPS, 3 * STEPS]
+    fresh = learn.predictions()
+    assert kept is not None
+    assert fresh is not None
+    for name in ("ids", "targets", "probabilities", "losses"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(fresh, name))
+
+
+def test_a_fit_that_was_finished_before_predicts_anew_and_one_that_is_stopped_does_not(tmp_path: Path) -> None:
+    phases = one_cycle_phases(2, 1e-2)
+    stopped = learner(context=Watched(run_dir=tmp_path / "stopped", stop_at_ask=1))
+    assert stopped.fit(phases, predict=True) is None
+    first = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=1e6)
+    kept = first.fit(phases, predict=True)
+    again = learner(context=Watched(run_dir=tmp_path), checkpoint_every_s=1e6)
+    assert again.resume()
+    late = again.fit(phases, predict=True)
+    assert kept is not None
+    assert late is not None
+    np.testing.assert_array_equal(late.probabilities, kept.probabilities)
 
 
 def test_several_labels_are_predicted_by_sigmoid_and_named_at_a_half() -> None:

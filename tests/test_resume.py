@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from dataio import files
 from tests.toy import Spy, ToyLoader, ToyModel, Watched, learner, loaders, same, snapshot
-from trainer import checkpoint, keeper
+from trainer import checkpoint, keeper, saver
 from trainer.errors import CheckpointError
 from trainer.learner import Learner
 
@@ -180,6 +181,45 @@ def test_what_is_resumed_is_announced_and_shown_again(tmp_path: Path) -> None:
     assert note["kind"] == "note"
     assert "resumed at step 4" in str(note["text"])
     assert [row["step"] for row in rows if row["kind"] == "train"] == [2, 4]
+
+
+def test_going_on_reads_every_byte_of_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank of a large model would otherwise fetch gigabytes twice."""
+    context = Watched(run_dir=tmp_path)
+    learner(context=context, checkpoint_every_s=1e6, ema=0.9).fit_one_cycle(1, 1e-2)
+    read, real = list[str](), files.read
+
+    def counted(folder: str, name: str, **options: Any) -> bytes:
+        read.append(name)
+        return real(folder, name, **options)
+
+    monkeypatch.setattr(files, "read", counted)
+    learn = learner(context=context, ema=0.9)
+    assert learn.resume()
+    assert sorted(name for name in read if name.endswith(".pt")) == ["ema.pt", "model.pt", "state.pt"]
+    read.clear()
+    learn.save("stage")
+    learn.load("stage")
+    assert sorted(name for name in read if name.endswith(".pt")) == ["ema.pt", "model.pt"]
+
+
+def test_a_checkpoint_copies_no_row_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are only added to: a list of the same rows stays as it was, however long the run. What it holds is written
+    beside the training."""
+    copies, real = list[Any](), saver.snapshot
+
+    def watched(parts: Any) -> Any:
+        copies.append(real(parts))
+        return copies[-1]
+
+    monkeypatch.setattr(saver, "snapshot", watched)
+    learn = on_disk(tmp_path)
+    learn.fit_one_cycle(1, 1e-2)
+    rows = learn.recorder.rows
+    kept = [copy.parts["state"]["rows"] for copy in copies]
+    assert len(kept) == 3  # two windows, and the epoch's end
+    assert [len(each) for each in kept] == sorted({len(each) for each in kept})
+    assert all(one is other for each in kept for one, other in zip(each, rows, strict=False))
 
 
 def test_checkpoints_are_written_when_due_and_at_the_end_of_a_phase(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from cluster import job as jobs
 from cluster import storage
 from cluster.errors import LaunchError
 from cluster.launch import in_process
+from dataio.batch import Batch
+from dataio.loader import ImageLoader
 from tests.runs import (
     counted_error_rate,
     digits_manifest,
@@ -89,6 +92,25 @@ def test_validation_counts_every_image_once(whole: Path) -> None:
     images, errors = counted_error_rate(whole)
     assert images == VALID
     assert result(whole)["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)
+
+
+def test_a_run_goes_through_the_validation_images_once_an_epoch(
+    tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The predictions of `valid.parquet` are those of the last epoch's validation, and not of another one."""
+    passes, stream = list[int](), ImageLoader.stream
+
+    def counted(loader: ImageLoader, first_step: int = 0) -> Iterator[Batch]:
+        passes.append(loader.samples)
+        return stream(loader, first_step)
+
+    monkeypatch.setattr(ImageLoader, "stream", counted)
+    job = jobs.load(write_job(tmp_path, manifest))
+    in_process(jobs.resolved(replace(job, fit=replace(job.fit, epochs=1))))
+    assert passes == [300 - VALID, VALID]
+    images, errors = counted_error_rate(tmp_path / "runs/run")
+    assert images == VALID
+    assert result(tmp_path / "runs/run")["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)
 
 
 def test_a_finished_run_says_so_and_trains_no_more(whole: Path) -> None:

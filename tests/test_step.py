@@ -1,5 +1,6 @@
 """One step against plain numpy and plain autograd."""
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from trainer.busy import Busy
 from trainer.errors import RecipeError
 from trainer.guard import Guard
 from trainer.losses import default_loss
+from trainer.optim import Recipe
 from trainer.reduction import Reduction
 from trainer.step import LossFunction, Precision, autocast, backward, choose_precision, eval_step, place, update
+from trainer.stepper import How, Stepper
 
 CPU = torch.device("cpu")
 FP32 = choose_precision("fp32", CPU)
@@ -258,3 +261,20 @@ def test_one_rank_is_not_wrapped() -> None:
     assert torch.equal(reduction(images), ToyModel(dropout=0.0)(images))
     reduction.answer()  # nobody asks
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_step_reads_every_one_of_its_settings() -> None:
+    """A setting that nobody reads is a promise that nobody keeps."""
+    read = set[str]()
+
+    class Spied(How):
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    recipe = Recipe("sgd")
+    how = Spied(device=CPU, precision=FP32, loss=exact_loss, recipe=recipe, global_batch=6)
+    stepper = Stepper(ToyModel(), how, splits=1, on_split=lambda splits: None)
+    read.discard("__class__")
+    stepper.take(lambda: make_batch(dtype=torch.float32), seed=1)
+    assert {field.name for field in fields(How)} - read == set()

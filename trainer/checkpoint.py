@@ -18,7 +18,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote
@@ -96,14 +96,18 @@ class Saved:
     metrics: Mapping[str, float]
     parts: Mapping[str, Part]
     whose: Whose = NOBODY
+    content: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """The parts' bytes, read and checked once, where it is to be gone on from; of one that is only counted, nothing."""
 
     def load(self, part: str) -> dict[str, Any]:
-        """One part, tensors on the CPU, out of bytes that were checked in the same read.
+        """One part, tensors on the CPU.
 
-        Raises CheckpointError for a part that is missing, has changed, carries code or is no dictionary.
+        Raises CheckpointError for a part that is missing, carries code or is no dictionary.
         """
         try:
-            content = torch.load(io.BytesIO(self._read(part)), map_location="cpu", weights_only=True)
+            if part not in self.content:
+                raise _UnfitError(f"its manifest lists no part {part}")
+            content = torch.load(io.BytesIO(self.content[part]), map_location="cpu", weights_only=True)
             if not isinstance(content, dict):
                 raise _UnfitError(f"it holds a {type(content).__name__}")
             return content
@@ -114,11 +118,11 @@ class Saved:
                 f"{self.folder} to go on from the one before it"
             ) from error
 
-    def _read(self, name: str) -> bytes:
-        """The bytes of a part. Raises _UnfitError for other bytes than were written; OSError."""
-        if name not in self.parts:
-            raise _UnfitError(f"its manifest lists no part {name}")
-        part = self.parts[name]
+    def with_content(self) -> "Saved":
+        """The same with all its bytes. Raises _UnfitError for other bytes than were written; OSError."""
+        return replace(self, content={name: self._read(part) for name, part in self.parts.items()})
+
+    def _read(self, part: Part) -> bytes:
         data = files.read(self.folder, part.file)
         if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
             raise _UnfitError(f"{part.file} changed since it was written")
@@ -327,10 +331,7 @@ def load_model(root: str | Path, name: str) -> Saved:
         there = files.listing(root)
         if name not in there:
             raise _UnfitError(f"it does not exist; there {f'are {listed(sorted(there))}' if there else 'is nothing'}")
-        saved = _look(folder)
-        for part in saved.parts:
-            saved._read(part)
-        return saved
+        return _look(folder).with_content()
     except (_UnfitError, OSError, SourceError, pa.ArrowException) as error:
         why = str(error) if isinstance(error, _UnfitError) else files.why_refused(error)
         raise CheckpointError(
@@ -349,9 +350,7 @@ def _checked(root: str, name: str, whose: Whose) -> Saved:
             raise _UnfitError(f"it holds step {saved.step}")
         if foreign := whose.foreign(saved.whose):
             raise _UnfitError(f"it is another run's ({foreign})", finished=False)
-        for part in saved.parts:
-            saved._read(part)
-        return saved
+        return saved.with_content()
     except OSError as error:
         if files.is_remote(root) and not isinstance(error, FileNotFoundError):
             raise

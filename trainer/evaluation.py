@@ -1,6 +1,7 @@
 """How good is a model on one split, over exactly its samples? Nothing is collective until every rank is through."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,17 @@ from trainer.step import LossFunction, Precision, eval_step
 
 if TYPE_CHECKING:
     from trainer.metrics import Meter
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass over a split gave."""
+
+    metrics: dict[str, float]
+    """The same on every rank."""
+    predictions: Predictions | None = None
+    """One a sample, on rank 0, where they were asked for."""
+
 
 _THROUGH, _INTERRUPTED, _FAILED = range(3)
 
@@ -27,7 +39,7 @@ def evaluate(
     meter: "Meter",
     keep: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, float], Predictions | None] | None:
+) -> Measured | None:
     """The metrics over all ranks' samples, and with `keep` one prediction a sample on rank 0. Collective.
 
     None on every rank when `interrupted`, asked before each batch, said yes on any of them. Raises on every rank what
@@ -53,4 +65,4 @@ def evaluate(
         raise world.told(failure)
     if worst == _INTERRUPTED:
         return None
-    return meter.compute(), collect(kept, task=loader.task) if keep else None
+    return Measured(meter.compute(), collect(kept, task=loader.task) if keep else None)

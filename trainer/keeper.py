@@ -42,7 +42,6 @@ class Keeper:
         if self._saver is None:
             return False
         if self._warned or self._last_chance:
-            self._warned = self._last_chance = False
             return True
         return time.monotonic() - self._last >= self._every_s and not self._saver.busy
 
@@ -63,6 +62,7 @@ class Keeper:
     def save(self, step: int, parts: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]) -> None:
         """Copy now, write meanwhile. Waits for a write that goes on."""
         self._last = time.monotonic()
+        self._warned = self._last_chance = False
         if self._saver is None:
             return
         self._saver.save(step, parts, metrics=metrics)

@@ -27,7 +27,7 @@ from trainer.checkpoint import Best
 from trainer.context import LocalContext, Row, RunContext, Sink
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, RecipeError
-from trainer.evaluation import evaluate
+from trainer.evaluation import Measured, evaluate
 from trainer.keeper import Keeper
 from trainer.losses import default_loss
 from trainer.lr_find import lr_find
@@ -191,11 +191,11 @@ class Learner:
 
     def validate(self) -> dict[str, float]:
         """The metrics over exactly the validation samples. Collective."""
-        return self._all_of(self.valid)[0]
+        return self._all_of(self.valid).metrics
 
     def predictions(self) -> Predictions | None:
         """One prediction a validation sample, by id, on rank 0; None on other ranks. Collective."""
-        return self._all_of(self.valid, keep=True)[1]
+        return self._all_of(self.valid, keep=True).predictions
 
     def tta(self, *, views: int = 4, beta: float = 0.25) -> Predictions | None:
         """Test-time augmentation: predictions averaged over augmented views of the validation images. Collective.
@@ -211,7 +211,7 @@ class Learner:
                 "call predictions() for the plain ones"
             )
         plain = self.predictions()
-        others = [self._all_of(self.valid.augmented(view), keep=True)[1] for view in range(views)]
+        others = [self._all_of(self.valid.augmented(view), keep=True).predictions for view in range(views)]
         return None if plain is None else average(plain, [p for p in others if p is not None], beta=beta)
 
     def save(self, name: str) -> None:
@@ -243,23 +243,29 @@ class Learner:
 
     # Phases and steps -------------------------------------------------------------------------------------
 
-    def fit(self, phases: Sequence[Phase]) -> None:
+    def fit(self, phases: Sequence[Phase], *, predict: bool = False) -> Predictions | None:
         """Run phases one after another; after `resume`, from where the run stood. Collective.
 
-        Returns early, with `stopped` set, when somebody asked to stop. Raises CheckpointError, the model trained, where
-        checkpoints are wanted and the last cannot be written.
+        predict: return what `predictions` would of the trained model; it costs no further pass, since the fit's last
+        validation keeps them. Returns early, with `stopped` set and no predictions, when somebody asked to stop.
+        Raises CheckpointError, the model trained, where checkpoints are wanted and the last cannot be written.
         """
         if not self._resuming:
             self.progress = replace(self.progress, phase=0, phase_step=0, validate_due=False)
             self._tell_doubts(phases)
         self._resuming = self.stopped = False
+        measured = None
         for phase in phases[self.progress.phase :]:
-            Running(self, phase).run()
+            last = self.progress.phase == len(phases) - 1
+            measured = Running(self, phase, predict=predict and last).run()
             if self.stopped:
                 break
         refused = self.keeper.last(self.progress.step, self.tell_written)
         if refused is not None:
             raise CheckpointError(refused)
+        if self.stopped or not predict:
+            return None
+        return self.predictions() if measured is None else measured.predictions
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
@@ -391,7 +397,7 @@ class Learner:
 
     def measure(
         self, loader: Loader, *, keep: bool, interrupted: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, float], Predictions | None] | None:
+    ) -> Measured | None:
         """`evaluate`, with the averaged weights if there are any. Collective."""
         with contextlib.nullcontext() if self.ema is None else self.ema.in_place():
             found = evaluate(
@@ -449,10 +455,10 @@ class Learner:
 
     # Within -----------------------------------------------------------------------------------------------
 
-    def _all_of(self, loader: Loader, *, keep: bool = False) -> tuple[dict[str, float], Predictions | None]:
-        found = self.measure(loader, keep=keep)
-        assert found is not None  # nobody interrupts it
-        return found
+    def _all_of(self, loader: Loader, *, keep: bool = False) -> Measured:
+        measured = self.measure(loader, keep=keep)
+        assert measured is not None  # nobody interrupts it
+        return measured
 
     def _tell_doubts(self, phases: Sequence[Phase]) -> None:
         train = self.train

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from trainer import optim, world
 from trainer.context import Row
 from trainer.errors import DivergedError
+from trainer.evaluation import Measured
+from trainer.saver import Appended
 from trainer.schedule import Find, Phase, length
 from trainer.stepper import Stepper
 from trainer.window import Window, extend_hash
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
 class Running:
     """A phase of a fit, on this rank."""
 
-    def __init__(self, learn: "Learner", phase: Phase) -> None:
-        """Freeze, search for a learning rate if that is asked for, and take up what a checkpoint left. Collective."""
-        self.learn, self.phase = learn, phase
+    def __init__(self, learn: "Learner", phase: Phase, *, predict: bool = False) -> None:
+        """Freeze, search for a learning rate if that is asked for, and take up what a checkpoint left. Collective.
+
+        predict: keep the predictions of the validation with which the phase ends.
+        """
+        self.learn, self.phase, self._predict = learn, phase, predict
+        self._measured: Measured | None = None
         learn.freeze_to(phase.freeze_to)
         train = learn.train
         self.steps = length(phase, epoch_steps=train.steps, global_batch=train.global_batch)
@@ -46,14 +52,17 @@ class Running:
         self.schedule = phase.schedule(lr, groups=len(self.stepper.parameters), steps=self.steps)
         self.window = Window()
 
-    def run(self) -> None:
-        """To the phase's end, or until `stopped` is set because somebody asked for it. Collective."""
+    def run(self) -> Measured | None:
+        """To the phase's end, or until `stopped` is set because somebody asked for it; what the last validation gave.
+        Collective.
+        """
         try:
             self._run()
         finally:
             self.stepper.close()
         if not self.learn.stopped:
             self.learn.progress = self.learn.progress.after_phase(self.epochs)
+        return self._measured
 
     def _run(self) -> None:
         learn, progress = self.learn, self.learn.progress
@@ -137,24 +146,25 @@ class Running:
         When somebody asks to stop meanwhile, `stopped` is set, and whoever resumes begins with the validation.
         """
         learn, began = self.learn, time.monotonic()
-        found = learn.measure(learn.valid, keep=False, interrupted=learn.context.should_stop)
-        if found is None:
+        at_end = learn.progress.phase_step == self.steps
+        measured = learn.measure(learn.valid, keep=self._predict and at_end, interrupted=learn.context.should_stop)
+        if measured is None:
             learn.stopped = True
             self._save()
             return
-        values, _ = found
+        self._measured = measured
         learn.progress.validate_due = False
         self._record(
             "valid",
             train_loss=learn.recorder.epoch_loss(),
             valid_s=time.monotonic() - began,
             valid_samples=learn.valid.samples - len(learn.valid.quarantined),
-            **values,
+            **measured.metrics,
         )
         best = learn.keeper.best
         is_best = best is not None and learn.recorder.is_best(best.metric, higher=best.higher)
-        if is_best or learn.keeper.due() or learn.progress.phase_step == self.steps:
-            self._save(values)
+        if is_best or learn.keeper.due() or at_end:
+            self._save(measured.metrics)
 
     def _record(self, kind: str, **values: float | int | str | None) -> None:
         progress = self.learn.progress
@@ -178,7 +188,8 @@ class Running:
     def _state(self) -> dict[str, Any]:
         """All of a checkpoint but the weights. At a phase's end the next one starts, with its own optimiser."""
         progress = self.learn.progress
-        state: dict[str, Any] = {"rows": self.learn.recorder.rows, "optimizer": None, "scaler": None}
+        rows = Appended(self.learn.recorder.rows)
+        state: dict[str, Any] = {"rows": rows, "optimizer": None, "scaler": None}
         if progress.phase_step == self.steps and not progress.validate_due:
             return {**state, "progress": asdict(progress.after_phase(self.epochs))}
         optimizer, scaler = self.stepper.optimizer.state_dict(), self.stepper.scaler.state_dict()

@@ -1,6 +1,6 @@
 """Who writes checkpoints while the training goes on? A `Saver`: a copy in host memory, and one thread that writes it.
 
-It takes no decision: when to save, and whether to wait for a write that goes on, is the learner's. A storage that
+It takes no decision: when to save, and whether to wait for a write that goes on, is the keeper's. A storage that
 refuses is told in `Written.error`; the next save tries again.
 """
 
@@ -32,6 +32,13 @@ class Written:
     error: str | None
 
 
+@dataclass(frozen=True)
+class Appended:
+    """A list whose items never change, so that a copy of the list alone is a copy of it all."""
+
+    items: list[Any]
+
+
 class Snapshot:
     """A copy of parts in host memory, which nobody else changes."""
 
@@ -47,8 +54,9 @@ class Snapshot:
 
 
 def snapshot(parts: Parts) -> Snapshot:
-    """Copy tensors, lists and dictionaries as they are now. What lies on a GPU is copied in its stream, not waited for:
-    it may be changed at once by what is queued in the same stream.
+    """Copy tensors, lists and dictionaries as they are now, of `Appended` the list alone.
+
+    What lies on a GPU is copied in its stream, not waited for: it may be changed at once by what is queued there.
     """
     devices = set[torch.device]()
     copied = {name: _copied(part, devices) for name, part in parts.items()}
@@ -69,6 +77,8 @@ def _copied(value: Any, devices: set[torch.device]) -> Any:
             return source.clone()
         devices.add(source.device)
         return torch.empty_like(source, device="cpu", pin_memory=True).copy_(source, non_blocking=True)
+    if isinstance(value, Appended):
+        return list(value.items)
     if isinstance(value, dict):
         same = copy.copy(value)  # a state_dict keeps its versions in an attribute
         for key, item in value.items():

@@ -36,8 +36,6 @@ class How:
     loss: LossFunction
     recipe: optim.Recipe
     global_batch: int
-    accumulate: int = 1
-    """In how many micro-batches each rank takes its part, to begin with."""
     clip: float | None = None
     compile: Compile = "off"
     window: int = 10
