@@ -63,7 +63,7 @@ docs: $(DOCS_READY)  ## the documentation into build/docs, offline; a warning or
 	$(BIN)/python -m sphinx -q -E -W -n --keep-going docs build/docs
 
 bench: $(READY)  ## the benchmarks, on this machine's CPU
-	for name in presize presize_quality prefilter step train overhead finetune ray_overhead shards scale; do \
+	for name in decode presize presize_quality prefilter step train profile overhead finetune ray_overhead shards scale; do \
 	$(BIN)/python -m benchmarks $$name || exit 1; done
 
 prometheus: $(BIN)/prometheus  ## Debian's Prometheus into .venv, for the tests that scrape with it

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 NAMES = (
+    "decode",
     "presize",
     "presize_quality",
     "prefilter",
     "step",
     "train",
+    "profile",
     "overhead",
     "finetune",
     "ray_overhead",
@@ -36,13 +38,16 @@ def main(arguments: list[str]) -> int:
     import tyro
 
     from benchmarks.harness import BenchmarkError
-    from cluster.run import USER_ERRORS
+    from cluster.errors import ClusterError
+    from dataio.errors import DataError
+    from models.errors import ModelError
+    from trainer.errors import TrainError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     module = importlib.import_module(f"benchmarks.{name}")
     try:
         tyro.cli(module.main, args=rest, prog=f"python -m benchmarks {name}")
-    except (BenchmarkError, *USER_ERRORS) as error:
+    except (BenchmarkError, ClusterError, DataError, ModelError, TrainError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,12 +6,14 @@ them. For quality there are cuts of the two photographs that scikit-learn carrie
 """
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from benchmarks.harness import BenchmarkError
+from dataio.cores import usable_cores
 
 _SHAPES = 14
 _POWER = 1.2  # of natural scenes: 1.0 to 1.3
@@ -21,7 +23,12 @@ _CHROMA = 9.0
 
 def write_photos(count: int, *, width: int, height: int, seed: int, quality: int = 90) -> list[NDArray[np.uint8]]:
     """Make `count` RGB JPEGs of width x height in memory; each (bytes,) uint8, a function of (seed, its index)."""
-    return [_encode(_pixels(np.random.default_rng([seed, i]), width, height), quality) for i in range(count)]
+
+    def made(i: int) -> NDArray[np.uint8]:
+        return _encode(_pixels(np.random.default_rng([seed, i]), width, height), quality)
+
+    with ThreadPoolExecutor(usable_cores()) as pool:  # most of it is FFT and JPEG, without Python's lock
+        return list(pool.map(made, range(count)))
 
 
 def real_photos(count: int, *, width: int, height: int, seed: int, quality: int = 90) -> list[NDArray[np.uint8]]:

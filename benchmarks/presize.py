@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks import peers
 from benchmarks.harness import (
+    BenchmarkError,
     DeviceName,
     Timing,
     check_positive,
@@ -95,6 +96,7 @@ def main(
     images: int = 64,
     batch: int = 16,
     quality_images: int = 16,
+    ways: tuple[str, ...] = (),
     threads: int = 0,
     repeats: int = 5,
     out: Path | None = None,
@@ -106,12 +108,14 @@ def main(
         images: JPEGs in a repeat.
         batch: JPEGs an engine gets at once (fastai's way is measured at 16 and at 64).
         quality_images: How many of the files, and how many synthetic ones, are compared with the ideal.
+        ways: Which are measured, such as "dali"; all that can run here unless given.
         threads: Threads an engine may use; 0 is 1 for the CPU, all cores beside a GPU.
         repeats: Measured passes over the images.
         out: Also write the JSON here.
     """
     check_positive(images=images, batch=batch, quality_images=quality_images)
     where = open_device(device)
+    names = _chosen(ways, device)
     threads = threads or (1 if device == "cpu" else default_threads(1))
     say(f"making {images} JPEGs of {WIDTH} x {HEIGHT} and {2 * quality_images} ideals")
     size: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "seed": SEED}
@@ -122,7 +126,7 @@ def main(
     results: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, Floats]] = {}
     with torch_threads(threads):
-        for name in _names(device):
+        for name in names:
             say(f"measuring {name}")
             way = _way(name, batch, max(batch, quality_images), common)
             scores[name] = {key: scene.scores(way) for key, scene in scenes.items()}
@@ -130,7 +134,7 @@ def main(
             way.close()
             quality = {key: spread(found) for key, found in scores[name].items() if len(found)}
             results[name] = {**timing.summary(), **quality}
-    if device == "cpu":
+    if device == "cpu" and not ways:
         results["dali against fastai"] = _compared(results, scores)
     settings = {
         "device": device,
@@ -178,6 +182,14 @@ def make_scene(jpegs: Jpegs) -> Scene:
         for jpeg, homography in zip(jpegs, piece.views.totals, strict=True)
     ]
     return Scene(piece, ideals, peers.interior(piece.views, SPEC))
+
+
+def _chosen(ways: tuple[str, ...], device: DeviceName) -> list[str]:
+    """The ways to measure. Raises BenchmarkError for one that cannot run here."""
+    every = _names(device)
+    if unknown := [way for way in ways if way not in every]:
+        raise BenchmarkError(f"ways: {unknown[0]!r} cannot be measured on {device} here; give {', '.join(every)}")
+    return [name for name in every if name in (ways or every)]
 
 
 def _names(device: DeviceName) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.bodies import BODIES
 from benchmarks.harness import (
     BenchmarkError,
     DeviceName,
@@ -23,6 +24,7 @@ from benchmarks.harness import (
 from dataio.batch import ImageBatch
 from dataio.loader import default_threads
 from models.backbones import create
+from models.groups import freeze
 from trainer import optim
 from trainer.losses import default_loss
 from trainer.reduction import Compile
@@ -44,6 +46,7 @@ def main(
     steps: int = 0,
     precision: PrecisionName = "auto",
     compile: Compile = "off",  # torch's word
+    frozen: bool = False,
     repeats: int = 5,
     out: Path | None = None,
 ) -> dict[str, Any]:
@@ -51,19 +54,22 @@ def main(
 
     Args:
         device: Where the model lives.
-        model: A torchvision ResNet; resnet18 for the CPU, resnet50 for a GPU unless given.
+        model: A torchvision ResNet, convnext_tiny or vit_small; resnet18 for the CPU, resnet50 for a GPU unless given.
         batch: Images a step; 64 for the CPU, 256 for a GPU unless given.
         size_px: Side of the images; 64 for the CPU, 224 for a GPU unless given.
         steps: Steps in a repeat; 4 for the CPU, 20 for a GPU unless given.
         precision: As in a job.
         compile: As in a job; the forward pass alone stays as it is.
+        frozen: Train the head alone, and BatchNorm, as in a frozen phase.
         repeats: Measured repeats.
         out: Also write the JSON here.
     """
     where = open_device(device)
     model, batch, size_px, steps = defaults(device, model, batch, size_px, steps)
     chosen = choose_precision(precision, where)
-    network = prepared(model, CLASSES, device=where)
+    network = prepared(model, CLASSES, device=where, size_px=size_px)
+    if frozen:
+        freeze(network)
     data = noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
     calls = {
         "train_step": training(network, data, precision=chosen, compile=compile),
@@ -88,6 +94,7 @@ def main(
         "steps": steps,
         "precision": chosen.name,
         "compile": compile,
+        "frozen": frozen,
         "optimizer": "adamw",
         "classes": CLASSES,
     }
@@ -102,9 +109,15 @@ def defaults(device: DeviceName, model: str, batch: int, size_px: int, steps: in
     return model, batch, size_px, steps
 
 
-def prepared(name: str, classes: int, *, device: torch.device) -> nn.Module:
+def prepared(name: str, classes: int, *, device: torch.device, size_px: int = 224) -> nn.Module:
     """The model as the learner holds it: random weights, on the device, channels_last, training."""
-    network: nn.Module = create(name, classes, weights="none", seed=0)
+    network: nn.Module
+    if name in BODIES:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            network = BODIES[name](classes, size_px)
+    else:
+        network = create(name, classes, weights="none", seed=0)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 

@@ -37,6 +37,7 @@ from trainer.step import PrecisionName, choose_precision
 
 QUESTION = "how much of the ceiling does a real run reach?"
 CLASSES = tuple("0123456789")
+DataName = Literal["digits", "photos"]
 WARMUP = 2
 _DIGIT_PX = 96
 _PHOTO_PX = (500, 375)
@@ -45,7 +46,7 @@ _PHOTO_PX = (500, 375)
 def main(
     *,
     device: DeviceName = "cpu",
-    data: Literal["digits", "photos"] = "digits",
+    data: DataName = "digits",
     photos: int = 512,
     model: str = "",
     batch: int = 0,
@@ -78,13 +79,13 @@ def main(
     check_positive(photos=photos)
     chosen = choose_precision(precision, where)
     with tempfile.TemporaryDirectory() as folder, torch_threads(default_threads(1)):
-        manifest = _manifest(Path(folder), data, photos, samples=(WARMUP + repeats) * steps * batch)
-        loader = split_loader(
-            manifest,
-            # The demo's presize for digits, fastai's proportion for photos.
-            ImageSpec(size_px=size_px, presize_px=round(size_px * (1.25 if data == "digits" else 460 / 224))),
-            "train",
+        loader = make_loader(
+            Path(folder),
+            data,
+            photos=photos,
+            samples=(WARMUP + repeats) * steps * batch,
             global_batch=batch,
+            size_px=size_px,
             device=where,
             dtype=chosen.input_dtype,
             engine=engine,
@@ -107,6 +108,16 @@ def main(
     return report("train", QUESTION, settings, results, out=out)
 
 
+def make_loader(
+    folder: Path, data: DataName, *, photos: int, samples: int, size_px: int, **options: Any
+) -> ImageLoader:
+    """The training loader over `samples` images whose files are made in `folder`; options as split_loader has them."""
+    # The demo's presize for digits, fastai's proportion for photos.
+    presize_px = round(size_px * (1.25 if data == "digits" else 460 / 224))
+    manifest = _manifest(folder, data, photos, samples=samples)
+    return split_loader(manifest, ImageSpec(size_px=size_px, presize_px=presize_px), "train", **options)
+
+
 def _timings(
     loader: ImageLoader, model: str, *, precision: PrecisionName, steps: int, repeats: int
 ) -> tuple[dict[str, Timing], list[float]]:
@@ -123,11 +134,11 @@ def _timings(
     loader.close()
     say(f"measuring the step ({model}, batch {batch} at {loader.spec.size_px} px)")
     data = noise(batch, loader.spec.size_px, classes, device=device, dtype=loader.dtype)
-    network = prepared(model, classes, device=device)
+    network = prepared(model, classes, device=device, size_px=loader.spec.size_px)
     timings["step"] = timed(training(network, data, precision=choose_precision(precision, device)))
     say("measuring the run")
     learner = Learner(
-        prepared(model, classes, device=device),
+        prepared(model, classes, device=device, size_px=loader.spec.size_px),
         replace(loader),
         replace(loader, part=replace(loader.part, rows=loader.part.rows[:batch]), train=False),
         precision=precision,

@@ -16,12 +16,26 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import finetune, harness, overhead, peers, prefilter, presize, presize_quality, ray_overhead, step
+from benchmarks import (
+    decode,
+    finetune,
+    harness,
+    overhead,
+    peers,
+    prefilter,
+    presize,
+    presize_quality,
+    profile,
+    ray_overhead,
+    step,
+)
+from benchmarks.bodies import BODIES
 from benchmarks.photos import real_photos, write_photos
 from cluster import doctor
 from dataio import geometry, reference
 from dataio.spec import ImageSpec
 from models.backbones import create
+from models.groups import parameter_groups
 from trainer.learner import Learner
 from trainer.step import choose_precision
 
@@ -106,6 +120,35 @@ def test_a_result_that_cannot_be_written_is_printed_all_the_same(
     with pytest.raises(harness.BenchmarkError, match="cannot be written"):
         harness.report("step", "why?", {}, {"one": {"share": 0.5}}, out=tmp_path / "file" / "results.json")
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == {"one": {"share": 0.5}}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("convnext_tiny", 28_589_128), ("vit_small", 22_050_664)])
+def test_bare_bodies_have_their_papers_parameters_each_in_one_group(name: str, parameters: int) -> None:
+    body = BODIES[name](1000, 224)
+    groups = parameter_groups(body)
+    assert [len(group) for group in groups][1:] == [2]  # a head of weight and bias
+    assert sum(p.numel() for group in groups for _, p in group) == parameters
+
+
+def test_the_decoder_gives_each_jpeg_in_turn_and_begins_again() -> None:
+    jpegs = write_photos(4, width=60, height=40, seed=3)
+    pipe = decode.decoder(jpegs, batch=2, threads=1, device=CPU, load=0.0)
+    for first, second in (jpegs[:2], jpegs[2:], jpegs[:2]):
+        (images,) = pipe.run()
+        for i, jpeg in enumerate((first, second)):
+            assert np.abs(np.asarray(images.at(i)).astype(int) - reference.decode(jpeg)).max() <= 4
+
+
+def test_a_profile_adds_up_what_has_the_same_name_by_the_step() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(6):
+            torch.ones(3, 3) @ torch.ones(3, 3)
+    found = profile.costs(profiler.key_averages(), steps=2, took_s=0.5, on_gpu=False)
+    assert found["aten::mm"]["calls"] == 3
+    spent_us = sum(event.self_cpu_time_total for event in profiler.key_averages() if event.key == "aten::mm")
+    assert found["aten::mm"]["ms"] == pytest.approx(spent_us / 2000)
+    assert found["aten::mm"]["share"] == pytest.approx(spent_us / 500_000)
+    assert profile.costs(profiler.key_averages(), steps=2, took_s=0.5, on_gpu=True) == {}
 
 
 def test_the_ideal_of_an_integer_shrink_is_the_box_average() -> None:
@@ -442,6 +485,8 @@ def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
     assert done.stdout == ""
     named = (
         "'presise'",
+        "decode",
+        "profile",
         "presize ",
         "presize_quality",
         "prefilter",
