@@ -7,11 +7,12 @@ Data goes to stdout, talk to stderr. Exit 0: done, or finished; 143 (130 by Ctrl
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from cluster.arguments import read_job, take, take_flag
+from cluster.cli_verbs import Flag, JobVerb, Verb
 from cluster.words import as_json, printable, say
 
 if TYPE_CHECKING:
@@ -21,131 +22,159 @@ _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _FIRST_WORD_S = 30.0
 _UNDER_WAY = 3
 
-
-def submit(arguments: list[str]) -> int:
-    """thawline submit JOB --address URL [--follow] [--fresh] [--package ship|installed] [--any.job.field VALUE ...]"""
-    following, rest = take_flag("--follow", arguments)
-    fresh, rest = take_flag("--fresh", rest)
-    package, rest = take("--package", rest)
-    address, rest = take("--address", rest)
-    if package not in (None, "ship", "installed"):
-        say(f"thawline submit: --package {package} is neither ship nor installed")
-        return 2
-    job = read_job(rest, "submit")
-    from cluster.storage import image_spec
-
-    image_spec(job)
-    cluster = _cluster(address)
-    attempt = cluster.submit(job, package="installed" if package == "installed" else "ship", fresh=fresh)
-    say(f"submitted as {attempt.id} to {cluster.address}")
-    if following:
-        return _follow(cluster, attempt)
-    return _first_word(cluster, attempt)
+Name = Annotated[Positional[str], arg(metavar="NAME")]
+Address = Annotated[str, arg(metavar="URL")]
 
 
-def list_jobs(*, address: str = "") -> int:
-    """What runs on a cluster, and what ran there: the last attempt of each job.
+@dataclass(frozen=True, kw_only=True)
+class Submit(JobVerb):
+    """Train a job on a Ray cluster, or go on with it there."""
 
-    Args:
-        address: Of its dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given.
-    """
-    latest = {attempt.name: attempt for attempt in _cluster(address).attempts()}
-    rows = [("name", "attempt", "state", "began", "lasted"), *map(_listed, latest.values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        print(printable("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()))
-    return 0
+    address: Address = ""
+    """The cluster's dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given."""
+    follow: Flag = False
+    """Show the job's rows until it is over; the exit status is then the job's."""
+    fresh: Flag = False
+    """Begin anew, and move what is in the run's folder aside."""
+    package: Literal["ship", "installed"] = "ship"
+    """ship: send this machine's thawline along. installed: take what the cluster's machines have."""
 
+    def run(self) -> int:
+        """Print the result as JSON where the job has ended."""
+        from cluster.storage import image_spec
 
-def status(name: Positional[str], *, address: str = "") -> int:
-    """How far a job is, as one line of JSON. Exit 0 finished, 143 stopped (130 by Ctrl-C), 1 failed, 3 under way.
-
-    Args:
-        name: The job's.
-        address: Of the cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given.
-    """
-    cluster = _cluster(address)
-    from cluster.jobs import outcome
-
-    attempt = cluster.attempt(name)
-    records = _records(cluster, attempt)
-    shown: dict[str, Any] = {"name": name, "attempt": attempt.number, "state": attempt.state}
-    for kind, columns in (("train", ("step", "epoch", "loss", "images_per_s")), ("valid", None)):
-        last = next((row for row in reversed(records) if row["kind"] == kind), None)
-        if last is not None:
-            from cluster.console import metric_names
-
-            names = columns or ("valid_loss", *metric_names(last))
-            shown |= {column: last[column] for column in names if column in last}
-    if not attempt.over:
-        print(as_json(shown))
-        return _UNDER_WAY
-    code, sentence = outcome(attempt, _end(records))
-    print(as_json(shown | {"outcome": sentence}))
-    return code
+        image_spec(self.fields)
+        cluster = _cluster(self.address)
+        attempt = cluster.submit(self.fields, package=self.package, fresh=self.fresh)
+        say(f"submitted as {attempt.id} to {cluster.address}")
+        if self.follow:
+            return _follow(cluster, attempt)
+        return _first_word(cluster, attempt)
 
 
-def logs(name: Positional[str], *, address: str = "", follow: bool = False) -> int:
-    """What a job has printed: its rows, and whatever else.
+@dataclass(frozen=True, kw_only=True)
+class List(Verb):
+    """What runs on a cluster, and what ran there: the last attempt of each job."""
 
-    Args:
-        name: The job's.
-        address: Of the cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given.
-        follow: Until it is over; the exit status is then the job's.
-    """
-    cluster = _cluster(address)
-    attempt = cluster.attempt(name)
-    if follow:
-        return _follow(cluster, attempt, everything=True)
-    from cluster import rows
+    address: Address = ""
+    """The cluster's dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given."""
 
-    for line in cluster.lines(attempt, follow=False):
-        row = rows.decode(line)
-        print(printable(line if row is None else _plain(row)))
-    return 0
-
-
-def stop(name: Positional[str], *, address: str = "", now: bool = False) -> int:
-    """End a job at the end of its window, with a checkpoint; submitted again, it goes on from there.
-
-    Args:
-        name: The job's.
-        address: Of the cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given.
-        now: Within seconds, and without a checkpoint.
-    """
-    cluster = _cluster(address)
-    from cluster.jobs import STOPPED, outcome
-
-    attempt = cluster.stop(name, now=now)
-    say(f"asked {attempt.id} to stop{'' if now else ' at the end of its window, with a checkpoint'}")
-    while not attempt.over:
-        time.sleep(0.2)
-        attempt = cluster.attempt(name)
-    code, sentence = outcome(attempt, _end(_records(cluster, attempt)))
-    say(sentence)
-    return 0 if now or code in STOPPED else code
-
-
-def token(*, create: bool = False) -> int:
-    """Where this user's token for clusters comes from.
-
-    Args:
-        create: Make one, readable by this user alone, where there is none.
-    """
-    from cluster import token as tokens
-
-    if create:
-        print(tokens.create_token())
+    def run(self) -> int:
+        """Print a table."""
+        latest = {attempt.name: attempt for attempt in _cluster(self.address).attempts()}
+        rows = [("name", "attempt", "state", "began", "lasted"), *map(_listed, latest.values())]
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        for row in rows:
+            print(printable("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()))
         return 0
-    tokens.use_token()
-    print(tokens.source())
-    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(Verb):
+    """How far a job is, as one line of JSON. Exit 0 finished, 143 stopped (130 by Ctrl-C), 1 failed, 3 under way."""
+
+    name: Name
+    """The job's name."""
+    address: Address = ""
+    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
+
+    def run(self) -> int:
+        """Print it."""
+        cluster = _cluster(self.address)
+        from cluster.jobs import outcome
+
+        attempt = cluster.attempt(self.name)
+        records = _records(cluster, attempt)
+        shown: dict[str, Any] = {"name": self.name, "attempt": attempt.number, "state": attempt.state}
+        for kind, columns in (("train", ("step", "epoch", "loss", "images_per_s")), ("valid", None)):
+            last = next((row for row in reversed(records) if row["kind"] == kind), None)
+            if last is not None:
+                from cluster.console import metric_names
+
+                names = columns or ("valid_loss", *metric_names(last))
+                shown |= {column: last[column] for column in names if column in last}
+        if not attempt.over:
+            print(as_json(shown))
+            return _UNDER_WAY
+        code, sentence = outcome(attempt, _end(records))
+        print(as_json(shown | {"outcome": sentence}))
+        return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs(Verb):
+    """What a job has printed: its rows, and whatever else."""
+
+    name: Name
+    """The job's name."""
+    address: Address = ""
+    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
+    follow: Flag = False
+    """Until it is over; the exit status is then the job's."""
+
+    def run(self) -> int:
+        """Print it."""
+        cluster = _cluster(self.address)
+        attempt = cluster.attempt(self.name)
+        if self.follow:
+            return _follow(cluster, attempt, everything=True)
+        from cluster import rows
+
+        for line in cluster.lines(attempt, follow=False):
+            row = rows.decode(line)
+            print(printable(line if row is None else _plain(row)))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop(Verb):
+    """End a job at the end of its window, with a checkpoint; submitted again, it goes on from there."""
+
+    name: Name
+    """The job's name."""
+    address: Address = ""
+    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
+    now: Flag = False
+    """Within seconds, and without a checkpoint."""
+
+    def run(self) -> int:
+        """0 where it stopped as asked."""
+        cluster = _cluster(self.address)
+        from cluster.jobs import STOPPED, outcome
+
+        attempt = cluster.stop(self.name, now=self.now)
+        say(f"asked {attempt.id} to stop{'' if self.now else ' at the end of its window, with a checkpoint'}")
+        while not attempt.over:
+            time.sleep(0.2)
+            attempt = cluster.attempt(self.name)
+        code, sentence = outcome(attempt, _end(_records(cluster, attempt)))
+        say(sentence)
+        return 0 if self.now or code in STOPPED else code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token(Verb):
+    """Where this user's token for clusters comes from."""
+
+    create: Flag = False
+    """Make one, readable by this user alone, where there is none."""
+
+    def run(self) -> int:
+        """Print it."""
+        from cluster import token
+
+        if self.create:
+            print(token.create_token())
+            return 0
+        token.use_token()
+        print(token.source())
+        return 0
 
 
 # What they share ------------------------------------------------------------------------------------------------
 
 
-def _cluster(address: str | None) -> "Cluster":
+def _cluster(address: str) -> "Cluster":
     """The cluster that is meant. Raises TokenError, SubmitError."""
     from cluster.errors import SubmitError
     from cluster.jobs import Cluster

@@ -4,68 +4,38 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from cluster.cli_index_options import IndexOptions
 from dataio import census, duplicates, files, labels, lists, sources, splits
 from dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
 from dataio.manifest import Manifest
-from dataio.pictures import MAX_PIXELS
 
 _MANIFESTS = (".parquet", ".arrow")
 
 
-def make_manifest(
-    source: str | Path,
-    *,
-    label: str = "parent",
-    delimiter: str | None = None,
-    classes: str | None = None,
-    values: str | None = None,
-    swap: Sequence[str] = (),
-    valid: str = "0.2",
-    test: str | None = None,
-    seed: int = 42,
-    root: str | Path | None = None,
-    path_column: str | None = None,
-    folder: str = "",
-    suffix: str = "",
-    column_names: Sequence[str] = (),
-    folders: Sequence[str] = (),
-    extensions: Sequence[str] = (),
-    recursive: bool = True,
-    max_bad: float = 0.01,
-    separator: str | None = None,
-    skip_unlabelled: bool = False,
-    max_pixels: int = MAX_PIXELS,
-) -> Manifest:
-    """List, label, check and split; writes nothing.
+def make_manifest(source: str | Path, **options: Any) -> Manifest:
+    """List, label, check and split; writes nothing. options: fields of IndexOptions.
 
     Raises: SourceError, LabelError, SplitError, QuarantineError; ManifestError where the classes of another manifest
         are asked for and it cannot give them.
     """
-    labeller, task = _labeller(label, delimiter)
-    splitter = _splitter(valid, test, seed)
-    names, pixels, other = _vocabulary(classes, values)
-    text = str(source)
-    if _is_list(text):
-        lists.check_kind(text)
-        _refuse("a folder", text, folders=folders, extensions=extensions, no_recursive=not recursive)
-        table = _listed(text, root, path_column, folder, suffix, column_names, separator)
-    else:
-        options = {"root": root, "path_column": path_column, "folder": folder, "suffix": suffix, "separator": separator}
-        _refuse("a CSV or table", text, **options, column_names=column_names)
-        kinds = [kind for words in extensions for kind in words.split(",")] or sources.IMAGE_EXTENSIONS
-        table = sources.from_folder(text, extensions=kinds, folders=folders or None, recursive=recursive)
-    pairs = _pairs(swap) if swap or other is None else other.swap
+    o = IndexOptions(**options)
+    labeller, task = _labeller(o.label, o.delimiter)
+    splitter = _splitter(o.valid, o.test, o.seed)
+    names, pixels, other = _vocabulary(o.classes, o.values)
+    table = _table(str(source), o)
+    pairs = _pairs(o.swap) if o.swap or other is None else other.swap
     table = labels.label(
-        table, labeller, task=task, classes=names, values=pixels, swap=pairs, skip_unlabelled=skip_unlabelled
+        table, labeller, task=task, classes=names, values=pixels, swap=pairs, skip_unlabelled=o.skip_unlabelled
     )
     if other is not None and table.task != other.task:
         raise ManifestError(
-            f"--classes {classes} is for {other.task} and --label {quoted(label)} gives {table.task}: their "
+            f"--classes {o.classes} is for {other.task} and --label {quoted(o.label)} gives {table.task}: their "
             "targets do not mean the same; label in the same way, or leave --classes out"
         )
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -73,10 +43,22 @@ def make_manifest(
         return splits.split(
             table,
             splitter,
-            max_bad=max_bad,
-            max_pixels=max_pixels,
+            max_bad=o.max_bad,
+            max_pixels=o.max_pixels,
             progress=lambda done, total: bar.update(checking, completed=done, total=total),
         )
+
+
+def _table(source: str, o: IndexOptions) -> sources.Table:
+    """The rows of a folder, or of a list. Raises SourceError for options that are the other's."""
+    if _is_list(source):
+        lists.check_kind(source)
+        _refuse("a folder", source, folders=o.folders, extensions=o.extensions, no_recursive=not o.recursive)
+        return _listed(source, o)
+    for_lists = ("root", "path_column", "folder", "suffix", "separator", "column_names")
+    _refuse("a CSV or table", source, **{name: getattr(o, name) for name in for_lists})
+    kinds = [kind for words in o.extensions for kind in words.split(",")] or sources.IMAGE_EXTENSIONS
+    return sources.from_folder(source, extensions=kinds, folders=o.folders or None, recursive=o.recursive)
 
 
 def described(manifest: Manifest) -> str:
@@ -108,27 +90,19 @@ def _is_list(source: str) -> bool:
         raise SourceError(f"{quoted(source)} cannot be looked at ({quoted(str(error))}): check the path") from error
 
 
-def _listed(
-    source: str,
-    root: str | Path | None,
-    path_column: str | None,
-    folder: str,
-    suffix: str,
-    column_names: Sequence[str],
-    separator: str | None,
-) -> sources.Table:
+def _listed(source: str, o: IndexOptions) -> sources.Table:
     if lists.ending(source) in lists.TEXTS:
         return sources.from_csv(
             source,
-            path_column=path_column,
-            root=root,
-            folder=folder,
-            suffix=suffix,
-            delimiter={"tab": "\t", "\\t": "\t"}.get(separator or "", separator),
-            column_names=[name for words in column_names for name in words.split(",")] or None,
+            path_column=o.path_column,
+            root=o.root,
+            folder=o.folder,
+            suffix=o.suffix,
+            delimiter={"tab": "\t", "\\t": "\t"}.get(o.separator or "", o.separator),
+            column_names=[name for words in o.column_names for name in words.split(",")] or None,
         )
-    _refuse("a CSV", source, column_names=column_names, separator=separator)
-    return sources.from_file(source, path_column=path_column, root=root, folder=folder, suffix=suffix)
+    _refuse("a CSV", source, column_names=o.column_names, separator=o.separator)
+    return sources.from_file(source, path_column=o.path_column, root=o.root, folder=o.folder, suffix=o.suffix)
 
 
 def _refuse(kind: str, source: str, **options: object) -> None:

@@ -8,7 +8,7 @@ Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DAL
 """
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -262,15 +262,31 @@ def from_dict(mapping: Mapping[str, Any], *, source: str = "the job") -> Job:
     return replace(job, augment=replace(job.augment, **preset))
 
 
-def to_toml(job: Job) -> str:
+def to_toml(job: Job, *, brief: bool = False) -> str:
     """`job` as TOML text, every field written but None, and beside [[phases]] what nothing reads there.
 
-    `from_toml` gives back an equal job, if it passes `check`.
+    `from_toml` gives back an equal job, if it passes `check`. brief: only what differs from the defaults, those of the
+    augmentation's preset among them.
     """
     tables = _tables(job)
     if job.phases:
         tables["fit"] = {name: value for name, value in tables["fit"].items() if name not in FIT_ALONE}
+    if brief:
+        default = {**_tables(from_dict({"augment": {"preset": job.augment.preset}})), "phases": ()}
+        default["augment"]["preset"] = Augment.preset
+        tables = _differing(tables, default)
     return tomli_w.dumps(tables)
+
+
+def _differing(table: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """What of nested tables is not as in the other; tables of which nothing is left are left out."""
+    differing = {}
+    for name, value in table.items():
+        known = default.get(name)
+        kept = _differing(value, known) if isinstance(value, Mapping) and isinstance(known, Mapping) else value
+        if kept != known and kept != {}:
+            differing[name] = kept
+    return differing
 
 
 def check(job: Job) -> Job:
@@ -317,18 +333,24 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
 
 
 def override(job: Job, args: list[str]) -> Job:
-    """`job` with command-line flags on top: ["--fit.lr", "1e-6", "1e-4", "--augment.no-flip"]. Phases stay as they are.
+    """`job` with command-line flags on top: ["--fit.lr", "1e-6", "1e-4", "--augment.no-flip"].
 
-    Another preset than the job's replaces what that one set; what the job set itself stays, and flags win.
     Misuse prints its reason on stderr and exits 2; --help prints every field and exits 0.
     """
     import tyro  # 0.1 s that reading a job does not need
 
-    args = _plain_flags(args)
+    return on_top(job, lambda default: tyro.cli(Job, default=default, args=plain_flags(args), prog="thawline"))
+
+
+def on_top(job: Job, flags: Callable[[Job], Job]) -> Job:
+    """`job` with command-line flags on top. Phases stay as they are.
+
+    Another preset than the job's replaces what that one set; what the job set itself stays, and flags win.
+    flags: takes defaults, and gives them with the flags on top.
+    """
 
     def parse(default: Job) -> Job:
-        flags = tyro.cli(Job, default=replace(default, phases=()), args=args, prog="thawline train JOB")
-        return replace(flags, phases=default.phases)
+        return replace(flags(replace(default, phases=())), phases=default.phases)
 
     parsed = parse(job)
     preset = parsed.augment.preset
@@ -340,7 +362,7 @@ def override(job: Job, args: list[str]) -> Job:
     return parse(replace(job, augment=Augment(**{**_preset(preset), **own, "preset": preset})))
 
 
-def _plain_flags(args: list[str]) -> list[str]:
+def plain_flags(args: Sequence[str]) -> list[str]:
     """`--augment.flip` and `--augment.no-flip` with the value that tyro asks for where a field may also be a word."""
     words = {"--augment.flip": ["--augment.flip", "True"], "--augment.no-flip": ["--augment.flip", "False"]}
     plain = list[str]()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
-from cluster.arguments import write
+from cluster.figures import write
 from cluster.storage import write_text
 from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader

@@ -256,7 +256,7 @@ def test_a_folder_can_be_looked_into_in_part(folder: Path, tmp_path: Path) -> No
     shutil.copy(folder / "cat" / "0.png", folder / "0.png")
 
     def paths(**options: object) -> list[str]:
-        made = make_manifest(folder, label=r"path-regex:(\w)\.p", valid="0.5", **options)  # type: ignore[arg-type]
+        made = make_manifest(folder, label=r"path-regex:(\w)\.p", valid="0.5", **options)
         return made.rows["path"].to_pylist()
 
     dogs = [f"dog/{i}.png" for i in (1, 3, 5, 7, 9)]
@@ -298,7 +298,7 @@ def test_words_that_mean_nothing_are_told(
     folder: Path, options: dict[str, str], error: type[DataError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        make_manifest(folder, **options)  # type: ignore[arg-type]
+        make_manifest(folder, **options)
 
 
 def test_words_that_do_not_fit_a_list_are_told(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.arguments import write
+from cluster.figures import write
 from trainer import plots
 from trainer.diagnosis import smooth
 from trainer.errors import RecipeError

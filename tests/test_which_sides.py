@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from cluster import run
-from cluster.arguments import read_job
+from cluster.cli import VERBS
+from cluster.cli_verbs import parse, with_job
 from cluster.errors import JobError, StorageError
 from cluster.index import make_manifest
 from cluster.job import Job, from_toml
@@ -101,7 +102,12 @@ def test_what_is_to_be_indexed_first_is_told(
     (given,) = tmp_path.iterdir()
     for verb in ("train", "show"):
         with pytest.raises(error, match=message):
-            read_job([str(given)], verb)
+            read_job(str(given), verb)
+
+
+def read_job(given: str, verb: str) -> None:
+    words = [verb, given, "--out", "x.png"] if verb == "show" else [verb, given]
+    with_job(parse(VERBS[verb], words), words)
 
 
 def write(file: Path) -> None:
@@ -112,7 +118,7 @@ def write(file: Path) -> None:
 def test_a_name_that_no_file_can_have_is_told() -> None:
     for name in ("a\0b", "x" * 5000):
         with pytest.raises(JobError, match=r"is no name of a file|cannot be read as a job") as caught:
-            read_job([name], "train")
+            read_job(name, "train")
         assert len(str(caught.value)) < 300
 
 
