@@ -25,8 +25,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from cluster.errors import StorageError
-from dataio import files
 from dataio.atomic import whole
+from dataio.root import Root
 
 FILE = "claim.json"
 BEAT_S = 5.0
@@ -59,7 +59,7 @@ class Holder:
 
 @contextmanager
 def claimed(
-    folder: str,
+    root: Root,
     *,
     tell: Callable[[str], None],
     beat_s: float = BEAT_S,
@@ -71,7 +71,7 @@ def claimed(
     sentence, when another start has taken the folder over while this process stood still; it ends the process at once.
     Raises StorageError when somebody else holds it; OSError, pa.ArrowException when the storage refuses.
     """
-    claim = _Claim(folder, beat_s, lost or _end)
+    claim = _Claim(root, beat_s, lost or _end)
     claim.take(tell)
     try:
         claim.begin()
@@ -81,9 +81,9 @@ def claimed(
 
 
 class _Claim:
-    def __init__(self, folder: str, beat_s: float, lost: Callable[[str], None]) -> None:
+    def __init__(self, root: Root, beat_s: float, lost: Callable[[str], None]) -> None:
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        self._folder, self._lost = folder, lost
+        self._root, self._lost = root, lost
         self._mine = Holder(socket.gethostname(), os.getpid(), now, _machine(), uuid.uuid4().hex, beat_s)
         self._fd: int | None = None
         self._ended = threading.Event()
@@ -105,12 +105,12 @@ class _Claim:
         except BaseException:
             with suppress(OSError, pa.ArrowException):  # a full storage: leave nothing half-written
                 if self._fd is not None and self._read() is None:
-                    files.remove(self._folder, FILE)
-                    Path(self._folder).rmdir()
+                    self._root.remove(FILE)
+                    self._root.folder.rmdir()
             self._close()
             raise
         if found is not None:
-            tell(f"{self._folder} was held by {found}, which is gone: taken over")
+            tell(f"{self._root} was held by {found}, which is gone: taken over")
 
     def begin(self) -> None:
         """Beat from now on."""
@@ -125,16 +125,16 @@ class _Claim:
         with suppress(OSError, pa.ArrowException):  # then it is stale, and the next start says so
             found = self._read()
             if found is not None and found.token == self._mine.token:
-                files.remove(self._folder, FILE)
-            if not files.is_remote(self._folder):
-                Path(self._folder).rmdir()  # where nothing was written
+                self._root.remove(FILE)
+            if not self._root.remote:
+                self._root.folder.rmdir()  # where nothing was written
         self._close()
 
     def _lock(self) -> bool:
         """Lock the file; whether the lock speaks for this machine. Raises StorageError where another process has it."""
-        if files.is_remote(self._folder):
+        if self._root.remote:
             return False
-        path = Path(self._folder, FILE)
+        path = self._root.folder / FILE
         _mind_forks()
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ class _Claim:
     def _beats(self, found: Holder, tell: Callable[[str], None]) -> bool:
         """Whether somebody is alive behind a claim."""
         for_s = _MISSED * found.beat_s
-        tell(f"{self._folder} is held by {found}: waiting up to {for_s:.0f} s to see whether that is alive")
+        tell(f"{self._root} is held by {found}: waiting up to {for_s:.0f} s to see whether that is alive")
         until = time.monotonic() + for_s
         while time.monotonic() < until:
             time.sleep(min(1.0, found.beat_s / 2))
@@ -170,7 +170,7 @@ class _Claim:
                 found = self._read()
                 if found is not None and found.token != self._mine.token:
                     self._lost(
-                        f"{self._folder} was taken over by {found}, since this process had stood still: it ends here, "
+                        f"{self._root} was taken over by {found}, since this process had stood still: it ends here, "
                         "so that the two do not write into one another"
                     )
                     return
@@ -178,7 +178,7 @@ class _Claim:
 
     def _read(self) -> Holder | None:
         try:
-            data = files.read(self._folder, FILE)
+            data = self._root.read(FILE)
         except FileNotFoundError:
             return None
         try:
@@ -193,7 +193,7 @@ class _Claim:
         if self._fd is not None:
             os.pwrite(self._fd, data, 0)  # in place: another file would not be the one that is locked
         else:
-            with whole(self._folder, FILE) as sink:
+            with whole(self._root, FILE) as sink:
                 sink.write(data)
 
     def _close(self) -> None:
@@ -204,7 +204,7 @@ class _Claim:
 
     def _taken(self, holder: Holder | None) -> StorageError:
         return StorageError(
-            f"{self._folder} is held by {holder or 'another process'}: two at once would write into one another; wait "
+            f"{self._root} is held by {holder or 'another process'}: two at once would write into one another; wait "
             "for it, stop it, or give another --name"
         )
 

@@ -111,7 +111,7 @@ class Pack(Verb):
     def run(self) -> int:
         """Print the path of the shards' manifest."""
         from cluster.pack import MANIFEST, check_shards, pack_shards
-        from dataio import files
+        from dataio.root import Root
 
         if self.check:
             damages = check_shards(self.manifest, self.dest)
@@ -126,5 +126,5 @@ class Pack(Verb):
             max_bad=self.max_bad,
         )
         say(packed.summary())
-        print(files.below(packed.home, MANIFEST))
+        print(Root.of(packed.home).full(MANIFEST))
         return 0

@@ -48,10 +48,9 @@ class Train(JobVerb):
 
 
 def _print_result(job: Job, result: dict[str, Any], *, already: bool) -> None:
-    from cluster.storage import epochs_of, run_dir
-    from dataio import files
+    from cluster.storage import epochs_of, run_root
 
-    folder = run_dir(job)
+    folder = run_root(job)
     if result["status"] == "stopped":
         say(f"stopped at step {result['steps']}; the same command resumes it")
         return
@@ -60,6 +59,6 @@ def _print_result(job: Job, result: dict[str, Any], *, already: bool) -> None:
         say("\n".join([epochs_of(folder), *result.get("notes", [])]))
     say(
         f"{result['images_per_s']:,.0f} images/s, {result['data_wait_fraction']:.1%} of the time waiting for data, "
-        f"{result['wall_s']:.0f} s in all; see {files.below(folder, 'report.html')}"
+        f"{result['wall_s']:.0f} s in all; see {folder.full('report.html')}"
     )
-    print(as_json({"run": folder, **result["metrics"], "stream_hash": result["stream_hash"]}))
+    print(as_json({"run": folder.text, **result["metrics"], "stream_hash": result["stream_hash"]}))

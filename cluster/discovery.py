@@ -22,8 +22,8 @@ from typing import Any, Self
 
 from cluster.answers import Answers
 from cluster.storage import write_text
-from dataio import files
 from dataio.private import cache_home
+from dataio.root import Root
 
 Entry = dict[str, Any]
 """One of Prometheus' target groups: {"targets": ["host:port"], "labels": {...}}."""
@@ -34,7 +34,7 @@ def targets_file(storage: str | Path, run: str) -> Path:
 
     Of a storage that is a URI: ~/.cache/thawline/targets/RUN.targets.json, or the same below $XDG_CACHE_HOME.
     """
-    if not files.is_remote(str(storage)):
+    if not Root.of(storage).remote:
         return Path(storage) / f"{run}.targets.json"
     return cache_home() / "thawline" / "targets" / f"{run}.targets.json"
 
@@ -58,7 +58,7 @@ def clear_targets(file: str | Path) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    write_text(str(file.parent), file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it
+    write_text(Root.of(file.parent), file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it
 
 
 class Directory:

@@ -81,7 +81,7 @@ def described(manifest: Manifest) -> str:
 
 def _is_list(source: str) -> bool:
     """Whether a source is a file of rows, and no folder: what stands there says so, or in a store the ending."""
-    if files.is_remote(source):
+    if "://" in source:
         return lists.is_known(source)
     path = Path(source).expanduser()
     try:

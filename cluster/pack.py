@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dataio import files
 from dataio.manifest import Manifest
 from dataio.packing import pack, packed_from
+from dataio.root import Root
 from dataio.shards import check
 
 MANIFEST = "manifest.arrow"
@@ -32,10 +32,10 @@ def pack_shards(
 
 def check_shards(manifest: str, dest: str) -> list[str]:
     """What is wrong with the shards of a manifest, a sentence each. Raises DataError when none were packed there."""
-    home = files.normal_root(dest)
-    packed = Manifest.load(files.below(home, MANIFEST))
+    home = Root.of(dest)
+    packed = Manifest.load(home.full(MANIFEST))
     damages = []
-    if packed_from(home) != Manifest.load(manifest).fingerprint():
+    if packed_from(dest) != Manifest.load(manifest).fingerprint():
         damages.append(f"{home} was packed from another manifest than {manifest} is now: pack into another DEST")
     with _bar("checking shards", of_bytes=True) as progress:
         return damages + check(packed, progress=progress)

@@ -17,6 +17,7 @@ from cluster.storage import write_text
 from dataio.explanation import denormalise, grid
 from dataio.loader import ImageLoader
 from dataio.reference import ReferenceEngine
+from dataio.root import Root
 from trainer import plots
 from trainer.diagnosis import diagnose
 from trainer.recorder import metric_names
@@ -24,10 +25,10 @@ from trainer.recorder import metric_names
 _SHOWN = 24
 
 
-def write_report(folder: str, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
+def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
     """Write a run's report.html: the result, the epoch table, curves, what they show, validation images as predicted.
 
-    folder: the run's, or its URI. rows: the recorder's.
+    root: the run's folder. rows: the recorder's.
     outcomes: as Predictions.table makes them, one row a validation image.
     """
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
@@ -44,7 +45,7 @@ def write_report(folder: str, result: dict[str, Any], rows: pa.Table, outcomes: 
         sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    write_text(folder, "report.html", page)
+    write_text(root, "report.html", page)
 
 
 def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:

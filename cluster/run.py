@@ -33,6 +33,7 @@ from dataio import census, files
 from dataio.errors import DataError
 from dataio.loader import ImageLoader, default_threads, loaders, split_loader
 from dataio.mix import Mix
+from dataio.root import Root
 from dataio.spec import ImageSpec
 from dataio.splits import SIDES
 from models.backbones import create, normalisation
@@ -249,9 +250,9 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) ->
 
 def _whose(job: Job, context: RunContext) -> dict[str, object]:
     """What a checkpoint must have in common with this run: settings, and the data that `open_run` found."""
-    folder = files.normal_root(context.run_dir)
-    there = files.listing(folder)
-    data = {"data": files.read(folder, "manifest.hash").decode().strip()} if "manifest.hash" in there else {}
+    folder = Root.of(context.run_dir)
+    there = folder.listing()
+    data = {"data": folder.read("manifest.hash").decode().strip()} if "manifest.hash" in there else {}
     return {**jobs.identity(job), "phases": len(job.phases), **data}
 
 
@@ -348,13 +349,13 @@ def _write_outcome(
 
     Returns a row a validation image, as `Predictions.table` has them; None of a run that was stopped.
     """
-    folder = files.normal_root(run_dir)
+    folder = Root.of(run_dir)
     try:
-        write_parquet(learner.recorder.table(), files.below(folder, "rows.parquet"))
+        write_parquet(learner.recorder.table(), folder.full("rows.parquet"))
         if predictions is None:
             return None
         outcomes = predictions.table(learner.valid.classes)
-        write_parquet(outcomes, files.below(folder, "valid.parquet"))
+        write_parquet(outcomes, folder.full("valid.parquet"))
         write_text(folder, "result.json", as_json(result, indent=2) + "\n")
         return outcomes
     except OSError as error:
@@ -366,7 +367,7 @@ def _write_outcome(
 
 def _picture(run_dir: str | Path, learner: Learner, result: Result, outcomes: pa.Table) -> None:
     """Tell what the curves show, and draw the report. Whatever fails in it, the run has its result already."""
-    folder = files.normal_root(run_dir)
+    folder = Root.of(run_dir)
     assert isinstance(learner.valid, ImageLoader)
     try:
         for line in diagnosis_lines(diagnose(learner.recorder.table())):

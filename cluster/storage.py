@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,6 +29,7 @@ from dataio.atomic import sweep, whole
 from dataio.census import check_sides
 from dataio.errors import SourceError
 from dataio.manifest import Manifest
+from dataio.root import Root
 from dataio.spec import ImageSpec
 
 Result = dict[str, Any]
@@ -38,10 +38,14 @@ Result = dict[str, Any]
 _OTHERWISE = "give another --name, or --fresh, which moves what is there aside"
 
 
+def run_root(job: Job) -> Root:
+    """Where a job's run lies: STORAGE/NAME. Raises SourceError for a URI with a password."""
+    return Root.of(job.storage).child(job.name)
+
+
 def run_dir(job: Job) -> str:
-    """Where a job's run lies: STORAGE/NAME, as dataio.files has roots. Raises SourceError for a URI with a password."""
-    storage = files.normal_root(job.storage)
-    return files.below(storage, quote(job.name) if files.is_remote(storage) else job.name)
+    """`run_root` as a text, for contexts and other processes."""
+    return run_root(job).text
 
 
 def look(job: Job, *, fresh: bool = False) -> Result | None:
@@ -56,9 +60,9 @@ def look(job: Job, *, fresh: bool = False) -> Result | None:
 
 def has_begun(job: Job) -> bool:
     """Whether the run has a checkpoint, so that its settings are known to work. Raises StorageError."""
-    folder = run_dir(job)
+    folder = run_root(job)
     with _refusals(folder):
-        return any(name.startswith("step_") for name in files.listing(files.below(folder, "checkpoints")))
+        return any(name.startswith("step_") for name in folder.child("checkpoints").listing())
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def hold(job: Job, *, fresh: bool = False, tell: Callable[[str], None]) -> Itera
     fresh: move what stands there aside first. tell: takes a sentence on either.
     Raises StorageError when another launch holds the folder, or it cannot be written.
     """
-    folder = run_dir(job)
+    folder = run_root(job)
     with ExitStack() as stack:
         with _refusals(folder):
             stack.enter_context(claim.claimed(folder, tell=tell))
@@ -80,15 +84,15 @@ def hold(job: Job, *, fresh: bool = False, tell: Callable[[str], None]) -> Itera
 
 def _move_aside(job: Job, tell: Callable[[str], None]) -> None:
     """Put all but the claim into a folder beside, named by the date. Raises OSError."""
-    folder = run_dir(job)
-    names = [name for name in files.listing(folder) if name != claim.FILE]
+    folder = run_root(job)
+    names = [name for name in folder.listing() if name != claim.FILE]
     if not names:
         return
-    dest = run_dir(replace(job, name=f"{job.name}.{datetime.now():%Y-%m-%d_%H%M%S}"))
+    dest = run_root(replace(job, name=f"{job.name}.{datetime.now():%Y-%m-%d_%H%M%S}"))
     # A kill in between leaves no result without its settings, nor checkpoints without their manifest's hash.
     last = ("checkpoints", "manifest.hash", "job.toml")
     for name in sorted(names, key=lambda name: (last.index(name) + 1 if name in last else 0, name != "result.json")):
-        files.move(folder, name, dest)
+        folder.move(name, dest)
     tell(f"what was in {folder} is now in {dest}")
 
 
@@ -102,7 +106,7 @@ class _Found(NamedTuple):
 
 def _look(job: Job, *, fresh: bool) -> tuple[Result | None, str]:
     """`look`'s answer, and unless it is a result, the fingerprints of the job's manifests."""
-    folder = run_dir(job)
+    folder = run_root(job)
     found = _Found(job, None, "") if fresh else _read(job, folder)
     _check_settings(folder, found, job)
     if found.result is not None:
@@ -128,42 +132,42 @@ def _look(job: Job, *, fresh: bool) -> tuple[Result | None, str]:
     return None, fingerprint
 
 
-def _check_weights(folder: str, result: Result) -> None:
+def _check_weights(folder: Root, result: Result) -> None:
     """Raises StorageError where the checkpoint that a result describes is not there, while another is."""
     step = result.get("steps")
     described = result.get("checkpoint") or (f"checkpoints/step_{step:08d}" if isinstance(step, int) else "")
     with _refusals(folder):
-        there = [name for name in files.listing(files.below(folder, "checkpoints")) if name.startswith("step_")]
-    if described and there and files.last(described) not in there:
+        there = [name for name in folder.child("checkpoints").listing() if name.startswith("step_")]
+    if described and there and described.rpartition("/")[2] not in there:
         raise StorageError(
             f"{folder}/result.json describes the weights of {described}, which is not there (the newest is "
             f"{max(there)}): it would be taken for theirs; remove result.json, and the same command goes on from there"
         )
 
 
-def _read(job: Job, folder: str) -> _Found:
+def _read(job: Job, folder: Root) -> _Found:
     """What stands in the folder. Raises StorageError."""
     with _refusals(folder):
-        there = files.listing(folder)
+        there = folder.listing()
         if not ("result.json" in there or has_begun(job)):
             return _Found(job, None, "")
         known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
         result = _parsed(folder, "result.json", _as_result) if "result.json" in there else None
         # What was written over it is no text perhaps, and no fingerprint: the data are then others.
-        hashed = files.read(folder, "manifest.hash") if "manifest.hash" in there else b""
+        hashed = folder.read("manifest.hash") if "manifest.hash" in there else b""
         fingerprint = hashed.decode(errors="backslashreplace").strip()
-    before = job if known is None else jobs.from_dict(known, source=files.below(folder, "job.toml"))
+    before = job if known is None else jobs.from_dict(known, source=folder.full("job.toml"))
     return _Found(before, result, fingerprint)
 
 
-def _check_settings(folder: str, found: _Found, job: Job) -> None:
+def _check_settings(folder: Root, found: _Found, job: Job) -> None:
     different = jobs.differences(found.job, job)
     if different:
         mixed = "going on would mix the two" if found.result is None else "its result is not this job's"
         raise StorageError(f"{folder} holds a run with other settings ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
 
 
-def _check_data(folder: str, found: _Found, job: Job, fingerprint: str) -> None:
+def _check_data(folder: Root, found: _Found, job: Job, fingerprint: str) -> None:
     """Raises StorageError unless the run in the folder was on data with this fingerprint."""
     if found.fingerprint in ("", fingerprint):
         return
@@ -188,9 +192,9 @@ def _other(what: str, before: str, now: str) -> str:
 def _data_gone(before: Job, job: Job) -> bool:
     """Whether the run's own manifests are not there any more, so that nothing can be compared. Raises StorageError."""
     names = [(job.manifest, before.manifest), (job.data.valid, before.data.valid)]
-    with _refusals(run_dir(job)):
+    with _refusals(run_root(job)):
         return all(now == was for now, was in names) and any(
-            files.missing(files.above(name), [files.last(name)]) for name, _ in names if name
+            root.missing([name]) for root, name in (Root.holding(now) for now, _ in names if now)
         )
 
 
@@ -198,15 +202,15 @@ def _fingerprint(manifests: Iterable[Manifest | None]) -> str:
     return " ".join(manifest.fingerprint() for manifest in manifests if manifest)
 
 
-def epochs_of(folder: str) -> str:
+def epochs_of(folder: Root) -> str:
     """The epoch table of a run that has finished, or a sentence where its rows cannot be read."""
     from cluster.console import epoch_table  # with rich, which looking needs not
 
     try:
-        return epoch_table(files.as_table(files.read(folder, "rows.parquet")).to_pylist())
+        return epoch_table(files.as_table(folder.read("rows.parquet")).to_pylist())
     except (OSError, pa.ArrowException, SourceError, KeyError, TypeError, ValueError) as error:
         why = files.why_refused(error)
-        return f"{files.below(folder, 'rows.parquet')} cannot be read ({why}): the result stands without its epochs"
+        return f"{folder.full('rows.parquet')} cannot be read ({why}): the result stands without its epochs"
 
 
 def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
@@ -238,7 +242,7 @@ def open_run(
 
     holding: what shall hold the folder, see `hold`; None where whoever started this process does.
     """
-    folder = run_dir(job)
+    folder = run_root(job)
     finished, fingerprint = _look(job, fresh=fresh)
     if finished is not None:
         return finished
@@ -276,30 +280,30 @@ def _as_result(text: str) -> Result:
     return told
 
 
-def _parsed(folder: str, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def _parsed(folder: Root, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """What a file of the run says. Raises StorageError when it cannot be understood; OSError."""
     try:
-        told = parse(files.read(folder, name).decode())
+        told = parse(folder.read(name).decode())
         if not isinstance(told, dict):
             raise ValueError(f"it holds a {type(told).__name__}")
         return told
     except (ValueError, RecursionError) as error:
         raise StorageError(
-            f"{files.below(folder, name)} cannot be understood ({error}): what runs there is not known; {_OTHERWISE}"
+            f"{folder.full(name)} cannot be understood ({error}): what runs there is not known; {_OTHERWISE}"
         ) from error
 
 
-def _check_writable(folder: str) -> None:
+def _check_writable(folder: Root) -> None:
     """Raises PermissionError. What a store lets one write is found out by writing."""
-    if files.is_remote(folder):
+    if folder.remote:
         return
-    standing = next(place for place in (Path(folder), *Path(folder).parents) if place.exists())
+    standing = next(place for place in (folder.folder, *folder.folder.parents) if place.exists())
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         raise PermissionError(f"{standing} is no folder that this user may write")
 
 
 @contextmanager
-def _refusals(folder: str) -> Iterator[None]:
+def _refusals(folder: Root) -> Iterator[None]:
     try:
         yield
     except (OSError, SourceError, pa.ArrowException) as error:
@@ -316,7 +320,7 @@ def image_spec(job: Job) -> ImageSpec:
     return ImageSpec(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
-def write_text(folder: str, name: str, text: str) -> None:
+def write_text(root: Root, name: str, text: str) -> None:
     """Replace a small file as a whole. Raises OSError."""
-    with whole(folder, name) as sink:
+    with whole(root, name) as sink:
         sink.write(text.encode())

@@ -11,11 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow as pa
 import xxhash
 
-from dataio import files
+from dataio.root import Root
 
 
 class Sink(io.RawIOBase):
@@ -38,27 +39,49 @@ class Sink(io.RawIOBase):
 
 
 @contextmanager
-def whole(dest: str, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) -> Iterator[Sink]:
-    """Where to write a file that appears in `dest` when the block has ended well, and not before; else not at all.
+def whole(root: Root, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) -> Iterator[Sink]:
+    """Where to write a file that appears in `root` when the block has ended well, and not before; else not at all.
 
     A folder that is missing is made. digest: makes the hash, as hashlib's and xxhash's constructors do.
     """
-    filesystem, base = files.open_root(dest)
-    at_once = filesystem.type_name in files.OBJECT_STORES  # elsewhere a file is moved into place
-    # Another writer may be at the same file.
-    temporary = f"{base}/{name}" if at_once else f"{base}/.{name}.{uuid.uuid4().hex[:12]}.tmp"
-    if not files.is_remote(dest):
-        _make_folder(Path(base))
-    elif not at_once:
+    with _in_store(root, name) if root.remote else _in_folder(root.folder, name) as out:
+        yield Sink(out, digest())
+
+
+@contextmanager
+def _in_folder(folder: Path, name: str) -> Iterator[IO[bytes]]:
+    _make_folder(folder)
+    temporary = folder / f".{name}.{uuid.uuid4().hex[:12]}.tmp"  # another writer may be at the same file
+    out = temporary.open("xb")
+    alive = _lock(str(temporary))
+    try:
+        yield out
+        out.close()
+        _sync(str(temporary))
+        temporary.replace(folder / name)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    finally:
+        if alive is not None:
+            os.close(alive)
+    _sync(str(folder))
+
+
+@contextmanager
+def _in_store(root: Root, name: str) -> Iterator[pa.NativeFile]:
+    filesystem, base = root.opened
+    temporary = f"{base}/{name}" if root.at_once else f"{base}/.{name}.{uuid.uuid4().hex[:12]}.tmp"
+    if not root.at_once:
         filesystem.create_dir(base, recursive=True)
     out = filesystem.open_output_stream(temporary)
-    alive = None if files.is_remote(dest) else _lock(temporary)
     try:
-        yield Sink(out, digest())
+        yield out
         out.close()
-        if not files.is_remote(dest):
-            _sync(temporary)
-        if not at_once:
+        if not root.at_once:
             filesystem.move(temporary, f"{base}/{name}")
     except BaseException:
         with contextlib.suppress(OSError):
@@ -66,18 +89,13 @@ def whole(dest: str, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) 
         with contextlib.suppress(OSError):
             filesystem.delete_file(temporary)
         raise
-    finally:
-        if alive is not None:
-            os.close(alive)
-    if not files.is_remote(dest):
-        _sync(base)
 
 
-def sweep(dest: str, *, of: str | None = None) -> None:
+def sweep(root: Root, *, of: str | None = None) -> None:
     """Remove from a local folder what writers that were killed have left, of one file or of all. Raises OSError."""
-    if files.is_remote(dest):
+    if root.remote:
         return
-    for left in Path(dest).glob(".*.tmp" if of is None else f".{glob.escape(of)}.*.tmp"):
+    for left in root.folder.glob(".*.tmp" if of is None else f".{glob.escape(of)}.*.tmp"):
         if (fd := _lock(str(left))) is not None:
             left.unlink(missing_ok=True)
             os.close(fd)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import xxhash
 
-from dataio import files
 from dataio.errors import ShardError
 from dataio.manifest import Shard
 from dataio.private import cache_home
+from dataio.root import Root
 
 _WAITS_S = (0.2, 1.0, 4.0)
 _THREADS = 4  # shards at a time: one connection rarely fills a link
@@ -59,7 +59,7 @@ def default_folder() -> Path:
 
 
 def hold(
-    home: str,
+    home: Root,
     shards: Sequence[Shard],
     *,
     folder: str | Path | None = None,
@@ -183,7 +183,7 @@ def locked(file: Path) -> Iterator[None]:
 class _Fetching:
     """One process's share of bringing the shards, and how far it is."""
 
-    def __init__(self, home: str, shards: Sequence[Shard], paths: Sequence[Path], progress: Progress | None) -> None:
+    def __init__(self, home: Root, shards: Sequence[Shard], paths: Sequence[Path], progress: Progress | None) -> None:
         self._home, self._shards, self._paths, self._progress = home, shards, paths, progress
         self._total = sum(shard.bytes for shard in shards)
         self._done = [0] * len(shards)
@@ -225,7 +225,7 @@ class _Fetching:
                     raise
                 if wait_s is None or self._stopped.is_set() or isinstance(error, FileNotFoundError):
                     raise ShardError(
-                        f"{files.below(self._home, shard.name)} cannot be fetched ({error}): its {shard.rows:,} "
+                        f"{self._home.full(shard.name)} cannot be fetched ({error}): its {shard.rows:,} "
                         "samples would be missing; check the network and start again, or, if it is damaged there, "
                         "pack again"
                     ) from error
@@ -234,10 +234,9 @@ class _Fetching:
     def _attempt(self, k: int) -> None:
         shard, path = self._shards[k], self._paths[k]
         part = path.with_suffix(".arrow.part")
-        filesystem, base = files.open_root(self._home)
         digest, done = xxhash.xxh3_128(), 0
         try:
-            with filesystem.open_input_stream(f"{base}/{shard.name}") as source, part.open("wb") as out:
+            with self._home.stream(shard.name) as source, part.open("wb") as out:
                 while len(chunk := source.read_buffer(_CHUNK_BYTES)) and done <= shard.bytes:
                     if self._stopped.is_set():
                         raise _BrokenError("interrupted")

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from dataio import files
 from dataio.errors import SourceError, quoted
+from dataio.root import Root
 
 _SYSTEMS = frozenset(
     (
@@ -43,20 +43,20 @@ class Found:
         return f"WARNING: skipped {' and '.join(parts)}: nothing in them is indexed" if parts else ""
 
 
-def look(root: str, *, endings: tuple[str, ...], recursive: bool) -> Found:
-    """All files below a root, as dataio.files has roots; `endings` are those of images.
+def look(root: Root, *, endings: tuple[str, ...], recursive: bool) -> Found:
+    """All files below a root; `endings` are those of images.
 
     A folder that two names lead to is listed once, under its own name if that is below the root.
 
     Raises: SourceError for a root that is missing, is a file, or cannot be listed.
     """
-    return _remote(root, endings) if files.is_remote(root) else _local(Path(root), endings, recursive=recursive)
+    return _remote(root, endings) if root.remote else _local(root.folder, endings, recursive=recursive)
 
 
-def _remote(root: str, endings: tuple[str, ...]) -> Found:
+def _remote(root: Root, endings: tuple[str, ...]) -> Found:
     found, folders = Found(), set[str]()
     try:
-        names = [name for name, _ in files.names_below(root)]
+        names = [name for name, _ in root.walk()]
     except FileNotFoundError as error:
         raise SourceError(f"{root} does not exist: there is nothing to list; check the URI") from error
     except OSError as error:

@@ -19,6 +19,7 @@ from pyarrow import csv, json
 
 from dataio import files
 from dataio.errors import SourceError, quoted
+from dataio.root import Root
 
 TEXTS, JSONS, TABLES = (".csv", ".tsv"), (".jsonl", ".ndjson"), (".parquet", ".arrow", ".feather")
 """What lists of images end in, each also with .gz behind it."""
@@ -58,20 +59,11 @@ def check_kind(file: str | Path) -> None:
         )
 
 
-def place(file: str | Path) -> tuple[str, str]:
-    """The root of a file's folder, and its name in there."""
-    text = str(file)
-    if not files.is_remote(text):
-        path = Path(text).expanduser()
-        return files.normal_root(path.parent), path.name
-    return files.normal_root(files.above(text)), files.last(text)
-
-
-def contents(home: str, name: str, kind: str) -> pa.Buffer:
+def contents(home: Root, name: str, kind: str) -> pa.Buffer:
     """A file's bytes, unpacked if they are gzipped; a local one is mapped. Raises SourceError."""
-    where = files.below(home, name)
+    where = home.full(name)
     try:
-        data = _mapped(where) if not files.is_remote(home) else pa.py_buffer(files.read(home, name))
+        data = home.buffer(name)
         if data[:2].to_pybytes() == b"\x1f\x8b":
             data = _unpacked(data, where)
     except FileNotFoundError as error:
@@ -97,11 +89,6 @@ def _unpacked(data: pa.Buffer, where: str) -> pa.Buffer:
             "fill the memory; check what it is"
         )
     return pa.py_buffer(plain)
-
-
-def _mapped(where: str) -> pa.Buffer:
-    size = files.check_regular(where).st_size
-    return pa.memory_map(where).read_buffer() if size else pa.py_buffer(b"")
 
 
 # CSV ------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from dataio.keypoints import Pairs, check_pairs
 from dataio.labels import LABEL_TYPES
 from dataio.outputs import KEY, check_output
 from dataio.part import Part, holds
+from dataio.root import Root
 
 VERSION = 2
 _ARROW_MAGIC = b"ARROW1"
@@ -79,7 +80,7 @@ class Manifest:
         Raises: ManifestError when the file cannot be written, or is there and no manifest.
         """
         check_output(file)
-        rows, name = _in_order(self.rows), _full(file)
+        rows, (root, name) = _in_order(self.rows), _place(file)
         about = {
             "version": VERSION,
             "task": self.task,
@@ -93,10 +94,8 @@ class Manifest:
         about["checksum"] = integrity.checksum(rows, about)
         rows = rows.replace_schema_metadata({KEY: json.dumps(about)})
         try:
-            if not files.is_remote(name):
-                Path(name).parent.mkdir(parents=True, exist_ok=True)
-            sweep(files.above(name), of=files.last(name))
-            with whole(files.above(name), files.last(name)) as sink:
+            sweep(root, of=name)
+            with whole(root, name) as sink:
                 if name.endswith(".parquet"):
                     pq.write_table(rows, sink, compression="zstd")
                 else:
@@ -133,12 +132,12 @@ class Manifest:
             ) from error
         manifest = cls(
             _in_order(rows),
-            files.normal_root(about["root"] if root is None else root),
+            Root.of(about["root"] if root is None else root).text,
             about["task"],
             tuple(about["classes"]),
             tuple(about["values"]),
             tuple(Shard(**shard) for shard in about["shards"]),
-            files.above(_full(file)),
+            _place(file)[0].text,
             _pairs(about, file),
         )
         _check(manifest, about, rows, file)
@@ -175,12 +174,12 @@ class Manifest:
         Raises: ManifestError naming how many are missing, the first three, and what to do.
         """
         if self.shards:
-            names, root = [shard.name for shard in self.shards], self.home
+            names, root = [shard.name for shard in self.shards], Root.of(self.home)
         else:
             usable = np.flatnonzero(self.usable())
             sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), most)).round().astype(np.int64)]
-            names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), self.root
-        missing = files.missing(root, names)
+            names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), Root.of(self.root)
+        missing = root.missing(names)
         if len(missing) > (0 if self.shards else math.ceil(allowed * len(names))):
             named = ", ".join(map(quoted, missing[:3]))
             of = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files looked at (of {len(usable)})"
@@ -351,8 +350,9 @@ def _equals(column: pa.ChunkedArray, word: str) -> NDArray[np.bool_]:
     return holds(column.chunk(0), word) if column.num_chunks else np.zeros(0, np.bool_)
 
 
-def _full(file: str | Path) -> str:
-    return str(file) if files.is_remote(str(file)) else Path(file).expanduser().resolve().as_posix()
+def _place(file: str | Path) -> tuple[Root, str]:
+    """The root of a manifest's file, and its name there; behind a link, of what it leads to."""
+    return Root.holding(file if "://" in str(file) else Path(file).expanduser().resolve())
 
 
 def _write_arrow(rows: pa.Table, sink: Any) -> None:
@@ -364,10 +364,9 @@ def _write_arrow(rows: pa.Table, sink: Any) -> None:
 def _open(file: str | Path) -> pa.Table:
     """The table, validated in full: one wrong offset, and Arrow would read memory that is not the table's."""
     try:
-        if files.is_remote(str(file)):
-            filesystem, path = files.open_root(str(file))
-            with filesystem.open_input_file(path) as stream:
-                source = pa.BufferReader(stream.read_buffer())
+        root, name = _place(file)
+        if root.remote:
+            source = pa.BufferReader(root.buffer(name))
         else:
             file = Path(file).expanduser()
             if file.is_dir() or (file.is_file() and lists.ending(file) in (*lists.TEXTS, *lists.JSONS)):

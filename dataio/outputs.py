@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from dataio import files
 from dataio.errors import ManifestError, quoted
+from dataio.root import Root
 
 KEY = b"thawline"
 """What the metadata of a manifest's table has an entry for."""
@@ -45,7 +43,7 @@ def check_output(file: str | Path, *, read: Sequence[str | Path] = ()) -> None:
         raise ManifestError(
             f"{file} exists and is no thawline manifest: it is not written over; give another name, or move it away"
         )
-    if not files.is_remote(str(file)):
+    if "://" not in str(file):
         above = Path(file).expanduser().absolute().parent
         standing = next(place for place in (above, *above.parents) if os.path.lexists(place))
         if not (standing.is_dir() and os.access(standing, os.W_OK)):
@@ -57,14 +55,8 @@ def check_output(file: str | Path, *, read: Sequence[str | Path] = ()) -> None:
 def is_manifest(file: str | Path) -> bool:
     """Whether a file of this machine or a store says that it is a manifest; not whether it is whole."""
     try:
-        if files.is_remote(str(file)):
-            filesystem, name = files.open_root(str(file))
-            with filesystem.open_input_file(name) as stream:
-                return KEY in (_schema(stream).metadata or {})
-        path = Path(file).expanduser()
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with pa.OSFile(str(path)) as stream:
+        root, name = Root.holding(file)
+        with root.open(name) as stream:
             return KEY in (_schema(stream).metadata or {})
     except (pa.ArrowException, OSError, ValueError):
         return False
@@ -77,17 +69,15 @@ def _schema(stream: pa.NativeFile) -> pa.Schema:
 
 
 def _lies_there(file: str | Path) -> bool:
-    if not files.is_remote(str(file)):
-        return os.path.lexists(Path(file).expanduser())
-    filesystem, path = files.open_root(str(file))
+    root, name = Root.holding(file)
     try:
-        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+        return root.exists(name)
     except OSError:  # a store that does not tell is asked again by writing
         return False
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
-    if files.is_remote(str(one)) or files.is_remote(str(other)):
+    if "://" in str(one) or "://" in str(other):
         return str(one) == str(other)
     try:
         return Path(one).expanduser().samefile(Path(other).expanduser())

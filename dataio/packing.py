@@ -18,12 +18,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataio import files
 from dataio.atomic import sweep, whole
 from dataio.cores import usable_cores
 from dataio.errors import EngineError, ManifestError, QuarantineError, ShardError
@@ -32,6 +30,7 @@ from dataio.manifest import Manifest, Shard, build, columns
 from dataio.part import Part, Rows
 from dataio.readers import Reader, transcode
 from dataio.reference import decode
+from dataio.root import Root
 from dataio.shards import hashed, open_reader, schema
 from dataio.work import read_ahead
 
@@ -97,35 +96,35 @@ def pack(
     something else or cannot be written; ManifestError when the images were never verified.
     """
     _check_options(shard_bytes, max_side_px, quality)
-    dest = files.normal_root(dest)
+    place = Root.of(dest)
     how = _How(manifest.fingerprint(), shard_bytes, max_side_px, quality)
     bounds = _bounds(manifest, how)
     try:
-        journal = _open_dest(dest, how)
-        sweep(dest)
-        packer = _Packer(manifest, dest, how, open_reader(manifest), threads, max_bad, progress, journal)
+        journal = _open_dest(place, how)
+        sweep(place)
+        packer = _Packer(manifest, place, how, open_reader(manifest), threads, max_bad, progress, journal)
         try:
             for k, (first, rows) in enumerate(bounds):
                 packer.shard(f"shard-{k:05}.arrow", first, rows)
         finally:
             packer.reader.close()
         packed = packer.manifest_of_all()
-        packed.save(files.below(dest, "manifest.arrow"))
+        packed.save(place.full("manifest.arrow"))
         return packed
     except OSError as error:
         raise ShardError(
-            f"{dest} cannot be written ({error.strerror or error}): what stands there is whole; make room, or allow "
+            f"{place} cannot be written ({error.strerror or error}): what stands there is whole; make room, or allow "
             "writing, and give the same command again, which goes on"
         ) from error
 
 
 def packed_from(dest: str | Path) -> str:
     """The fingerprint of the manifest whose files are in `dest`. Raises ShardError when that was not packed there."""
-    dest = files.normal_root(dest)
+    place = Root.of(dest)
     try:
-        return str(parsed(files.read(dest, _JOURNAL))["how"]["fingerprint"])
+        return str(parsed(place.read(_JOURNAL))["how"]["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"nothing was packed into {dest}: there is nothing to check; check the path") from error
+        raise ShardError(f"nothing was packed into {place}: there is nothing to check; check the path") from error
 
 
 def _check_options(shard_bytes: int, max_side_px: int | None, quality: int) -> None:
@@ -171,7 +170,7 @@ class _Packer:
     def __init__(
         self,
         manifest: Manifest,
-        dest: str,
+        dest: Root,
         how: _How,
         reader: Reader,
         threads: int | None,
@@ -268,7 +267,7 @@ class _Packer:
         if "status" not in sample.changed:
             return
         name = self.manifest.rows["path"][row].as_py()
-        self.bad.append(f"{files.below(self.manifest.root, name)}: {sample.changed['status']}")
+        self.bad.append(f"{Root.of(self.manifest.root).full(name)}: {sample.changed['status']}")
         if len(self.bad) > self.allowed:
             raise QuarantineError(
                 f"{len(self.bad)} files cannot be packed ({'; '.join(self.bad[:3])}), more than the {self.allowed} "
@@ -281,7 +280,7 @@ class _Packer:
         rows = pa.concat_tables(self.tables).select(self.names) if self.tables else old.rows
         columns_by_name = {name: rows[name] for name in self.names}
         packed = build(columns_by_name, root=old.root, task=old.task, classes=old.classes, values=old.values)
-        return replace(packed, shards=tuple(self.done), home=self.dest, swap=old.swap)
+        return replace(packed, shards=tuple(self.done), home=self.dest.text, swap=old.swap)
 
     def _tell(self) -> None:
         if self.progress is not None:
@@ -336,26 +335,19 @@ def _batch(rows: pa.Table, samples: list[_Sample], layout: pa.Schema) -> pa.Reco
 # What stands in DEST --------------------------------------------------------------------------------------
 
 
-def _open_dest(dest: str, how: _How) -> dict[str, dict[str, Any]]:
+def _open_dest(dest: Root, how: _How) -> dict[str, dict[str, Any]]:
     """What the journal says of the shards there, by name. Raises ShardError when something else lies there."""
-    filesystem, base = files.open_root(dest)
-    there = [
-        info.base_name
-        for info in filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True))
-        if not info.base_name.startswith(".")
-    ]
+    there = [name for name in dest.listing() if not name.startswith(".")]
     if _JOURNAL not in there:
         if there:
             raise ShardError(
                 f"{dest} holds {len(there)} other files or folders ({', '.join(sorted(there)[:3])}): shards go into a "
                 "place of their own; give another DEST"
             )
-        if not files.is_remote(dest):
-            Path(dest).mkdir(parents=True, exist_ok=True)
         _write_journal(dest, how, {})
         return {}
     try:
-        journal = parsed(files.read(dest, _JOURNAL))
+        journal = parsed(dest.read(_JOURNAL))
         other = sorted(name for name, value in asdict(how).items() if journal["how"].get(name) != value)
         for shard in journal["shards"]:
             check_shard(shard)
@@ -368,24 +360,21 @@ def _open_dest(dest: str, how: _How) -> dict[str, dict[str, Any]]:
     return shards
 
 
-def _stands(dest: str, known: dict[str, Any]) -> bool:
+def _stands(dest: Root, known: dict[str, Any]) -> bool:
     """Whether a shard is there as it was made; one in an object store is looked at, not fetched."""
-    filesystem, base = files.open_root(dest)
-    if filesystem.get_file_info(f"{base}/{known['name']}").size != known["bytes"]:
+    if dest.size(known["name"]) != known["bytes"]:
         return False
-    return files.is_remote(dest) or hashed(dest, known["name"]) == (known["bytes"], known["hash"])
+    return dest.remote or hashed(dest, known["name"]) == (known["bytes"], known["hash"])
 
 
-def _write_journal(dest: str, how: _How, journal: dict[str, dict[str, Any]]) -> None:
+def _write_journal(dest: Root, how: _How, journal: dict[str, dict[str, Any]]) -> None:
     shards = sorted(journal.values(), key=lambda shard: int(shard["first"]))
     with whole(dest, _JOURNAL) as sink:
         sink.write(json.dumps({"how": asdict(how), "shards": shards}, indent=1).encode())
 
 
-def _columns_of(dest: str, name: str, names: list[str]) -> pa.Table:
+def _columns_of(dest: Root, name: str, names: list[str]) -> pa.Table:
     """A shard without its bytes, which are not read."""
-    filesystem, base = files.open_root(dest)
     options = pa.ipc.IpcReadOptions(included_fields=list(range(len(names))))
-    path = f"{base}/{name}"
-    with filesystem.open_input_file(path) if files.is_remote(dest) else pa.memory_map(path) as file:
+    with dest.open(name) as file:
         return pa.ipc.open_file(file, options=options).read_all().replace_schema_metadata(None)

@@ -1,6 +1,6 @@
 """How do a sample's bytes reach memory, and are they what was indexed? Loose files here; packed ones in shards.py.
 
-What is no regular file of the size that was indexed is not read at all (files.read). What is read is hashed (10 GB/s,
+What is no regular file of the size that was indexed is not read at all (Root.read). What is read is hashed (10 GB/s,
 microseconds a photo) and compared with the manifest: what was cut short or replaced since is found before a decoder
 sees it, and told to the loader as a reason. Raised is only what is no file's fault: ResourceError.
 """
@@ -21,6 +21,7 @@ from dataio.errors import EngineError
 from dataio.part import Rows
 from dataio.pictures import MOST_BYTES
 from dataio.reference import decode
+from dataio.root import Root
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,17 @@ class Reader(Protocol):
 class FileReader:
     """One file an image, below a folder or a URI."""
 
-    root: str
+    root: Root
     masks: bool = False
 
     @property
     def threads(self) -> int:
         """More for a store over the network, where a read waits tens of milliseconds."""
-        return 16 if files.is_remote(self.root) else 1
+        return 16 if self.root.remote else 1
 
     def where(self, rows: Rows, i: int) -> str:
         """The file's full name."""
-        return files.below(self.root, rows.paths[i])
+        return self.root.full(rows.paths[i])
 
     def read(self, rows: Rows, i: int) -> Encoded | Reason:
         """The file's bytes, and its mask's; or the reason in a few words."""
@@ -84,7 +85,7 @@ class FileReader:
 
     def _file(self, name: str, expected: int, size: int | None = None) -> NDArray[np.uint8] | Reason:
         try:
-            data = files.read(self.root, name, size=size, most=MOST_BYTES)
+            data = self.root.read(name, size=size, most=MOST_BYTES)
         except OSError as error:
             return files.why_unreadable(error)
         if expected and xxhash.xxh3_64_intdigest(data) != expected:

@@ -32,6 +32,7 @@ from dataio.integrity import parsed
 from dataio.manifest import Manifest, columns
 from dataio.part import Rows
 from dataio.readers import Encoded, FileReader, Reader, Reason, for_engines
+from dataio.root import Root
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
@@ -65,10 +66,11 @@ def open_reader(
     Raises: ShardError for shards that are missing, not what was packed, another pack's, or that the cache cannot hold.
     """
     if not manifest.shards:
-        return FileReader(manifest.root, masks=manifest.task == "mask")
-    if not files.is_remote(manifest.home):
-        return ShardReader(manifest, [Path(files.below(manifest.home, shard.name)) for shard in manifest.shards])
-    held = caches.hold(manifest.home, manifest.shards, folder=cache, limit_gib=cache_gib, progress=progress)
+        return FileReader(Root.of(manifest.root), masks=manifest.task == "mask")
+    home = Root.of(manifest.home)
+    if not home.remote:
+        return ShardReader(manifest, [home.folder / shard.name for shard in manifest.shards])
+    held = caches.hold(home, manifest.shards, folder=cache, limit_gib=cache_gib, progress=progress)
     try:
         return ShardReader(manifest, held.paths, release=held.release, remedy="remove it, to have it fetched again")
     except BaseException:
@@ -292,6 +294,7 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
     """
     if not manifest.shards:
         raise ShardError("the manifest has no shards: there is nothing to check; pack it with thawline pack")
+    home = Root.of(manifest.home)
     total, before, damaged = sum(shard.bytes for shard in manifest.shards), 0, []
 
     def tell(size: int) -> None:
@@ -299,9 +302,9 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
             progress(before + min(size, shard.bytes), total)
 
     for shard in manifest.shards:
-        name, size, digest, found = files.below(manifest.home, shard.name), 0, "", ""
+        name, size, digest, found = home.full(shard.name), 0, "", ""
         try:
-            size, digest = hashed(manifest.home, shard.name, tell=tell)
+            size, digest = hashed(home, shard.name, tell=tell)
         except OSError as error:
             found = files.why_unreadable(error)
         if not found and size != shard.bytes:
@@ -315,13 +318,10 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
     return damaged
 
 
-def hashed(root: str, name: str, *, tell: Callable[[int], None] = lambda size: None) -> tuple[int, str]:
+def hashed(root: Root, name: str, *, tell: Callable[[int], None] = lambda size: None) -> tuple[int, str]:
     """Bytes and xxh3_128 of a file below a root; `tell` hears how many are read. Raises OSError."""
-    filesystem, base = files.open_root(root)
-    if not files.is_remote(root):
-        files.check_regular(f"{base}/{name}")
     digest, size = xxhash.xxh3_128(), 0
-    with filesystem.open_input_stream(f"{base}/{name}") as source:
+    with root.stream(name) as source:
         while len(chunk := source.read_buffer(_CHUNK_BYTES)):
             digest.update(chunk)
             size += len(chunk)

@@ -7,7 +7,6 @@ machine, since the row number becomes the sample's id, and all randomness is a f
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 from collections import Counter
@@ -19,11 +18,11 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from dataio import files
 from dataio.errors import SourceError, listed, quoted
 from dataio.folders import look
 from dataio.keypoints import Pairs
-from dataio.lists import JSONS, contents, csv_rows, ending, json_rows, place, table_rows, usual_separator
+from dataio.lists import JSONS, contents, csv_rows, ending, json_rows, table_rows, usual_separator
+from dataio.root import Root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +81,7 @@ def from_folder(
 
     Raises: SourceError for a missing folder, one without images, or one that cannot be read.
     """
-    root = files.normal_root(folder)
+    root = Root.of(folder)
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
     found = look(root, endings=endings, recursive=recursive)
     names = found.names if recursive else [name for name in found.names if "/" not in name]
@@ -92,13 +91,13 @@ def from_folder(
     images = sorted(name for name in names if name.lower().endswith(endings))
     others = [name for name in names if not name.lower().endswith(endings)]
     if not images:
-        where = root if folders is None else f"{listed(folders)} of {root}"
+        where = root.text if folders is None else f"{listed(folders)} of {root}"
         raise SourceError(
             f"no images in {where}: it holds {len(names)} other files{f' ({_endings(others)})' if others else ''}; "
             f"give a folder with files that end in {' '.join(map(quoted, endings[:20]))}"
         )
     notes = (found.note(), _left_out(others, images, loud=tuple(extensions) == IMAGE_EXTENSIONS))
-    return Table(pa.table({"path": _strings(images)}), root, notes=tuple(filter(None, notes)))
+    return Table(pa.table({"path": _strings(images)}), root.text, notes=tuple(filter(None, notes)))
 
 
 def _left_out(others: list[str], images: list[str], *, loud: bool) -> str:
@@ -140,7 +139,7 @@ def from_csv(
 
     Raises: SourceError for a missing or malformed file, a missing column, no rows, or a path given twice.
     """
-    home, name = place(file)
+    home, name = Root.holding(file)
     rows, separator = csv_rows(
         contents(home, name, "CSV file"), str(file), separator=delimiter, column_names=column_names
     )
@@ -149,7 +148,7 @@ def from_csv(
             f"{file} begins with a row ({listed(rows.column_names, most=3)}) and not with its columns' names: that "
             "image would be lost; name them (--column-names path,label)"
         )
-    table = _table(rows, path_column, str(file), root=root, home=home, folder=folder, suffix=suffix, one_line=True)
+    table = _table(rows, path_column, str(file), root=root, home=home.text, folder=folder, suffix=suffix, one_line=True)
     if delimiter is None and separator != usual_separator(name):
         return replace(table, notes=(f"{name}: columns are separated by {separator!r}",))
     return table
@@ -172,12 +171,12 @@ def from_file(
     """
     from dataio.manifest import root_of  # manifest.py stands on this file
 
-    home, name = place(file)
+    home, name = Root.holding(file)
     if ending(name) in JSONS:
-        rows, own = json_rows(contents(home, name, "file of JSON lines"), str(file)), home
+        rows, own = json_rows(contents(home, name, "file of JSON lines"), str(file)), home.text
     else:
         rows = table_rows(contents(home, name, "Parquet or Arrow file"), str(file))
-        own = root_of(rows.schema.metadata) or home
+        own = root_of(rows.schema.metadata) or home.text
     rows = rows.replace_schema_metadata(None)
     return _table(rows, path_column, str(file), root=root, home=own, folder=folder, suffix=suffix)
 
@@ -243,8 +242,8 @@ def tidy(paths: Iterable[Any], root: str, source: str) -> list[str]:
 
     Raises: SourceError for what is no path, or one that does not lie where the root says.
     """
-    remote = files.is_remote(root)
-    clean = _below_uri if remote else _below_folder
+    place = Root.of(root)
+    clean = _below_uri if place.remote else _below_folder
     beginning = root.partition("?")[0].rstrip("/")
     tidied = []
     backslashes: bool | None = None  # whether they are Windows' slashes: unless a file has one in its name
@@ -253,9 +252,9 @@ def tidy(paths: Iterable[Any], root: str, source: str) -> list[str]:
             raise SourceError(
                 f"{source} has no usable path in row {row + 1} ({quoted(repr(path))}): fill it in, or drop the row"
             )
-        if "\\" in path and not remote:
+        if "\\" in path and not place.remote:
             if backslashes is None:
-                backslashes = not os.path.lexists(files.below(root, path))
+                backslashes = not place.exists(path)
             if backslashes and _DRIVE.match(path):
                 raise SourceError(
                     f"{source} has a path of Windows in row {row + 1} ({quoted(path)}), and that drive is not here: "
@@ -325,17 +324,17 @@ def _table(
             f"{source} has a path with a line break in row {broken + 1} ({quoted(repr(given[broken]))}): a quote that "
             "does not close swallows rows like this; correct it"
         )
-    where = files.normal_root(_common_root(given, home, source) if root is None else root)
-    if files.is_remote(where):
-        files.open_root(where)  # a store that is unknown here is told before thousands of files fail one by one
-    paths = tidy(given, where, source)
+    place = Root.of(_common_root(given, home, source) if root is None else root)
+    if place.remote:
+        _ = place.opened  # a store that is unknown here is told before thousands of files fail one by one
+    paths = tidy(given, place.text, source)
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise SourceError(
             f"{source} names {len(repeated)} paths more than once ({', '.join(map(quoted, repeated[:3]))}): "
             "an image could be in train and in valid; keep one row an image"
         )
-    return Table(rows.drop_columns([column]).add_column(0, "path", _strings(paths)), where)
+    return Table(rows.drop_columns([column]).add_column(0, "path", _strings(paths)), place.text)
 
 
 def _check_paths(rows: pa.Table, column: str, source: str, *, named: bool) -> None:

@@ -36,6 +36,7 @@ from dataio.pictures import (
     to_rgb,
     why_undecodable,
 )
+from dataio.root import Root
 from dataio.targets import decode_mask
 from dataio.work import read_ahead
 
@@ -127,7 +128,7 @@ def check_files(
     with _quiet, warnings.catch_warnings(), asking.dali() as ask:
         try:
             done = 0
-            check_group = partial(_check_group, _Asked(str(root), max_pixels, ask, stop))
+            check_group = partial(_check_group, _Asked(Root.of(root), max_pixels, ask, stop))
             for group in read_ahead(check_group, groups, ahead=2 * threads, threads=threads):
                 for check in group:
                     checks.append(check)
@@ -150,7 +151,7 @@ def _table(checks: list[_Check], schema: pa.Schema) -> pa.Table:
 class _Asked:
     """What is asked about each file."""
 
-    root: str
+    root: Root
     max_pixels: int
     ask: asking.Ask | None
     stop: threading.Event
@@ -197,10 +198,10 @@ def _check(asked: _Asked, path: str) -> tuple[_Check, _Shown | None]:
     return check, None
 
 
-def _read(root: str, path: str) -> bytes | str:
+def _read(root: Root, path: str) -> bytes | str:
     """The file's bytes, or why there are none. Raises ResourceError."""
     try:
-        return files.read(root, path, most=MOST_BYTES)
+        return root.read(path, most=MOST_BYTES)
     except OSError as error:
         return files.why_unreadable(error)
 

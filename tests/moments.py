@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dataio import atomic
+from dataio.root import Root
 from trainer import checkpoint, stepper
 from trainer.learner import Learner
 
@@ -139,14 +140,14 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
     open_gaps = []
 
     @contextmanager
-    def whole(dest: str, name: str, **options: Any) -> Iterator[Any]:
+    def whole(root: Root, name: str, **options: Any) -> Iterator[Any]:
         if name in PARTS:
-            with inside("part"), real_whole(dest, name, **options) as sink:
+            with inside("part"), real_whole(root, name, **options) as sink:
                 yield sink
             return
         open_gaps.append(gap := inside("before manifest"))  # from the last part's rename ...
         gap.__enter__()
-        with real_whole(dest, name, **options) as sink:
+        with real_whole(root, name, **options) as sink:
             yield sink
 
     def sync(path: str) -> None:

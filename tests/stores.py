@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pyarrow.fs as pafs
 import pytest
 
-from dataio import files
+from dataio import root
 
 _NUMBERS = itertools.count()
 
@@ -40,4 +40,4 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
     filesystem.create_dir(bucket)
     yield f"s3://{bucket}/{{}}?{options}"
-    files.open_root.cache_clear()
+    root._open.cache_clear()

@@ -13,10 +13,11 @@ import pytest
 
 from cluster import doctor
 from dataio import cache as caches
-from dataio import files
+from dataio import root
 from dataio.cache import Held, default_folder, hold
 from dataio.errors import ShardError
 from dataio.manifest import Shard
+from dataio.root import Root
 
 GIB = 1 << 30
 SIZE = 1000
@@ -46,7 +47,7 @@ def kept(cache: Path) -> list[Path]:
 
 def take(home: str, shards: list[Shard], cache: Path, *, sizes: float = 100, **options: Any) -> Held:
     """Hold them in a cache that has room for so many shards of SIZE."""
-    return hold(home, shards, folder=cache, limit_gib=sizes * SIZE / GIB, **options)
+    return hold(Root(home), shards, folder=cache, limit_gib=sizes * SIZE / GIB, **options)
 
 
 def same(held: Held, home: str, shards: list[Shard]) -> bool:
@@ -93,6 +94,7 @@ _RANK = """
 import sys, time
 from dataio import cache as caches
 from dataio.manifest import Shard
+from dataio.root import Root
 attempt = caches._Fetching._attempt
 def logged(self, k):
     with open(sys.argv[3], "a") as log:
@@ -103,7 +105,7 @@ caches._Fetching._attempt = logged
 shards = [Shard(*fields) for fields in eval(sys.argv[4])]
 print("ready", flush=True)
 sys.stdin.readline()
-held = caches.hold(sys.argv[1], shards, folder=sys.argv[2], limit_gib=1)
+held = caches.hold(Root(sys.argv[1]), shards, folder=sys.argv[2], limit_gib=1)
 print(sum(len(path.read_bytes()) for path in held.paths), flush=True)
 sys.stdin.readline()
 """
@@ -233,7 +235,7 @@ def test_more_than_the_limit_is_refused_before_anything_comes(tmp_path: Path, fe
 
 def breaking(monkeypatch: pytest.MonkeyPatch, *, times: int, error: OSError | None = None, after: int = 300) -> None:
     """Connections that break after so many bytes (or, with no error, just end there), so many times."""
-    left, opened = [times], files.open_root
+    left, opened = [times], root._open
 
     class Stream:
         def __init__(self, inner: Any) -> None:
@@ -262,11 +264,11 @@ def breaking(monkeypatch: pytest.MonkeyPatch, *, times: int, error: OSError | No
         def open_input_stream(self, path: str) -> Stream:
             return Stream(self.inner.open_input_stream(path))
 
-    def spoiled(root: str) -> tuple[Any, str]:
-        filesystem, base = opened(root)
+    def spoiled(uri: str) -> tuple[Any, str]:
+        filesystem, base = opened(uri)
         return Store(filesystem), base
 
-    monkeypatch.setattr(files, "open_root", spoiled)
+    monkeypatch.setattr("dataio.root._open", spoiled)
 
 
 @pytest.mark.parametrize("error", [OSError("connection reset"), None])

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from dataio import atomic, files
+from dataio import atomic
 from dataio.atomic import Sink
+from dataio.root import Root
 from trainer import checkpoint
 from trainer.checkpoint import Best, Whose
 from trainer.errors import CheckpointError
@@ -55,7 +56,7 @@ def names(folder: Path) -> list[str]:
 
 
 def steps(root: str | Path) -> list[int]:
-    return sorted(int(name.removeprefix("step_")) for name in files.listing(files.normal_root(root)))
+    return sorted(int(name.removeprefix("step_")) for name in Root.of(root).listing())
 
 
 def test_what_was_saved_comes_back_from_the_newest(folder: Path) -> None:
@@ -182,14 +183,14 @@ THEIRS = Whose({"data": "34cd", "fit.lr": (1e-4, 1e-2), "since": 2}, ("cat", "do
 def test_one_of_another_run_is_skipped_with_a_sentence_and_left_alone(tmp_path: Path) -> None:
     for step, whose in ((2, OURS), (4, THEIRS), (6, OURS), (8, THEIRS)):
         checkpoint.save(tmp_path, step, parts(step), keep=1, whose=whose)
-    assert sorted(files.listing(str(tmp_path))) == [f"step_{step:08d}" for step in (6, 8)], "each keeps its own newest"
+    assert sorted(Root.of(tmp_path).listing()) == [f"step_{step:08d}" for step in (6, 8)], "each keeps its own newest"
     saved, skipped = checkpoint.newest(tmp_path, whose=OURS)
     assert saved is not None
     assert (saved.step, saved.whose.classes) == (6, ("ape", "bee"))
     reason = "it is another run's (data is 34cd there and 12ab here)"
     assert skipped == [checkpoint.Skipped("step_00000008", reason, finished=False)]
     checkpoint.save(tmp_path, 10, parts(10), keep=1, whose=OURS)
-    assert sorted(files.listing(str(tmp_path))) == [f"step_{step:08d}" for step in (8, 10)]
+    assert sorted(Root.of(tmp_path).listing()) == [f"step_{step:08d}" for step in (8, 10)]
 
 
 def test_one_that_says_nothing_of_its_run_is_anybody_s(folder: Path) -> None:
@@ -379,7 +380,7 @@ def test_a_model_is_saved_and_loaded_by_name_and_replaced_in_one_move(
     for step in (1, 2):
         folder = checkpoint.save_model(tmp_path, "stage 1", parts(step), step=step)
         saved = checkpoint.load_model(tmp_path, "stage 1")
-        assert (saved.step, saved.folder) == (step, folder)
+        assert (saved.step, saved.root.text) == (step, folder)
         assert torch.equal(saved.load("model")["w"], parts(step)["model"]["w"])
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", no_space)
@@ -420,7 +421,7 @@ def test_a_store_holds_the_same_checkpoints_and_keeps_the_same_ones(s3: str) -> 
         assert made == s3.format(f"runs/pets/checkpoints/step_{step:08d}")
         assert newest_step(root) == step
     assert steps(root) == [1, 3, 4]
-    filesystem, base = files.open_root(root)
+    filesystem, base = Root.of(root).opened
     filesystem.delete_file(f"{base}/step_00000004/manifest.json")
     assert newest_step(root) == 3
     assert [skipped.reason for skipped in checkpoint.newest(root)[1]] == [
@@ -430,7 +431,7 @@ def test_a_store_holds_the_same_checkpoints_and_keeps_the_same_ones(s3: str) -> 
     assert steps(root) == [5]
     checkpoint.save_model(root, "stage #1", parts(8), step=8)
     assert checkpoint.load_model(root, "stage #1").load("state") == parts(8)["state"]
-    assert "stage #1" in files.listing(root)
+    assert "stage #1" in Root.of(root).listing()
 
 
 def test_a_store_that_is_not_there_is_told_and_never_taken_for_an_empty_one(s3: str) -> None:
@@ -444,15 +445,15 @@ def test_a_store_that_is_not_there_is_told_and_never_taken_for_an_empty_one(s3: 
 def test_a_store_that_stops_answering_is_told_and_no_older_checkpoint_is_taken_instead(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, read = s3.format("checkpoints"), files.read
+    root, read = s3.format("checkpoints"), Root.read
     for step in (1, 2):
         checkpoint.save(root, step, parts(step), keep=2)
 
-    def fail(where: str, name: str) -> bytes:
-        if "step_00000002" in where:
+    def fail(where: Root, name: str) -> bytes:
+        if "step_00000002" in where.text:
             raise OSError("AWS Error NETWORK_CONNECTION")
         return read(where, name)
 
-    monkeypatch.setattr(files, "read", fail)
+    monkeypatch.setattr(Root, "read", fail)
     with pytest.raises(CheckpointError, match=r"cannot be listed or read \(AWS Error NETWORK_CONNECTION\)"):
         checkpoint.newest(root)

@@ -17,8 +17,8 @@ import pytest
 from cluster import claim
 from cluster.claim import claimed
 from cluster.errors import StorageError
-from dataio import files
 from dataio.atomic import sweep, whole
+from dataio.root import Root
 
 pytest_plugins = ["tests.stores"]
 
@@ -35,13 +35,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def take(folder: str, told: list[str], lost: Callable[[str], None] | None = None) -> None:
-    with claimed(folder, tell=told.append, beat_s=BEAT_S, lost=lost):
-        assert claim.FILE in files.listing(folder)
+    with claimed(Root.of(folder), tell=told.append, beat_s=BEAT_S, lost=lost):
+        assert claim.FILE in Root.of(folder).listing()
 
 
 def hold(folder: str, link: Connection) -> None:
     """In another process: hold the folder until the end of the link."""
-    with claimed(folder, tell=print, beat_s=BEAT_S):
+    with claimed(Root.of(folder), tell=print, beat_s=BEAT_S):
         link.send(os.getpid())
         link.poll(60)
 
@@ -56,13 +56,13 @@ def begin(folder: str) -> tuple[multiprocessing.process.BaseProcess, Connection]
 
 def test_a_second_start_is_refused_by_whom_since_when_and_a_third_follows_the_first(folder: str) -> None:
     told: list[str] = []
-    with claimed(folder, tell=told.append, beat_s=BEAT_S):
+    with claimed(Root.of(folder), tell=told.append, beat_s=BEAT_S):
         who = rf"process {os.getpid()} on {socket.gethostname()} since \d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d"
         with pytest.raises(StorageError, match=rf"{who}.*another --name"):
             take(folder, told)
     assert [text for text in told if "waiting" not in text] == []
     take(folder, told)
-    assert claim.FILE not in files.listing(folder)
+    assert claim.FILE not in Root.of(folder).listing()
     assert "://" in folder or not Path(folder).exists(), "nothing was written, and nothing is left"
 
 
@@ -91,7 +91,7 @@ def test_a_claim_of_another_machine_is_watched_whatever_the_lock_says(
     """As on a network's file system whose locks the machines do not share."""
     folder = str(tmp_path / "a")
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    with claimed(folder, tell=print, beat_s=BEAT_S):
+    with claimed(Root.of(folder), tell=print, beat_s=BEAT_S):
         monkeypatch.setattr(claim, "_machine", lambda: "elsewhere")
         with pytest.raises(StorageError, match=r"is held by process"):
             take(folder, [])
@@ -111,22 +111,22 @@ def test_where_nothing_can_be_locked_the_beat_decides(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(claim, "_SETTLE_S", 0.0)
     folder = str(tmp_path / "a")
-    with claimed(folder, tell=print, beat_s=BEAT_S), pytest.raises(StorageError, match=r"is held by process"):
+    with claimed(Root.of(folder), tell=print, beat_s=BEAT_S), pytest.raises(StorageError, match=r"is held by process"):
         take(folder, [])
 
 
 def test_who_stood_still_until_another_took_over_ends(folder: str) -> None:
     lost: list[str] = []
-    with claimed(folder, tell=print, beat_s=BEAT_S, lost=lost.append):
+    with claimed(Root.of(folder), tell=print, beat_s=BEAT_S, lost=lost.append):
         other = claim.Holder("b", 8, "now", "another", "bb", BEAT_S, 1)
-        filesystem, base = files.open_root(folder)
+        filesystem, base = Root.of(folder).opened
         with filesystem.open_output_stream(f"{base}/{claim.FILE}") as out:
             out.write(json.dumps(asdict(other)).encode())
         until = time.monotonic() + 20
         while not lost and time.monotonic() < until:
             time.sleep(0.02)
     assert "was taken over by process 8 on b since now" in lost[0]
-    assert claim.FILE in files.listing(folder), "the other's claim stands"
+    assert claim.FILE in Root.of(folder).listing(), "the other's claim stands"
 
 
 def test_a_full_storage_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         take(folder, [])
     process.kill()
     process.join()
-    with claimed(folder, tell=print, beat_s=BEAT_S):
+    with claimed(Root.of(folder), tell=print, beat_s=BEAT_S):
         child = os.fork()
         if child == 0:
             os.close(said)
@@ -159,12 +159,12 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_file_do_not_touch_one_another_and_the_dead_are_swept_up(tmp_path: Path) -> None:
-    with whole(str(tmp_path), "a.txt") as one:
+    with whole(Root.of(tmp_path), "a.txt") as one:
         one.write(b"one")
-        with whole(str(tmp_path), "a.txt") as two:
+        with whole(Root.of(tmp_path), "a.txt") as two:
             two.write(b"two")
         (tmp_path / ".a.txt.killed.tmp").write_text("left")
-        sweep(str(tmp_path))
+        sweep(Root.of(tmp_path))
         assert len(list(tmp_path.glob(".*.tmp"))) == 1, "the one that lives"
         assert (tmp_path / "a.txt").read_text() == "two"
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "one"}

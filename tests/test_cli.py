@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cluster import cli
+from dataio.root import Root
 from tests.runs import digits_manifest, environment, write_job
 
 Run = Callable[..., tuple[int, str, str]]
@@ -284,7 +285,7 @@ def test_a_finished_run_without_its_rows_still_has_its_result(thawline: Run, tmp
     folder = Path(storage.run_dir(job))
     numbers = {"images_per_s": 1.0, "data_wait_fraction": 0.0, "wall_s": 2.0, "stream_hash": "ab", "notes": ["a note"]}
     text = json.dumps({"status": "finished", "metrics": {"accuracy": None}, **numbers})
-    storage.write_text(str(folder), "result.json", text)
+    storage.write_text(Root.of(folder), "result.json", text)
     for rows in (b"", b"PAR1 and then nothing", None):
         (folder / "rows.parquet").unlink(missing_ok=True)
         if rows is not None:

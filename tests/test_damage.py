@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from dataio import files
+from dataio.root import Root
 from trainer import checkpoint
 from trainer.errors import CheckpointError
 
@@ -359,14 +359,14 @@ def test_what_changes_after_it_was_found_is_not_loaded_either(tmp_path: Path, pr
 def test_a_file_that_the_disk_cannot_read_is_skipped(
     tmp_path: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = files.read
+    read = Root.read
 
-    def fail(root: str, name: str) -> bytes:
-        if (Path(root).name, name) == (f"step_{SPOILT:08d}", "state.pt"):
+    def fail(root: Root, name: str) -> bytes:
+        if (root.folder.name, name) == (f"step_{SPOILT:08d}", "state.pt"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(root, name)
 
-    monkeypatch.setattr(files, "read", fail)
+    monkeypatch.setattr(Root, "read", fail)
     found, skipped = checkpoint.newest(pristine)
     assert (found and found.step) == GOOD
     assert [each.reason for each in skipped] == ["it cannot be read (Input/output error)"]

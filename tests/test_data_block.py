@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from cluster import cli
-from dataio import files, labels, sources, splits
+from dataio import labels, root, sources, splits
 from dataio.manifest import Manifest
 from dataio.sources import Table
 
@@ -335,12 +335,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """STORE is the folder above the images, seen through a filesystem of pyarrow as remote stores are."""
     store = pafs.SubTreeFileSystem(str(base.parent), pafs.LocalFileSystem())
-    real = files.open_root
+    real = root._open
 
-    def opened(root: str) -> tuple[pafs.FileSystem, str]:
-        return (store, root.removeprefix(STORE).strip("/")) if root.startswith(STORE) else real(root)
+    def opened(uri: str) -> tuple[pafs.FileSystem, str]:
+        return (store, uri.removeprefix(STORE).strip("/")) if uri.startswith(STORE) else real(uri)
 
-    monkeypatch.setattr(files, "open_root", opened)
+    monkeypatch.setattr("dataio.root._open", opened)
 
 
 def fits(source: Source, label: Label, split: Split) -> bool:

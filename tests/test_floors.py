@@ -4,7 +4,7 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
 - dataio and models are floor 1, trainer 2, cluster 3, benchmarks 4; a package imports itself and lower floors only,
   so dataio and models never see one another, and nobody imports tests or benchmarks;
 - of dataio, trainer knows `batch` (the Batch and the Loader protocol), `hashing`, `errors`, and where files lie and
-  appear whole (`files`, `atomic`); of models, `groups` and `errors`;
+  appear whole (`files`, `root`, `atomic`); of models, `groups` and `errors`;
 - nvidia.dali is imported in dataio/dali.py and dataio/decoding.py (and by benchmarks, which measure it bare), ray
   within cluster, ray.train in cluster/ray_train.py and cluster/ray_policies.py, apex in trainer/optim.py.
 """
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"dataio": 1, "models": 1, "trainer": 2, "cluster": 3, "benchmarks": 4, "tests": 5}
 TRAINER_KNOWS = (
-    *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.files", "dataio.atomic"),
+    *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.files", "dataio.root", "dataio.atomic"),
     "dataio.private",
     *("models.groups", "models.errors"),
 )

@@ -19,6 +19,7 @@ from dataio.loader import EngineName, ImageLoader, loaders
 from dataio.manifest import Manifest
 from dataio.plan import Plan
 from dataio.readers import Encoded, FileReader
+from dataio.root import Root
 from dataio.spec import ImageSpec
 from tests.images import PLAIN, colour_numbers, first, flat_colour
 
@@ -171,7 +172,7 @@ def test_what_only_the_decoder_finds_broken_rebuilds_the_pipeline_where_it_stood
     own_flat: Manifest, engine: EngineName, side: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = [batch.ids.tolist() for batch in list(islice(pair(own_flat, engine)[0].stream(), 9))]
-    loader = replace(pair(own_flat, engine)[side == "valid"], reader=Trusting(own_flat.root))
+    loader = replace(pair(own_flat, engine)[side == "valid"], reader=Trusting(Root.of(own_flat.root)))
     bad = {int(i) for i in loader.part.ids[[1, 3]]}
     for number in bad:
         truncate(file_of(own_flat, number))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataio import files
 from dataio.errors import ShardError, SourceError
 from dataio.labels import by_parent, label
 from dataio.loader import ImageLoader
 from dataio.manifest import Manifest
 from dataio.packing import pack
 from dataio.readers import FileReader
+from dataio.root import Root
 from dataio.shards import check, open_reader
 from dataio.sources import from_folder
 from dataio.splits import by_folder, split
@@ -53,7 +53,7 @@ def asked() -> Iterator[Requests]:
 
 
 def upload(folder: Path, root: str) -> None:
-    filesystem, base = files.open_root(root)
+    filesystem, base = Root.of(root).opened
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             with filesystem.open_output_stream(f"{base}/{file.relative_to(folder).as_posix()}") as out:
@@ -100,7 +100,7 @@ def test_loose_files_in_a_store_train_as_those_on_disk(tmp_path: Path, s3: str, 
     upload(tmp_path / "loose", s3.format("loose"))
     remote = at(manifest, s3.format("loose"))
     for which in ("train", "valid"):
-        local = loader(manifest, FileReader(manifest.root, masks=task == "mask"), engine=engine, split=which)
+        local = loader(manifest, FileReader(Root.of(manifest.root), masks=task == "mask"), engine=engine, split=which)
         assert_same(local, loader(remote, open_reader(remote), engine=engine, split=which))
 
 
@@ -117,14 +117,14 @@ def test_shards_in_a_store_train_as_files_on_disk(
     assert remote.home == s3.format("packed")
     remote.check_paths()
     assert check(remote) == []
-    filesystem, base = files.open_root(s3.format("packed"))
+    filesystem, base = Root.of(s3.format("packed")).opened
     for shard in remote.shards:  # from a store or from a disk, to a store or to a disk
         with filesystem.open_input_stream(f"{base}/{shard.name}") as stream:
             assert stream.read() == (tmp_path / "packed" / shard.name).read_bytes()
     asked.lines.clear()
     cache = tmp_path / "cache"
     for which in ("train", "valid"):
-        local = loader(manifest, FileReader(manifest.root, masks=task == "mask"), engine=engine, split=which)
+        local = loader(manifest, FileReader(Root.of(manifest.root), masks=task == "mask"), engine=engine, split=which)
         assert_same(local, loader(remote, open_reader(remote, cache=cache), engine=engine, split=which))
     assert len(asked.gets("/packed/shard-")) == len(remote.shards)  # each once, for two loaders
     assert not asked.gets("/loose/")
@@ -133,18 +133,18 @@ def test_shards_in_a_store_train_as_files_on_disk(
 def test_a_manifest_is_loaded_from_where_it_was_packed(tmp_path: Path, s3: str) -> None:
     manifest = photos(tmp_path / "loose")
     pack(manifest, s3.format("packed"), shard_bytes=SMALL)
-    loaded = Manifest.load(files.below(s3.format("packed"), "manifest.arrow"))
+    loaded = Manifest.load(Root.of(s3.format("packed")).full("manifest.arrow"))
     assert loaded.home == s3.format("packed")
     assert loaded.fingerprint() == manifest.fingerprint()
-    local = loader(manifest, FileReader(manifest.root))
+    local = loader(manifest, FileReader(Root.of(manifest.root)))
     assert_same(local, loader(loaded, open_reader(loaded, cache=tmp_path / "cache")))
 
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_a_manifest_saved_to_a_store_is_loaded_again(tmp_path: Path, s3: str, ending: str) -> None:
     manifest = flat_manifest(tmp_path, train=6, valid=3)
-    manifest.save(files.below(s3.format("kept"), f"m.{ending}"))
-    loaded = Manifest.load(files.below(s3.format("kept"), f"m.{ending}"))
+    manifest.save(Root.of(s3.format("kept")).full(f"m.{ending}"))
+    loaded = Manifest.load(Root.of(s3.format("kept")).full(f"m.{ending}"))
     assert loaded.home == s3.format("kept")
     assert loaded.rows.equals(manifest.rows)
     assert (loaded.root, loaded.classes, loaded.fingerprint()) == (
@@ -166,7 +166,7 @@ def test_an_unfinished_pack_goes_on_in_a_store(
 
     with pytest.raises(KeyboardInterrupt):
         pack(manifest, dest, shard_bytes=SMALL, progress=interrupt)
-    stood = sorted(name for name, _ in files.names_below(dest))
+    stood = sorted(name for name, _ in Root.of(dest).walk())
     assert stood == ["pack.json", "shard-00000.arrow", "shard-00001.arrow"]
     asked.lines.clear()
     packed = pack(manifest, dest, shard_bytes=SMALL)
@@ -181,7 +181,7 @@ def test_damage_in_a_store_is_found_by_check_and_on_the_way_here(
 ) -> None:
     monkeypatch.setattr("dataio.cache._WAITS_S", (0.0,))
     packed = pack(photos(tmp_path / "loose"), s3.format("packed"), shard_bytes=SMALL)
-    filesystem, base = files.open_root(s3.format("packed"))
+    filesystem, base = Root.of(s3.format("packed")).opened
     place = f"{base}/{packed.shards[1].name}"
     with filesystem.open_input_stream(place) as stream:
         data = bytearray(stream.read())

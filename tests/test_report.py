@@ -10,6 +10,7 @@ import pytest
 
 from cluster.report import write_report
 from dataio.loader import loaders
+from dataio.root import Root
 from dataio.spec import ImageSpec
 from tests.images import flat_manifest
 from trainer.predictions import Predictions
@@ -45,7 +46,7 @@ def page_of(folder: Path, *, slope: float) -> str:
     eye = [[0.8, 0.1, 0.1]] * len(ids)
     zeros, losses = np.zeros(len(ids), np.int64), np.full(len(ids), 0.2, np.float32)
     outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses).table(CLASSES)
-    write_report(str(folder), result, to_table(rows), outcomes, valid)
+    write_report(Root.of(folder), result, to_table(rows), outcomes, valid)
     train.close()
     valid.close()
     return (folder / "report.html").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dataio import files
+from dataio.root import Root
 from tests.toy import Spy, ToyLoader, ToyModel, Watched, learner, loaders, same, snapshot
 from trainer import checkpoint, keeper, saver
 from trainer.errors import CheckpointError
@@ -187,13 +187,13 @@ def test_going_on_reads_every_byte_of_a_checkpoint_once(tmp_path: Path, monkeypa
     """A rank of a large model would otherwise fetch gigabytes twice."""
     context = Watched(run_dir=tmp_path)
     learner(context=context, checkpoint_every_s=1e6, ema=0.9).fit_one_cycle(1, 1e-2)
-    read, real = list[str](), files.read
+    read, real = list[str](), Root.read
 
-    def counted(folder: str, name: str, **options: Any) -> bytes:
+    def counted(root: Root, name: str, **options: Any) -> bytes:
         read.append(name)
-        return real(folder, name, **options)
+        return real(root, name, **options)
 
-    monkeypatch.setattr(files, "read", counted)
+    monkeypatch.setattr(Root, "read", counted)
     learn = learner(context=context, ema=0.9)
     assert learn.resume()
     assert sorted(name for name in read if name.endswith(".pt")) == ["ema.pt", "model.pt", "state.pt"]

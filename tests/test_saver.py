@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from dataio import atomic, files
+from dataio import atomic
 from dataio.atomic import Sink
+from dataio.root import Root
 from tests.test_checkpoint import largest_file, no_space
 from trainer import checkpoint
 from trainer.saver import Saver, Written, snapshot
@@ -132,7 +133,7 @@ def test_it_keeps_the_newest_and_the_best_and_passes_the_metrics_on(tmp_path: Pa
         for step, accuracy in enumerate([0.5, 0.9, 0.7]):
             writer.save(step, model_parts(model, step), metrics={"accuracy": accuracy})
         assert [(step, error) for step, error in done(writer)] == [(0, None), (1, None), (2, None)]
-    assert sorted(files.listing(str(tmp_path))) == ["step_00000001", "step_00000002"]
+    assert sorted(Root.of(tmp_path).listing()) == ["step_00000001", "step_00000002"]
     saved, _ = checkpoint.newest(tmp_path)
     assert saved is not None
     assert saved.metrics == {"accuracy": 0.7}
@@ -162,7 +163,7 @@ def test_a_full_disk_is_told_nothing_of_it_stays_and_the_next_try_works(tmp_path
         assert step == 2
         assert error is not None
         assert "step_00000002 cannot be written (File too large): a kill now would cost" in error
-        assert sorted(files.listing(str(tmp_path / "checkpoints"))) == ["step_00000001"]
+        assert sorted(Root.of(str(tmp_path / "checkpoints")).listing()) == ["step_00000001"]
         writer.save(3, model_parts(model, 3))
         assert done(writer) == [(3, None)]
     saved, skipped = checkpoint.newest(tmp_path / "checkpoints")
@@ -196,7 +197,7 @@ def test_a_disk_that_is_really_full_is_told_and_once_there_is_room_again_the_nex
             ((_, error),) = done(writer)
             assert error is not None
             assert "cannot be written (No space left on device)" in error
-            assert list(files.listing(str(root))) == ["step_00000001"]
+            assert list(Root.of(root).listing()) == ["step_00000001"]
         (small_disk / "others").unlink()
         writer.save(4, model_parts(model, 4))
         assert done(writer) == [(4, None)]
@@ -217,7 +218,7 @@ def test_a_refusal_at_any_stage_is_told_and_the_next_try_works(
                 ((_, error),) = done(writer)
             assert error is not None
             assert "(No space left on device)" in error
-        assert files.listing(str(tmp_path / "checkpoints")) == {}
+        assert Root.of(str(tmp_path / "checkpoints")).listing() == {}
         writer.save(2, model_parts(model, 2))
         assert done(writer) == [(2, None)]
 
@@ -238,7 +239,7 @@ def test_a_storage_that_goes_away_and_comes_back_costs_only_what_fell_between(tm
         away.rename(root.parent)
         writer.save(3, model_parts(model, 3))
         assert done(writer) == [(3, None)]
-    assert sorted(files.listing(str(root))) == ["step_00000001", "step_00000003"]
+    assert sorted(Root.of(root).listing()) == ["step_00000001", "step_00000003"]
 
 
 def test_what_is_no_storage_s_fault_is_raised_where_it_is_asked_for(
@@ -267,10 +268,10 @@ def test_a_kill_between_the_parts_and_the_manifest_leaves_an_unfinished_folder_t
     real = atomic.whole
 
     @contextmanager
-    def no_manifest(dest: str, name: str, **options: Any) -> Iterator[Sink]:
+    def no_manifest(root: Root, name: str, **options: Any) -> Iterator[Sink]:
         if name == "manifest.json":
             raise Killed
-        with real(dest, name, **options) as sink:
+        with real(root, name, **options) as sink:
             yield sink
 
     model = nn.Linear(2, 2)
@@ -307,7 +308,7 @@ def test_it_writes_to_a_store_and_survives_one_that_is_gone(s3: str, monkeypatch
             writer.save(step, model_parts(model, step))
         assert done(writer) == [(1, None), (2, None)]
         free = "?allow_bucket_creation=true&allow_bucket_deletion=true&"
-        filesystem, base = files.open_root(root.replace("?", free))
+        filesystem, base = Root.of(root.replace("?", free)).opened
         bucket = base.partition("/")[0]
         filesystem.delete_dir(bucket)
         writer.save(3, model_parts(model, 3))

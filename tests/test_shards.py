@@ -21,6 +21,7 @@ from dataio.manifest import Manifest
 from dataio.packing import pack
 from dataio.plan import Plan
 from dataio.readers import Encoded, FileReader
+from dataio.root import Root
 from dataio.shards import check, open_reader
 from tests.images import first
 from tests.packs import SMALL, as_before, contents, every, loader, photos, rebuilt, wear
@@ -34,7 +35,7 @@ def test_streams_from_shards_and_from_files_are_the_same(tmp_path: Path, task: s
     manifest = photos(tmp_path / "loose", task=task)
     packed = pack(manifest, tmp_path / "packed", shard_bytes=SMALL)
     for split in ("train", "valid"):
-        loose = loader(manifest, FileReader(manifest.root, masks=task == "mask"), engine=engine, split=split)
+        loose = loader(manifest, FileReader(Root.of(manifest.root), masks=task == "mask"), engine=engine, split=split)
         shards = loader(packed, open_reader(packed), engine=engine, split=split)
         for one, other in zip(first(loose, 5), first(shards, 5), strict=True):
             assert torch.equal(one.ids, other.ids)
@@ -215,7 +216,7 @@ def test_a_worn_image_is_quarantined_as_a_worn_file_is(tmp_path: Path, before: b
     manifest, packed = packs(tmp_path, before=before, count=20)
     shard, file = wear(packed, path), tmp_path / "loose" / path
     file.write_bytes(file.read_bytes()[:-9])
-    loose, worn = loader(manifest, FileReader(manifest.root)), loader(packed, open_reader(packed))
+    loose, worn = loader(manifest, FileReader(Root.of(manifest.root))), loader(packed, open_reader(packed))
     for one, other in zip(first(loose, 6), first(worn, 6), strict=True):
         assert torch.equal(one.ids, other.ids)
         assert torch.equal(one.inputs, other.inputs)

@@ -16,6 +16,7 @@ import pytest
 
 from dataio import files, lists
 from dataio.errors import LabelError, SourceError, listed, quoted
+from dataio.root import Root
 from dataio.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
 from tests.images import grown
 
@@ -35,7 +36,7 @@ def paths(table: Table) -> list[str]:
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that s3://box is, seen through a filesystem of pyarrow as remote stores are."""
     inside = pafs.SubTreeFileSystem(str(tmp_path / "box"), pafs.LocalFileSystem())
-    monkeypatch.setattr(files, "open_root", lambda root: (inside, root.removeprefix("s3://box").strip("/")))
+    monkeypatch.setattr("dataio.root._open", lambda uri: (inside, uri.removeprefix("s3://box").strip("/")))
     (tmp_path / "box").mkdir()
     return tmp_path / "box"
 
@@ -192,7 +193,7 @@ def test_csv_path_column_root_and_tab(tmp_path: Path) -> None:
     table = from_csv(tmp_path / "list.tsv", path_column="name", root="/data/pets")
     assert table.rows.column_names == ["path", "label"]
     assert paths(table) == ["x/a.jpg", "/data/b.jpg", "/data/c.jpg"]
-    full = [files.below(table.root, path) for path in paths(table)]
+    full = [Root.of(table.root).full(path) for path in paths(table)]
     assert full == ["/data/pets/x/a.jpg", "/data/b.jpg", "/data/c.jpg"]
     (tmp_path / "list.csv").write_text("name;label\na.jpg;cat\n")
     assert paths(from_csv(tmp_path / "list.csv", delimiter=";")) == ["a.jpg"]

@@ -23,10 +23,10 @@ from cluster import job as jobs
 from cluster.discovery import clear_targets, targets_file, write_targets
 from cluster.errors import StorageError
 from cluster.job import Job
-from dataio import files
 from dataio.atomic import whole
 from dataio.errors import ManifestError, SourceError
 from dataio.manifest import Manifest
+from dataio.root import Root
 from tests.runs import digits_manifest, planned_hash, start, thawline, write_job
 from trainer import checkpoint
 from trainer.recorder import write_parquet
@@ -51,7 +51,7 @@ def job(place: str, flat: Manifest, tmp_path: Path) -> Job:
 
 def begin(job: Job) -> None:
     """The job has a checkpoint."""
-    checkpoint.save(files.below(storage.run_dir(job), "checkpoints"), 10, {"model": {"w": torch.ones(1)}}, keep=1)
+    checkpoint.save(Root.of(storage.run_dir(job)).full("checkpoints"), 10, {"model": {"w": torch.ones(1)}}, keep=1)
 
 
 def test_a_run_lies_below_its_storage_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,15 +66,15 @@ def test_a_run_lies_below_its_storage_under_its_name(tmp_path: Path, monkeypatch
 def test_looking_writes_nothing_and_opening_says_what_runs(job: Job, place: str) -> None:
     for _ in range(2):
         assert storage.look(job) is None
-    assert files.listing(place) == {}
+    assert Root.of(place).listing() == {}
     for workers in (1, 2):
         changed = replace(job, workers=workers)
         assert storage.open_run(changed) is None
         folder = storage.run_dir(job)
-        assert sorted(files.listing(folder)) == ["job.toml", "manifest.hash"]
-        written = jobs.from_dict(tomllib.loads(files.read(folder, "job.toml").decode()))
+        assert sorted(Root.of(folder).listing()) == ["job.toml", "manifest.hash"]
+        written = jobs.from_dict(tomllib.loads(Root.of(folder).read("job.toml").decode()))
         assert written == changed
-    assert list(files.listing(place)) == ["pets #1"]
+    assert list(Root.of(place).listing()) == ["pets #1"]
 
 
 def test_a_run_with_checkpoints_goes_on_with_the_same_settings_only(job: Job) -> None:
@@ -107,7 +107,7 @@ def finish(job: Job) -> None:
     """The job has finished."""
     storage.open_run(job)
     begin(job)
-    storage.write_text(storage.run_dir(job), "result.json", json.dumps(RESULT))
+    storage.write_text(storage.run_root(job), "result.json", json.dumps(RESULT))
 
 
 def indexed_anew(job: Job, file: Path) -> None:
@@ -137,14 +137,14 @@ def test_a_finished_run_is_no_other_datas_result(job: Job, tmp_path: Path) -> No
     indexed_anew(job, Path(job.manifest))
     with pytest.raises(StorageError, match=r"its manifest .*flat.parquet was made anew since"):
         storage.look(job)
-    files.remove(storage.run_dir(job), "manifest.hash")
+    Root.of(storage.run_dir(job)).remove("manifest.hash")
     assert storage.look(job) == RESULT, "a run from before there was a fingerprint"
 
 
 def test_fresh_moves_what_is_there_aside_and_begins(job: Job, place: str, tmp_path: Path) -> None:
     finish(job)
     folder = storage.run_dir(job)
-    before = dict(files.names_below(folder)) if "://" in folder else sorted(Path(folder).rglob("*"))
+    before = dict(Root.of(folder).walk()) if "://" in folder else sorted(Path(folder).rglob("*"))
     indexed_anew(job, Path(job.manifest))
     told: list[str] = []
     assert storage.look(job, fresh=True) is None
@@ -152,15 +152,15 @@ def test_fresh_moves_what_is_there_aside_and_begins(job: Job, place: str, tmp_pa
         assert storage.open_run(job, holding, fresh=True, tell=told.append) is None
         with pytest.raises(StorageError, match="is held by process"):
             storage.open_run(job, holding, fresh=True)
-    (aside,) = set(files.listing(place)) - {"pets #1"}
+    (aside,) = set(Root.of(place).listing()) - {"pets #1"}
     assert re.fullmatch(r"pets #1\.\d{4}-\d\d-\d\d_\d{6}", aside)
     moved = storage.run_dir(replace(job, name=aside))
     assert told == [f"what was in {folder} is now in {moved}"]
-    assert sorted(files.listing(folder)) == ["job.toml", "manifest.hash"]
-    assert json.loads(files.read(moved, "result.json")) == RESULT
-    after = dict(files.names_below(moved)) if "://" in folder else sorted(Path(moved).rglob("*"))
+    assert sorted(Root.of(folder).listing()) == ["job.toml", "manifest.hash"]
+    assert json.loads(Root.of(moved).read("result.json")) == RESULT
+    after = dict(Root.of(moved).walk()) if "://" in folder else sorted(Path(moved).rglob("*"))
     assert len(after) == len(before), "nothing was lost"
-    assert checkpoint.newest(files.below(moved, "checkpoints"))[0] is not None
+    assert checkpoint.newest(Root.of(moved).full("checkpoints"))[0] is not None
 
 
 def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_there(job: Job) -> None:
@@ -181,12 +181,12 @@ def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, describ
     storage.open_run(job)
     begin(job)
     wanted = {**RESULT, **described}
-    storage.write_text(storage.run_dir(job), "result.json", json.dumps(wanted))
+    storage.write_text(storage.run_root(job), "result.json", json.dumps(wanted))
     with pytest.raises(
         StorageError, match=r"weights of checkpoints/step_00000048.*newest is step_00000010.*remove res"
     ):
         storage.look(job)
-    checkpoint.save(files.below(storage.run_dir(job), "checkpoints"), 48, {"model": {"w": torch.ones(1)}}, keep=1)
+    checkpoint.save(Root.of(storage.run_dir(job)).full("checkpoints"), 48, {"model": {"w": torch.ones(1)}}, keep=1)
     assert storage.look(job) == wanted
 
 
@@ -196,7 +196,7 @@ def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, describ
 def test_a_result_that_lacks_what_is_shown_of_it_is_no_result(job: Job, field: str, value: object) -> None:
     storage.open_run(job)
     begin(job)
-    storage.write_text(storage.run_dir(job), "result.json", json.dumps({**RESULT, field: value}))
+    storage.write_text(storage.run_root(job), "result.json", json.dumps({**RESULT, field: value}))
     with pytest.raises(StorageError, match=r"result.json.* cannot be understood.*--fresh"):
         storage.look(job)
 
@@ -204,7 +204,7 @@ def test_a_result_that_lacks_what_is_shown_of_it_is_no_result(job: Job, field: s
 def test_a_fingerprint_that_was_written_over_is_other_data(job: Job) -> None:
     storage.open_run(job)
     begin(job)
-    with whole(storage.run_dir(job), "manifest.hash") as sink:
+    with whole(storage.run_root(job), "manifest.hash") as sink:
         sink.write(b"\xdc\x00\xff")
     with pytest.raises(StorageError, match=r"other data"):
         storage.look(job)
@@ -215,7 +215,7 @@ def test_a_fingerprint_that_was_written_over_is_other_data(job: Job) -> None:
 def test_a_file_of_the_run_that_cannot_be_understood_is_named(job: Job, name: str, text: bytes) -> None:
     storage.open_run(job)
     begin(job)
-    filesystem, base = files.open_root(storage.run_dir(job))
+    filesystem, base = Root.of(storage.run_dir(job)).opened
     with filesystem.open_output_stream(f"{base}/{name}") as out:
         out.write(text)
     with pytest.raises(StorageError, match=rf"{name}.* cannot be understood"):
@@ -226,7 +226,7 @@ def test_a_manifest_whose_files_moved_is_refused_before_anything_is_written(job:
     moved = replace(job, data=replace(job.data, root="/nowhere/at/all"))
     with pytest.raises(ManifestError, match="48"):
         storage.open_run(moved)
-    assert files.listing(place) == {}
+    assert Root.of(place).listing() == {}
 
 
 def test_a_storage_that_is_not_there_is_refused(job: Job, tmp_path: Path) -> None:
@@ -248,11 +248,11 @@ def test_a_folder_without_the_right_to_write_is_refused(
 
 
 def test_tables_are_written_whole_to_either(place: str) -> None:
-    home = files.below(files.normal_root(place), "pets")
+    home = Root.of(place).full("pets")
     for values in ([1, 2, 3], [4]):
-        write_parquet(pa.table({"x": values}), files.below(home, "rows.parquet"))
-        assert pq.read_table(pa.BufferReader(files.read(home, "rows.parquet"))).to_pydict() == {"x": values}
-    assert list(files.listing(home)) == ["rows.parquet"]
+        write_parquet(pa.table({"x": values}), Root.of(home).full("rows.parquet"))
+        assert pq.read_table(pa.BufferReader(Root.of(home).read("rows.parquet"))).to_pydict() == {"x": values}
+    assert list(Root.of(home).listing()) == ["rows.parquet"]
 
 
 def test_prometheus_finds_the_workers_in_a_local_file_whatever_the_storage(
@@ -285,13 +285,13 @@ def test_the_doctor_tells_a_storage_that_answers_from_one_that_is_not_there(plac
 
 def outcome(folder: str) -> tuple[str, dict[str, torch.Tensor], list[float]]:
     """(stream hash, final weights, training losses) of a run that has finished."""
-    result = json.loads(files.read(folder, "result.json"))
+    result = json.loads(Root.of(folder).read("result.json"))
     assert result["status"] == "finished"
-    saved, skipped = checkpoint.newest(files.below(folder, "checkpoints"))
+    saved, skipped = checkpoint.newest(Root.of(folder).full("checkpoints"))
     assert saved is not None
     assert skipped == []
     assert saved.step == result["steps"]
-    rows = pq.read_table(pa.BufferReader(files.read(folder, "rows.parquet"))).to_pylist()
+    rows = pq.read_table(pa.BufferReader(Root.of(folder).read("rows.parquet"))).to_pylist()
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     return result["stream_hash"], saved.load("model"), losses
 
@@ -317,30 +317,30 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     assert local.returncode == 0, local.stderr
     there = ("--storage", s3.format("runs"))
     folder = s3.format("runs/run")
-    checkpoints = files.below(folder, "checkpoints")
+    checkpoints = Root.of(folder).full("checkpoints")
     process = start("train", file, *short, *there, **cache)
     until(lambda: process.poll() is not None or checkpoint.newest(checkpoints)[0] is not None)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert "result.json" not in files.listing(folder), "it was too quick to be killed"
+    assert "result.json" not in Root.of(folder).listing(), "it was too quick to be killed"
     done = thawline("train", file, *rarely, *there, **cache)
     assert done.returncode == 0, done.stderr
     assert "waiting up to 30 s to see whether that is alive" in done.stderr
     assert "which is gone: taken over" in done.stderr
     assert "resumed at step" in done.stderr
     names = ["checkpoints", "job.toml", "manifest.hash", "report.html", "result.json", "rows.parquet", "valid.parquet"]
-    assert sorted(files.listing(folder)) == names
-    assert sorted(files.listing(str(tmp_path / "runs/run"))) == names
+    assert sorted(Root.of(folder).listing()) == names
+    assert sorted(Root.of(str(tmp_path / "runs/run")).listing()) == names
     digest, weights, losses = outcome(folder)
     expected_digest, expected_weights, expected_losses = outcome(str(tmp_path / "runs/run"))
     assert digest == expected_digest == planned_hash(manifest, 10)
     assert losses == expected_losses
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
-    before = dict(files.names_below(folder))
+    before = dict(Root.of(folder).walk())
     again = thawline("train", file, *short, *there, **cache)
     assert again.returncode == 0, again.stderr
     assert f"{folder} has finished" in again.stderr
     assert json.loads(again.stdout)["stream_hash"] == digest
-    assert dict(files.names_below(folder)) == before
+    assert dict(Root.of(folder).walk()) == before
     assert (tmp_path / "cache/thawline/targets/run.targets.json").read_text() == "[]\n"

@@ -27,6 +27,7 @@ from dataio.manifest import Manifest
 from dataio.masks import MASK_CHECKS
 from dataio.readers import FileReader, transcode
 from dataio.reference import decode
+from dataio.root import Root
 from dataio.spec import ImageSpec
 from dataio.targets import decode_mask
 from dataio.verify import CHECKS, check_files
@@ -82,10 +83,10 @@ def test_a_broken_file_still_has_its_bytes_and_hash(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "secret.jpg").write_bytes(saved(photo(8, 8), "JPEG"))
-    read = files.read
+    read = Root.read
 
     def refuse(
-        root: str, name: str, **limits: Any
+        root: Root, name: str, **limits: Any
     ) -> bytes:  # root may read everything, so a mode of 000 would test nothing
         if name == "secret.jpg":
             raise PermissionError(13, "Permission denied")
@@ -93,7 +94,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
             raise OSError(5, "Input/output error")
         return read(root, name, **limits)
 
-    monkeypatch.setattr(files, "read", refuse)
+    monkeypatch.setattr(Root, "read", refuse)
     (tmp_path / "ill.jpg").touch()
     names = ["none.jpg", "folder.jpg", "secret.jpg", "secret.jpg/x.jpg", "ill.jpg"]
     found = check_files(tmp_path, names)
@@ -136,14 +137,14 @@ def test_a_process_out_of_files_or_memory_blames_no_image(
         return real(path, *options)
 
     real = os.open
-    monkeypatch.setattr(files, "_RETRIES_S", ())
+    monkeypatch.setattr("dataio.root._RETRIES_S", ())
     monkeypatch.setattr(os, "open", refuse)
     why = rf"x\.jpg could not be read \({os.strerror(number)}\), nor could any other"
     with pytest.raises(ResourceError, match=why):
         check_files(tmp_path, ["x.jpg"])
     rows = replace(flat.part("valid").take(np.zeros(1, np.int64)), paths=["x.jpg"])
     with pytest.raises(ResourceError, match=why):
-        FileReader(str(tmp_path)).read(rows, 0)
+        FileReader(Root.of(tmp_path)).read(rows, 0)
 
 
 def test_a_picture_of_more_pixels_than_allowed_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def test_files_of_a_remote_root_are_read_through_its_filesystem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = written(tmp_path, {"a/x.jpg": saved(photo(9, 5), "JPEG"), "y.jpg": b"no"})
-    monkeypatch.setattr(files, "open_root", lambda root: (pafs.LocalFileSystem(), str(tmp_path)))
+    monkeypatch.setattr("dataio.root._open", lambda uri: (pafs.LocalFileSystem(), str(tmp_path)))
     found = check_files("s3://bucket/photos", [*names, "none.jpg"])
     assert found["status"].to_pylist() == ["ok", "not an image", "missing"]
     assert found["width"].to_pylist() == [9, None, None]
@@ -205,9 +206,9 @@ def test_rows_come_in_the_order_of_the_paths_and_progress_counts_them(
 def test_an_interruption_ends_with_the_file_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = written(tmp_path, {"x.png": saved(photo(4, 4), "PNG")}) * 10 * verify._GROUP
     reads, interrupted = list[str](), threading.Event()
-    read = files.read
+    read = Root.read
 
-    def slow(root: str, name: str, **limits: Any) -> bytes:
+    def slow(root: Root, name: str, **limits: Any) -> bytes:
         reads.append(name)
         if len(reads) > verify._GROUP:  # the first of the second group
             assert interrupted.wait(60)
@@ -216,7 +217,7 @@ def test_an_interruption_ends_with_the_file_that_is_being_read(tmp_path: Path, m
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "read", slow)
+    monkeypatch.setattr(Root, "read", slow)
     before = {*threading.enumerate()}
     with pytest.raises(KeyboardInterrupt):
         check_files(tmp_path, names, threads=1, progress=interrupt)

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.parse import quote
 
 import pyarrow as pa
 import torch
@@ -29,6 +28,7 @@ import torch
 from dataio import files
 from dataio.atomic import whole
 from dataio.errors import SourceError, listed, quoted
+from dataio.root import Root
 from trainer.errors import CheckpointError
 
 Parts = Mapping[str, Mapping[str, Any]]
@@ -91,7 +91,7 @@ class Part:
 class Saved:
     """A checkpoint. metrics: those that were numbers."""
 
-    folder: str
+    root: Root
     step: int
     metrics: Mapping[str, float]
     parts: Mapping[str, Part]
@@ -114,8 +114,8 @@ class Saved:
         except Exception as error:  # torch.load raises whatever foreign bytes make it stumble over
             why = str(error).partition("\n")[0] or type(error).__name__
             raise CheckpointError(
-                f"{files.below(self.folder, f'{part}.pt')} cannot be read ({why}): nothing can go on from it; remove "
-                f"{self.folder} to go on from the one before it"
+                f"{self.root.full(f'{part}.pt')} cannot be read ({why}): nothing can go on from it; remove "
+                f"{self.root} to go on from the one before it"
             ) from error
 
     def with_content(self) -> "Saved":
@@ -123,7 +123,7 @@ class Saved:
         return replace(self, content={name: self._read(part) for name, part in self.parts.items()})
 
     def _read(self, part: Part) -> bytes:
-        data = files.read(self.folder, part.file)
+        data = self.root.read(part.file)
         if len(data) != part.bytes or hashlib.sha256(data).hexdigest() != part.sha256:
             raise _UnfitError(f"{part.file} changed since it was written")
         return data
@@ -141,7 +141,7 @@ class _UnfitError(Exception):
 
 
 def save(
-    root: str | Path,
+    root: str | Path | Root,
     step: int,
     parts: Parts,
     *,
@@ -155,30 +155,30 @@ def save(
     One that stands there under this step is replaced in one move. Returns the checkpoint's folder.
     Raises CheckpointError when the storage refuses; what was there before is untouched.
     """
-    root = files.normal_root(root)
+    root = Root.of(root)
     name = name_of(step)
     consequence = "a kill now would cost the steps since the last one; make room or mend the storage"
-    with _refusals(f"checkpoint {files.below(root, name)}", consequence):
+    with _refusals(f"checkpoint {root.child(name)}", consequence):
         _write(root, name, step, parts, metrics or {}, whose)
     prune(root, step, keep=keep, best=best, whose=whose)
-    return files.below(root, name)
+    return root.child(name).text
 
 
-def save_model(root: str | Path, name: str, parts: Parts, *, step: int = 0, whose: Whose = NOBODY) -> str:
+def save_model(root: str | Path | Root, name: str, parts: Parts, *, step: int = 0, whose: Whose = NOBODY) -> str:
     """Write ROOT/NAME in the format of a checkpoint, whole or not at all, in place of what stood there; its folder.
 
     Raises CheckpointError when the storage refuses, or for a name that no folder can have.
     """
-    root = files.normal_root(root)
-    name = _folder_name(root, name)
-    with _refusals(files.below(root, name), "what stood there before is untouched; make room or give another name"):
+    root = Root.of(root)
+    name = _folder_name(name)
+    with _refusals(f"{root.child(name)}", "what stood there before is untouched; make room or give another name"):
         _write(root, name, step, parts, {}, whose)
-    return files.below(root, name)
+    return root.child(name).text
 
 
-def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, float], whose: Whose) -> None:
+def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str, float], whose: Whose) -> None:
     """The parts beside those that stand there, the manifest over the old one, and then away with the old parts."""
-    folder = files.below(root, name)
+    folder = root.child(name)
     old = _prepare(root, name)
     written: dict[str, dict[str, Any]] = {}
     try:
@@ -197,22 +197,22 @@ def _write(root: str, name: str, step: int, parts: Parts, metrics: Mapping[str, 
         raise
     for file in old:
         with contextlib.suppress(OSError):
-            files.remove(folder, file)
+            folder.remove(file)
 
 
-def _prepare(root: str, name: str) -> set[str]:
+def _prepare(root: Root, name: str) -> set[str]:
     """Remove all but a checkpoint that stands there; its parts' files. Raises OSError."""
-    folder = files.below(root, name)
+    folder = root.child(name)
     if _is_link(folder):
-        files.remove(root, name)
-    there = files.listing(folder)
+        root.remove(name)
+    there = folder.listing()
     try:
         old = {part.file for part in _look(folder).parts.values()}
     except _UnfitError:
         _remove(root, name)
         return set()
     for file in there.keys() - old - {_MANIFEST}:
-        files.remove(folder, file)
+        folder.remove(file)
     return old
 
 
@@ -236,26 +236,26 @@ def _manifest(about: Mapping[str, Any]) -> bytes:
     return f"{json.dumps({**about, 'sha256': digest}, indent=1)}\n".encode()
 
 
-def prune(root: str | Path, step: int, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
+def prune(root: str | Path | Root, step: int, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
     """Remove all up to `step` but the newest `keep` and the best. Later ones, and those that say so, are another run's:
     not ours to count or to remove.
 
     A damaged one goes when it is older than those kept, an unfinished one at once. A storage that refuses is logged.
     """
-    root = files.normal_root(root)
+    root = Root.of(root)
     try:
         _prune(root, keep, step, best, whose)
     except (OSError, pa.ArrowException) as error:
         log.warning("old checkpoints in %s cannot be removed (%s)", root, files.why_refused(error))
 
 
-def _prune(root: str, keep: int, step: int, best: Best | None, whose: Whose) -> None:
-    found = (name for name, size in files.listing(root).items() if size is None)
+def _prune(root: Root, keep: int, step: int, best: Best | None, whose: Whose) -> None:
+    found = (name for name, size in root.listing().items() if size is None)
     steps = sorted((number for name in found if (number := _step(name)) is not None and number <= step), reverse=True)
     fit, unfinished, foreign = list[Saved](), set[int](), set[int]()
     for number in steps:
         try:
-            saved = _look(files.below(root, name_of(number)))
+            saved = _look(root.child(name_of(number)))
             if whose.foreign(saved.whose):
                 foreign.add(number)
             else:
@@ -282,34 +282,34 @@ def _best(saved: Iterable[Saved], best: Best) -> set[int]:
     return {max(ranked)[1]} if ranked else set()
 
 
-def _remove(root: str, name: str) -> None:
+def _remove(root: Root, name: str) -> None:
     """Remove a checkpoint, its manifest first: what a kill leaves is unfinished, not damaged. Raises OSError.
 
     Of a link only itself: what lies behind it is somebody else's.
     """
-    folder = files.below(root, name)
+    folder = root.child(name)
     if not _is_link(folder):
-        files.remove(folder, _MANIFEST)
-    files.remove(root, name)
+        folder.remove(_MANIFEST)
+    root.remove(name)
 
 
-def _is_link(folder: str) -> bool:
-    return not files.is_remote(folder) and Path(folder).is_symlink()
+def _is_link(folder: Root) -> bool:
+    return not folder.remote and folder.folder.is_symlink()
 
 
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def newest(root: str | Path, *, whose: Whose = NOBODY) -> tuple[Saved | None, list[Skipped]]:
+def newest(root: str | Path | Root, *, whose: Whose = NOBODY) -> tuple[Saved | None, list[Skipped]]:
     """The newest checkpoint whose every byte is as it was written, or None; and the newer ones that are not so, or are
     of another run than `whose`.
 
     Raises CheckpointError when the storage does not answer: what it holds is then unknown, which is not nothing.
     """
-    root = files.normal_root(root)
+    root = Root.of(root)
     skipped = list[Skipped]()
     try:
-        names = [name for name in files.listing(root) if name.startswith("step_")]
+        names = [name for name in root.listing() if name.startswith("step_")]
         for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
             try:
                 return _checked(root, name, whose), skipped
@@ -323,12 +323,12 @@ def newest(root: str | Path, *, whose: Whose = NOBODY) -> tuple[Saved | None, li
     return None, skipped
 
 
-def load_model(root: str | Path, name: str) -> Saved:
+def load_model(root: str | Path | Root, name: str) -> Saved:
     """What `save_model` wrote as ROOT/NAME. Raises CheckpointError when it is not there, or has changed."""
-    root = files.normal_root(root)
-    folder = files.below(root, _folder_name(root, name))
+    root = Root.of(root)
+    folder = root.child(_folder_name(name))
     try:
-        there = files.listing(root)
+        there = root.listing()
         if name not in there:
             raise _UnfitError(f"it does not exist; there {f'are {listed(sorted(there))}' if there else 'is nothing'}")
         return _look(folder).with_content()
@@ -339,9 +339,9 @@ def load_model(root: str | Path, name: str) -> Saved:
         ) from error
 
 
-def _checked(root: str, name: str, whose: Whose) -> Saved:
+def _checked(root: Root, name: str, whose: Whose) -> Saved:
     """A checkpoint, every byte of it read. Raises _UnfitError; OSError when a store does not answer."""
-    folder = files.below(root, name)
+    folder = root.child(name)
     try:
         if _is_link(folder):
             raise _UnfitError("it is a link, and what lies behind it may be another run's")
@@ -352,20 +352,20 @@ def _checked(root: str, name: str, whose: Whose) -> Saved:
             raise _UnfitError(f"it is another run's ({foreign})", finished=False)
         return saved.with_content()
     except OSError as error:
-        if files.is_remote(root) and not isinstance(error, FileNotFoundError):
+        if root.remote and not isinstance(error, FileNotFoundError):
             raise
         raise _UnfitError(f"it cannot be read ({files.why_refused(error)})") from error
 
 
-def _look(folder: str) -> Saved:
+def _look(folder: Root) -> Saved:
     """A checkpoint by its manifest and its files' sizes; the parts are not read. Raises _UnfitError; OSError."""
-    there = files.listing(folder)
+    there = folder.listing()
     if _MANIFEST not in there:
         raise _UnfitError(f"it was not finished: there is no {_MANIFEST}", finished=False)
     size = there[_MANIFEST]
     if size is None or size > _MANIFEST_BYTES:
         raise _UnfitError(f"its {_MANIFEST} is no file" if size is None else f"its {_MANIFEST} has {size:,} bytes")
-    about = _understood(files.read(folder, _MANIFEST))
+    about = _understood(folder.read(_MANIFEST))
     try:
         parts = {name: Part(**part) for name, part in about["parts"].items()}
         whose = Whose(dict(about.get("run", {})), tuple(map(str, about.get("classes", ()))))
@@ -412,9 +412,9 @@ def _step(name: str) -> int | None:
     return int(number) if number.isdecimal() and name == name_of(int(number)) else None
 
 
-def _folder_name(root: str, name: str) -> str:
+def _folder_name(name: str) -> str:
     if not name.strip(" .") or not name.isprintable() or {*name} & {*"/\\"}:
         raise CheckpointError(
             f"name={quoted(name)!r} cannot be a folder's: nothing was written or read; give one like 'stage-1'"
         )
-    return quote(name) if files.is_remote(root) else name
+    return name

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dataio import files
+from dataio.root import Root
 from trainer import checkpoint, world
 from trainer.checkpoint import NOBODY, Best, Whose
 from trainer.saver import Saver, Written
@@ -23,7 +23,7 @@ class Keeper:
     def __init__(
         self, run_dir: str | Path, *, rank: int, every_s: float, keep: int, best: Best | None, whose: Whose = NOBODY
     ) -> None:
-        self.root = files.below(files.normal_root(run_dir), "checkpoints")
+        self.root = Root.of(run_dir).child("checkpoints")
         self.best, self.whose = best, whose
         self.wanted = math.isfinite(every_s)
         self._every_s, self._keep = every_s, keep

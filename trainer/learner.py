@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dataio import files
 from dataio.batch import Augmented, Batch, Loader
 from dataio.hashing import hash64
+from dataio.root import Root
 from models import groups
 from trainer import checkpoint, optim, world
 from trainer.checkpoint import Best
@@ -298,7 +298,7 @@ class Learner:
         for sink in self.recorder.sinks:
             for row in known:
                 sink.observe(row)
-        self.note(f"resumed at step {self.progress.step} from {saved.folder}")
+        self.note(f"resumed at step {self.progress.step} from {saved.root}")
         if self.context.rank == 0:
             self.context.publish(self.recorder.rows)
         return True
@@ -478,8 +478,8 @@ class Learner:
             self.ema.load_state_dict(average)
 
     @property
-    def _models(self) -> str:
-        return files.below(files.normal_root(self.context.run_dir), "models")
+    def _models(self) -> Root:
+        return Root.of(self.context.run_dir).child("models")
 
     def _fit_unfrozen(self, phases: Sequence[Phase]) -> None:
         self.fit([replace(phase, freeze_to=self._frozen_to) for phase in phases])

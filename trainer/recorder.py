@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataio import files
 from dataio.atomic import whole
+from dataio.root import Root
 from trainer.context import Row, Sink
 
 if TYPE_CHECKING:
@@ -101,6 +101,6 @@ def to_table(rows: Sequence[Row]) -> pa.Table:
 
 def write_parquet(table: pa.Table, file: str | Path) -> None:
     """Write a table, to a file or a URI; a reader sees the old one or the new one, never a part. Raises OSError."""
-    name = files.normal_root(file)
-    with whole(files.above(name), files.last(name)) as sink:
+    root, name = Root.holding(file)
+    with whole(root, name) as sink:
         pq.write_table(table, sink)

@@ -23,7 +23,7 @@ def weights_of(
     there, here = next((pair for pair in zip_longest(theirs, classes) if pair[0] != pair[1]), ("", ""))
     if theirs and there != here:
         raise CheckpointError(
-            f"{saved.folder} tells other classes apart ({quoted(there)!r} in the place of {quoted(here)!r}): one would "
+            f"{saved.root} tells other classes apart ({quoted(there)!r} in the place of {quoted(here)!r}): one would "
             "be taken for another, so nothing was loaded; models.create(..., weights=FOLDER) takes its body alone"
         )
     weights = saved.load("model")
@@ -31,7 +31,7 @@ def weights_of(
     wrong = _differs(model.state_dict(), weights) or _differs(dict(model.named_parameters()), average, more=True)
     if wrong:
         raise CheckpointError(
-            f"{saved.folder} holds the weights of another model than this {type(model).__name__} (they differ in "
+            f"{saved.root} holds the weights of another model than this {type(model).__name__} (they differ in "
             f"{quoted(wrong)}): nothing was loaded; give the model that was saved, or another checkpoint"
         )
     return weights, average
@@ -55,6 +55,6 @@ def progress_of(saved: Saved, state: Mapping[str, Any]) -> Progress:
         return Progress(**state["progress"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{saved.folder} was written by another version of thawline ({error}): going on from it would be a guess; "
+            f"{saved.root} was written by another version of thawline ({error}): going on from it would be a guess; "
             "go on with that version, or begin anew under another name"
         ) from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from dataio import files
+from dataio.root import Root
 from trainer import checkpoint
 from trainer.checkpoint import NOBODY, Best, Parts, Whose
 from trainer.errors import CheckpointError
@@ -93,9 +93,8 @@ def _copied(value: Any, devices: set[torch.device]) -> Any:
 class Saver:
     """Writes the checkpoints of one run, one at a time; on one rank only. root, others: see checkpoint.save."""
 
-    def __init__(self, root: str | Path, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
-        self._root = files.normal_root(root)
-        self._save = functools.partial(checkpoint.save, self._root, keep=keep, best=best, whose=whose)
+    def __init__(self, root: str | Path | Root, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
+        self._save = functools.partial(checkpoint.save, Root.of(root), keep=keep, best=best, whose=whose)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writes: list[Future[Written]] = []
         self._refused: tuple[int, Snapshot, Mapping[str, float]] | None = None
