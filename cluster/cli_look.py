@@ -38,13 +38,15 @@ class Show(JobVerb):
     def run(self) -> int:
         """Print the picture's path."""
         from cluster import figures
+        from cluster.loaded import Loaded
         from cluster.run import side_loaders
         from cluster.storage import spare_images
         from dataio.explanation import show_batch
 
         out = figures.check_out(self.out)
-        spare_images(out, self.fields)
-        first, *_ = side_loaders(self.fields, _alone(self.fields))
+        loaded = Loaded(self.fields)
+        spare_images(out, loaded)
+        first, *_ = side_loaders(self.fields, _alone(self.fields), loaded=loaded)
         figures.save(show_batch(first, rows=4, cols=8), out)
         print(out)
         return 0
@@ -60,16 +62,18 @@ class LrFind(JobVerb):
     def run(self) -> int:
         """Print the suggestions as JSON."""
         from cluster import figures
+        from cluster.loaded import Loaded
         from cluster.run import job_learner
         from cluster.storage import spare_images
         from trainer.lr_find import lr_find
         from trainer.schedule import Find
 
         out = figures.check_out(self.out) if self.out else None
-        spare_images(out, self.fields)
+        loaded = Loaded(self.fields)
+        spare_images(out, loaded)
         lr, first = _searched(self.fields)
         say(f"training in phase {first.name!r} while lr grows, and taking it back")
-        with closing(job_learner(self.fields, _alone(self.fields))) as learner:
+        with closing(job_learner(self.fields, _alone(self.fields), loaded=loaded)) as learner:
             ratios = first.lr.rate if isinstance(first.lr, Find) else first.lr
             found = lr_find(learner, lr=ratios, freeze_to=first.freeze_to)
         pair = f"[{lr[0] * found.valley:.2g}, {found.valley:.2g}]" if isinstance(lr, tuple) else f"{found.valley:.2g}"

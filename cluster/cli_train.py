@@ -25,14 +25,16 @@ class Train(JobVerb):
 
     def run(self) -> int:
         """Print the result as JSON; 143 or 130 where SIGTERM or Ctrl-C stopped the run at a checkpoint."""
+        from cluster.loaded import Loaded
         from cluster.preflight import preflight
 
         job = self.fields
+        loaded = Loaded(job)
         # What torchrun starts again is the run that --fresh began.
         fresh = self.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         place = None if self.address else ranks.place()
         first = place is None or place.rank == 0
-        finished = preflight(job, here=not self.address, fresh=fresh)
+        finished = preflight(job, here=not self.address, fresh=fresh, loaded=loaded)
         if finished is not None:
             if first:
                 _print_result(job, finished, already=True)
@@ -41,7 +43,7 @@ class Train(JobVerb):
             say(to_toml(job, brief=not self.print_job))
         from cluster.launch import launch
 
-        result = launch(job, address=self.address, fresh=fresh)
+        result = launch(job, address=self.address, fresh=fresh, loaded=loaded)
         if first:
             _print_result(job, result, already=False)
         return signals.exit_status() if result["status"] == "stopped" else 0

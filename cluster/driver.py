@@ -72,11 +72,13 @@ def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     from cluster import job as jobs
     from cluster import ray_train, storage
     from cluster.discovery import Directory
+    from cluster.loaded import Loaded
     from cluster.signals import stop_on_signal
 
     job = jobs.check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
     storage.image_spec(job)
-    finished = storage.look(job, fresh=fresh)
+    loaded = Loaded(job)
+    finished = storage.look(job, fresh=fresh, loaded=loaded)
     if finished is not None:
         _tell({"kind": "note", "text": f"{storage.run_dir(job)} has finished: this is its result"})
         return finished
@@ -90,7 +92,13 @@ def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     with directory:
         watcher = Watcher(job, directory)
         return ray_train.on_ray(
-            job, device=job.device, show=watcher.show, stopping=stop_on_signal, address="auto", fresh=fresh
+            job,
+            device=job.device,
+            show=watcher.show,
+            stopping=stop_on_signal,
+            address="auto",
+            fresh=fresh,
+            loaded=loaded,
         )
 
 

@@ -14,6 +14,7 @@ from cluster import ranks
 from cluster.console import Console
 from cluster.errors import LaunchError, last_line
 from cluster.job import Job
+from cluster.loaded import Loaded
 from cluster.preflight import check_cores
 from cluster.ranks import Place
 from cluster.ray_train import BACKENDS, on_ray
@@ -48,24 +49,30 @@ def check_gpus(job: Job) -> None:
         )
 
 
-def launch(job: Job, *, address: str = "", fresh: bool = False) -> Result:
+def launch(job: Job, *, address: str = "", fresh: bool = False, loaded: Loaded | None = None) -> Result:
     """Run the job where its `workers`, the environment, and the address of a Ray cluster say. Raises USER_ERRORS.
 
-    fresh: begin anew, and move what stands in the run's folder aside.
+    fresh: begin anew, and move what stands in the run's folder aside. loaded: what `preflight` has read of the job.
     """
     here = None if address else ranks.place()
     if here is not None:
-        return under_torchrun(job, here, fresh=fresh)
+        return under_torchrun(job, here, fresh=fresh, loaded=loaded)
     if not address:
         check_cores(job)
         check_gpus(job)
         if job.most_workers == 1:
-            return in_process(job, fresh=fresh)
+            return in_process(job, fresh=fresh, loaded=loaded)
     console = Console()
     try:
         device = job.device if address else choose_device(job)
         return on_ray(
-            job, device=device, show=console.show, stopping=stop_on_signal, address=address or "local", fresh=fresh
+            job,
+            device=device,
+            show=console.show,
+            stopping=stop_on_signal,
+            address=address or "local",
+            fresh=fresh,
+            loaded=loaded,
         )
     finally:
         console.close()
@@ -83,12 +90,13 @@ class ProcessContext(LocalContext):
             self.console.show(rows)
 
 
-def in_process(job: Job, *, fresh: bool = False) -> Result:
+def in_process(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result:
     """Train in this process, on its first GPU or the CPU."""
-    return _run_here(job, ProcessContext(run_dir(job), local_device(job), console=Console()), fresh=fresh)
+    context = ProcessContext(run_dir(job), local_device(job), console=Console())
+    return _run_here(job, context, fresh=fresh, loaded=loaded)
 
 
-def under_torchrun(job: Job, here: Place, *, fresh: bool = False) -> Result:
+def under_torchrun(job: Job, here: Place, *, fresh: bool = False, loaded: Loaded | None = None) -> Result:
     """Train as one of the processes that torchrun started. Raises LaunchError where the others do not come."""
     device = local_device(job, here.local_rank)
     if device.type == "cuda":
@@ -108,15 +116,15 @@ def under_torchrun(job: Job, here: Place, *, fresh: bool = False) -> Result:
         ) from error
     try:
         context = ProcessContext(run_dir(job), device, here.rank, here.world_size, here.local_rank, console=console)
-        return _run_here(job, context, fresh=fresh)
+        return _run_here(job, context, fresh=fresh, loaded=loaded)
     finally:
         dist.destroy_process_group()
 
 
-def _run_here(job: Job, context: ProcessContext, *, fresh: bool) -> Result:
+def _run_here(job: Job, context: ProcessContext, *, fresh: bool, loaded: Loaded | None) -> Result:
     try:
         with stop_on_signal(context.request_stop):
-            return run(job, context, fresh=fresh)
+            return run(job, context, fresh=fresh, loaded=loaded)
     finally:
         if context.console is not None:
             context.console.close()

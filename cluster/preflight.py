@@ -9,23 +9,25 @@ from cluster import ranks
 from cluster.errors import LaunchError
 from cluster.job import Job
 from cluster.limits import check_together
-from cluster.storage import Result, image_spec, load_manifests, look
+from cluster.loaded import Loaded
+from cluster.storage import Result, image_spec, look
 from dataio.cores import usable_cores
 from dataio.private import use_compile_cache
 
 
-def preflight(job: Job, *, here: bool = True, fresh: bool = False) -> Result | None:
+def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
     """The result if the run has finished, else None when nothing stands in its way. Writes nothing.
 
     here: the workers will run on this machine, so its cores and devices must do.
-    fresh: what stands in the run's folder will be moved aside.
+    fresh: what stands in the run's folder will be moved aside. loaded: the job's, where the caller goes on with it.
     Raises: one of cluster.run.USER_ERRORS.
     """
+    loaded = loaded or Loaded(job)
     image_spec(job)
     place = ranks.place() if here else None
     if place is not None:  # so many as there are, whatever the job says
         check_together(replace(job, workers=place.world_size))
-    finished = look(job, fresh=fresh)
+    finished = look(job, fresh=fresh, loaded=loaded)
     if finished is not None:
         return finished
     if here:
@@ -36,20 +38,19 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False) -> Result | N
 
     from cluster.launch import check_gpus, choose_device
     from dataio.loader import choose_engine
-    from models.backbones import create
     from trainer.step import choose_precision
 
     if here:
         choose_precision(job.fit.precision, torch.device(choose_device(job)))
         choose_engine(job.data.engine)
         check_gpus(job)
-    check_recipe(job)
+    check_recipe(job, loaded)
     if here and job.model.weights != "none":  # fetched once here, not by every worker at the same time
-        create(job.model.name, 2, weights=job.model.weights)
+        loaded.make_model()
     return None
 
 
-def check_recipe(job: Job) -> None:
+def check_recipe(job: Job, loaded: Loaded) -> None:
     """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
     from cluster.phases import phases
     from cluster.run import mixing
@@ -62,8 +63,8 @@ def check_recipe(job: Job) -> None:
         from trainer.metric_names import check_measured, direction
         from trainer.metrics import build
 
-        manifest, _ = load_manifests(job)
-        metrics = build(job.fit.metrics, task=manifest.task, classes=len(manifest.classes))
+        task, classes = loaded.manifest.task, len(loaded.manifest.classes)
+        metrics = build(job.fit.metrics, task=task, classes=classes)
         if job.checkpoint.best:
             check_measured(job.checkpoint.best, metrics)
             direction(job.checkpoint.best)

@@ -22,6 +22,7 @@ from cluster.board import Board, Row, board_at, board_name, board_of, served
 from cluster.errors import LaunchError, last_line, out_of_memory
 from cluster.forkserver import ForkServer, fork, socket_of
 from cluster.job import Job
+from cluster.loaded import Loaded
 from cluster.preflight import check_recipe
 from cluster.ray_connection import connected, surroundings
 from cluster.room import answering, choose_device
@@ -151,6 +152,7 @@ def on_ray(
     stopping: Callable[[Callable[[], None]], contextlib.AbstractContextManager[None]],
     address: str = "local",
     fresh: bool = False,
+    loaded: Loaded | None = None,
 ) -> Result:
     """Train as the job's Ray Train workers, and end with the run.
 
@@ -158,16 +160,18 @@ def on_ray(
     show: takes the run's rows as they come. stopping: a context in which what it is given is called to ask for a stop.
     address: "local" starts a Ray of this run's own, which ends with it; else of a cluster, "auto" for this machine's.
     fresh: begin anew, and move what stands in the run's folder aside. The folder is held from here, through all
-    restarts of workers.
+    restarts of workers. loaded: what this process has read of the job.
 
     Raises LaunchError where the cluster cannot hold the job, or it is running there; USER_ERRORS of the run.
     """
+    loaded = loaded or Loaded(job)
     held = hold(job, fresh=fresh, tell=lambda text: show([{"kind": "note", "text": text}]))
     with held, scratch() as folder, surroundings(folder, local=address == "local"), connected(job, address, folder):
         if address != "local":
             device = choose_device(job, device)
             if not has_begun(job):
-                check_recipe(job)  # workers would take half a minute more to tell
+                check_recipe(job, loaded)  # workers would take half a minute more to tell
+        loaded.forget()  # the workers read their own
         with _board(job, folder, local=address == "local") as board:
             show([{"kind": "begun", "device": device}])
             with stopping(board.request_stop):

@@ -24,10 +24,11 @@ from cluster.errors import ClusterError, HangError, LaunchError, StorageError, l
 from cluster.exporter import Exporter
 from cluster.job import Job
 from cluster.limits import batch_of
+from cluster.loaded import Loaded
 from cluster.memory import check_memory, kept_by_forward
 from cluster.phases import phases, stages
 from cluster.pulse import Pulse
-from cluster.storage import Result, image_spec, load_manifests, open_run, run_dir, write_text
+from cluster.storage import Result, image_spec, open_run, run_dir, write_text
 from cluster.words import as_json, finite, quoted
 from dataio import census, files
 from dataio.errors import DataError
@@ -36,7 +37,7 @@ from dataio.mix import Mix
 from dataio.root import Root
 from dataio.spec import ImageSpec
 from dataio.splits import SIDES
-from models.backbones import create, normalisation
+from models.backbones import normalisation
 from models.errors import ModelError
 from trainer import world
 from trainer.checkpoint import Best
@@ -63,11 +64,14 @@ USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
 _KINDS = errors_in(*USER_ERRORS)
 
 
-def run(job: Job, context: RunContext, *, held: bool = False, fresh: bool = False) -> Result:
+def run(
+    job: Job, context: RunContext, *, held: bool = False, fresh: bool = False, loaded: Loaded | None = None
+) -> Result:
     """Train as the job says, or go on, or return the result of a run that has finished. Collective.
 
     held: who started this process holds the run's folder (see storage.hold), else rank 0 does until the end.
     fresh: begin anew, and move what stands in the folder aside.
+    loaded: the job's, where this process has read some of it already.
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
     Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins; HangError where
     another rank was waited for in vain.
@@ -75,7 +79,7 @@ def run(job: Job, context: RunContext, *, held: bool = False, fresh: bool = Fals
     pulse = Pulse(rank=context.rank, world_size=context.world_size, hang_s=job.cluster.hang_s)
     try:
         with ExitStack() as holding:
-            return _run(job, context, pulse, None if held else holding, fresh=fresh)
+            return _run(job, context, pulse, None if held else holding, loaded or Loaded(job), fresh=fresh)
     except RuntimeError as error:
         sentence = pulse.explain(error)
         if sentence is None:
@@ -85,12 +89,14 @@ def run(job: Job, context: RunContext, *, held: bool = False, fresh: bool = Fals
         pulse.close()
 
 
-def _run(job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None, *, fresh: bool) -> Result:
+def _run(
+    job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None, loaded: Loaded, *, fresh: bool
+) -> Result:
     def begin() -> Result | None:
         def tell(text: str) -> None:
             context.publish([{"kind": "note", "text": text}])
 
-        return open_run(job, holding, fresh=fresh, tell=tell) if context.rank == 0 else None
+        return open_run(job, holding, fresh=fresh, tell=tell, loaded=loaded) if context.rank == 0 else None
 
     finished = world.gather(_together(begin))[0]
     if finished is not None:
@@ -98,7 +104,8 @@ def _run(job: Job, context: RunContext, pulse: Pulse, holding: ExitStack | None,
     torch.set_num_threads(default_threads(_ranks_here(context)))
     torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape: the search pays once
     with ExitStack() as stack:
-        learner = _together(lambda: _build(job, context, stack, pulse))
+        learner = _together(lambda: _build(job, context, stack, pulse, loaded))
+        loaded.forget()
         stack.callback(learner.close)
         _announce(job, context, learner, stack)
         for line in (_description(job, context, learner), *_class_warnings(learner)):
@@ -136,20 +143,22 @@ def job_spec(job: Job, *, samples: int) -> ImageSpec:
     return replace(spec, stages=staged, size_px=staged[-1][1]) if staged else spec
 
 
-def job_loaders(job: Job, context: RunContext) -> tuple[ImageLoader, ImageLoader]:
-    """The training and validation loaders of a job for one rank.
+def job_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> tuple[ImageLoader, ImageLoader]:
+    """The training and validation loaders of a job for one rank. loaded: the job's, where there is one.
 
     Raises DataError; JobError, LaunchError for a batch that is larger than the training split, or than the memory.
     """
-    manifest, valid = load_manifests(job)
-    samples = len(manifest.part("train"))
+    loaded = loaded or Loaded(job)
+    samples = len(loaded.manifest.part("train"))
 
     def tell(text: str) -> None:
         if context.rank == 0:
             context.publish([{"kind": "note", "text": text}])
 
     job = _fitted(job, samples=samples, tell=tell)
-    train, other = loaders(manifest, job_spec(job, samples=samples), valid=valid, **_loading(job, context))
+    train, other = loaders(
+        loaded.manifest, job_spec(job, samples=samples), valid=loaded.valid, **_loading(job, context)
+    )
     check_memory([train, other], ranks_here=_ranks_here(context), tell=tell)
     return train, other
 
@@ -162,9 +171,10 @@ def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
     return replace(job, data=replace(job.data, global_batch=batch))
 
 
-def side_loaders(job: Job, context: RunContext) -> list[ImageLoader]:
+def side_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> list[ImageLoader]:
     """A loader for each side that the job's images are on, for looking at them alone. Raises DataError."""
-    manifest, valid = load_manifests(job)
+    loaded = loaded or Loaded(job)
+    manifest, valid = loaded.manifest, loaded.valid
     of = {side: valid if valid is not None and side == "valid" else manifest for side in SIDES}
     there = [side for side in SIDES if side in of[side].sides()] or ["train"]  # none at all is told by `part`
     if there[0] == "train":
@@ -208,17 +218,11 @@ def _told(context: RunContext) -> Callable[[int, int], None]:
     return tell
 
 
-def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = ()) -> Learner:
+def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), loaded: Loaded | None = None) -> Learner:
     """A job's learner on its data, on this rank. Not collective: any rank may fail on its own, with USER_ERRORS."""
-    train, valid = job_loaders(job, context)
-    model = create(
-        job.model.name,
-        len(train.classes),
-        weights=job.model.weights,
-        dropout=job.model.dropout,
-        seed=job.seed,
-        class_names=train.classes,
-    )
+    loaded = loaded or Loaded(job)
+    train, valid = job_loaders(job, context, loaded=loaded)
+    model = loaded.take_model()
     if context.device.type == "cpu":
         kept_bytes = kept_by_forward(model, train.spec.size_px, parts=job.fit.accumulate)
         check_memory([train], ranks_here=_ranks_here(context), kept_bytes=kept_bytes)
@@ -262,7 +266,7 @@ def _meter(job: Job, train: ImageLoader) -> "Meter":
     return Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes)))
 
 
-def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Learner:
+def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse, loaded: Loaded) -> Learner:
     """Everything a run needs, on this rank. Not collective: any rank may fail on its own."""
     port = job.metrics.port and job.metrics.port + context.local_rank
     try:
@@ -281,7 +285,7 @@ def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse) -> Lea
         ) from error
     stack.enter_context(exporter)
     exporter.observe({"world_size": context.world_size, "quarantined": 0})
-    learner = job_learner(job, context, sinks=[exporter, pulse])
+    learner = job_learner(job, context, sinks=[exporter, pulse], loaded=loaded)
     assert isinstance(learner.train, ImageLoader)
     loader = learner.train
     exporter.watch(lambda: loader.seconds)

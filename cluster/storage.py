@@ -8,7 +8,7 @@ it has finished.
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -24,11 +24,11 @@ from cluster import job as jobs
 from cluster.errors import LaunchError, StorageError
 from cluster.job import Job
 from cluster.limits import batch_of
+from cluster.loaded import Loaded
 from dataio import files
 from dataio.atomic import sweep, whole
 from dataio.census import check_sides
 from dataio.errors import SourceError
-from dataio.manifest import Manifest
 from dataio.root import Root
 from dataio.spec import ImageSpec
 
@@ -48,14 +48,15 @@ def run_dir(job: Job) -> str:
     return run_root(job).text
 
 
-def look(job: Job, *, fresh: bool = False) -> Result | None:
+def look(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
     """The run's result if it has finished, else None when the job may begin or go on there. Writes nothing.
 
     fresh: what stands there will be moved aside, so that only the job's data and the storage matter.
+    loaded: the job's, where the caller goes on with it.
     Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
     LaunchError when no job can train on such data; DataError when the manifest cannot be trusted.
     """
-    return _look(job, fresh=fresh)[0]
+    return _look(job, loaded or Loaded(job), fresh=fresh)[0]
 
 
 def has_begun(job: Job) -> bool:
@@ -104,32 +105,31 @@ class _Found(NamedTuple):
     fingerprint: str
 
 
-def _look(job: Job, *, fresh: bool) -> tuple[Result | None, str]:
+def _look(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]:
     """`look`'s answer, and unless it is a result, the fingerprints of the job's manifests."""
     folder = run_root(job)
     found = _Found(job, None, "") if fresh else _read(job, folder)
     _check_settings(folder, found, job)
     if found.result is not None:
         if found.fingerprint and not _data_gone(found.job, job):
-            _check_data(folder, found, job, _fingerprint(load_manifests(job)))
+            _check_data(folder, found, job, loaded.fingerprint)
         _check_weights(folder, found.result)
         return found.result, ""
     with _refusals(folder):
         _check_writable(folder)
-    manifests = load_manifests(job)
-    if manifests[0].task not in ("single_label", "multi_label"):
+    manifest = loaded.manifest
+    if manifest.task not in ("single_label", "multi_label"):
         raise LaunchError(
-            f"{job.manifest} is for task {manifests[0].task}, and a job trains single_label and multi_label: there is "
-            "no model for it; look at it with `thawline show`, or train a model of your own from Python on "
+            f"{job.manifest} is for task {manifest.task}, and a job trains single_label and multi_label: there is no "
+            "model for it; look at it with `thawline show`, or train a model of your own from Python on "
             "dataio.loaders"
         )
-    check_sides(*manifests, names=[job.manifest, job.data.valid or job.manifest])
-    batch_of(job, samples=len(manifests[0].part("train")))
-    for manifest in filter(None, manifests):
-        manifest.check_paths(allowed=job.data.max_quarantined)
-    fingerprint = _fingerprint(manifests)
-    _check_data(folder, found, job, fingerprint)
-    return None, fingerprint
+    check_sides(manifest, loaded.valid, names=[job.manifest, job.data.valid or job.manifest])
+    batch_of(job, samples=len(manifest.part("train")))
+    for each in loaded.manifests:
+        each.check_paths(allowed=job.data.max_quarantined)
+    _check_data(folder, found, job, loaded.fingerprint)
+    return None, loaded.fingerprint
 
 
 def _check_weights(folder: Root, result: Result) -> None:
@@ -198,10 +198,6 @@ def _data_gone(before: Job, job: Job) -> bool:
         )
 
 
-def _fingerprint(manifests: Iterable[Manifest | None]) -> str:
-    return " ".join(manifest.fingerprint() for manifest in manifests if manifest)
-
-
 def epochs_of(folder: Root) -> str:
     """The epoch table of a run that has finished, or a sentence where its rows cannot be read."""
     from cluster.console import epoch_table  # with rich, which looking needs not
@@ -213,21 +209,11 @@ def epochs_of(folder: Root) -> str:
         return f"{folder.full('rows.parquet')} cannot be read ({why}): the result stands without its epochs"
 
 
-def load_manifests(job: Job) -> tuple[Manifest, Manifest | None]:
-    """The job's manifest, and the other one to validate on, if it names one. Raises ManifestError."""
-    manifest = Manifest.load(job.manifest, root=job.data.root or None)
-    if not job.data.valid:
-        return manifest, None
-    other = Manifest.load(job.data.valid)
-    manifest.check_vocabulary(other, name=job.data.valid)
-    return manifest, other
-
-
-def spare_images(out: Path | None, job: Job) -> None:
+def spare_images(out: Path | None, loaded: Loaded) -> None:
     """Raises StorageError where a picture would be written over one of the job's own images or masks."""
     if out is None or not out.exists():
         return
-    for manifest in filter(None, load_manifests(job)):
+    for manifest in loaded.manifests:
         names = [place.as_posix().removeprefix(f"{manifest.root}/") for place in (out.absolute(), out.resolve())]
         for column in ("path", "label") if manifest.task == "mask" else ("path",):
             rows = manifest.rows[column]
@@ -236,14 +222,19 @@ def spare_images(out: Path | None, job: Job) -> None:
 
 
 def open_run(
-    job: Job, holding: ExitStack | None = None, *, fresh: bool = False, tell: Callable[[str], None] = lambda text: None
+    job: Job,
+    holding: ExitStack | None = None,
+    *,
+    fresh: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+    loaded: Loaded | None = None,
 ) -> Result | None:
     """`look`, and unless the run has finished, begin or go on there: `job.toml` says what runs. Raises as `look` does.
 
     holding: what shall hold the folder, see `hold`; None where whoever started this process does.
     """
     folder = run_root(job)
-    finished, fingerprint = _look(job, fresh=fresh)
+    finished, fingerprint = _look(job, loaded or Loaded(job), fresh=fresh)
     if finished is not None:
         return finished
     if holding is not None:

@@ -18,7 +18,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -29,16 +28,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from cluster import job as jobs
 from cluster import run as life
 from cluster.job import Job
 from cluster.storage import run_dir
 from dataio.cores import usable_cores
-from models.backbones import Classifier
-from models.heads import classification_head
 from tests.moments import KINDS, PARTS, SITES, Kill, Marks, install, moment
 from tests.runs import digits_manifest, planned_hash, result, write_job
 from trainer import checkpoint
@@ -93,21 +88,6 @@ class Trial:
 # In the process that dies ---------------------------------------------------------------------------------
 
 
-class Thin(ResNet):
-    """One block a stage, a quarter of the channels."""
-
-    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
-        return super()._make_layer(block, planes // 4, *args, **kwargs)
-
-
-def thin(name: str, classes: int, *, dropout: float, seed: int, **_: Any) -> Classifier:
-    """In place of models.backbones.create: small enough for hundreds of runs."""
-    torch.manual_seed(seed)
-    network = Thin(BasicBlock, [1, 1, 1, 1])
-    body = nn.Sequential(OrderedDict(c for c in network.named_children() if c[0] not in ("avgpool", "fc")))
-    return Classifier(body, classification_head(128, classes, dropout=dropout), name=name, classes=classes)
-
-
 def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     """A process of a trial: `run` as everybody calls it."""
     with log.open("a") as out:
@@ -117,7 +97,6 @@ def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     marks = Marks(marks_file)
     inside = partial(moment, marks, kill)
     install(inside, marks)
-    setattr(life, "create", thin)  # noqa: B010  # which mypy would refuse as an assignment
     setattr(life, "_picture", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
     with inside("run"):
         life.run(job, LocalContext(run_dir=run_dir(job)))
@@ -140,6 +119,7 @@ class Campaign:
             log_every=3,
             fit=replace(job.fit, recipe="fine_tune", epochs=1, frozen_epochs=1, ema=0.9),
             augment=replace(job.augment, mixup=0.4),
+            model=replace(job.model, name="tiny"),
         )
         self.unbroken = self._start(folder / "unbroken", None, waits=True, part=0)[1]
         self._sites = {site: self._marks(folder / "unbroken", 0).of(site) for site in SITES}

@@ -3,18 +3,23 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cluster import cli
+from dataio.manifest import Manifest
 from dataio.root import Root
+from models.backbones import Classifier, create
 from tests.runs import digits_manifest, environment, write_job
 
 Run = Callable[..., tuple[int, str, str]]
@@ -157,6 +162,33 @@ def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path
         assert not (tmp_path / "runs").exists()
         assert words in err.strip().splitlines()[-1]
         assert "Traceback" not in err
+
+
+def test_a_run_reads_each_manifest_and_makes_its_model_once(
+    thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copy(manifest, tmp_path / "other.parquet"))
+    torch.save(create("tiny", 10).state_dict(), tmp_path / "tiny.pt")
+    read: list[str] = []
+    made: list[str] = []
+    load, init = Manifest.load, Classifier.__init__
+
+    def counted(file: str, **options: Any) -> Manifest:
+        read.append(Path(file).name)
+        return load(file, **options)
+
+    def counted_init(*args: Any, **options: Any) -> None:
+        made.append(options["name"])
+        init(*args, **options)
+
+    monkeypatch.setattr(Manifest, "load", counted)
+    monkeypatch.setattr(Classifier, "__init__", counted_init)
+    flags = ["--data.valid", other, "--fit.metrics", "accuracy", "--fit.epochs", "1"]
+    model = ["--model.name", "tiny", "--model.weights", tmp_path / "tiny.pt"]
+    code, out, err = thawline("train", write_job(tmp_path, manifest), *flags, *model)
+    assert code == 0, err
+    assert json.loads(out)["accuracy"] >= 0
+    assert (sorted(read), made) == (["digits.parquet", "other.parquet"], ["tiny"])
 
 
 def test_misuse_exits_2(thawline: Run, tmp_path: Path) -> None:

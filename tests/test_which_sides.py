@@ -14,6 +14,7 @@ from cluster.cli_verbs import parse, with_job
 from cluster.errors import JobError, StorageError
 from cluster.index import make_manifest
 from cluster.job import Job, from_toml
+from cluster.loaded import Loaded
 from cluster.storage import look, spare_images
 from dataio.errors import ManifestError, SourceError
 from dataio.explanation import explain
@@ -135,14 +136,14 @@ def test_a_picture_is_never_written_over_one_of_the_jobs_images(folder: Path, tm
     linked.symlink_to(folder / "photos" / "cat" / "0.png")
     for out in (folder / "photos" / "cat" / "0.png", linked):
         with pytest.raises(StorageError, match="is one of the job's images: it would be lost"):
-            spare_images(out, job)
+            spare_images(out, Loaded(job))
     for i in range(8):
         mask = Image.new("L", (40, 40), 1)
         mask.putpixel((i, 0), 2)
         mask.save(folder / f"{i}.png")
     masked = job_on(folder, "masked.parquet", label=f"mask:{folder}/{{stem}}.png", values="1,2", valid="0.25")
     with pytest.raises(StorageError, match="is one of the job's images"):
-        spare_images(folder / "3.png", masked)
+        spare_images(folder / "3.png", Loaded(masked))
     (tmp_path / "batch.png").touch()
     for other in (tmp_path / "batch.png", tmp_path / "none.png", None):
-        spare_images(other, job)
+        spare_images(other, Loaded(job))
