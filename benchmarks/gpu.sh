@@ -50,7 +50,7 @@ if absent:
 PY
 
 # part NAME NEED_S COMMAND...: COMMAND writes one line of JSON to $result. It is begun while NEED_S are left of the budget,
-# and ended after three times as long, or with the budget.
+# and ended after `slack` times as long, or with the budget.
 part() {
   local name=$1 need_s=$2 began=$SECONDS status left_s=$((budget_s - SECONDS))
   shift 2
@@ -62,7 +62,7 @@ part() {
   fi
   export result=$work/$name.json
   say "$name ..."
-  timeout --kill-after=5 $((3 * need_s < left_s ? 3 * need_s : left_s)) "$@" >>"$log" 2>&1
+  timeout --kill-after=5 $((slack * need_s < left_s ? slack * need_s : left_s)) "$@" >>"$log" 2>&1
   status=$?
   [[ -s $result ]] || echo null >"$result"
   printf '{"part": "%s", "status": %d, "seconds": %d, "commit": "%s", "result": %s}\n' \
@@ -121,9 +121,9 @@ export python
 
 bodies=(resnet50 resnet18 resnet34 convnext_tiny vit_small)
 if [[ $device == cuda ]]; then
-  step=(--steps 10) photos=(--data photos --photos 256) jpegs=(--images 512 --batch 256)
+  step=(--steps 10) photos=(--data photos --photos 256) jpegs=(--images 512 --batch 256) slack=3
 else
-  step=(--batch 4 --size-px 32 --steps 1) photos=(--data photos --photos 8) jpegs=(--images 16 --batch 8)
+  step=(--batch 4 --size-px 32 --steps 1) photos=(--data photos --photos 8) jpegs=(--images 16 --batch 8) slack=10
 fi
 
 # What is wanted most comes first: a call may end at the budget. Of the compiled steps most is to compile.

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cluster.forkserver import fork
-from tests.test_forkserver import serving
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +37,9 @@ serve(Path(sys.argv[1]), main)
 
 
 def test_a_forked_process_uses_the_gpu_twice_in_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the fork server is Ray's, and Ray is not installed")
+    from tests.test_forkserver import serving
+
     with serving(tmp_path, SERVER) as (path, _):
         for _ in range(2):  # the first child's CUDA must not have reached the server
             with fork(path, {}, wait_s=120) as link:
