@@ -1,22 +1,30 @@
-# `make demo` and `make test` do all the set-up that a fresh machine needs; both work offline once .venv stands.
+# What a fresh machine needs is installed when it is first wanted: `make demo` takes the base and the samples, `make test`
+# what tests need on top, `make check` the checkers, `make docs` Sphinx. Each is an extra of pyproject.toml with a mark of
+# its own, .venv/.ready-EXTRA; with all of them there, everything here works offline.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
-DOCS_READY := .venv/.ready-docs
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: demo test test-fast test-cluster kills chaos fuzz likeness check docs bench prometheus clean help
+.SECONDARY:
 
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+DEMO := .venv/.ready-samples
+TEST := .venv/.ready-test
+CHECK := .venv/.ready-dev
+DOCS := .venv/.ready-docs
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.ready-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 
-data/digits.parquet: | $(READY)
+data/digits.parquet: | $(DEMO)
 	$(BIN)/thawline sample digits data/digits
 	$(BIN)/thawline index data/digits --label 'regex:(.+)_\d+\.jpg$$' --valid 0.2 --seed 42 --out $@
 
-demo: $(READY) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
+demo: $(DEMO) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
 	$(BIN)/python deploy/demo.py
 
 # One thread a process: two test processes share two cores, and threads that wait for one another would spin.
@@ -24,50 +32,46 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 FAST := $(PYTEST) -m 'not slow'
 SLOW := $(PYTEST) -m 'slow and not cluster'
 
-test: $(READY)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
+test: $(TEST)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
 	$(FAST)
 	$(SLOW)
 
-test-fast: $(READY)  ## the tests that start neither Ray nor other processes
+test-fast: $(TEST)  ## the tests that start neither Ray nor other processes
 	$(FAST)
 
 N ?= 100
-kills: $(READY)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
+kills: $(TEST)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
 	$(BIN)/python -m tests.kills $(N)
 
-test-cluster: $(READY)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (7 minutes)
+test-cluster: $(TEST)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (7 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 CHAOS ?= 20
-chaos: $(READY)  ## runs (CHAOS=20) on a Ray cluster of this machine whose workers, nodes, controllers and drivers are killed
+chaos: $(TEST)  ## runs (CHAOS=20) on a Ray cluster of this machine whose workers, nodes, controllers and drivers are killed
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
 FUZZ ?= 300
-fuzz: $(READY)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSVs and checkpoints: told, or read as written
+fuzz: $(TEST)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSVs and checkpoints: told, or read as written
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 SEEDS ?= 1 2 3 4 5 6 7 8 9 10
-likeness: $(READY)  ## 217 kinds of pictures a seed (SEEDS) through both engines: each must show Pillow's pixels
+likeness: $(TEST)  ## 217 kinds of pictures a seed (SEEDS) through both engines: each must show Pillow's pixels
 	$(BIN)/python -m tests.likeness $(SEEDS)
 
-check: $(READY)  ## ruff and the type checker
+check: $(CHECK)  ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(DOCS_READY): pyproject.toml constraints.txt $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	touch $@
-
-docs: $(DOCS_READY)  ## the documentation into build/docs, offline; a warning or a dead reference is an error
+docs: $(DOCS)  ## the documentation into build/docs, offline; a warning or a dead reference is an error
 	$(BIN)/python -m sphinx -q -E -W -n --keep-going docs build/docs
 
-bench: $(READY)  ## the benchmarks, on this machine's CPU
+bench: $(DEMO)  ## the benchmarks, on this machine's CPU
 	for name in decode presize presize_quality prefilter step train profile overhead finetune ray_overhead shards scale; do \
 	$(BIN)/python -m benchmarks $$name || exit 1; done
 
 prometheus: $(BIN)/prometheus  ## Debian's Prometheus into .venv, for the tests that scrape with it
-$(BIN)/prometheus: | $(READY)
+$(BIN)/prometheus: | $(BIN)/python
 	folder=$$(mktemp -d) && chmod 755 $$folder && here=$$PWD && cd $$folder \
 	&& (apt-get download -qq prometheus || (apt-get update -qq && apt-get download -qq prometheus)) \
 	&& dpkg -x prometheus_*.deb out && cp out/usr/bin/prometheus out/usr/bin/promtool $$here/$(BIN)/ \
