@@ -41,22 +41,22 @@ test-fast: $(TEST)  ## the tests that start neither Ray nor other processes
 
 N ?= 100
 kills: $(TEST)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
-	$(BIN)/python -m tests.kills $(N)
+	$(BIN)/python -m tests.campaigns.kills $(N)
 
 test-cluster: $(TEST)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (7 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 CHAOS ?= 20
 chaos: $(TEST)  ## runs (CHAOS=20) on a Ray cluster of this machine whose workers, nodes, controllers and drivers are killed
-	$(BIN)/python -m tests.chaos $(CHAOS)
+	$(BIN)/python -m tests.campaigns.chaos $(CHAOS)
 
 FUZZ ?= 300
 fuzz: $(TEST)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSVs and checkpoints: told, or read as written
-	$(BIN)/python -m tests.fuzz $(FUZZ)
+	$(BIN)/python -m tests.campaigns.fuzz $(FUZZ)
 
 SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 likeness: $(TEST)  ## 217 kinds of pictures a seed (SEEDS) through both engines: each must show Pillow's pixels
-	$(BIN)/python -m tests.likeness $(SEEDS)
+	$(BIN)/python -m tests.campaigns.likeness $(SEEDS)
 
 check: $(CHECK)  ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> int:
         return 2
     import tyro
 
-    from benchmarks.harness import BenchmarkError
-    from cluster.errors import ClusterError
-    from dataio.errors import DataError
-    from models.errors import ModelError
-    from trainer.errors import TrainError
+    from thawline.benchmarks.harness import BenchmarkError
+    from thawline.cluster.errors import ClusterError
+    from thawline.dataio.errors import DataError
+    from thawline.models.errors import ModelError
+    from thawline.trainer.errors import TrainError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     module = importlib.import_module(f"benchmarks.{name}")

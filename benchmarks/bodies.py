@@ -6,7 +6,7 @@ Bare, from torchvision: they show what the step costs with them, and are not wha
 import torchvision
 from torch import Tensor, nn
 
-from benchmarks.harness import BenchmarkError
+from thawline.benchmarks.harness import BenchmarkError
 
 _VIT_PATCH_PX = 16
 

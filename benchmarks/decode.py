@@ -13,10 +13,10 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline
 
-from benchmarks.harness import DeviceName, check_positive, measure, open_device, report, say
-from benchmarks.photos import write_photos
-from benchmarks.presize import HEIGHT, SEED, WIDTH, Jpegs
-from dataio.loader import default_threads
+from thawline.benchmarks.harness import DeviceName, check_positive, measure, open_device, report, say
+from thawline.benchmarks.photos import write_photos
+from thawline.benchmarks.presize import HEIGHT, SEED, WIDTH, Jpegs
+from thawline.dataio.stream.loader import default_threads
 
 QUESTION = "how fast are JPEGs decoded here, with nothing behind it?"
 

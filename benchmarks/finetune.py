@@ -22,14 +22,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-import dataio
-from benchmarks.harness import BenchmarkError, DeviceName, check_positive, open_device, report, say, torch_threads
-from dataio.loader import EngineName, default_threads, loaders
-from dataio.samples import write_digits
-from dataio.splits import Sides, Splitter
-from models.backbones import create
-from trainer.learner import Learner
-from trainer.step import PrecisionName, choose_precision
+from thawline import dataio
+from thawline.benchmarks.harness import (
+    BenchmarkError,
+    DeviceName,
+    check_positive,
+    open_device,
+    report,
+    say,
+    torch_threads,
+)
+from thawline.dataio.samples import write_digits
+from thawline.dataio.stream.loader import EngineName, default_threads, loaders
+from thawline.dataio.table.splits import Sides, Splitter
+from thawline.models.bodies import create
+from thawline.trainer.learner import Learner
+from thawline.trainer.step.step import PrecisionName, choose_precision
 
 QUESTION = "how many errors does fine-tuning make, and training from scratch, on few labels of new classes?"
 KNOWN, NEW = "01234", "56789"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cluster import doctor
+from thawline.cluster import doctor
 
 DeviceName = Literal["cpu", "cuda"]
 MIN_REPEATS = 5

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.harness import (
+from thawline.benchmarks.harness import (
     BenchmarkError,
     DeviceName,
     check_positive,
@@ -36,17 +36,18 @@ from benchmarks.harness import (
     synchronise,
     torch_threads,
 )
-from benchmarks.step import CLASSES, LR, defaults, noise, prepared, stepping
-from cluster.exporter import Exporter
-from dataio.batch import ImageBatch
-from dataio.hashing import hash64
-from dataio.loader import default_threads
-from trainer import checkpoint, optim
-from trainer.context import LocalContext
-from trainer.learner import Learner
-from trainer.saver import snapshot
-from trainer.step import Precision, PrecisionName, autocast, choose_precision, place
-from trainer.window import Window
+from thawline.benchmarks.step import CLASSES, LR, defaults, noise, prepared, stepping
+from thawline.cluster.observe.exporter import Exporter
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.hashing import hash64
+from thawline.dataio.stream.loader import default_threads
+from thawline.trainer import optim
+from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints.saver import snapshot
+from thawline.trainer.context import LocalContext
+from thawline.trainer.learner import Learner
+from thawline.trainer.step.step import Precision, PrecisionName, autocast, choose_precision, place
+from thawline.trainer.step.window import Window
 
 QUESTION = "what does the trainer cost beside a bare loop?"
 KINDS = {"learner": inf, "learner, a checkpoint a window": 1e-9}

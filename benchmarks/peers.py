@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2 import functional as v2
 
-from dataio import geometry
-from dataio.geometry import Floats, Geometry, Ints
-from dataio.spec import ImageSpec
+from thawline.dataio.pixels import geometry
+from thawline.dataio.pixels.geometry import Floats, Geometry, Ints
+from thawline.dataio.pixels.spec import ImageSpec
 
 Encoded = Sequence[NDArray[np.uint8]]
 

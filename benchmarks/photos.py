@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from benchmarks.harness import BenchmarkError
-from dataio.cores import usable_cores
+from thawline.benchmarks.harness import BenchmarkError
+from thawline.dataio.cores import usable_cores
 
 _SHAPES = 14
 _POWER = 1.2  # of natural scenes: 1.0 to 1.3

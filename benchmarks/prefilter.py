@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks import peers
-from benchmarks.harness import BenchmarkError, check_positive, measure, report, say, spread, torch_threads
-from benchmarks.photos import real_photos, write_photos
-from benchmarks.presize import HEIGHT, SEED, SPEC, WIDTH, Jpegs, ideal, psnr
-from dataio import geometry, reference
-from dataio.finish import finish
-from dataio.geometry import Floats, Geometry
-from dataio.spec import ImageSpec
+from thawline.benchmarks import peers
+from thawline.benchmarks.harness import BenchmarkError, check_positive, measure, report, say, spread, torch_threads
+from thawline.benchmarks.photos import real_photos, write_photos
+from thawline.benchmarks.presize import HEIGHT, SEED, SPEC, WIDTH, Jpegs, ideal, psnr
+from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels.colours import finish
+from thawline.dataio.pixels.geometry import Floats, Geometry
+from thawline.dataio.pixels.spec import ImageSpec
 
 QUESTION = "how should the source be kept from aliasing in the warp?"
 SOURCES_PX = ((210, 210), (WIDTH, HEIGHT), (420, 420), (750, 750), (1500, 1500))

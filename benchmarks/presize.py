@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from benchmarks import peers
-from benchmarks.harness import (
+from thawline.benchmarks import peers
+from thawline.benchmarks.harness import (
     BenchmarkError,
     DeviceName,
     Timing,
@@ -31,16 +31,16 @@ from benchmarks.harness import (
     spread,
     torch_threads,
 )
-from benchmarks.peers import Views
-from benchmarks.photos import real_photos, write_photos
-from dataio import geometry, reference
-from dataio.batch import ImageBatch
-from dataio.geometry import Floats, Geometry
-from dataio.loader import default_threads
-from dataio.reference import ReferenceEngine
-from dataio.spec import Border, ImageSpec
-from dataio.work import Work
-from trainer.step import choose_precision
+from thawline.benchmarks.peers import Views
+from thawline.benchmarks.photos import real_photos, write_photos
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels.geometry import Floats, Geometry
+from thawline.dataio.pixels.reference import ReferenceEngine
+from thawline.dataio.pixels.spec import Border, ImageSpec
+from thawline.dataio.pixels.work import Work
+from thawline.dataio.stream.loader import default_threads
+from thawline.trainer.step.step import choose_precision
 
 QUESTION = "what does one image cost from JPEG bytes to normalised tensor, and how good are its pixels?"
 WIDTH, HEIGHT = 500, 375  # the usual size of the photos in Pets and ImageNet
@@ -236,7 +236,7 @@ def make_engine(name: str, spec: ImageSpec, *, max_batch: int, **common: Any) ->
     """The reference engine or DALI's; `common` are its device, threads and dtype."""
     if name == "reference":
         return ReferenceEngine(spec, **common)
-    from dataio.dali import DaliEngine
+    from thawline.dataio.pixels.dali import DaliEngine
 
     return DaliEngine(spec, max_batch=max_batch, target=(np.dtype(np.int64), 0), **common)
 

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from benchmarks import peers
-from benchmarks.harness import check_positive, report, say, spread, torch_threads
-from benchmarks.peers import Views
-from benchmarks.photos import real_photos
-from benchmarks.prefilter import shrinks
-from benchmarks.presize import SUB, Jpegs, ideal, make_engine, make_work, psnr, rendered
-from dataio import geometry, reference
-from dataio.geometry import Floats
-from dataio.spec import ImageSpec
+from thawline.benchmarks import peers
+from thawline.benchmarks.harness import check_positive, report, say, spread, torch_threads
+from thawline.benchmarks.peers import Views
+from thawline.benchmarks.photos import real_photos
+from thawline.benchmarks.prefilter import shrinks
+from thawline.benchmarks.presize import SUB, Jpegs, ideal, make_engine, make_work, psnr, rendered
+from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels.geometry import Floats
+from thawline.dataio.pixels.spec import ImageSpec
 
 QUESTION = "how good are the pixels of a turned, zoomed and shrunk photograph, against an ideal?"
 SPEC = ImageSpec(size_px=224, presize_px=460)

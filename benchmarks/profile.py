@@ -15,14 +15,14 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import DeviceName, check_positive, open_device, report, say, synchronise, torch_threads
-from benchmarks.step import defaults, prepared, stepping
-from benchmarks.train import CLASSES, DataName, make_loader
-from dataio.batch import Batch
-from dataio.loader import default_threads
-from trainer.reduction import Compile
-from trainer.step import PrecisionName, choose_precision
-from trainer.stepper import Stepper
+from thawline.benchmarks.harness import DeviceName, check_positive, open_device, report, say, synchronise, torch_threads
+from thawline.benchmarks.step import defaults, prepared, stepping
+from thawline.benchmarks.train import CLASSES, DataName, make_loader
+from thawline.dataio.batch import Batch
+from thawline.dataio.stream.loader import default_threads
+from thawline.trainer.step.recovery import Stepper
+from thawline.trainer.step.reduction import Compile
+from thawline.trainer.step.step import PrecisionName, choose_precision
 
 QUESTION = "where does a step's time go?"
 WARMUP = 3

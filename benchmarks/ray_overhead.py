@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.harness import BenchmarkError, DeviceName, check_positive, open_device, report, say, spread
-from cluster.index import make_manifest
-from dataio.samples import write_digits
+from thawline.benchmarks.harness import BenchmarkError, DeviceName, check_positive, open_device, report, say, spread
+from thawline.cluster.cli.index import make_manifest
+from thawline.dataio.samples import write_digits
 
 QUESTION = "what does Ray cost?"
 LAUNCHERS = ("ray", "torchrun")
@@ -110,7 +110,7 @@ def main(
 
 def command(launcher: str, job: Path, *, workers: int) -> list[str]:
     """What a user types."""
-    thawline = ["-m", "cluster.cli", "train", str(job)]
+    thawline = ["-m", "thawline.cluster.cli", "train", str(job)]
     if launcher == "ray":
         return [sys.executable, *thawline]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.harness import check_positive, report, say, spread
-from benchmarks.photos import write_photos
-from dataio.loader import split_loader
-from dataio.manifest import Manifest, build
-from dataio.spec import ImageSpec
-from dataio.verify import check_files
+from thawline.benchmarks.harness import check_positive, report, say, spread
+from thawline.benchmarks.photos import write_photos
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.stream.loader import split_loader
+from thawline.dataio.table.manifest import Manifest, build
+from thawline.dataio.table.verify import check_files
 
 QUESTION = "what do ten million images cost before the first batch?"
 _FILES, _CLASSES = 100, 1000

@@ -19,11 +19,11 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from benchmarks.harness import check_positive, measure, report, say, spread
-from dataio.manifest import Manifest, build
-from dataio.packing import pack
-from dataio.plan import Plan
-from dataio.shards import open_reader
+from thawline.benchmarks.harness import check_positive, measure, report, say, spread
+from thawline.dataio.reading.packing import pack
+from thawline.dataio.reading.shards import open_reader
+from thawline.dataio.stream.plan import Plan
+from thawline.dataio.table.manifest import Manifest, build
 
 QUESTION = "how fast do packed bytes reach DALI's input on one core, and does the heap stay as it is?"
 SEED = 42
@@ -115,7 +115,7 @@ def sink(source: Callable[[], list[NDArray[np.uint8]]], *, batch: int, touch: bo
     import nvidia.dali.types as types
     from nvidia.dali import pipeline_def
 
-    from dataio.dali import PREFETCH
+    from thawline.dataio.pixels.dali import PREFETCH
 
     @pipeline_def
     def taking() -> Any:

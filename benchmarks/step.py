@@ -1,6 +1,6 @@
 """How fast is a training step on fixed data? The ceiling of the loop: no loader, no schedule, no records.
 
-One batch of noise lies on the device, channels_last, and goes through `trainer.stepper` again and again.
+One batch of noise lies on the device, channels_last, and goes through `trainer.step.recovery` again and again.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.bodies import BODIES
-from benchmarks.harness import (
+from thawline.benchmarks.bodies import BODIES
+from thawline.benchmarks.harness import (
     BenchmarkError,
     DeviceName,
     check_positive,
@@ -21,15 +21,15 @@ from benchmarks.harness import (
     say,
     torch_threads,
 )
-from dataio.batch import ImageBatch
-from dataio.loader import default_threads
-from models.backbones import create
-from models.groups import freeze
-from trainer import optim
-from trainer.losses import default_loss
-from trainer.reduction import Compile
-from trainer.step import Precision, PrecisionName, choose_precision, eval_step, place
-from trainer.stepper import How, Stepper
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.stream.loader import default_threads
+from thawline.models.bodies import create
+from thawline.models.groups import freeze
+from thawline.trainer import optim
+from thawline.trainer.losses import default_loss
+from thawline.trainer.step.recovery import How, Stepper
+from thawline.trainer.step.reduction import Compile
+from thawline.trainer.step.step import Precision, PrecisionName, choose_precision, eval_step, place
 
 QUESTION = "how fast is a training step on fixed data, the ceiling of the loop?"
 CLASSES = 37

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.harness import (
+from thawline.benchmarks.harness import (
     DeviceName,
     Timing,
     check_positive,
@@ -25,15 +25,15 @@ from benchmarks.harness import (
     spread,
     torch_threads,
 )
-from benchmarks.photos import write_photos
-from benchmarks.step import LR, defaults, noise, prepared, training
-from dataio.loader import EngineName, ImageLoader, default_threads, split_loader
-from dataio.manifest import Manifest, build
-from dataio.samples import write_digits
-from dataio.spec import ImageSpec
-from dataio.verify import check_files
-from trainer.learner import Learner
-from trainer.step import PrecisionName, choose_precision
+from thawline.benchmarks.photos import write_photos
+from thawline.benchmarks.step import LR, defaults, noise, prepared, training
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.samples import write_digits
+from thawline.dataio.stream.loader import EngineName, ImageLoader, default_threads, split_loader
+from thawline.dataio.table.manifest import Manifest, build
+from thawline.dataio.table.verify import check_files
+from thawline.trainer.learner import Learner
+from thawline.trainer.step.step import PrecisionName, choose_precision
 
 QUESTION = "how much of the ceiling does a real run reach?"
 CLASSES = tuple("0123456789")

@@ -132,7 +132,7 @@ def _devices() -> list[Check]:
 
 def _engines() -> list[Check]:
     try:
-        from dataio import dali
+        from thawline.dataio.pixels import dali
 
         reason = dali.probe()
     except Exception as error:  # a missing or broken DALI must not end the report
@@ -147,7 +147,7 @@ def _engines() -> list[Check]:
 
 def _apex() -> Check:
     try:
-        from trainer.optim import find_apex
+        from thawline.trainer.optim import find_apex
 
         state, sentence = find_apex()
     except Exception as error:  # such as a torch that does not import

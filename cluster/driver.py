@@ -1,4 +1,4 @@
-"""What does `thawline submit` run on a cluster? A job's driver: `python -m cluster.driver`, in a folder with job.toml.
+"""What does `thawline submit` run on a cluster? A job's driver: `python -m thawline.cluster.driver`, in a folder with job.toml.
 
 The driver prints the run's rows as records (see rows) for whoever follows its log, and a last one with the outcome. The
 folder that it is started in is Ray's, which unpacks it anew, in its place, for another node of the same machine: torch
@@ -13,15 +13,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import rows
-from cluster.board import Row
-from cluster.errors import ClusterError, LaunchError
-from cluster.outputs import forgiving
-from cluster.words import quoted
+from thawline.cluster.errors import ClusterError, LaunchError
+from thawline.cluster.jobs import log_records
+from thawline.cluster.launch.board import Row
+from thawline.cluster.outputs import forgiving
+from thawline.cluster.words import quoted
 
 if TYPE_CHECKING:
-    from cluster.discovery import Directory
-    from cluster.job import Job
+    from thawline.cluster.job.job import Job
+    from thawline.cluster.observe.discovery import Directory
 
 JOB_FILE = "job.toml"
 """What the driver reads, in the folder that it is started in."""
@@ -39,7 +39,7 @@ def main() -> int:
 def _main() -> int:
     try:
         job = Path(JOB_FILE).read_text(encoding="utf-8")
-        from dataio.private import scratch
+        from thawline.dataio.store.private import scratch
 
         with scratch() as folder:
             os.chdir(folder)
@@ -52,28 +52,31 @@ def _main() -> int:
         _tell({"kind": "end", "status": "failed", "error": sentence})
         return 1
     _tell({"kind": "end", **result})
-    from cluster.signals import exit_status
+    from thawline.cluster.run.signals import exit_status
 
     return exit_status() if result["status"] == "stopped" else 0
 
 
 def _is_users(error: Exception) -> bool:
     """Whether its words are for a user."""
-    from dataio.errors import DataError
+    from thawline.dataio.errors import DataError
 
     if isinstance(error, ClusterError | DataError):
         return True
-    from cluster.run import USER_ERRORS  # brings torch; what is wrong with a job or a cluster is told without it
+    from thawline.cluster.run.run import (
+        USER_ERRORS,  # brings torch; what is wrong with a job or a cluster is told without it
+    )
 
     return isinstance(error, USER_ERRORS)
 
 
 def _train(text: str, *, fresh: bool) -> dict[str, Any]:
-    from cluster import job as jobs
-    from cluster import ray_train, storage
-    from cluster.discovery import Directory
-    from cluster.loaded import Loaded
-    from cluster.signals import stop_on_signal
+    from thawline.cluster.job import job as jobs
+    from thawline.cluster.launch import ray_train
+    from thawline.cluster.observe.discovery import Directory
+    from thawline.cluster.run import folder as storage
+    from thawline.cluster.run.loaded import Loaded
+    from thawline.cluster.run.signals import stop_on_signal
 
     job = jobs.check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
     storage.image_spec(job)
@@ -114,7 +117,7 @@ class Watcher:
         for row in published:
             _tell(row | {"targets": self._directory.url} if row["kind"] == "begun" else row)
             if row["kind"] == "targets":
-                from cluster.discovery import entries_of
+                from thawline.cluster.observe.discovery import entries_of
 
                 self._directory.set(entries_of(self._job.name, str(row["endpoints"]).split()))
             elif row["kind"] == "train":
@@ -126,7 +129,7 @@ class Watcher:
 
 
 def _tell(row: Row | dict[str, Any]) -> None:
-    print(rows.encode(row), flush=True)
+    print(log_records.encode(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How is a running job asked to stop? `python -m cluster.messenger NAME`, on its cluster, tells its board.
+"""How is a running job asked to stop? `python -m thawline.cluster.messenger NAME`, on its cluster, tells its board.
 
 Ray's own way kills the driver after three seconds, which no checkpoint survives. This is a process of its own that
 imports next to nothing, since somebody waits for it.
@@ -6,7 +6,7 @@ imports next to nothing, since somebody waits for it.
 
 import sys
 
-from cluster.board import NAMESPACE, board_name
+from thawline.cluster.launch.board import NAMESPACE, board_name
 
 NOT_RUNNING = 3
 """Exit status where there is no such board."""

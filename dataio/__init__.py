@@ -3,8 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dataio.errors import DataError
-from dataio.labels import (
+from thawline.dataio.errors import DataError
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.table.labels import (
     by_column,
     by_function,
     by_parent,
@@ -14,26 +15,25 @@ from dataio.labels import (
     points_by_columns,
     points_by_function,
 )
-from dataio.manifest import Manifest
-from dataio.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
-from dataio.spec import ImageSpec
-from dataio.splits import by_folder, hold_out, k_fold, random_split, split, stratified
+from thawline.dataio.table.manifest import Manifest
+from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
 
 if TYPE_CHECKING:
-    from dataio.batch import Batch, Loader
-    from dataio.explanation import explain, show_batch
-    from dataio.loader import ImageLoader, choose_engine, loaders, split_loader
-    from dataio.mix import Mix
-    from dataio.packing import pack
+    from thawline.dataio.batch import Batch, Loader
+    from thawline.dataio.reading.packing import pack
+    from thawline.dataio.show import explain, show_batch
+    from thawline.dataio.stream.loader import ImageLoader, choose_engine, loaders, split_loader
+    from thawline.dataio.stream.mix import Mix
 
 # These bring torch, which costs seconds: they are imported when they are first asked for, so that `thawline index` and
 # a mistyped path answer at once.
 _LATE = {
-    **dict.fromkeys(("Batch", "Loader"), "dataio.batch"),
-    **dict.fromkeys(("explain", "show_batch"), "dataio.explanation"),
-    **dict.fromkeys(("ImageLoader", "choose_engine", "loaders", "split_loader"), "dataio.loader"),
-    "Mix": "dataio.mix",
-    "pack": "dataio.packing",
+    **dict.fromkeys(("Batch", "Loader"), "thawline.dataio.batch"),
+    **dict.fromkeys(("explain", "show_batch"), "thawline.dataio.show"),
+    **dict.fromkeys(("ImageLoader", "choose_engine", "loaders", "split_loader"), "thawline.dataio.stream.loader"),
+    "Mix": "thawline.dataio.stream.mix",
+    "pack": "thawline.dataio.reading.packing",
 }
 
 

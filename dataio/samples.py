@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataio.downloads import Progress, Resource, fetch
-from dataio.errors import SourceError
+from thawline.dataio.errors import SourceError
+from thawline.dataio.store.downloads import Progress, Resource, fetch
 
 
 def write_digits(

@@ -1,8 +1,8 @@
 """Vision models: pretrained bodies, fastai's heads, and the layer groups that fine-tuning works on."""
 
-from models.backbones import Classifier, create, normalisation
-from models.errors import ModelError, UnknownModelError, WeightsError
-from models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
+from thawline.models.bodies import Classifier, create, normalisation
+from thawline.models.errors import ModelError, UnknownModelError, WeightsError
+from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
 
 __all__ = [
     "Classifier",

@@ -9,7 +9,7 @@ from collections import Counter
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.errors import ModelError
+from thawline.models.errors import ModelError
 
 
 def layer_groups(model: nn.Module) -> list[list[nn.Module]]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.errors import ModelError
+from thawline.models.errors import ModelError
 
 HIDDEN = 512
 """Width between the two linear layers."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import WeightsError
+from thawline.models.errors import WeightsError
 
 REMEDY = 'give model.weights = "FILE", or weights = "none"'
 

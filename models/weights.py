@@ -14,9 +14,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from models import saved
-from models.errors import WeightsError
-from models.saved import REMEDY
+from thawline.models import saved
+from thawline.models.errors import WeightsError
+from thawline.models.saved import REMEDY
 
 CONNECT_TIMEOUT_S = 5.0
 """How long a download may stand still; torch itself would wait for ever."""

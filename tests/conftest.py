@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from dataio import asking
-from dataio.manifest import Manifest
-from tests.images import flat_manifest
+from tests.kit.images import flat_manifest
+from thawline.dataio.pixels import probe
+from thawline.dataio.table.manifest import Manifest
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_dali() -> Iterator[None]:
     """Whoever checks files asks the same children: to start one for each of hundreds of calls would take minutes."""
 
-    class Shared(asking.Children):
+    class Shared(probe.Children):
         def close(self) -> None:
             """They go on."""
 
     shared = Shared()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asking, "Children", lambda: shared)
+        patch.setattr(probe, "Children", lambda: shared)
         yield
-    asking.Children.close(shared)
+    probe.Children.close(shared)
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ def main() -> None:
                     "name comes first and foreign code would run; rename it, or take it out of PYTHONPATH\n"
                 )
             sys.exit(1)
-    from cluster.cli import main as verbs
-    from cluster.signals import end_soon
+    from thawline.cluster.cli.main import main as verbs
+    from thawline.cluster.run.signals import end_soon
 
     try:
         verbs()

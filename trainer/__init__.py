@@ -1,16 +1,16 @@
 """The training loop: schedules, optimisers, the step, checkpoints and records. Knows no decoder and no Ray."""
 
-from trainer.checkpoint import Best
-from trainer.context import LocalContext, RunContext
-from trainer.diagnosis import diagnose
-from trainer.errors import TrainError
-from trainer.learner import Learner
-from trainer.lr_find import Found, lr_find
-from trainer.optim import Recipe
-from trainer.predictions import Predictions
-from trainer.schedule import Find, Phase
-from trainer.shapes import OneCycle, spread
-from trainer.thresholds import sweep
+from thawline.trainer.analysis.diagnosis import diagnose
+from thawline.trainer.analysis.thresholds import sweep
+from thawline.trainer.checkpoints.format import Best
+from thawline.trainer.context import LocalContext, RunContext
+from thawline.trainer.errors import TrainError
+from thawline.trainer.learner import Learner
+from thawline.trainer.lr_finder import Found, lr_find
+from thawline.trainer.metrics.predictions import Predictions
+from thawline.trainer.optim import Recipe
+from thawline.trainer.schedule.phases import Find, Phase
+from thawline.trainer.schedule.shapes import OneCycle, spread
 
 __all__ = [
     "Best",

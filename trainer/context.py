@@ -35,7 +35,7 @@ class RunContext(Protocol):
 
     @property
     def run_dir(self) -> str | Path:
-        """The run's folder, or its URI (see dataio.root); the same storage for every rank."""
+        """The run's folder, or its URI (see dataio.store.root); the same storage for every rank."""
 
     def should_stop(self) -> bool:
         """Has somebody asked this process to end early? Cheap: asked once a window, and once a batch in an evaluation

@@ -18,35 +18,37 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dataio.batch import Augmented, Batch, Loader
-from dataio.hashing import hash64
-from dataio.root import Root
-from models import groups
-from trainer import checkpoint, optim, world
-from trainer.checkpoint import Best
-from trainer.context import LocalContext, Row, RunContext, Sink
-from trainer.ema import Ema
-from trainer.errors import CheckpointError, RecipeError
-from trainer.evaluation import Measured, evaluate
-from trainer.keeper import Keeper
-from trainer.losses import default_loss
-from trainer.lr_find import lr_find
-from trainer.metric_names import check_measured
-from trainer.predictions import Predictions, average, check_averaged
-from trainer.progress import Progress
-from trainer.quarantine import Quarantine, together_by_id
-from trainer.recorder import Recorder
-from trainer.reduction import Compile
-from trainer.restore import progress_of, weights_of
-from trainer.running import Running
-from trainer.saver import Written
-from trainer.schedule import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
-from trainer.shapes import LearningRate
-from trainer.step import LossFunction, PrecisionName, choose_precision, place
-from trainer.stepper import How, Stepper, Taken
+from thawline.dataio.batch import Augmented, Batch, Loader
+from thawline.dataio.hashing import hash64
+from thawline.dataio.store.root import Root
+from thawline.models import groups
+from thawline.trainer import optim
+from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints.format import Best
+from thawline.trainer.checkpoints.keeper import Keeper
+from thawline.trainer.checkpoints.restore import progress_of, weights_of
+from thawline.trainer.checkpoints.saver import Written
+from thawline.trainer.context import LocalContext, Row, RunContext, Sink
+from thawline.trainer.ema import Ema
+from thawline.trainer.errors import CheckpointError, RecipeError
+from thawline.trainer.losses import default_loss
+from thawline.trainer.lr_finder import lr_find
+from thawline.trainer.metrics.evaluation import Measured, evaluate
+from thawline.trainer.metrics.names import check_measured
+from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
+from thawline.trainer.phase_run import Running
+from thawline.trainer.progress import Progress
+from thawline.trainer.quarantine import Quarantine, together_by_id
+from thawline.trainer.recorder import Recorder
+from thawline.trainer.schedule.phases import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
+from thawline.trainer.schedule.shapes import LearningRate
+from thawline.trainer.step import world
+from thawline.trainer.step.recovery import How, Stepper, Taken
+from thawline.trainer.step.reduction import Compile
+from thawline.trainer.step.step import LossFunction, PrecisionName, choose_precision, place
 
 if TYPE_CHECKING:
-    from trainer.metrics import Meter
+    from thawline.trainer.metrics.meter import Meter
 
 BatchTransform = Callable[[Batch, int], Batch]
 BatchNorms = Literal["train", "sync", "frozen"]
@@ -106,7 +108,7 @@ class Learner:
         self.train, self.valid = train, valid
         self.loss = loss or default_loss(train.task, label_smoothing=label_smoothing)
         if meter is None:  # torchmetrics takes two seconds to import, which who gives a maker puts off
-            from trainer.metrics import Meter, default_metrics
+            from thawline.trainer.metrics.meter import Meter, default_metrics
 
             meter = Meter(default_metrics(train.task, len(train.classes)))
         self._meter = meter

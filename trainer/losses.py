@@ -5,8 +5,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.errors import RecipeError
-from trainer.step import LossFunction
+from thawline.trainer.errors import RecipeError
+from thawline.trainer.step.step import LossFunction
 
 
 def default_loss(task: str, *, label_smoothing: float = 0.0) -> LossFunction:

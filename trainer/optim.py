@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import RecipeError
+from thawline.trainer.errors import RecipeError
 
 LayerGroups = Sequence[Sequence[tuple[str, nn.Parameter]]]
 Name = Literal["adamw", "sgd", "lamb"]

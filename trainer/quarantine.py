@@ -6,8 +6,8 @@ Loaders find them and fill the holes (dataio); this file only makes what one ran
 import time
 from collections.abc import Mapping, Sequence
 
-from dataio.batch import Loader
-from trainer.context import Row
+from thawline.dataio.batch import Loader
+from thawline.trainer.context import Row
 
 
 def together_by_id(found: Sequence[Mapping[int, str]]) -> dict[int, str]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataio.atomic import whole
-from dataio.root import Root
-from trainer.context import Row, Sink
+from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.root import Root
+from thawline.trainer.context import Row, Sink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,19 +59,19 @@ class Recorder:
 
     def plot_loss(self) -> "Figure":
         """Training loss by window, as recorded and smoothed, and the validation loss of each epoch."""
-        from trainer import plots  # matplotlib takes a second to import; a worker never draws
+        from thawline.trainer.analysis import plots  # matplotlib takes a second to import; a worker never draws
 
         return plots.plot_loss(self.table())
 
     def plot_lr(self) -> "Figure":
         """Learning rate of the last layer group, and momentum."""
-        from trainer import plots
+        from thawline.trainer.analysis import plots
 
         return plots.plot_schedule(self.table())
 
     def plot_metrics(self) -> "Figure":
         """Every validation metric by epoch, side by side."""
-        from trainer import plots
+        from thawline.trainer.analysis import plots
 
         return plots.plot_metrics(self.table())
 

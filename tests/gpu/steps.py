@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataio.batch import ImageBatch
-from models import create
-from trainer import optim
-from trainer.ema import Ema
-from trainer.losses import default_loss
-from trainer.step import PrecisionName, choose_precision, place
-from trainer.stepper import How, Stepper
+from thawline.dataio.batch import ImageBatch
+from thawline.models import create
+from thawline.trainer import optim
+from thawline.trainer.ema import Ema
+from thawline.trainer.losses import default_loss
+from thawline.trainer.step.recovery import How, Stepper
+from thawline.trainer.step.step import PrecisionName, choose_precision, place
 
 CUDA = torch.device("cuda", 0)
 SINGLE = default_loss("single_label")

@@ -1,4 +1,4 @@
-"""Does NVIDIA's own apex step as the papers say? The checks of tests/test_optim.py, on its kernels."""
+"""Does NVIDIA's own apex step as the papers say? The checks of tests/trainer/test_optim.py, on its kernels."""
 
 import copy
 
@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_optim import APEX_RECIPES, assert_close, feed, make_grads, make_groups, numpy_steps, ours, rising
-from trainer import optim
+from tests.trainer.test_optim import (
+    APEX_RECIPES,
+    assert_close,
+    feed,
+    make_grads,
+    make_groups,
+    numpy_steps,
+    ours,
+    rising,
+)
+from thawline.trainer import optim
 
 pytestmark = [
     pytest.mark.gpu,

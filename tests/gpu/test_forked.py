@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.forkserver import fork
+from thawline.cluster.launch.forkserver import fork
 
 pytestmark = [
     pytest.mark.gpu,
@@ -14,8 +14,8 @@ pytestmark = [
 SERVER = """
 import sys
 from pathlib import Path
-from cluster import part
-from cluster.forkserver import serve
+from thawline.cluster.launch import worker_part as part
+from thawline.cluster.launch.forkserver import serve
 
 def main(link, words):
     import torch
@@ -38,7 +38,7 @@ serve(Path(sys.argv[1]), main)
 
 def test_a_forked_process_uses_the_gpu_twice_in_a_row(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the fork server is Ray's, and Ray is not installed")
-    from tests.test_forkserver import serving
+    from tests.cluster.launch.test_forkserver import serving
 
     with serving(tmp_path, SERVER) as (path, _):
         for _ in range(2):  # the first child's CUDA must not have reached the server

@@ -9,15 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataio import geometry
-from dataio.labels import by_parent, label
-from dataio.loader import loaders
-from dataio.manifest import Manifest
-from dataio.sources import from_folder
-from dataio.spec import ImageSpec
-from dataio.splits import random_split, split
-from models import create
-from tests.images import (
+from tests.kit.images import (
     EVERYTHING,
     PLAIN,
     colour_numbers,
@@ -32,8 +24,16 @@ from tests.images import (
     run_engine,
     upright_sizes,
 )
-from tests.scenes import scenes
-from trainer import Learner
+from tests.kit.scenes import scenes
+from thawline.dataio.pixels import geometry
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.stream.loader import loaders
+from thawline.dataio.table.labels import by_parent, label
+from thawline.dataio.table.manifest import Manifest
+from thawline.dataio.table.sources import from_folder
+from thawline.dataio.table.splits import random_split, split
+from thawline.models import create
+from thawline.trainer import Learner
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,7 @@ SPEC = ImageSpec(size_px=64, presize_px=80, **EVERYTHING)
 
 def test_mixed_decoding_is_close_to_the_reference_on_odd_images() -> None:
     """Chroma upsampling and the IDCT differ from libjpeg's, so the bound is lower than the CPU's 45 dB."""
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     files = odd_files()
     widths, heights = upright_sizes(files.values())
     n, found = len(files), dict[str, float]()
@@ -66,7 +66,7 @@ def test_mixed_decoding_is_close_to_the_reference_on_odd_images() -> None:
 
 def test_a_png_is_warped_on_the_gpu_as_on_the_cpu() -> None:
     """Without a JPEG the decoders agree, so what differs is the warp and the normalisation alone."""
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     n = 16
     size = np.full(n, 80, np.int32)
     ids = np.arange(n, dtype=np.int64)
@@ -77,7 +77,7 @@ def test_a_png_is_warped_on_the_gpu_as_on_the_cpu() -> None:
 
 
 def test_saturation_on_the_gpu_is_the_cpus() -> None:
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     spec = replace(SPEC, max_saturation=0.6)
     n = 16
     size, ids = np.full(n, 80, np.int32), np.arange(n, dtype=np.int64)
@@ -89,7 +89,7 @@ def test_saturation_on_the_gpu_is_the_cpus() -> None:
 
 @pytest.mark.parametrize("task", ["mask", "points"])
 def test_masks_and_points_on_the_gpu_are_the_references(tmp_path: Path, task: str) -> None:
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     manifest = scenes(tmp_path, task)
     ours = loaders(manifest, SPEC, batch=3, engine="dali", device=CUDA)[0].stream()
     oracle = loaders(manifest, SPEC, batch=3, engine="reference")[0].stream()
@@ -106,7 +106,7 @@ def test_a_file_that_the_gpus_decoder_refuses_is_quarantined(
     own_flat: Manifest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Cut short behind the manifest's back: the pipeline breaks, and a new one goes on at the same place."""
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     train, _ = loaders(own_flat, SPEC, batch=4, device=CUDA, engine="dali", max_quarantined=0.5)
     number = int(train.part.ids[3])
     file = Path(own_flat.root) / own_flat.rows["path"][number].as_py()
@@ -122,7 +122,7 @@ def test_a_file_that_the_gpus_decoder_refuses_is_quarantined(
 def test_batches_lie_on_the_gpu_as_channels_last_in_torchs_own_memory(
     flat: Manifest, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     lent = lent_memory(monkeypatch)
     for loader in loaders(flat, SPEC, batch=8, device=device, dtype=torch.float16, engine="dali"):
         (batch,) = first(loader, 1)
@@ -138,7 +138,7 @@ def test_batches_lie_on_the_gpu_as_channels_last_in_torchs_own_memory(
 
 
 def test_ids_arrive_beside_their_pixels_and_kept_batches_stay_as_they_were(flat: Manifest) -> None:
-    pytest.importorskip("dataio.dali", reason="DALI is not installed")
+    pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     spec = ImageSpec(size_px=16, presize_px=16, **{**EVERYTHING, "max_lighting": 0.0})
     for loader in loaders(flat, spec, batch=8, device=CUDA, engine="dali"):
         kept = first(loader, 12)

@@ -11,15 +11,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from dataio.batch import ImageBatch
 from tests.gpu.steps import CUDA, SINGLE, make_stepper, no_waiting, plain, random_batch, taking, weights_of
-from trainer import optim, world
-from trainer.busy import Busy
-from trainer.guard import Guard
-from trainer.reduction import Reduction
-from trainer.step import backward, choose_precision, place, update
-from trainer.stepper import How, Stepper
-from trainer.window import Window
+from thawline.dataio.batch import ImageBatch
+from thawline.trainer import optim
+from thawline.trainer.step import world
+from thawline.trainer.step.busy import Busy
+from thawline.trainer.step.guard import Guard
+from thawline.trainer.step.recovery import How, Stepper
+from thawline.trainer.step.reduction import Reduction
+from thawline.trainer.step.step import backward, choose_precision, place, update
+from thawline.trainer.step.window import Window
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +28,7 @@ pytestmark = [
     # torch says so once when the mode is switched on; what it does detect is what these tests rest on.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
 ]
-BACKENDS = "cpu:gloo,cuda:nccl"  # as cluster.launch sets it up
+BACKENDS = "cpu:gloo,cuda:nccl"  # as cluster.launch.launch sets it up
 
 
 @pytest.fixture

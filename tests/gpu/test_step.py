@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dataio.batch import ImageBatch
 from tests.gpu.steps import CUDA, how, make_stepper, no_waiting, random_batch, resnet, taking
-from trainer import optim
-from trainer.busy import Busy
-from trainer.losses import default_loss
-from trainer.reduction import Compile
-from trainer.saver import snapshot
-from trainer.step import PrecisionName, choose_precision, place
-from trainer.stepper import Stepper
-from trainer.window import Window
+from thawline.dataio.batch import ImageBatch
+from thawline.trainer import optim
+from thawline.trainer.checkpoints.saver import snapshot
+from thawline.trainer.losses import default_loss
+from thawline.trainer.step.busy import Busy
+from thawline.trainer.step.recovery import Stepper
+from thawline.trainer.step.reduction import Compile
+from thawline.trainer.step.step import PrecisionName, choose_precision, place
+from thawline.trainer.step.window import Window
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,67 @@
+"""What does `thawline train` do? Train a job here, go on with it, or show the result of a run that has finished."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from thawline.cluster.cli.verbs import Flag, JobVerb
+from thawline.cluster.job.job import Job, to_toml
+from thawline.cluster.launch import ranks
+from thawline.cluster.run import signals
+from thawline.cluster.words import as_json, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(JobVerb):
+    """Train a job, or go on with it, or show the result of a run that has finished."""
+
+    address: Annotated[str, arg(metavar="auto|HOST:PORT")] = ""
+    """Train on the Ray cluster that this machine belongs to (auto), or on the one there."""
+    fresh: Flag = False
+    """Begin anew, and move what is in the run's folder aside."""
+    print_job: Flag = False
+    """Print every field of the job before it starts, not only what differs from the defaults."""
+
+    def run(self) -> int:
+        """Print the result as JSON; 143 or 130 where SIGTERM or Ctrl-C stopped the run at a checkpoint."""
+        from thawline.cluster.run.loaded import Loaded
+        from thawline.cluster.run.preflight import preflight
+
+        job = self.fields
+        loaded = Loaded(job)
+        # What torchrun starts again is the run that --fresh began.
+        fresh = self.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        place = None if self.address else ranks.place()
+        first = place is None or place.rank == 0
+        finished = preflight(job, here=not self.address, fresh=fresh, loaded=loaded)
+        if finished is not None:
+            if first:
+                _print_result(job, finished, already=True)
+            return 0
+        if first:
+            say(to_toml(job, brief=not self.print_job))
+        from thawline.cluster.launch.launch import launch
+
+        result = launch(job, address=self.address, fresh=fresh, loaded=loaded)
+        if first:
+            _print_result(job, result, already=False)
+        return signals.exit_status() if result["status"] == "stopped" else 0
+
+
+def _print_result(job: Job, result: dict[str, Any], *, already: bool) -> None:
+    from thawline.cluster.run.folder import epochs_of, run_root
+
+    folder = run_root(job)
+    if result["status"] == "stopped":
+        say(f"stopped at step {result['steps']}; the same command resumes it")
+        return
+    if already:
+        say(f"{folder} has finished: this is its result")
+        say("\n".join([epochs_of(folder), *result.get("notes", [])]))
+    say(
+        f"{result['images_per_s']:,.0f} images/s, {result['data_wait_fraction']:.1%} of the time waiting for data, "
+        f"{result['wall_s']:.0f} s in all; see {folder.full('report.html')}"
+    )
+    print(as_json({"run": folder.text, **result["metrics"], "stream_hash": result["stream_hash"]}))

@@ -1,0 +1,128 @@
+"""What do the verbs have in common? The options of all of them, and how a job is read from its file and its flags.
+
+A verb is a dataclass whose fields are what can be typed, and whose `run` does it. tyro makes the parser and the help.
+"""
+
+import io
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import MISSING, dataclass, field, fields, replace
+from inspect import getsource
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from thawline.cluster.errors import JobError
+from thawline.cluster.job import job as jobs
+from thawline.cluster.job.job import Job, PhaseJob
+from thawline.cluster.words import cut
+
+Flag = FlagCreatePairsOff[bool]
+"""An option without a value, and without a --no- twin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """What can be typed behind `thawline VERB`."""
+
+    debug: Flag = False
+    """Show the traceback of an error, and log more."""
+
+    def run(self) -> int:
+        """Do it; the exit status. Raises one of USER_ERRORS."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobVerb(Verb):
+    """A verb on a job, whose fields are flags."""
+
+    job: Annotated[Positional[str], arg(metavar="JOB")]
+    """A job (.toml), or a manifest (.parquet, .arrow), which is a job with all defaults. The flags go on top."""
+    fields: Annotated[Job, arg(name="")] = field(default_factory=Job)
+    """The job itself: its file's, with the flags on top, its paths absolute."""
+
+
+V = TypeVar("V", bound=Verb)
+
+
+def parse(kind: type[V], words: Sequence[str], *, default: V | None = None) -> V:
+    """The verb that these words make, the first of which is its name.
+
+    Misuse prints its reason on stderr and exits 2; --help prints and exits 0.
+    """
+    args, prog = jobs.plain_flags(words[1:]), f"thawline {words[0]}"
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            if default is None:
+                return tyro.cli(kind, args=args, prog=prog)
+            return tyro.cli(kind, args=args, prog=prog, default=default)
+    except SystemExit as ended:
+        sys.stderr.write(re.sub(r"\[/?bold\]", "", said.getvalue()))  # tyro does not render what it quotes
+        if not ended.code and issubclass(kind, JobVerb) and {"-h", "--help"} & {*args}:
+            print(_phases_help())
+        raise
+
+
+def with_job(verb: V, words: Sequence[str], *, file: Job | None = None) -> V:
+    """The verb with its job read and checked, if it is one on a job: the file, with the flags among `words` on top.
+
+    file: what to take the job's file to hold, unread. Misuse prints its reason and exits 2. Raises JobError.
+    """
+    if not isinstance(verb, JobVerb):
+        return verb
+    if file is None:
+        _check_indexed(verb.job, words[0])
+        file = jobs.load(verb.job)
+    kind = type(verb)
+    required: dict[str, Any] = {
+        f.name: tyro.MISSING for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
+    }
+
+    def flags(job: Job) -> Job:
+        return parse(kind, words, default=kind(**required, fields=job)).fields
+
+    return replace(verb, fields=jobs.resolved(jobs.check(jobs.on_top(file, flags))))
+
+
+def _phases_help() -> str:
+    """The keys of [[phases]], which are a job's but no flags, as their comments describe them."""
+    comments = re.findall(r"^    (\w+): [^#\n]+  # (.+)$", getsource(PhaseJob), re.MULTILINE)
+    width = 2 + max(len(name) for name, _ in comments)
+    lines = ["[[phases]] in JOB, which are no flags: tables of phases that run one after another,"]
+    lines += ["each with exactly one of epochs, steps and samples"]
+    for name, comment in comments:
+        lines += textwrap.wrap(f"  {name:<{width}}{comment}", 80, subsequent_indent=" " * (width + 2))
+    return "\n".join(lines)
+
+
+def _check_indexed(given: str, verb: str) -> None:
+    """Raises JobError, saying what to give, for a folder or a list of images where a job is wanted."""
+    from thawline.dataio.table import lists
+
+    path = Path(given)
+    try:
+        folder, packed, run = path.is_dir(), (path / "manifest.arrow").is_file(), (path / "job.toml").is_file()
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise JobError(
+            f"{cut(given)} is no name of a file ({cut(str(error))}): give a job (.toml) or a manifest"
+        ) from None
+    if packed or run:
+        what = "manifest.arrow" if packed else "job.toml"
+        raise JobError(f"{given} is a folder: {verb} takes the {what} in it; give {path / what}")
+    if folder or (lists.is_known(given) and lists.ending(given) not in (".parquet", ".arrow")):
+        if not folder:
+            lists.check_kind(given)
+        how = "" if folder else "--label column:NAME "
+        out = f"{path.name.partition('.')[0] or 'images'}.parquet"
+        raise JobError(
+            f"{given} is a {'folder' if folder else 'list'} and no manifest, so {verb} cannot know its classes and "
+            f"splits: index it first: thawline index {shlex.quote(given)} {how}--out {shlex.quote(out)}"
+        )

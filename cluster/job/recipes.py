@@ -1,0 +1,66 @@
+"""Which phases is a job, and from which step on have its images another side?"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from thawline.cluster.job.checks import TAKES
+from thawline.cluster.job.job import Fit, Job, PhaseJob
+from thawline.dataio.stream.plan import Plan
+from thawline.trainer.schedule.phases import (
+    Find,
+    Phase,
+    constant_phases,
+    fine_tune_phases,
+    flat_cos_phases,
+    length,
+    one_cycle_phases,
+)
+
+
+def phases(job: Job) -> tuple[Phase, ...]:
+    """What a job's [[phases]] come to, or where it has none, its [fit]. Raises RecipeError."""
+    alone = PhaseJob(epochs=job.fit.epochs, frozen_epochs=job.fit.frozen_epochs)
+    return tuple(phase for table in job.phases or (alone,) for phase in _phases(table, job.fit))
+
+
+def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
+    """The sides of a job's images as `ImageSpec.stages`: each begins exactly at the first step of its phase.
+
+    samples: training images, which with the global batch make an epoch's steps. Empty where no phase says a side.
+    Raises RecipeError.
+    """
+    if not any(table.size_px for table in job.phases):
+        return ()
+    batch = job.data.global_batch
+    plan = Plan(n=samples, global_batch=batch, seed=job.seed)
+    step, size_px = 0, job.data.size_px
+    found: list[tuple[float, int]] = []
+    for table in job.phases:
+        size_px = table.size_px or size_px
+        if not found or found[-1][1] != size_px:
+            found.append((step * batch / samples, size_px))  # the very quotient that ImageLoader.size_px looks up
+        parts = _phases(table, job.fit)
+        step += sum(length(phase, epoch_steps=plan.steps, global_batch=batch) for phase in parts)
+    return tuple(found)
+
+
+def _phases(table: PhaseJob, fit: Fit) -> tuple[Phase, ...]:
+    """One table's phases; what it does not give comes from [fit], or is the recipe's own."""
+    recipe = table.recipe or fit.recipe
+    given = {"div": fit.div, "pct_start": fit.pct_start, "warmup": fit.warmup}
+    given |= {name: value for name in TAKES[recipe] if (value := getattr(table, name)) is not None}
+    options: dict[str, Any] = {name: given[name] for name in TAKES[recipe] if given.get(name) is not None}
+    freeze_to = options.pop("freeze_to", 0)
+    lr = fit.lr if table.lr is None else table.lr
+    make: dict[str, Callable[..., tuple[Phase, ...]]] = {
+        "fine_tune": fine_tune_phases,
+        "one_cycle": one_cycle_phases,
+        "flat_cos": flat_cos_phases,
+        "constant": constant_phases,
+    }
+    *before, last = make[recipe](1, Find() if lr == "find" else lr, **options)
+    last = replace(last, epochs=table.epochs or 0, steps=table.steps or 0, samples=table.samples or 0)
+    if not before:
+        return (replace(last, name=table.name or last.name, freeze_to=freeze_to),)
+    return tuple(replace(phase, name=f"{table.name or ''} {phase.name}".lstrip()) for phase in (*before, last))

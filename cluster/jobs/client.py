@@ -1,0 +1,343 @@
+"""How does somebody without a cluster of their own use one? Submit, list, status, logs and stop, over Ray Jobs.
+
+A job is known by its name. Each submission of it is an attempt, which Ray calls NAME.1, NAME.2 and so on; what an
+attempt leaves off, the next takes up from the run's folder. Ray Jobs runs shell commands: ours is always the same
+(`python -m thawline.cluster.driver`), and the job goes as TOML in a working directory that holds nothing else.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import shlex
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from thawline.cluster.doctor import HOME
+from thawline.cluster.driver import JOB_FILE
+from thawline.cluster.errors import SubmitError, TokenError, last_line
+from thawline.cluster.job import job as jobs
+from thawline.cluster.job.job import Job
+from thawline.cluster.jobs import log_records, token
+from thawline.cluster.messenger import NOT_RUNNING
+from thawline.cluster.words import quoted
+from thawline.dataio.store.private import scratch
+
+Package = Literal["ship", "installed"]
+"""Whether the code of this machine goes with the job, or the cluster's nodes have thawline installed."""
+
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit statuses of a driver whose run stopped at a checkpoint: see signals.exit_status."""
+
+_SHIPPED = ("cluster", "dataio", "models", "trainer")
+_NEEDED = (
+    *("torch", "torchvision", "torchmetrics", "ray", "pyarrow", "numpy", "PIL", "xxhash", "tyro", "tomli_w"),
+    *("prometheus_client", "psutil", "rich", "matplotlib", "jinja2"),
+)
+_MISSING = 87
+"""Exit status of an attempt whose machine has no thawline; no status of Python's."""
+_NO_PYTHON = 127
+"""A shell's."""
+_LACKS = (
+    "{python} on {host}, which is the Python that this cluster runs jobs with, lacks {lacks}: nothing can be trained "
+    "with it; start the head and the nodes with thawline's environment first on PATH, whichever `ray` starts them, or "
+    "install what is missing there"
+)
+_PROBE = f"""
+import importlib.util as u, json, os, socket, sys
+for name, file in ("cluster", "driver.py"), ("trainer", "context.py"):  # others have packages of these names
+    spec = u.find_spec(name)
+    if not (spec and spec.origin and os.path.exists(os.path.join(os.path.dirname(spec.origin), file))):
+        sys.exit({_MISSING})
+lacks = [name for name in {_NEEDED} if not u.find_spec(name)]
+if lacks:
+    said = {_LACKS!r}.format(python=sys.executable, host=socket.gethostname(), lacks=", ".join(lacks))
+    print({log_records.MARK!r} + json.dumps(dict(kind="end", status="failed", error=said)))
+    sys.exit(1)
+"""
+"""What runs before the driver, with the standard library alone: which Python is this, and can it train?"""
+_CONNECT_S = 5.0
+_AGAIN_S = 1.0
+_SILENT_S = 120.0
+_KEY = "thawline"
+"""In the metadata of Ray's job: the name."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One submission of a job."""
+
+    id: str
+    name: str
+    number: int
+    state: Literal["pending", "running", "stopped", "succeeded", "failed"]
+    """Ray's; but "stopped", too, where the driver's exit status says so, which is a failure to Ray."""
+    exit_code: int | None
+    message: str
+    began_s: float | None
+    """Unix time."""
+    ended_s: float | None
+
+    @property
+    def over(self) -> bool:
+        """Nothing runs any more."""
+        return self.state not in ("pending", "running")
+
+
+class Cluster:
+    """A Ray cluster's job server, at the URL of its dashboard such as http://127.0.0.1:8265."""
+
+    def __init__(self, address: str) -> None:
+        """Raises TokenError without the cluster's token; SubmitError when nothing answers there."""
+        token.use_token()
+        url = urlsplit(address)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise SubmitError(
+                f"address={quoted(address)} is no URL of a Ray dashboard: there is nobody to ask; give one such as "
+                "http://127.0.0.1:8265"
+            )
+        self.address = address.rstrip("/")
+        try:
+            # Ray's own client would wait for minutes where packets vanish.
+            port = url.port or (443 if url.scheme == "https" else 80)
+            socket.create_connection((url.hostname, port), timeout=_CONNECT_S).close()
+        except OSError as error:
+            raise self._silent(error.strerror or str(error)) from error
+        self._client = self._open()
+
+    def _open(self) -> Any:
+        from ray.job_submission import JobSubmissionClient
+
+        with self._refusals():
+            client = JobSubmissionClient(self.address)
+        for handler in logging.getLogger("ray").handlers:  # its modules tell of every upload, whatever level is asked
+            handler.setLevel(logging.WARNING)
+        return client
+
+    def submit(self, job: Job, *, package: Package = "ship", fresh: bool = False) -> Attempt:
+        """Send a job, its paths as they are, and return the attempt that Ray has taken.
+
+        fresh: the run begins anew, and what stands in its folder is moved aside.
+        Raises SubmitError when a job of that name runs there already.
+        """
+        before = [attempt for attempt in self.attempts() if attempt.name == job.name]
+        running = [attempt for attempt in before if not attempt.over]
+        if running:
+            raise SubmitError(
+                f"a job called {job.name!r} is {running[0].state} on {self.address} already: two would write into one "
+                f"another's run; `thawline logs {job.name} --follow` watches it, `thawline stop {job.name}` ends it, "
+                "or give another --name"
+            )
+        number = max((attempt.number for attempt in before), default=0) + 1
+        known = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
+        with scratch() as folder, self._refusals():
+            environment = _environment(folder, job, package)
+            entry = f"python -c {shlex.quote(_PROBE)} && exec python -m thawline.cluster.driver{' --fresh' * fresh}"
+            self._client.submit_job(
+                entrypoint=entry, submission_id=known, runtime_env=environment, metadata={_KEY: job.name}
+            )
+        return self.attempt(job.name)
+
+    def attempts(self) -> list[Attempt]:
+        """Every job of thawline's that the cluster remembers, in the order of their beginnings."""
+        with self._refusals():
+            found = [_attempt(info) for info in self._client.list_jobs()]
+        return sorted(filter(None, found), key=lambda attempt: (attempt.began_s or 0.0, attempt.number))
+
+    def attempt(self, name: str) -> Attempt:
+        """The last attempt of the job called so. Raises SubmitError when there is none."""
+        attempts = self.attempts()
+        mine = [attempt for attempt in attempts if attempt.name == name]
+        if not mine:
+            others = ", ".join(sorted({attempt.name for attempt in attempts})) or "none"
+            raise SubmitError(
+                f"{self.address} knows no job called {quoted(name)} (jobs there: {others}): nothing to show"
+            )
+        return max(mine, key=lambda attempt: attempt.number)
+
+    def lines(self, attempt: Attempt, *, follow: bool) -> Iterator[str]:
+        """The lines of an attempt's log: those that there are, or with `follow` until the attempt is over.
+
+        A connection that breaks is made again; each line comes once. Raises SubmitError when the cluster is silent.
+        """
+        if not follow:
+            with self._refusals():
+                yield from self._whole(attempt)
+            return
+        seen, heard = 0, time.monotonic()
+        while True:
+            over = False
+            with contextlib.suppress(SubmitError):
+                over = self.attempt(attempt.name).over
+                heard = time.monotonic()
+            try:
+                for number, line in enumerate(self._whole(attempt) if over else self._tail(attempt)):
+                    if number >= seen:
+                        seen, heard = number + 1, time.monotonic()
+                        yield line
+                if over:
+                    return
+            except _broken():
+                pass  # what the tail said is counted
+            if time.monotonic() - heard > _SILENT_S:
+                raise self._silent(f"it has not answered for {_SILENT_S:.0f} s; the job may still run")
+            time.sleep(_AGAIN_S)
+
+    def _whole(self, attempt: Attempt) -> list[str]:
+        text: str = self._client.get_job_logs(attempt.id)
+        return text.removesuffix("\n").split("\n")  # splitlines would take a record's mark for an end
+
+    def _tail(self, attempt: Attempt) -> Iterator[str]:
+        """Lines as they come, from the first. Ends when the connection does."""
+        loop = asyncio.new_event_loop()
+        chunks = self._client.tail_job_logs(attempt.id)
+        rest = ""
+        try:
+            while True:
+                try:
+                    rest += loop.run_until_complete(anext(chunks))
+                except StopAsyncIteration:
+                    return  # an unfinished line is read again
+                *lines, rest = rest.split("\n")
+                yield from lines
+        finally:
+            loop.run_until_complete(chunks.aclose())
+            loop.close()
+
+    def stop(self, name: str, *, now: bool = False) -> Attempt:
+        """Ask for a graceful end, with a checkpoint; or with `now` end it within seconds, without one.
+
+        Returns at once: the attempt is over when its state says so. Raises SubmitError when none is running.
+        """
+        attempt = self.attempt(name)
+        if attempt.over:
+            raise SubmitError(f"job {name!r} is not running ({attempt.state}): there is nothing to stop")
+        with self._refusals():
+            if now:
+                self._client.stop_job(attempt.id)
+                return attempt
+            # Ray's own stop kills after three seconds: a messenger asks the driver instead.
+            environment = self._client.get_job_info(attempt.id).runtime_env
+            messenger = self._client.submit_job(
+                entrypoint=f"exec python -m thawline.cluster.messenger {shlex.quote(name)}",
+                submission_id=f"{attempt.id}.stop-{uuid4().hex[:8]}",
+                runtime_env=environment,
+            )
+            info = self._client.get_job_info(messenger)
+            while not info.status.is_terminal():
+                time.sleep(0.2)
+                info = self._client.get_job_info(messenger)
+            heard = info.driver_exit_code
+            self._client.delete_job(messenger)
+        if heard == NOT_RUNNING:
+            raise SubmitError(
+                f"job {name!r} has no workers yet, so none can save a checkpoint: it goes on; ask again in a moment, "
+                "or give --now"
+            )
+        if heard != 0:
+            raise SubmitError(
+                f"job {name!r} could not be asked to stop ({info.message}): it goes on; ask again, or give --now"
+            )
+        return attempt
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Turn what Ray's client raises into a sentence."""
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except (ConnectionError, requests.exceptions.RequestException) as error:
+            raise self._silent(str(error).splitlines()[0]) from error
+        except (RuntimeError, AuthenticationError) as error:
+            words = str(error)
+            if "Authentication required" in words:
+                raise TokenError(
+                    f"{self.address} asks for a token and none was sent: the cluster refuses you; copy its token to "
+                    f"{token.token_file()} and unset {token.MODE}=disabled"
+                ) from error
+            if "Authentication failed" in words:
+                raise TokenError(
+                    f"{self.address} does not know the token in {token.source()}: the cluster refuses you; copy the "
+                    "token that it was started with there"
+                ) from error
+            raise SubmitError(f"{self.address} refused ({last_line(words)}): nothing was done") from error
+
+    def _silent(self, why: str) -> SubmitError:
+        return SubmitError(
+            f"no Ray cluster answers at {self.address} ({why}): nothing was done; check the address and the tunnel to "
+            "it (`ssh -L 8265:127.0.0.1:8265 HEAD`), and that the cluster is up"
+        )
+
+
+def outcome(attempt: Attempt, end: Mapping[str, Any] | None) -> tuple[int, str]:
+    """The exit status that an attempt deserves, and a sentence on how it ended; `end` is its log's last record.
+
+    0: finished. One of STOPPED: stopped with a checkpoint. 1: failed, or stopped without one.
+    """
+    if end is not None and end["status"] == "finished":
+        return 0, f"{attempt.name} has finished"
+    if end is not None and end["status"] == "stopped":
+        code = attempt.exit_code if attempt.exit_code in STOPPED else STOPPED[0]
+        return code, f"{attempt.name} stopped at step {end['steps']}, with a checkpoint; submit it again to go on"
+    if end is not None:
+        return 1, str(end["error"])
+    if attempt.exit_code == _MISSING:
+        return 1, (
+            f"the cluster's machines have no thawline, so {attempt.name} cannot run there: install it on every one of "
+            "them, or submit with --package ship"
+        )
+    if attempt.exit_code == _NO_PYTHON:
+        return 1, (
+            f"the cluster has no `python` on its PATH, so {attempt.name} cannot run there: start its head with "
+            "thawline's environment first on PATH"
+        )
+    if attempt.state == "stopped":
+        return 1, f"{attempt.name} was ended without a checkpoint; submit it again to go on from its last one"
+    return 1, f"{attempt.name} ended without a word ({attempt.message}): `thawline logs {attempt.name}` shows its log"
+
+
+def _environment(folder: Path, job: Job, package: Package) -> dict[str, Any]:
+    """What the job's processes start with: job.toml where they start, and our packages if they are to be shipped."""
+    work = folder / "job"
+    work.mkdir()
+    (work / JOB_FILE).write_text(jobs.to_toml(job), encoding="utf-8")
+    environment: dict[str, Any] = {"working_dir": str(work)}
+    if package == "ship":
+        for name in _SHIPPED:
+            shutil.copytree(HOME / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        environment["py_modules"] = [str(folder / name) for name in _SHIPPED]
+    return environment
+
+
+def _attempt(info: Any) -> Attempt | None:
+    name = (info.metadata or {}).get(_KEY)
+    if name is None or info.submission_id is None:
+        return None
+    return Attempt(
+        id=info.submission_id,
+        name=name,
+        number=int(info.submission_id.rpartition(".")[2]),
+        state="stopped" if info.driver_exit_code in STOPPED else info.status.value.lower(),
+        exit_code=info.driver_exit_code,
+        message=last_line(info.message),
+        began_s=info.start_time and info.start_time / 1000,
+        ended_s=info.end_time and info.end_time / 1000,
+    )
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    """What a connection that breaks raises, in Ray's client and its libraries."""
+    import aiohttp
+    import requests
+
+    return OSError, RuntimeError, aiohttp.ClientError, requests.exceptions.RequestException

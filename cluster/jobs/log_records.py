@@ -1,0 +1,37 @@
+"""How do rows travel through a job's log? One line each, marked, so that whatever else is printed there is not one.
+
+Ray Jobs carries text alone from a driver to a client. A record begins with RFC 7464's separator, which no prose has.
+"""
+
+import json
+import math
+from typing import Any
+
+from thawline.cluster.launch.board import Row
+from thawline.cluster.words import as_json
+
+MARK = "\x1e"
+"""What a record begins with."""
+
+
+def encode(row: Row) -> str:
+    """The line, without its end."""
+    return MARK + as_json(row)
+
+
+def decode(line: str) -> dict[str, Any] | None:
+    """The row in a line; None where it is no record, or a broken one.
+
+    A metric that was no number is NaN again, so that it keeps its place in the epoch table.
+    """
+    if not line.startswith(MARK):
+        return None
+    try:
+        row = json.loads(line[1:])
+    except ValueError:
+        return None
+    if not isinstance(row, dict):
+        return None
+    if row.get("kind") == "valid":
+        return {name: math.nan if value is None else value for name, value in row.items()}
+    return row

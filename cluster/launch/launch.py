@@ -1,0 +1,130 @@
+"""Where do the workers run? In this process, under torchrun, or as N Ray Train workers.
+
+Each way makes a `RunContext` and calls `run(job, context)`; what differs is only who starts the processes, who
+watches, and how a request to stop reaches rank 0. What Ray does is in ray_train.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from thawline.cluster.cli.console import Console
+from thawline.cluster.errors import LaunchError, last_line
+from thawline.cluster.job.job import Job
+from thawline.cluster.launch import ranks
+from thawline.cluster.launch.ranks import Place
+from thawline.cluster.launch.ray_train import BACKENDS, on_ray
+from thawline.cluster.run.folder import Result, run_dir
+from thawline.cluster.run.loaded import Loaded
+from thawline.cluster.run.preflight import check_cores
+from thawline.cluster.run.run import run
+from thawline.cluster.run.signals import stop_on_signal
+from thawline.trainer.context import LocalContext, Row
+
+
+def choose_device(job: Job) -> str:
+    """cpu or cuda. Raises LaunchError for a GPU that is not there."""
+    has_gpu = torch.cuda.is_available()
+    if job.device == "cuda" and not has_gpu:
+        raise LaunchError(
+            "device='cuda', but torch sees no GPU here: nothing could train; see `thawline doctor`, or --device cpu"
+        )
+    return job.device if job.device != "auto" else "cuda" if has_gpu else "cpu"
+
+
+def local_device(job: Job, local_rank: int = 0) -> torch.device:
+    """The device of this machine's process number `local_rank`. Raises as `choose_device` does."""
+    name = choose_device(job)
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def check_gpus(job: Job) -> None:
+    """Raises LaunchError when the job's workers train on GPUs and there are fewer of them."""
+    if choose_device(job) == "cuda" and job.least_workers > (gpus := torch.cuda.device_count()):
+        raise LaunchError(
+            f"workers={job.workers}, but this machine has {gpus} GPUs: the rest would never start; "
+            f"give --workers {gpus} or fewer"
+        )
+
+
+def launch(job: Job, *, address: str = "", fresh: bool = False, loaded: Loaded | None = None) -> Result:
+    """Run the job where its `workers`, the environment, and the address of a Ray cluster say. Raises USER_ERRORS.
+
+    fresh: begin anew, and move what stands in the run's folder aside. loaded: what `preflight` has read of the job.
+    """
+    here = None if address else ranks.place()
+    if here is not None:
+        return under_torchrun(job, here, fresh=fresh, loaded=loaded)
+    if not address:
+        check_cores(job)
+        check_gpus(job)
+        if job.most_workers == 1:
+            return in_process(job, fresh=fresh, loaded=loaded)
+    console = Console()
+    try:
+        device = job.device if address else choose_device(job)
+        return on_ray(
+            job,
+            device=device,
+            show=console.show,
+            stopping=stop_on_signal,
+            address=address or "local",
+            fresh=fresh,
+            loaded=loaded,
+        )
+    finally:
+        console.close()
+
+
+@dataclass
+class ProcessContext(LocalContext):
+    """A process that torchrun started, or the only one, with somebody at its terminal."""
+
+    console: Console | None = None
+
+    def publish(self, rows: list[Row]) -> None:
+        """Show rows on this terminal."""
+        if self.console is not None:
+            self.console.show(rows)
+
+
+def in_process(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result:
+    """Train in this process, on its first GPU or the CPU."""
+    context = ProcessContext(run_dir(job), local_device(job), console=Console())
+    return _run_here(job, context, fresh=fresh, loaded=loaded)
+
+
+def under_torchrun(job: Job, here: Place, *, fresh: bool = False, loaded: Loaded | None = None) -> Result:
+    """Train as one of the processes that torchrun started. Raises LaunchError where the others do not come."""
+    device = local_device(job, here.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    console = Console() if here.rank == 0 else None
+    if here.here == here.world_size:
+        ranks.stay_on_this_machine()
+    if console is not None:
+        console.say(f"waiting at {here.meeting} for the other {here.world_size - 1} of WORLD_SIZE={here.world_size}")
+    try:
+        dist.init_process_group(BACKENDS[device.type], timeout=timedelta(seconds=job.cluster.first_step_s))
+    except (RuntimeError, ValueError) as error:
+        raise LaunchError(
+            f"rank {here.rank} of WORLD_SIZE={here.world_size} did not meet the others at {here.meeting} within "
+            f"{job.cluster.first_step_s:g} s ({last_line(error)}): nothing was trained; start all of them with "
+            "torchrun, or unset WORLD_SIZE if it is another job's"
+        ) from error
+    try:
+        context = ProcessContext(run_dir(job), device, here.rank, here.world_size, here.local_rank, console=console)
+        return _run_here(job, context, fresh=fresh, loaded=loaded)
+    finally:
+        dist.destroy_process_group()
+
+
+def _run_here(job: Job, context: ProcessContext, *, fresh: bool, loaded: Loaded | None) -> Result:
+    try:
+        with stop_on_signal(context.request_stop):
+            return run(job, context, fresh=fresh, loaded=loaded)
+    finally:
+        if context.console is not None:
+            context.console.close()

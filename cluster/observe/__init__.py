@@ -1,0 +1,1 @@
+"""How is a run watched? What every worker tells Prometheus, and how it is found."""

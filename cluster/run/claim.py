@@ -1,0 +1,245 @@
+"""Who may write into a run's folder? One launch at a time: it holds the folder's claim until it ends.
+
+The claim is `claim.json` in the folder: which process, on which host, since when, and a beat that goes on. In a local
+folder the file is also locked, and a lock ends with its process, however that ends: the next start on the same machine
+takes over at once. Elsewhere (a store, a folder that several machines mount) only the beat tells: whoever finds a claim
+watches it, and one whose beat stands still is nobody's any more. Clocks are never compared.
+
+Whoever starts the workers holds the claim, not they: a driver holds it through all their restarts.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from thawline.cluster.errors import StorageError
+from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.root import Root
+
+FILE = "claim.json"
+BEAT_S = 5.0
+_MISSED = 6
+"""Beats after which a claim is nobody's: a store may be slow for some of them."""
+_SETTLE_S = 2.0
+"""No store has a lock: of two that claim at once, the one that wrote first finds the other's claim after this time."""
+_BYTES = 512
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_locked: set[int] = set()
+"""Descriptors that a forked child must close: a lock would outlive us in it."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a folder. machine: within which locks are seen; beat: how often it has been said."""
+
+    host: str
+    pid: int
+    since: str
+    machine: str
+    token: str
+    beat_s: float
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+@contextmanager
+def claimed(
+    root: Root,
+    *,
+    tell: Callable[[str], None],
+    beat_s: float = BEAT_S,
+    lost: Callable[[str], None] | None = None,
+) -> Iterator[None]:
+    """Hold a run's folder, or its URI, until the block ends; it is made if it is missing.
+
+    tell: takes what a person should know (a claim is watched, or was taken over). lost: called in a thread, with a
+    sentence, when another start has taken the folder over while this process stood still; it ends the process at once.
+    Raises StorageError when somebody else holds it; OSError, pa.ArrowException when the storage refuses.
+    """
+    claim = _Claim(root, beat_s, lost or _end)
+    claim.take(tell)
+    try:
+        claim.begin()
+        yield
+    finally:
+        claim.release()
+
+
+class _Claim:
+    def __init__(self, root: Root, beat_s: float, lost: Callable[[str], None]) -> None:
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        self._root, self._lost = root, lost
+        self._mine = Holder(socket.gethostname(), os.getpid(), now, _machine(), uuid.uuid4().hex, beat_s)
+        self._fd: int | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self, tell: Callable[[str], None]) -> None:
+        """Make the claim ours."""
+        alone = self._lock()
+        try:
+            found = self._read()
+            here = alone and found is not None and found.machine == self._mine.machine
+            if found is not None and not here and self._beats(found, tell):
+                raise self._taken(self._read() or found)
+            self._write()
+            if not alone:
+                time.sleep(_SETTLE_S)
+                if (other := self._read()) is not None and other.token != self._mine.token:
+                    raise self._taken(other)
+        except BaseException:
+            with suppress(OSError, pa.ArrowException):  # a full storage: leave nothing half-written
+                if self._fd is not None and self._read() is None:
+                    self._root.remove(FILE)
+                    self._root.folder.rmdir()
+            self._close()
+            raise
+        if found is not None:
+            tell(f"{self._root} was held by {found}, which is gone: taken over")
+
+    def begin(self) -> None:
+        """Beat from now on."""
+        self._thread = threading.Thread(target=self._beat, name="thawline-claim", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the folder back."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        with suppress(OSError, pa.ArrowException):  # then it is stale, and the next start says so
+            found = self._read()
+            if found is not None and found.token == self._mine.token:
+                self._root.remove(FILE)
+            if not self._root.remote:
+                self._root.folder.rmdir()  # where nothing was written
+        self._close()
+
+    def _lock(self) -> bool:
+        """Lock the file; whether the lock speaks for this machine. Raises StorageError where another process has it."""
+        if self._root.remote:
+            return False
+        path = self._root.folder / FILE
+        _mind_forks()
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            _locked.add(self._fd)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found = self._read()
+                self._close()
+                raise self._taken(found) from None
+            except OSError:  # some file systems of networks have no locks
+                return False
+            if _is(self._fd, path):
+                return True
+            self._close()  # its holder has removed it meanwhile
+
+    def _beats(self, found: Holder, tell: Callable[[str], None]) -> bool:
+        """Whether somebody is alive behind a claim."""
+        for_s = _MISSED * found.beat_s
+        tell(f"{self._root} is held by {found}: waiting up to {for_s:.0f} s to see whether that is alive")
+        until = time.monotonic() + for_s
+        while time.monotonic() < until:
+            time.sleep(min(1.0, found.beat_s / 2))
+            seen = self._read()
+            if seen != found:
+                return seen is not None  # None: it has ended
+        return False
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._mine.beat_s):
+            with suppress(OSError, pa.ArrowException):  # a storage that hiccups: the next beat may pass
+                found = self._read()
+                if found is not None and found.token != self._mine.token:
+                    self._lost(
+                        f"{self._root} was taken over by {found}, since this process had stood still: it ends here, "
+                        "so that the two do not write into one another"
+                    )
+                    return
+                self._write()
+
+    def _read(self) -> Holder | None:
+        try:
+            data = self._root.read(FILE)
+        except FileNotFoundError:
+            return None
+        try:
+            told = json.loads(data)
+            return Holder(**{field.name: field.type(told[field.name]) for field in fields(Holder)})  # type: ignore[operator]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None  # empty, as it is when it was just made
+
+    def _write(self) -> None:
+        self._mine = replace(self._mine, beat=self._mine.beat + 1)
+        data = json.dumps(asdict(self._mine)).encode().ljust(_BYTES)
+        if self._fd is not None:
+            os.pwrite(self._fd, data, 0)  # in place: another file would not be the one that is locked
+        else:
+            with whole(self._root, FILE) as sink:
+                sink.write(data)
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            _locked.discard(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+    def _taken(self, holder: Holder | None) -> StorageError:
+        return StorageError(
+            f"{self._root} is held by {holder or 'another process'}: two at once would write into one another; wait "
+            "for it, stop it, or give another --name"
+        )
+
+
+def _machine() -> str:
+    """Among which processes locks are seen: those of one kernel, containers included."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _is(fd: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+@cache
+def _mind_forks() -> None:
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _close_in_child() -> None:
+    for fd in _locked:
+        with suppress(OSError):
+            os.close(fd)
+    _locked.clear()
+
+
+def _end(sentence: str) -> None:
+    """Not gracefully: another process writes there already."""
+    with suppress(OSError):
+        os.write(2, f"\nthawline: {sentence}\n".encode())
+    os._exit(1)

@@ -1,0 +1,317 @@
+"""What does a run's folder hold, and may this job use it? Read and claimed before anything heavy is imported.
+
+The folder is STORAGE/NAME, on this machine or below a URI; both behave the same. It decides what `run` does: absent or
+without a checkpoint, the run begins; with one, it goes on, if the job and the data are still the same; with a result,
+it has finished.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields, replace
+from datetime import datetime
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thawline.cluster.errors import LaunchError, StorageError
+from thawline.cluster.job import job as jobs
+from thawline.cluster.job.checks import batch_of
+from thawline.cluster.job.job import Job
+from thawline.cluster.run import claim
+from thawline.cluster.run.loaded import Loaded
+from thawline.dataio.errors import SourceError
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.store import files
+from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.root import Root
+from thawline.dataio.table.census import check_sides
+
+Result = dict[str, Any]
+"""What `result.json` holds."""
+
+_OTHERWISE = "give another --name, or --fresh, which moves what is there aside"
+
+
+def run_root(job: Job) -> Root:
+    """Where a job's run lies: STORAGE/NAME. Raises SourceError for a URI with a password."""
+    return Root.of(job.storage).child(job.name)
+
+
+def run_dir(job: Job) -> str:
+    """`run_root` as a text, for contexts and other processes."""
+    return run_root(job).text
+
+
+def look(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
+    """The run's result if it has finished, else None when the job may begin or go on there. Writes nothing.
+
+    fresh: what stands there will be moved aside, so that only the job's data and the storage matter.
+    loaded: the job's, where the caller goes on with it.
+    Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
+    LaunchError when no job can train on such data; DataError when the manifest cannot be trusted.
+    """
+    return _look(job, loaded or Loaded(job), fresh=fresh)[0]
+
+
+def has_begun(job: Job) -> bool:
+    """Whether the run has a checkpoint, so that its settings are known to work. Raises StorageError."""
+    folder = run_root(job)
+    with _refusals(folder):
+        return any(name.startswith("step_") for name in folder.child("checkpoints").listing())
+
+
+@contextmanager
+def hold(job: Job, *, fresh: bool = False, tell: Callable[[str], None]) -> Iterator[None]:
+    """Be the only launch that writes into the run's folder, until the block ends.
+
+    fresh: move what stands there aside first. tell: takes a sentence on either.
+    Raises StorageError when another launch holds the folder, or it cannot be written.
+    """
+    folder = run_root(job)
+    with ExitStack() as stack:
+        with _refusals(folder):
+            stack.enter_context(claim.claimed(folder, tell=tell))
+            sweep(folder)
+            if fresh:
+                _move_aside(job, tell)
+        yield
+
+
+def _move_aside(job: Job, tell: Callable[[str], None]) -> None:
+    """Put all but the claim into a folder beside, named by the date. Raises OSError."""
+    folder = run_root(job)
+    names = [name for name in folder.listing() if name != claim.FILE]
+    if not names:
+        return
+    dest = run_root(replace(job, name=f"{job.name}.{datetime.now():%Y-%m-%d_%H%M%S}"))
+    # A kill in between leaves no result without its settings, nor checkpoints without their manifest's hash.
+    last = ("checkpoints", "manifest.hash", "job.toml")
+    for name in sorted(names, key=lambda name: (last.index(name) + 1 if name in last else 0, name != "result.json")):
+        folder.move(name, dest)
+    tell(f"what was in {folder} is now in {dest}")
+
+
+class _Found(NamedTuple):
+    """What a run's folder says: its job, its result, and the fingerprints of its manifests ("" where it has none)."""
+
+    job: Job
+    result: Result | None
+    fingerprint: str
+
+
+def _look(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]:
+    """`look`'s answer, and unless it is a result, the fingerprints of the job's manifests."""
+    folder = run_root(job)
+    found = _Found(job, None, "") if fresh else _read(job, folder)
+    _check_settings(folder, found, job)
+    if found.result is not None:
+        if found.fingerprint and not _data_gone(found.job, job):
+            _check_data(folder, found, job, loaded.fingerprint)
+        _check_weights(folder, found.result)
+        return found.result, ""
+    with _refusals(folder):
+        _check_writable(folder)
+    manifest = loaded.manifest
+    if manifest.task not in ("single_label", "multi_label"):
+        raise LaunchError(
+            f"{job.manifest} is for task {manifest.task}, and a job trains single_label and multi_label: there is no "
+            "model for it; look at it with `thawline show`, or train a model of your own from Python on "
+            "dataio.loaders"
+        )
+    check_sides(manifest, loaded.valid, names=[job.manifest, job.data.valid or job.manifest])
+    batch_of(job, samples=len(manifest.part("train")))
+    for each in loaded.manifests:
+        each.check_paths(allowed=job.data.max_quarantined)
+    _check_data(folder, found, job, loaded.fingerprint)
+    return None, loaded.fingerprint
+
+
+def _check_weights(folder: Root, result: Result) -> None:
+    """Raises StorageError where the checkpoint that a result describes is not there, while another is."""
+    step = result.get("steps")
+    described = result.get("checkpoint") or (f"checkpoints/step_{step:08d}" if isinstance(step, int) else "")
+    with _refusals(folder):
+        there = [name for name in folder.child("checkpoints").listing() if name.startswith("step_")]
+    if described and there and described.rpartition("/")[2] not in there:
+        raise StorageError(
+            f"{folder}/result.json describes the weights of {described}, which is not there (the newest is "
+            f"{max(there)}): it would be taken for theirs; remove result.json, and the same command goes on from there"
+        )
+
+
+def _read(job: Job, folder: Root) -> _Found:
+    """What stands in the folder. Raises StorageError."""
+    with _refusals(folder):
+        there = folder.listing()
+        if not ("result.json" in there or has_begun(job)):
+            return _Found(job, None, "")
+        known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
+        result = _parsed(folder, "result.json", _as_result) if "result.json" in there else None
+        # What was written over it is no text perhaps, and no fingerprint: the data are then others.
+        hashed = folder.read("manifest.hash") if "manifest.hash" in there else b""
+        fingerprint = hashed.decode(errors="backslashreplace").strip()
+    before = job if known is None else jobs.from_dict(known, source=folder.full("job.toml"))
+    return _Found(before, result, fingerprint)
+
+
+def _check_settings(folder: Root, found: _Found, job: Job) -> None:
+    different = jobs.differences(found.job, job)
+    if different:
+        mixed = "going on would mix the two" if found.result is None else "its result is not this job's"
+        raise StorageError(f"{folder} holds a run with other settings ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
+
+
+def _check_data(folder: Root, found: _Found, job: Job, fingerprint: str) -> None:
+    """Raises StorageError unless the run in the folder was on data with this fingerprint."""
+    if found.fingerprint in ("", fingerprint):
+        return
+    (was, *was_valid), (now, *now_valid) = found.fingerprint.split(), fingerprint.split()
+    different = []
+    if was != now:
+        different.append(_other("its manifest", found.job.manifest, job.manifest))
+    if was_valid != now_valid:
+        different.append(_other("data.valid", found.job.data.valid, job.data.valid))
+    mixed = "the stream would change in the middle" if found.result is None else "its result is not this job's"
+    raise StorageError(f"{folder} holds a run on other data ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
+
+
+def _other(what: str, before: str, now: str) -> str:
+    if before == now:
+        return f"{what} {now} was made anew since"
+    if before and now:
+        return f"{what} was {before}, and {now} has other images, labels or splits"
+    return f"{what}: {before or 'none'} -> {now or 'none'}"
+
+
+def _data_gone(before: Job, job: Job) -> bool:
+    """Whether the run's own manifests are not there any more, so that nothing can be compared. Raises StorageError."""
+    names = [(job.manifest, before.manifest), (job.data.valid, before.data.valid)]
+    with _refusals(run_root(job)):
+        return all(now == was for now, was in names) and any(
+            root.missing([name]) for root, name in (Root.holding(now) for now, _ in names if now)
+        )
+
+
+def epochs_of(folder: Root) -> str:
+    """The epoch table of a run that has finished, or a sentence where its rows cannot be read."""
+    from thawline.cluster.cli.console import epoch_table  # with rich, which looking needs not
+
+    try:
+        return epoch_table(files.as_table(folder.read("rows.parquet")).to_pylist())
+    except (OSError, pa.ArrowException, SourceError, KeyError, TypeError, ValueError) as error:
+        why = files.why_refused(error)
+        return f"{folder.full('rows.parquet')} cannot be read ({why}): the result stands without its epochs"
+
+
+def spare_images(out: Path | None, loaded: Loaded) -> None:
+    """Raises StorageError where a picture would be written over one of the job's own images or masks."""
+    if out is None or not out.exists():
+        return
+    for manifest in loaded.manifests:
+        names = [place.as_posix().removeprefix(f"{manifest.root}/") for place in (out.absolute(), out.resolve())]
+        for column in ("path", "label") if manifest.task == "mask" else ("path",):
+            rows = manifest.rows[column]
+            if pc.any(pc.is_in(rows, pa.array(names, rows.type))).as_py():
+                raise StorageError(f"--out {out} is one of the job's images: it would be lost; give another file")
+
+
+def open_run(
+    job: Job,
+    holding: ExitStack | None = None,
+    *,
+    fresh: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+    loaded: Loaded | None = None,
+) -> Result | None:
+    """`look`, and unless the run has finished, begin or go on there: `job.toml` says what runs. Raises as `look` does.
+
+    holding: what shall hold the folder, see `hold`; None where whoever started this process does.
+    """
+    folder = run_root(job)
+    finished, fingerprint = _look(job, loaded or Loaded(job), fresh=fresh)
+    if finished is not None:
+        return finished
+    if holding is not None:
+        holding.enter_context(hold(job, fresh=fresh, tell=tell))
+        found = _read(job, folder)  # another launch may have written there, as long as nobody held it
+        _check_settings(folder, found, job)
+        _check_data(folder, found, job, fingerprint)
+    with _refusals(folder):
+        write_text(folder, "manifest.hash", fingerprint + "\n")
+        write_text(folder, "job.toml", jobs.to_toml(job))
+    return None
+
+
+_SHOWN: dict[str, tuple[type, ...]] = {
+    "metrics": (dict,),
+    "images_per_s": (int, float),
+    "data_wait_fraction": (int, float),
+    "wall_s": (int, float),
+    "stream_hash": (str,),
+    "notes": (list, NoneType),
+    "checkpoint": (str, NoneType),
+}
+"""What is shown of a result, or looked up by it; None: older ones lack it."""
+
+
+def _as_result(text: str) -> Result:
+    """What a run's result tells. Raises ValueError where it lacks what is shown of it."""
+    told: Result = json.loads(text)
+    if not isinstance(told, dict) or told.get("status") != "finished":
+        raise ValueError("it does not say that the run has finished")
+    for name, kinds in _SHOWN.items():
+        if not isinstance(told.get(name), kinds):
+            raise ValueError(f"it has no {name}")
+    return told
+
+
+def _parsed(folder: Root, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What a file of the run says. Raises StorageError when it cannot be understood; OSError."""
+    try:
+        told = parse(folder.read(name).decode())
+        if not isinstance(told, dict):
+            raise ValueError(f"it holds a {type(told).__name__}")
+        return told
+    except (ValueError, RecursionError) as error:
+        raise StorageError(
+            f"{folder.full(name)} cannot be understood ({error}): what runs there is not known; {_OTHERWISE}"
+        ) from error
+
+
+def _check_writable(folder: Root) -> None:
+    """Raises PermissionError. What a store lets one write is found out by writing."""
+    if folder.remote:
+        return
+    standing = next(place for place in (folder.folder, *folder.folder.parents) if place.exists())
+    if not (standing.is_dir() and os.access(standing, os.W_OK)):
+        raise PermissionError(f"{standing} is no folder that this user may write")
+
+
+@contextmanager
+def _refusals(folder: Root) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SourceError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{folder} cannot be written ({files.why_refused(error)}): checkpoints and results would be lost; "
+            "give another --storage"
+        ) from error
+
+
+def image_spec(job: Job) -> ImageSpec:
+    """The ImageSpec that a job's [data] and [augment] describe, its defaults where they say None. Raises SpecError."""
+    known = {f.name for f in fields(ImageSpec)}
+    values = {**asdict(job.data), **asdict(job.augment)}
+    return ImageSpec(**{name: value for name, value in values.items() if name in known and value is not None})
+
+
+def write_text(root: Root, name: str, text: str) -> None:
+    """Replace a small file as a whole. Raises OSError."""
+    with whole(root, name) as sink:
+        sink.write(text.encode())

@@ -1,0 +1,78 @@
+"""What does a job load? Its manifests and its model: each once in a process, when first asked for.
+
+It reads, and decides nothing: whether a run may use them, `storage` and `preflight` say.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from thawline.cluster.job.job import Job
+from thawline.dataio.table.manifest import Manifest
+
+if TYPE_CHECKING:
+    from thawline.models.bodies import Classifier
+
+
+class Loaded:
+    """What a job names, loaded."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._model: Classifier | None = None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The job's manifest. Raises ManifestError."""
+        return self._manifests[0]
+
+    @property
+    def valid(self) -> Manifest | None:
+        """The other one to validate on, if the job names one. Raises ManifestError."""
+        return self._manifests[1]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """One or both. Raises ManifestError."""
+        return [manifest for manifest in self._manifests if manifest is not None]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these data from others. Raises ManifestError."""
+        return " ".join(manifest.fingerprint() for manifest in self.manifests)
+
+    def make_model(self) -> None:
+        """Make the model, its weights fetched and checked, for the one who will take it. Raises as `take_model`."""
+        from thawline.models.bodies import create  # with torch, which reading a manifest does not need
+
+        model, classes = self.job.model, self.manifest.classes
+        self._model = create(
+            model.name,
+            len(classes),
+            weights=model.weights,
+            dropout=model.dropout,
+            seed=self.job.seed,
+            class_names=classes,
+        )
+
+    def take_model(self) -> "Classifier":
+        """A model that nobody has trained: whoever takes it may. Raises ModelError, ManifestError."""
+        if self._model is None:
+            self.make_model()
+        assert self._model is not None
+        model, self._model = self._model, None
+        return model
+
+    def forget(self) -> None:
+        """Give the memory back: ten million rows are not to lie here until a run has ended."""
+        self._model = None
+        self.__dict__.pop("_manifests", None)
+
+    @cached_property
+    def _manifests(self) -> tuple[Manifest, Manifest | None]:
+        job = self.job
+        manifest = Manifest.load(job.manifest, root=job.data.root or None)
+        if not job.data.valid:
+            return manifest, None
+        other = Manifest.load(job.data.valid)
+        manifest.check_vocabulary(other, name=job.data.valid)
+        return manifest, other

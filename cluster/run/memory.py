@@ -1,0 +1,181 @@
+"""Does a batch fit into memory? Estimated from the manifest before anything is decoded: the kernel does not ask.
+
+On a GPU, one that is out of memory says so, and the step is taken again in smaller parts (see trainer.step.recovery). On a
+CPU the kernel kills the process. So what a step needs there is estimated: decoded images, by their sizes in the
+manifest; the batches ahead of the step; and what the forward pass keeps for the backward pass, measured on two images.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from thawline.cluster.errors import LaunchError
+from thawline.dataio.stream.loader import ImageLoader
+
+_CGROUP = Path("/sys/fs/cgroup")
+_LARGE_PX = 89_478_485
+"""From so many pixels on, an image is told: Pillow calls it a decompression bomb, and decoded it has 256 MiB."""
+_SPREAD = 6.0
+"""Standard deviations that a batch's sum may lie above its mean."""
+_COPIES = 7
+"""Of an image, while the reference engine decodes and warps it; measured on 6000 x 6000."""
+_BATCHES = 10
+"""Bytes a value of the model's input: float32 in the step and ahead of it, bytes in DALI's queue."""
+
+
+def check_memory(
+    loaders: Sequence[ImageLoader],
+    *,
+    ranks_here: int,
+    tell: Callable[[str], None] = lambda text: None,
+    kept_bytes: float = 0.0,
+) -> None:
+    """Raises LaunchError where a step of these loaders' batches does not fit into the memory of their device.
+
+    ranks_here: that train on this machine. kept_bytes: of a training image, by the forward pass (see
+    `kept_by_forward`). tell: takes a sentence on images that are large for any machine.
+    """
+    device = loaders[0].device
+    free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    ranks_here, place = (ranks_here, "machine") if device.type == "cpu" else (1, "GPU")
+    kept = [kept_bytes if loader.train else 0.0 for loader in loaders]
+    if all(_roomy(*each, free / ranks_here) for each in zip(loaders, kept, strict=True)):
+        return
+    needs = [_Needs(*each) for each in zip(loaders, kept, strict=True)]
+    worst = max(needs, key=lambda need: need.of(need.batch))
+    total = ranks_here * worst.of(worst.batch)
+    pictures = f"the largest, {worst.largest}, has {worst.pixels:,} pixels"
+    if total <= free:
+        if worst.pixels >= _LARGE_PX:
+            tell(
+                f"a batch of {worst.batch} images may hold {_gb(worst.decoded(worst.batch))} of decoded pixels: "
+                f"{pictures}; `thawline index --max-pixels` leaves such images out"
+            )
+        return
+    fits = worst.most(free / ranks_here)
+    share = (
+        "" if worst.decoded(worst.batch) < 0.5 * worst.of(worst.batch) else f", most of it decoded pixels: {pictures}"
+    )
+    remedy = f"give --data.global-batch {fits * worst.loader.world_size} or less"
+    if fits < 2:
+        remedy = "leave the largest out with `thawline index --max-pixels`, or train where there is more"
+    raise LaunchError(
+        f"a step of {worst.batch} images a worker needs about {_gb(total)} of memory, and this {place} has {_gb(free)} "
+        f"left for {ranks_here} worker(s){share}: the run would be killed; {remedy}"
+    )
+
+
+def _roomy(loader: ImageLoader, kept_bytes: float, free: float) -> bool:
+    """Whether even a batch of the widest and highest image fits: of ten million rows, the rest would cost seconds."""
+    table = loader.part.table
+    width, height = (float(pc.max(table[name]).as_py() or 0) for name in ("width", "height"))
+    batch, copies = (loader.batch, 1) if loader.engine == "dali" else (max(1, loader.threads), _COPIES)
+    each = _each(loader, kept_bytes)
+    return width * height < _LARGE_PX and 3 * width * height * batch * copies + loader.batch * each <= free
+
+
+def _each(loader: ImageLoader, kept_bytes: float) -> float:
+    """Bytes that an image of a batch needs besides its decoded pixels."""
+    return 3 * _BATCHES * float(max(loader.size_px(0), loader.spec.size_px)) ** 2 + kept_bytes
+
+
+class _Needs:
+    """What one rank's batches of a loader need, in bytes, by the images in them."""
+
+    def __init__(self, loader: ImageLoader, kept_bytes: float) -> None:
+        self.loader, self.batch = loader, loader.batch
+        table, rows = loader.part.table, loader.part.rows
+        sides = [table[name].fill_null(0).to_numpy()[rows].astype(np.float64) for name in ("width", "height")]
+        area: NDArray[np.float64] = sides[0] * sides[1]
+        first = int(area.argmax())
+        self.pixels = int(area[first])
+        self.largest = loader.reader.where(loader.part.take(np.array([first])), 0)
+        self._mean, self._std = 3 * float(area.mean()), 3 * float(area.std())
+        most = min(self.batch, len(area))
+        self._sums = np.cumsum(3 * np.sort(np.partition(area, len(area) - most)[-most:])[::-1])
+        self._each = _each(loader, kept_bytes)
+
+    def decoded(self, batch: int) -> float:
+        """Pixels of the source images that lie in memory together: as many as a batch may well hold."""
+        if self.loader.engine == "reference":  # one after another, in each of its threads
+            return _COPIES * 3.0 * self.pixels * min(batch, max(1, self.loader.threads))
+        likely = batch * self._mean + _SPREAD * self._std * batch**0.5 + 3.0 * self.pixels
+        return float(min(likely, self._sums[min(batch, len(self._sums)) - 1])) if batch else 0.0
+
+    def of(self, batch: int) -> float:
+        """All that a step of so many images needs."""
+        return self.decoded(batch) + batch * self._each
+
+    def most(self, free: float) -> int:
+        """The largest batch that needs no more than that; 0 where none does."""
+        low, high = 0, self.batch
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.of(middle) <= free else (low, middle - 1)
+        return low
+
+
+def kept_by_forward(model: nn.Module, size_px: int, *, parts: int = 1) -> float:
+    """Bytes of an image that `model`'s forward pass keeps for the backward pass, on the CPU.
+
+    parts: in which a step is taken, one after another. The model and the random state are as before.
+    """
+    seen: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    modes: list[tuple[Any, bool]] = [(layer, layer.training) for layer in model.modules()]
+    model.eval()  # the same tensors but for dropout's, and no statistics move
+    device = next(model.parameters()).device
+    try:
+        images = torch.zeros(2, 3, size_px, size_px, device=device)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(images)
+            del output
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+    return sum(seen.values()) / 2 / parts
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: the machine's, or what is left of its control group's."""
+    free = int(psutil.virtual_memory().available)
+    for limit, usage, cache in _limits():
+        try:
+            stat = dict(line.split() for line in (cache.read_text().splitlines()))
+            given_back = int(stat.get("inactive_file", 0))
+            free = min(free, int(limit.read_text()) - int(usage.read_text()) + given_back)
+        except (OSError, ValueError):  # no such group, or no limit
+            continue
+    return max(0, free)
+
+
+def _limits() -> list[tuple[Path, Path, Path]]:
+    """(limit, usage, statistics) of this process's control group and those above it, versions 2 and 1."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    group = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
+    places = [_CGROUP / group, *(_CGROUP / group).parents]
+    found = [each for each in places if each == _CGROUP or _CGROUP in each.parents]
+    old = _CGROUP / "memory"
+    return [
+        *((each / "memory.max", each / "memory.current", each / "memory.stat") for each in found),
+        (old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"),
+    ]
+
+
+def _gb(amount: float) -> str:
+    return f"{amount / 1e9:,.1f} GB"

@@ -1,0 +1,80 @@
+"""Can this job run here? Everything that can be known before a worker starts, in the user's own process.
+
+Cheap by intent, the cheapest first: a mistake should cost a moment, not the import of torch or the start of Ray.
+"""
+
+from dataclasses import replace
+
+from thawline.cluster.errors import LaunchError
+from thawline.cluster.job.checks import check_together
+from thawline.cluster.job.job import Job
+from thawline.cluster.launch import ranks
+from thawline.cluster.run.folder import Result, image_spec, look
+from thawline.cluster.run.loaded import Loaded
+from thawline.dataio.cores import usable_cores
+from thawline.dataio.store.private import use_compile_cache
+
+
+def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
+    """The result if the run has finished, else None when nothing stands in its way. Writes nothing.
+
+    here: the workers will run on this machine, so its cores and devices must do.
+    fresh: what stands in the run's folder will be moved aside. loaded: the job's, where the caller goes on with it.
+    Raises: one of cluster.run.run.USER_ERRORS.
+    """
+    loaded = loaded or Loaded(job)
+    image_spec(job)
+    place = ranks.place() if here else None
+    if place is not None:  # so many as there are, whatever the job says
+        check_together(replace(job, workers=place.world_size))
+    finished = look(job, fresh=fresh, loaded=loaded)
+    if finished is not None:
+        return finished
+    if here:
+        check_cores(job)
+
+    use_compile_cache()
+    import torch
+
+    from thawline.cluster.launch.launch import check_gpus, choose_device
+    from thawline.dataio.stream.loader import choose_engine
+    from thawline.trainer.step.step import choose_precision
+
+    if here:
+        choose_precision(job.fit.precision, torch.device(choose_device(job)))
+        choose_engine(job.data.engine)
+        check_gpus(job)
+    check_recipe(job, loaded)
+    if here and job.model.weights != "none":  # fetched once here, not by every worker at the same time
+        loaded.make_model()
+    return None
+
+
+def check_recipe(job: Job, loaded: Loaded) -> None:
+    """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
+    from thawline.cluster.job.recipes import phases
+    from thawline.cluster.run.run import mixing
+    from thawline.models.bodies import check_name
+
+    check_name(job.model.name)
+    phases(job)
+    mixing(job, classes=2)
+    if job.fit.metrics or job.checkpoint.best:
+        from thawline.trainer.metrics.meter import build
+        from thawline.trainer.metrics.names import check_measured, direction
+
+        task, classes = loaded.manifest.task, len(loaded.manifest.classes)
+        metrics = build(job.fit.metrics, task=task, classes=classes)
+        if job.checkpoint.best:
+            check_measured(job.checkpoint.best, metrics)
+            direction(job.checkpoint.best)
+
+
+def check_cores(job: Job) -> None:
+    """Raises LaunchError when there are more workers than cores: on GPUs, too, each needs one to feed it."""
+    cores = usable_cores()
+    if job.least_workers > cores:
+        raise LaunchError(
+            f"workers={job.workers}, but this machine has {cores} CPU cores: the rest would never start; "
+            f"give --workers {cores} or fewer"
+        )

@@ -1,0 +1,193 @@
+"""What should the model see? A frozen description, with no device, no file and no random number in it."""
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import pairwise
+from math import ceil, inf
+from typing import Any, Literal, Self
+
+from thawline.dataio.errors import SpecError, quoted
+
+Presize = Literal["crop", "squish", "pad"]
+Border = Literal["reflect", "replicate", "constant"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # fastai's aug_transforms, which are the fields' own defaults.
+    "default": {},
+    # Seen from above there is no up: all eight symmetries. Height, light and angle of view change little.
+    "satellite": {"dihedral": True, "max_zoom": 1.05, "max_warp": 0.0, "max_lighting": 0.1},
+    # What is left is the crop's random place, and that only where presize="crop" and the image is no square.
+    "plain": {"flip": False, "rotate_deg": 0.0, "max_zoom": 1.0, "max_warp": 0.0, "max_lighting": 0.0},
+    # A mirrored digit is none, and a 6 turned far is a 9. Hands write small as well as large and lean a little, and a
+    # zoom that only comes closer would cut strokes. Past the edge the paper goes on; reflection would repeat strokes.
+    "digits": {"flip": False, "min_zoom": 0.9, "max_warp": 0.1, "border": "replicate"},
+}
+"""By name, the fields of an `ImageSpec` that differ from the defaults: `ImageSpec.preset("satellite")`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """What an image becomes: geometry, lighting and normalisation. Defaults are fastai's `aug_transforms`.
+
+    Training draws everything below at random for each sample, a function of (seed, epoch, id); validation takes the
+    centre and leaves the rest out. Raises SpecError on values that contradict one another.
+    """
+
+    size_px: int = 224
+    """Side of the square the model sees."""
+    stages: tuple[tuple[float, int], ...] = ()
+    """Progressive resizing: ((0, 128), (3, 224)) makes the side 128 from epoch 0 and 224 from epoch 3. Epochs may be
+    fractions; the last side is size_px, which whoever uses the model afterwards goes by. Empty: size_px throughout."""
+    presize_px: int = 460
+    """fastai's item size: the square that augmentation is thought to work on. Nothing is resampled to it here, since
+    one warp goes straight from the decoded image to size_px; it only has to be large enough to make that honest."""
+    presize: Presize = "crop"
+    """How a rectangle becomes the square: crop (random in training), squish, or pad with the border."""
+    flip: bool | Literal["auto"] = "auto"
+    """Mirror left and right, with probability one half; without effect beside `dihedral`, which mirrors too. auto: yes,
+    but images with points only where their manifest says which points change places (`swap`)."""
+    dihedral: bool = False
+    """One of the square's eight symmetries, quarter turns and mirrors, each equally likely; images with points need
+    `swap` for it. (fastai's flip_vert leaves half of the images alone and draws for the other half.)"""
+    rotate_deg: float = 10.0
+    """Rotate by up to this, either way."""
+    min_zoom: float = 1.0
+    """Zoom by this to `max_zoom`, about a random point; below 1 shrinks the image into its border."""
+    max_zoom: float = 1.1
+    """The most to zoom in by; 1 is none."""
+    max_warp: float = 0.2
+    """Perspective: tilt each axis by up to this, as a part of half the side."""
+    p_affine: float = 0.75
+    """Probability of each of rotation, zoom and perspective."""
+    max_lighting: float = 0.2
+    """Brightness and contrast: how far from neutral."""
+    max_saturation: float = 0.0
+    """Saturation: how far from the image's own colours. Zero in fastai's `aug_transforms`, which has it apart."""
+    p_lighting: float = 0.75
+    """Probability of each of brightness, contrast and saturation."""
+    min_scale: float = 1.0
+    """Below 1: a random resized crop of at least this share of the area, its aspect within `ratio`; a side
+    that would be longer than the square's is cut."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect (width / height) of the random resized crop."""
+    border: Border = "reflect"
+    """What lies outside the image."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted per channel, in [0, 1] units: what the backbone was trained with."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divided by, per channel."""
+
+    def __post_init__(self) -> None:
+        if self.size_px < 8:
+            raise SpecError(f"size_px={self.size_px} is below 8: nothing could be seen; give size_px >= 8")
+        if self.presize_px < self.size_px:
+            raise SpecError(
+                f"presize_px={self.presize_px} is smaller than size_px={self.size_px}: the warp would invent "
+                f"pixels; give presize_px >= {self.size_px}"
+            )
+        _one_of("presize", self.presize, ("crop", "squish", "pad"))
+        if self.flip not in (True, False, "auto"):
+            raise SpecError(f"flip={quoted(repr(self.flip))} is not known: give True, False or 'auto'")
+        _one_of("border", self.border, ("reflect", "replicate", "constant"))
+        _within("rotate_deg", self.rotate_deg, 0, 180, "degrees either way")
+        _within("min_zoom", self.min_zoom, 0.1, 10, "a factor; 1 is none")
+        _within("max_zoom", self.max_zoom, 0.1, 10, "a factor; 1 is none")
+        _within("max_warp", self.max_warp, 0, 0.5, "a part of half the side; above .5 the image folds over")
+        _within("max_lighting", self.max_lighting, 0, 0.9, "a share; 0 is none")
+        _within("max_saturation", self.max_saturation, 0, 0.9, "a share; 0 is none")
+        _within("p_affine", self.p_affine, 0, 1, "a probability")
+        _within("p_lighting", self.p_lighting, 0, 1, "a probability")
+        _within("min_scale", self.min_scale, 0.01, 1, "a share of the area; 1 is the whole")
+        self._check_zoom()
+        self._check_stages()
+        if not 0 < self.ratio[0] <= self.ratio[1] < inf:
+            raise SpecError(f"ratio={self.ratio} is not a range of aspects: give (low, high), 0 < low <= high")
+        if not all(-inf < value < inf for value in self.mean):
+            raise SpecError(f"mean={self.mean} has a value that is no number: no pixel would be one; give three")
+        if not all(0 < value < inf for value in self.std):
+            raise SpecError(f"std={self.std} has a value not above 0: pixels would be divided by it; give all > 0")
+
+    def _check_zoom(self) -> None:
+        if self.min_zoom > self.max_zoom:
+            raise SpecError(
+                f"min_zoom={self.min_zoom} is above max_zoom={self.max_zoom}: there is no zoom between them; "
+                f"give min_zoom <= {self.max_zoom}"
+            )
+        # The perspective divides by 1 + a x + b y, |a| and |b| <= max_warp, in coordinates of the unit square, and its
+        # horizon is where that is 0. The window that a zoom shows reaches as far as |x| + |y| = 4 / zoom - 2.
+        if self.max_warp * (4 / min(self.min_zoom, 1) - 2) > 1:
+            least = ceil(4000 / (1 / self.max_warp + 2)) / 1000
+            raise SpecError(
+                f"min_zoom={self.min_zoom} with max_warp={self.max_warp} would show what lies behind the perspective's "
+                f"horizon, where the image folds over: give min_zoom >= {least}, or less max_warp"
+            )
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            return
+        starts, sides = [start for start, _ in self.stages], [side for _, side in self.stages]
+        if starts[0] != 0 or not all(a < b < inf for a, b in pairwise(starts)):
+            raise SpecError(
+                f"stages={self.stages} do not begin at epoch 0 and rise from there: an epoch would have no size, or "
+                "two; give ((0, side), (later epoch, side), ...)"
+            )
+        if not 8 <= min(sides) <= max(sides) <= self.presize_px:
+            raise SpecError(
+                f"stages={self.stages} have a side outside [8, presize_px={self.presize_px}]: too little would be "
+                "seen, or pixels invented; give sides within"
+            )
+        if sides[-1] != self.size_px:
+            raise SpecError(
+                f"stages={self.stages} end with side {sides[-1]}, but size_px={self.size_px} is what the model would "
+                f"be used at afterwards; give size_px={sides[-1]}, or a last stage of side {self.size_px}"
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The spec of `PRESETS[name]`, with `changes` on top: `preset("satellite", size_px=64)`. Raises SpecError."""
+        if name not in PRESETS:
+            close = get_close_matches(name, PRESETS, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(PRESETS)}"
+            raise SpecError(f"preset={quoted(repr(name))} is not known, so it says nothing of augmentation: {remedy}")
+        return cls(**{**PRESETS[name], **changes})
+
+    @property
+    def flips(self) -> bool:
+        """Whether `flip` mirrors; auto does, until a loader of points says otherwise."""
+        return self.flip is not False
+
+    def unmirrored(self) -> Self:
+        """This spec for images with points of which nobody said which change places in a mirror: without `flip`.
+
+        Raises: SpecError where it asks for mirror images by name.
+        """
+        asked = next((name for name in ("flip", "dihedral") if getattr(self, name) is True), None)
+        if asked is not None:
+            raise SpecError(
+                f"{asked}=True mirrors images, and the manifest names no points that change places: a mirrored left "
+                "eye would still be called left; index again with --swap LEFT,RIGHT (--swap none where no point has a "
+                f"side), or give {asked}=False (--augment.no-{asked})"
+            )
+        return replace(self, flip=False)
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """What engines do to the warped image besides the colour map: names of Geometry's fields, in order."""
+        return ("saturation",) if self.max_saturation else ()
+
+    def size_at(self, epoch: float) -> int:
+        """Side in pixels of a training image at an epoch >= 0, fractions included."""
+        return [side for start, side in self.stages or ((0, self.size_px),) if start <= epoch][-1]
+
+
+def _within(name: str, value: float, low: float, high: float, meaning: str) -> None:
+    if not low <= value <= high:  # catches NaN too
+        raise SpecError(f"{name}={value} lies outside [{low}, {high}] ({meaning}): give a value within")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SpecError(f"{name}={quoted(repr(value))} is not known: give one of {', '.join(choices)}")

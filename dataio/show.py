@@ -1,0 +1,164 @@
+"""What happens to one sample, and what do batches look like? For people: text and pictures, no training."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from thawline.dataio.errors import ManifestError
+from thawline.dataio.pixels.geometry import Geometry, project
+from thawline.dataio.pixels.reference import decode, render_mask
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.pixels.work import Work
+from thawline.dataio.stream.loader import ImageLoader
+from thawline.dataio.table.targets import VOID
+
+_SIDES = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def explain(loader: ImageLoader, *, position: int = 0) -> str:
+    """One sample through every step, with shapes, then the batch it travels in. Returns lines of text.
+
+    position: in the stream (training) or the row (validation).
+    Raises: ManifestError for a position that is not there, or an image that cannot be used any more.
+    """
+    side = _SIDES[loader.part.table["split"][int(loader.part.rows[0])].as_py()]
+    work = _work(loader, position, side)
+    spec, geometry = loader.spec, work.geometry
+    height, width = decode(work.encoded[0], path=work.paths[0]).shape[:2]
+    filter_h, filter_w = (int(v) for v in geometry.prefilter_px[0])
+    matrix = geometry.homographies[0]
+    scale, shift, saturation = geometry.scale[0, 0], geometry.shift[0, 0], geometry.saturation[0]
+    size = float(work.size_px)
+    corners = np.array([[[0, 0], [size, 0], [size, size], [0, size]]], np.float64)
+    seen = project(matrix[None], corners)[0]
+    batch = next(loader.stream())
+    epoch = f"epoch {position // loader.samples}, " if loader.train else ""
+    lines = [
+        f"{side} sample: {epoch}position {position}, id {work.ids[0]}",
+        f"  file       {work.paths[0]}  {len(work.encoded[0]):,} bytes",
+        f"  target     {_target_words(_target(work, spec), loader.classes, work.size_px)}",
+        f"  decoded    ({height}, {width}, 3) uint8 RGB, upright",
+        f"  prefilter  {f'({filter_h}, {filter_w}, 3): the warp alone would alias' if filter_h else 'not needed'}",
+        f"  warp       ({work.size_px}, {work.size_px}, 3) uint8, one bilinear interpolation, {spec.border} border",
+        "             the model's corners see x,y = " + "  ".join(f"{x:.1f},{y:.1f}" for x, y in seen),
+        *(f"             [{row[0]:9.4f} {row[1]:9.4f} {row[2]:9.4f}]" for row in matrix),
+        *([f"  mirrored   {_mirror_words(loader, geometry)}"] if loader.task == "points" else []),
+        *([f"  saturation {saturation:.3f}"] if spec.max_saturation else []),
+        f"  lighting   y = {scale:.3f} x {'+' if shift >= 0 else '-'} {abs(shift):.3f}, then (y - mean) / std",
+        f"engine: {loader.engine} on {loader.device} ({loader.choice.reason})",
+        f"batch: images {_shape(batch.inputs)} channels_last, mean {batch.inputs.float().mean():.3f}, "
+        f"std {batch.inputs.float().std():.3f}",
+        f"       targets {_shape(batch.targets)}, ids {_shape(batch.ids)}",
+        f"split: {loader.samples:,} samples, {len(loader.classes)} classes; global batch {loader.global_batch}"
+        + (f", {loader.steps(1)} steps an epoch" if loader.train else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _work(loader: ImageLoader, position: int, side: str) -> Work:
+    """What is rendered at a position. Raises ManifestError."""
+    if position < 0 or (position >= loader.samples and not loader.train):
+        most = "" if loader.train else f" to {loader.samples - 1:,}"
+        raise ManifestError(
+            f"position {position:,} is not in the {side} split of {loader.samples:,} images, so there is nothing to "
+            f"explain: give 0{most or ' or more'}"
+        )
+    work = loader.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
+    if not len(work.ids):
+        lost = loader.quarantined[int(loader.part.ids[position])]
+        raise ManifestError(
+            f"the {side} image at position {position:,} cannot be used ({lost}), so there is nothing to explain: bring "
+            "the file back, index again, or give another position"
+        )
+    return work
+
+
+def denormalise(images: torch.Tensor, spec: ImageSpec) -> NDArray[np.float32]:
+    """(N, 3, H, W) as the model sees them -> (N, H, W, 3) float32 in [0, 1] as people do."""
+    pixels = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    return np.clip(pixels * np.array(spec.std, np.float32) + np.array(spec.mean, np.float32), 0, 1)
+
+
+def show_batch(loader: ImageLoader, *, rows: int = 3, cols: int = 4) -> Figure:
+    """A grid of samples as the model sees them, with their targets: names, points, or the mask over the image."""
+    wanted = rows * cols
+    images: list[NDArray[np.float32]] = []
+    targets: list[Any] = []
+    for batch in loader.stream():
+        images.extend(denormalise(batch.inputs, loader.spec))
+        targets.extend(batch.targets.cpu().numpy())
+        if len(images) >= wanted:
+            break
+    images, targets = images[:wanted], targets[:wanted]
+    if loader.task in ("points", "mask"):
+        figure = grid(images, [""] * len(images), cols=cols)
+        for axes, target in zip(figure.axes, targets, strict=False):
+            (_draw_points if loader.task == "points" else _draw_mask)(axes, target, len(loader.classes))
+        return figure
+    titles = [_target_words(target, loader.classes, loader.spec.size_px) for target in targets]
+    return grid(images, titles, cols=cols)
+
+
+def _draw_points(axes: Axes, target: NDArray[np.float32], classes: int) -> None:
+    """Points in the model's coordinates, a colour each; what lies outside the picture is not drawn."""
+    height, width = axes.images[0].get_size()
+    x, y = (target[:, 0] + 1) / 2 * width - 0.5, (target[:, 1] + 1) / 2 * height - 0.5
+    axes.scatter(x, y, c=np.arange(classes), cmap="tab10", vmin=0, vmax=10, s=14, edgecolors="white", linewidths=0.6)
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+
+
+def _draw_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
+    """The mask half transparent over its image, a colour a class, nothing where there is none."""
+    shown = np.ma.masked_equal(target, VOID)
+    axes.imshow(shown, cmap="tab10", vmin=0, vmax=max(9, classes - 1), alpha=0.5, interpolation="nearest")
+
+
+def grid(
+    images: list[NDArray[np.float32]], titles: list[str], *, cols: int, colours: list[str] | None = None
+) -> Figure:
+    """Images, (H, W, 3) float in [0, 1], in rows of `cols`, each under its title."""
+    rows = max(1, -(-len(images) // cols))
+    figure = Figure(figsize=(cols * 1.5, rows * 1.75), layout="constrained")
+    for axes in (cells := np.atleast_1d(figure.subplots(rows, cols)).ravel()):
+        axes.set_axis_off()
+    for i, (axes, image, title) in enumerate(zip(cells, images, titles, strict=False)):
+        axes.imshow(image, interpolation="nearest")
+        # A class may be called under_$50: that is no formula.
+        axes.set_title(title, fontsize=9, color=colours[i] if colours else "black", parse_math=False)
+    return figure
+
+
+def _target(work: Work, spec: ImageSpec) -> Any:
+    """The first sample's target as the model gets it."""
+    return work.targets[0] if work.masks is None else render_mask(work, 0, spec).numpy()
+
+
+def _target_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    """A class; the classes; the points in pixels of what the model sees; or a mask's share of each class."""
+    if np.ndim(target) == 0:
+        return classes[int(target)]
+    if np.ndim(target) == 1:
+        return ", ".join(name for name, on in zip(classes, target, strict=True) if on) or "(none)"
+    if target.shape == (len(classes), 2):
+        placed = (target + 1) / 2 * size_px
+        there = [f"{name} {x:.1f},{y:.1f}" for name, (x, y) in zip(classes, placed, strict=True) if not np.isnan(x)]
+        return "; ".join(there) or "(none)"
+    shares = [(np.mean(target == i), name) for i, name in [*enumerate(classes), (VOID, "no class")]]
+    return f"{target.shape} " + ", ".join(f"{name} {share:.0%}" for share, name in shares if share)
+
+
+def _mirror_words(loader: ImageLoader, geometry: Geometry) -> str:
+    """Whether the first sample is a mirror image, and whose names that changes."""
+    if not geometry.mirrored[0]:
+        return "no"
+    pairs = [f"{one} and {other}" for one, other in loader.swap or ()]
+    return f"yes: {', '.join(pairs)} change places" if pairs else "yes"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,139 @@
+"""How is one file of this machine read, and what does it mean when it cannot be?
+
+Local files are read without pyarrow, which costs less and tells errors apart better. Where files lie, here or in a
+store, is root.py's question.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from thawline.dataio.errors import ResourceError
+
+_TEXT_BYTES = 64 << 20
+
+
+class UnfitError(OSError):
+    """What lies at a name is not what may be read there: its text says why, in a few words."""
+
+
+HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, UnfitError)
+"""Errors that another attempt would meet again."""
+_EXHAUSTED = {
+    errno.EMFILE: "this process has as many files open as it may: raise the limit (ulimit -n 65536)",
+    errno.ENFILE: "this machine has as many files open as it may: end what holds them (sysctl fs.file-max)",
+    errno.ENOMEM: "this machine has no memory left: end other processes, or give smaller batches",
+}
+"""Not the file's fault: the process could not read any other."""
+
+
+def plain(file: str | Path) -> str:
+    """A file's name without file:// in front, links as they are: what lies here is looked at before it is read."""
+    text = str(file)
+    return unquote(urlsplit(text).path) if text.startswith("file://") else text
+
+
+def text(file: str | Path) -> str:
+    """What a local file says in UTF-8, with or without a byte order mark; a small one, written by hand or for people.
+
+    Raises: OSError, UnfitError for one of more than 64 MiB; ValueError.
+    """
+    return read_local(str(Path(file).expanduser()), most=_TEXT_BYTES).decode("utf-8-sig")
+
+
+def read_local(path: str, *, size: int | None = None, most: int | None = None) -> bytes:
+    """The bytes of a file of this machine. Raises OSError.
+
+    UnfitError is raised before anything is read: for what is no regular file (a pipe or a device would block, or never
+    end), for one whose bytes are not `size`, what it had when it was indexed, and for more than `most` bytes. Of a
+    file that grows meanwhile no more is read than it had when it was opened.
+    """
+    # without O_NONBLOCK a pipe that nobody writes to would block in open
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
+            raise UnfitError("not a regular file") from error
+        raise
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123
+        found = os.fstat(handle)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnfitError("not a regular file")
+        check_size(found.st_size, size, most)
+        parts, left = [], found.st_size  # 0 of what lies in /proc, and nothing of it is read
+        while left and (part := file.read(left)):
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def check_regular(path: str) -> os.stat_result:
+    """What a local file is now. Raises UnfitError for a pipe or a device, which would block, or never end; OSError."""
+    found = Path(path).stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise UnfitError("not a regular file")
+    return found
+
+
+def check_size(found: int, size: int | None, most: int | None) -> None:
+    """Raises UnfitError for a file of `found` bytes that has not `size`, or has more than `most`."""
+    if size is not None and found != size:
+        raise UnfitError(f"changed since it was indexed (it has {found:,} bytes now)")
+    if most is not None and found > most:
+        raise UnfitError(f"too large: {found:,} bytes, and no more than {most:,} are read")
+
+
+def why_unreadable(error: OSError) -> str:
+    """What an error in reading means, in a few words, for a manifest's status and a run's record.
+
+    Raises: ResourceError where it is the process that cannot read, whatever the file: no image is at fault then.
+    """
+    if error.errno in _EXHAUSTED:
+        raise ResourceError(
+            f"{error.filename or 'a file'} could not be read ({os.strerror(error.errno)}), nor could any other: "
+            f"{_EXHAUSTED[error.errno]}, and start again"
+        ) from error
+    if isinstance(error, UnfitError):
+        return str(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return f"cannot be read: {error.strerror or error}"
+
+
+def why_refused(error: Exception) -> str:
+    """What a storage's error means, in one line, for a sentence."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else str(error).partition("\n")[0] or type(error).__name__
+
+
+def as_array(data: bytes) -> NDArray[np.uint8]:
+    """Bytes as engines take them, (bytes,) uint8, without a copy."""
+    return np.frombuffer(data, np.uint8)
+
+
+def as_table(data: bytes) -> pa.Table:
+    """The rows of a Parquet file. Raises pa.ArrowException for what is none.
+
+    In this thread alone: pq.read_table leaves the bytes to Arrow's threads, and one that lets go of them while Python
+    ends aborts the process.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(use_threads=False)

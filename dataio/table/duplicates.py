@@ -1,0 +1,106 @@
+"""Which images are the same file twice, and does one of them test what the other taught?
+
+Equal means equal bytes, by the hash that verify.py took. Pictures that look alike in different files are not found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thawline.dataio.errors import quoted
+from thawline.dataio.table.manifest import Manifest
+from thawline.dataio.table.splits import SIDES
+
+_NAMED = 3
+
+
+def duplicates(manifest: Manifest) -> pa.Table:
+    """The usable images whose content another one has too, side by side: group (int64, from 0), id, path, split.
+
+    Images of one group have equal content; groups come in the order of their first images, images in that of ids. Files
+    that were not verified have no hash and are in no group.
+    """
+    rows = manifest.rows.select(["id", "path", "split", "hash", "bytes"])
+    verified = rows["hash"].is_valid().to_numpy()
+    hashes, sizes = (rows[name].fill_null(0).to_numpy() for name in ("hash", "bytes"))
+    numbers = np.flatnonzero(verified & manifest.usable())
+    order = numbers[np.lexsort((numbers, sizes[numbers], hashes[numbers]))]
+    same = (hashes[order][1:] == hashes[order][:-1]) & (sizes[order][1:] == sizes[order][:-1])
+    start = np.concatenate([[True], ~same])[: len(order)]  # where a content begins
+    first = order[start][np.cumsum(start) - 1] if len(order) else order
+    copied = ~start | np.concatenate([same, [False]])[: len(order)]  # like the one before, or the one after
+    order, first = order[copied], first[copied]
+    shown = np.lexsort((order, first))
+    taken = rows.select(["id", "path", "split"]).take(pa.array(order[shown]))
+    group = np.unique(first[shown], return_inverse=True)[1].astype(np.int64)
+    return taken.add_column(0, "group", pa.array(group)).set_column(3, "split", taken["split"].cast(pa.string()))
+
+
+def report(manifest: Manifest) -> str:
+    """A few lines for people, '' if no image is there twice: loud where a copy is on another side, or labelled
+    otherwise.
+    """
+    found = duplicates(manifest)
+    if found.num_rows == 0:
+        return ""
+    groups: dict[int, dict[str, list[str]]] = {}
+    for row in found.to_pylist():
+        groups.setdefault(row["group"], {}).setdefault(row["split"], []).append(row["path"])
+    lines = [_contradictions(manifest, found)]
+    lines += [_loud(list(groups.values()), one, other) for one, other in combinations(SIDES, 2)]
+    extra = Counter(dict.fromkeys(SIDES, 0))
+    for sides in groups.values():
+        extra.update({side: len(paths) - 1 for side, paths in sides.items()})
+    within = ", ".join(f"{count:,} in {side}" for side, count in extra.items() if count)
+    return "\n".join([*filter(None, lines), *([f"copies within one side of the split: {within}"] if within else [])])
+
+
+def _contradictions(manifest: Manifest, found: pa.Table) -> str:
+    """What to say of equal files that are labelled differently; '' if there are none."""
+    column = "mask_hash" if manifest.task == "mask" else "label"
+    rows = manifest.rows.select(["id", column]).filter(pc.is_in(manifest.rows["id"], found["id"].combine_chunks()))
+    said = {row["id"]: _said(row[column]) for row in rows.to_pylist()}
+    first: dict[int, dict[str, str]] = {}
+    other: dict[int, dict[str, str]] = {}
+    for row in found.to_pylist():
+        first.setdefault(row["group"], row)
+        if said[row["id"]] != said[first[row["group"]]["id"]]:
+            other.setdefault(row["group"], row)
+    if not other:
+        return ""
+    what = {"mask": "masks", "points": "points"}.get(manifest.task, "labels")
+    pairs = [(first[group], row) for group, row in list(other.items())[:_NAMED]]
+    named = ", ".join(
+        " = ".join(quoted(row["path"]) + (f" ({quoted(said[row['id']])})" if what == "labels" else "") for row in pair)
+        for pair in pairs
+    )
+    return (
+        f"WARNING: {len(other):,} files are there under different {what} "
+        f"({named}{', ...' if len(other) > _NAMED else ''}): they teach and test both; keep the right one of each"
+    )
+
+
+def _said(label: Any) -> str:
+    """A label as a text that is equal for equal ones, NaN and the order of a list included."""
+    if isinstance(label, list):
+        return ", ".join(map(str, sorted(label) if all(isinstance(part, str) for part in label) else label))
+    return str(label)
+
+
+def _loud(groups: list[dict[str, list[str]]], one: str, other: str) -> str:
+    """What to say of copies on two sides; '' if there are none."""
+    both = [group for group in groups if one in group and other in group]
+    if not both:
+        return ""
+    count = sum(len(group[other]) for group in both)
+    named = ", ".join(f"{quoted(group[other][0])} = {quoted(group[one][0])}" for group in both[:_NAMED])
+    return (
+        f"WARNING: {count:,} images of {other} are also in {one} ({named}{', ...' if len(both) > _NAMED else ''}): the "
+        "metrics would flatter; remove them, or split by a column or folder that keeps copies together"
+    )

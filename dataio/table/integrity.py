@@ -1,0 +1,273 @@
+"""Is a manifest's table what was written, and can every row of it be meant?
+
+That a file opens says little: a table that was edited keeps its metadata, and where one bit of an offset is wrong,
+Arrow reads memory that is not the table's. So whatever is loaded is validated in full (by manifest.py), its values are
+held against what they can be, and all of it against the checksum that was written with it. That takes half a second for
+ten million rows, so nothing is remembered between two openings. What is wrong is a ValueError here, without a subject:
+manifest.py makes it a sentence. Nothing here stops somebody who writes a new checksum with his changes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from thawline.dataio.errors import quoted
+from thawline.dataio.table.part import holds
+
+SPLITS = ("train", "valid", "test")
+_CODECS = ("dali", "pillow")
+_MOST_PX = 1 << 24
+"""Of a side; no format that is read here goes beyond it, and a decoder that believes 2**31 - 1 ends the process."""
+_PIECE = 1 << 18  # rows at a time: what is copied on the way stays small
+_HASHED_ROWS = 65_536  # of a fingerprint at a time; it depends on this number
+
+
+def shown(value: object) -> str:
+    """A value for a message, as Python writes it."""
+    return quoted(repr(value))
+
+
+# What the metadata say ------------------------------------------------------------------------------------
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+    """Metadata as a dict. Raises ValueError."""
+    try:
+        about = json.loads(text)
+    except RecursionError:
+        raise ValueError("its metadata are nested too deeply") from None
+    if not isinstance(about, dict):
+        raise ValueError(f"its metadata are {shown(about)}, not a table of names and values")
+    return about
+
+
+def check_about(about: dict[str, Any]) -> None:
+    """Raises ValueError for metadata that mean nothing: root, classes, values, shards."""
+    root, classes, values = about["root"], about["classes"], about["values"]
+    if not isinstance(root, str) or not root:
+        raise ValueError(f"has {shown(root)} for a root")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"has classes that are no list of names: {shown(classes)}")
+    _once(classes, "class")
+    if not isinstance(values, list) or not all(_is_int(value, 0, 255) for value in values):
+        raise ValueError(f"has values that are no list of pixel values: {shown(values)}")
+    _once(values, "pixel value")
+    if len(values) != (len(classes) if about["task"] == "mask" else 0):
+        raise ValueError(f"is for {about['task']} and has {len(values)} pixel values for {len(classes)} classes")
+    if not isinstance(about["shards"], list):
+        raise ValueError(f"has shards that are no list: {shown(about['shards'])}")
+    for entry in about["shards"]:
+        check_shard(entry)
+    for name in ("fingerprint", "checksum"):
+        if not isinstance(about.get(name, ""), str):
+            raise ValueError(f"has {shown(about[name])} for a {name}")
+
+
+def check_shard(entry: object) -> None:
+    """Raises ValueError unless this is what JSON keeps of a shard."""
+    fits = (
+        isinstance(entry, dict)
+        and set(entry) - {"source"} == {"name", "first", "rows", "bytes", "hash"}
+        and all(isinstance(entry.get(name, ""), str) for name in ("name", "hash", "source"))
+        and all(_is_int(entry[name], 0, 1 << 62) for name in ("first", "rows", "bytes"))
+        and entry["name"] not in ("", ".", "..")
+        and not set("/\0") & set(entry["name"])
+    )
+    if not fits:
+        raise ValueError(f"has a shard that is none: {shown(entry)}")
+
+
+def check_bounds(shards: list[dict[str, Any]], rows: int) -> None:
+    """Raises ValueError unless the shards hold all the rows, one after another."""
+    following = 0
+    for shard in shards:
+        if shard["first"] != following:
+            raise ValueError(f"has a shard {shown(shard['name'])} that begins at row {shard['first']}, not {following}")
+        following += shard["rows"]
+    if shards and following != rows:
+        raise ValueError(f"has {rows:,} rows, and shards of {following:,}")
+
+
+def _is_int(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _once(items: list[Any], what: str) -> None:
+    twice = next((item for item in items if items.count(item) > 1), None) if len(set(items)) < len(items) else None
+    if twice is not None:
+        raise ValueError(f"has the {what} {shown(twice)} twice")
+
+
+# What the rows say ----------------------------------------------------------------------------------------
+
+
+def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
+    """Raises ValueError for what cannot be. `rows`: as manifest.columns has them, in order of id, a chunk a column."""
+    columns = {name: _one(rows[name]) for name in rows.column_names}
+    for name, column in columns.items():
+        words = column.dictionary.to_pylist() if pa.types.is_dictionary(column.type) else []
+        if None in words or len(set(words)) < len(words):
+            raise ValueError(f"has a column {name} whose words are null, or there twice")
+    for name in ("id", "path", "status"):
+        _refuse(columns, name, _nulls(columns[name]))
+    for name, least, most in _RANGES:
+        found = pc.min_max(columns[name]).as_py()
+        if found["min"] is not None and not least <= found["min"] <= found["max"] <= most:
+            values = columns[name].fill_null(least).to_numpy()
+            _refuse(columns, name, (values < least) | (values > most))
+    twice = np.append(np.diff(columns["id"].to_numpy()) == 0, False)
+    _refuse(columns, "id", twice, why=" as the next row")
+    _refuse(columns, "path", pc.binary_length(columns["path"]).to_numpy() == 0)
+    if not _characters(columns["path"]).all():  # which no file's name can hold
+        _refuse(columns, "path", pc.match_substring(columns["path"], "\0").to_numpy(zero_copy_only=False))
+    for name, known in (("split", SPLITS), ("codec", _CODECS)):
+        for word in columns[name].dictionary.to_pylist():
+            if word not in known:
+                _refuse(columns, name, holds(columns[name], word))
+    usable = holds(columns["status"], "ok")
+    _refuse(columns, "split", usable & _nulls(columns["split"]))
+    unknown = usable & (_nulls(columns["width"]) | _nulls(columns["height"]))
+    if unknown.sum() < usable.sum():  # files are looked at all together, or not at all
+        _refuse(columns, "width", unknown)
+    _refuse(columns, "label", usable & _wrong_labels(columns["label"], task, classes))
+
+
+_RANGES = (
+    ("id", 0, 2**63 - 1),
+    ("width", 1, _MOST_PX),
+    ("height", 1, _MOST_PX),
+    ("bytes", 0, 2**63 - 1),
+    ("orientation", 1, 8),
+)
+
+
+def _wrong_labels(labels: pa.Array, task: str, classes: list[str]) -> NDArray[np.bool_]:
+    """Which labels do not mean a thing, (N,)."""
+    wrong = _nulls(labels)
+    if task == "mask":
+        return wrong
+    if task == "single_label":
+        return wrong | ~_known(labels, classes)
+    numbers = pc.list_value_length(labels).fill_null(0).to_numpy()
+    inner, owners = labels.flatten(), np.repeat(np.arange(len(labels)), numbers)
+    if task == "multi_label":
+        wrong[owners[~_known(inner, classes)]] = True
+        return wrong
+    wrong[owners[np.isinf(inner.fill_null(0).to_numpy())]] = True
+    return wrong | (numbers % 2 == 1) | (numbers > 2 * len(classes))
+
+
+def _known(labels: pa.Array, classes: list[str]) -> NDArray[np.bool_]:
+    known: NDArray[np.bool_] = pc.is_in(labels, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
+    return known
+
+
+def _refuse(columns: dict[str, pa.Array], name: str, wrong: NDArray[np.bool_], *, why: str = "") -> None:
+    """Raises ValueError naming the first row that is wrong."""
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"has {shown(columns[name][row].as_py())} for the {name} of row {row}{why}")
+
+
+def _offsets(texts: pa.LargeStringArray) -> NDArray[np.int64]:
+    return np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+
+
+def _characters(texts: pa.LargeStringArray) -> NDArray[np.uint8]:
+    """All of them, in UTF-8, one text after another."""
+    at, data = _offsets(texts), texts.buffers()[2]
+    return np.frombuffer(data, np.uint8)[at[0] : at[-1]] if data and len(at) else np.zeros(0, np.uint8)
+
+
+def _nulls(column: pa.Array) -> NDArray[np.bool_]:
+    if column.null_count == 0:
+        return np.zeros(len(column), np.bool_)
+    nulls: NDArray[np.bool_] = column.is_null().to_numpy(zero_copy_only=False).copy()
+    return nulls
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+# One number for what it is --------------------------------------------------------------------------------
+
+
+def checksum(rows: pa.Table, about: dict[str, Any]) -> str:
+    """xxh3_128 of all that a manifest says, hexadecimal: every column of every row, in their order, and the metadata.
+
+    It is the same for equal tables, however dictionaries are coded and whatever lies below nulls, since Parquet and
+    Arrow give these back differently; and it needs nothing of how Arrow writes.
+    """
+    words = {name: value for name, value in about.items() if name != "checksum"}
+    digest = xxhash.xxh3_128(json.dumps(words, sort_keys=True).encode())
+    for name in rows.column_names:
+        column = _one(rows[name])
+        if pa.types.is_dictionary(column.type):
+            digest.update(f"{name} {len(column)}".encode())
+            _add_words(digest, column)
+            continue
+        for start in range(0, max(len(column), 1), _PIECE):
+            digest.update(f"{name} {start}".encode())
+            _add(digest, column.slice(start, _PIECE))
+    return digest.hexdigest()
+
+
+def _add(digest: xxhash.xxh3_128, column: pa.Array) -> None:
+    digest.update(f"{len(column)} {column.null_count}".encode())
+    if column.null_count:
+        digest.update(np.packbits(_nulls(column)).data)
+    if pa.types.is_list(column.type):
+        digest.update(column.value_lengths().fill_null(0).to_numpy().data)
+        _add(digest, column.flatten())
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_string()).fill_null("")
+        digest.update(np.diff(_offsets(column)).data)
+        digest.update(_characters(column).data)
+    else:
+        digest.update(column.fill_null(0).to_numpy().data)
+
+
+def _add_words(digest: xxhash.xxh3_128, column: pa.DictionaryArray) -> None:
+    """By the rank of each word among those that are used: the numbers of a dictionary are nobody's but its own."""
+    words, used = column.dictionary.to_pylist(), pc.unique(column.indices).drop_null().to_pylist()
+    used.sort(key=words.__getitem__)
+    digest.update(json.dumps([words[number] for number in used]).encode())
+    ranks = np.zeros(len(words), np.int32)
+    ranks[used] = np.arange(len(used))
+    for start in range(0, len(column), _PIECE):
+        numbers = column.indices.slice(start, _PIECE)
+        digest.update(pa.array(ranks).take(numbers).fill_null(-1).to_numpy().data)
+
+
+def fingerprint(rows: pa.Table, meaning: str, *, masks: bool) -> str:
+    """xxh3_128 of what decides a run's stream and targets, hexadecimal: not of paths, and in the order of the rows.
+
+    Manifests, packs and runs on disk carry it, so it stays as it is.
+    """
+    names = ["id", "mask_hash" if masks else "label", "split", "width", "height", "hash", "status"]
+    digest = xxhash.xxh3_128(meaning.encode())
+    for start in range(0, rows.num_rows, _HASHED_ROWS):
+        piece = rows.select(names).slice(start, _HASHED_ROWS)
+        plain = pa.table([_plain(column) for column in piece.columns], names)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, plain.schema) as stream:
+            stream.write_table(plain.combine_chunks())
+        digest.update(memoryview(sink.getvalue()))
+    return digest.hexdigest()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as the same bytes in equal tables, however dictionaries are coded and whatever lies below nulls."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_list(column.type):
+        return column
+    return column.fill_null("" if pa.types.is_string(column.type) else 0)

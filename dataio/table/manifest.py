@@ -1,0 +1,418 @@
+"""What is a checked data set, and how does it lie on disk?
+
+A manifest is a table with one row an image, classes and a task. On disk it is a Parquet file that any tool reads, or an
+Arrow file (.arrow) that is mapped into memory: ten million rows then open at once and are shared by all ranks of a
+machine. It holds no pixels (shards.py may, beside it) and no order (plan.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from thawline.dataio.errors import ManifestError, SourceError, kind_of, quoted
+from thawline.dataio.store import files
+from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.outputs import KEY, check_output
+from thawline.dataio.store.root import Root
+from thawline.dataio.table import integrity, lists
+from thawline.dataio.table.keypoints import Pairs, check_pairs
+from thawline.dataio.table.labels import LABEL_TYPES
+from thawline.dataio.table.part import Part, holds
+
+VERSION = 2
+_ARROW_MAGIC = b"ARROW1"
+_UNSURE = ("PPM", "BMP", "TIFF", "JPEG2000")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of packed samples, beside the manifest: rows [first, first + rows) of it."""
+
+    name: str
+    first: int
+    rows: int
+    bytes: int
+    hash: str
+    """xxh3_128 of the file, hexadecimal."""
+    source: str = ""
+    """The fingerprint of the manifest that it was packed from, as the file says too; packs made before have none."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Checked, labelled and split images.
+
+    `rows` has the columns of `columns(task)`, in rising order of id; split is 'train', 'valid', 'test', or null for an
+    image whose status is not 'ok'. `root` is where the paths start: an absolute folder or a URI. `classes` are what
+    targets mean: sorted class names, the names of the points, or the names of a mask's values in their order.
+    `values` are a mask's pixel values, one for each class; any other value belongs to none.
+    `swap` are the points that change places in a mirror image, and None where nobody said: then none is mirrored.
+    `notes` are sentences on what was seen while it was made, for `summary`; they are not saved.
+    `shards` hold the files' bytes, if they were packed; `home` is the folder or URI where this manifest lies.
+    """
+
+    rows: pa.Table
+    root: str
+    task: str
+    classes: tuple[str, ...]
+    values: tuple[int, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    home: str = ""
+    swap: Pairs | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    _fingerprint: str = field(default="", init=False, repr=False, compare=False)
+    """As the file has it; `replace` leaves it out, so another table is hashed anew."""
+
+    def save(self, file: str | Path) -> None:
+        """Write Parquet or Arrow, as the name ends in .parquet or .arrow; whole or not at all, to a file or a URI.
+
+        Raises: ManifestError when the file cannot be written, or is there and no manifest.
+        """
+        check_output(file)
+        rows, (root, name) = _in_order(self.rows), _place(file)
+        about = {
+            "version": VERSION,
+            "task": self.task,
+            "classes": self.classes,
+            "values": self.values,
+            "root": self.root,
+            "fingerprint": self.fingerprint(),
+            "shards": [asdict(shard) for shard in self.shards],
+            **({} if self.swap is None else {"swap": self.swap}),
+        }
+        about["checksum"] = integrity.checksum(rows, about)
+        rows = rows.replace_schema_metadata({KEY: json.dumps(about)})
+        try:
+            sweep(root, of=name)
+            with whole(root, name) as sink:
+                if name.endswith(".parquet"):
+                    pq.write_table(rows, sink, compression="zstd")
+                else:
+                    _write_arrow(rows, sink)
+        except OSError as error:
+            raise ManifestError(
+                f"manifest {file} cannot be written ({error.strerror or error}): nothing was changed; "
+                "give a file in a folder that you may write to"
+            ) from error
+
+    @classmethod
+    def load(cls, file: str | Path, *, root: str | Path | None = None) -> Manifest:
+        """Read what `save` wrote; `root` is where the images lie now, if they moved.
+
+        Raises: ManifestError for a missing file, one that is no manifest, or one of another version; for values that
+            cannot be; and for rows or metadata that are not those that were written.
+        """
+        file = files.plain(file)
+        rows = _open(file)
+        about = _about(rows.schema.metadata, file)
+        wanted = columns(about["task"])
+        missing = [name for name in wanted.names if name not in rows.column_names]
+        if missing:
+            raise ManifestError(
+                f"manifest {file} lacks columns {', '.join(missing)}: it was changed since "
+                "it was made; make it again with thawline index"
+            )
+        try:
+            rows = rows.select(wanted.names).replace_schema_metadata(None).cast(wanted)
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            raise ManifestError(
+                f"manifest {file} has a column of another type ({quoted(str(error))}): it was changed since it was "
+                "made; make it again with thawline index"
+            ) from error
+        manifest = cls(
+            _in_order(rows),
+            Root.of(about["root"] if root is None else root).text,
+            about["task"],
+            tuple(about["classes"]),
+            tuple(about["values"]),
+            tuple(Shard(**shard) for shard in about["shards"]),
+            _place(file)[0].text,
+            _pairs(about, file),
+        )
+        _check(manifest, about, rows, file)
+        if "checksum" not in about:
+            manifest = replace(manifest, rows=_left_to_pillow(manifest.rows))
+        object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
+        return manifest
+
+    def part(self, split: str) -> Part:
+        """Return the usable images of 'train', 'valid' or 'test'.
+
+        Raises: ManifestError when there are none.
+        """
+        rows = np.flatnonzero(self.usable() & _equals(self.rows["split"], split))
+        if len(rows) == 0:
+            splits = ", ".join(sorted(filter(None, pc.unique(self.rows["split"]).to_pylist()))) or "none"
+            raise ManifestError(
+                f"the manifest has no usable images in split {quoted(repr(split))} (its splits: {splits}): there is "
+                "nothing to load; split again with thawline index"
+            )
+        return Part(self.rows, rows, self.task)
+
+    def sides(self) -> list[str]:
+        """Which of 'train', 'valid' and 'test' have images."""
+        there = pc.unique(self.rows["split"]).to_pylist()
+        return [side for side in ("train", "valid", "test") if side in there]
+
+    def check_paths(self, *, most: int = 1000, allowed: float = 0.0) -> None:
+        """Look whether the usable files are still where they were; an evenly spaced sample of at most `most`.
+
+        Shards are looked at, all of them, in place of the files that were packed into them. `allowed`: the share of
+        files that may be missing, since loaders fill such holes; a shard may not.
+
+        Raises: ManifestError naming how many are missing, the first three, and what to do.
+        """
+        if self.shards:
+            names, root = [shard.name for shard in self.shards], Root.of(self.home)
+        else:
+            usable = np.flatnonzero(self.usable())
+            sample = usable[np.linspace(0, len(usable) - 1, min(len(usable), most)).round().astype(np.int64)]
+            names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), Root.of(self.root)
+        missing = root.missing(names)
+        if len(missing) > (0 if self.shards else math.ceil(allowed * len(names))):
+            named = ", ".join(map(quoted, missing[:3]))
+            of = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files looked at (of {len(usable)})"
+            remedy = "pack again" if self.shards else "give their new place with --data.root, or index again"
+            raise ManifestError(
+                f"{len(missing)} of {of} are not where the manifest says, under root {root}: {named}; training would "
+                f"fail; {remedy}"
+            )
+
+    def check_vocabulary(self, other: Manifest, *, name: str = "the other manifest") -> None:
+        """Raises ManifestError unless `other` has the same task and classes, in the same order."""
+        if other.task != self.task:
+            raise ManifestError(
+                f"{name} is for {other.task}, this one for {self.task}: their targets do not mean the same; index one "
+                "of them again with the other's kind of labels"
+            )
+        if (other.classes, other.values) != (self.classes, self.values):
+            lacking = [f"-{c}" for c in self.classes if c not in other.classes]
+            extra = [f"+{c}" for c in other.classes if c not in self.classes]
+            differ = ", ".join(map(quoted, (lacking + extra)[:6])) or "the same in another order"
+            raise ManifestError(
+                f"{name} has other classes than this one ({differ}): a target would mean one thing here and another "
+                "there; index it again with this one's classes (--classes)"
+            )
+
+    def fingerprint(self) -> str:
+        """A hash of what decides a run's stream and targets: ids, contents, labels, splits, sizes; not of paths."""
+        if self._fingerprint:
+            return self._fingerprint
+        meaning = [self.task, self.classes, self.values, *([] if self.swap is None else [self.swap])]
+        return integrity.fingerprint(self.rows, json.dumps(meaning), masks=self.task == "mask")
+
+    def quarantined(self) -> pa.Table:
+        """The rows that cannot be used: path and status, a row each."""
+        return self.rows.filter(pa.array(~self.usable())).select(["path", "status"])
+
+    def summary(self) -> str:
+        """Return a few lines for people: splits, classes, sizes, and what is quarantined and why."""
+        usable = self.usable()
+        counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
+        shown = ", ".join(map(quoted, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
+        kind = {"points": "points", "mask": "values"}.get(self.task, "classes")
+        lines = [
+            f"{int(usable.sum()):,} images: "
+            + ", ".join(f"{counts[name]:,} {name}" for name in sorted(filter(None, counts))),
+            f"{len(self.classes)} {kind} ({self.task}): {shown}",
+        ]
+        width, height = (pc.min_max(self.rows[name]).as_py() for name in ("width", "height"))
+        if width["min"] is not None:
+            lines.append(f"{width['min']} to {width['max']} px wide, {height['min']} to {height['max']} px high")
+        bad = self.quarantined()
+        if bad.num_rows:
+            reasons = Counter(map(kind_of, bad["status"].to_pylist())).most_common()
+            lines.append(f"{bad.num_rows:,} quarantined, not used: " + ", ".join(f"{n:,} {why}" for why, n in reasons))
+            lines += [f"  {quoted(row['path'])}: {quoted(row['status'])}" for row in bad.slice(0, 10).to_pylist()]
+            lines += [f"  and {bad.num_rows - 10:,} more"] if bad.num_rows > 10 else []
+        if self.shards:
+            size = sum(shard.bytes for shard in self.shards)
+            return "\n".join([*lines, f"{len(self.shards)} shards, {size:,} bytes, in {self.home}"])
+        return "\n".join([*lines, f"root {self.root}", *self.notes])
+
+    def usable(self) -> NDArray[np.bool_]:
+        """Which rows can be used, (N,)."""
+        return _equals(self.rows["status"], "ok")
+
+
+def columns(task: str) -> pa.Schema:
+    """Return the schema of a manifest's rows."""
+    word, reason = (pa.dictionary(index, pa.string()) for index in (pa.int8(), pa.int32()))
+    fields = {
+        "id": pa.int64(),
+        "path": pa.large_string(),
+        "label": LABEL_TYPES[task],
+        "split": word,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bytes": pa.int64(),
+        "hash": pa.uint64(),
+        "format": word,
+        "orientation": pa.int8(),
+        "codec": word,
+        "status": reason,
+    }
+    return pa.schema({**fields, "mask_hash": pa.uint64()} if task == "mask" else fields)
+
+
+def build(
+    columns_by_name: dict[str, Any],
+    *,
+    root: str,
+    task: str,
+    classes: Sequence[str],
+    values: Sequence[int] = (),
+    swap: Pairs | None = None,
+    notes: Sequence[str] = (),
+) -> Manifest:
+    """A manifest from columns (Arrow or plain sequences), one for each of `columns(task)`."""
+    schema = columns(task)
+    arrays = []
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        column = columns_by_name[name]
+        if not isinstance(column, pa.Array | pa.ChunkedArray):
+            column = pa.array(column, kind.value_type if pa.types.is_dictionary(kind) else kind)
+        arrays.append(column.cast(kind))
+    rows = _in_order(pa.table(arrays, schema))
+    return Manifest(rows, root, task, tuple(classes), tuple(values), swap=swap, notes=tuple(notes))
+
+
+def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
+    """The root that a manifest's schema tells; None for the schema of any other table."""
+    try:
+        root = integrity.parsed((metadata or {})[KEY])["root"]
+    except (KeyError, ValueError):
+        return None
+    return root if isinstance(root, str) else None
+
+
+def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: str | Path) -> None:
+    """Raises ManifestError unless the rows can be meant, and are those that `about` was written with."""
+    try:
+        integrity.check_rows(manifest.rows, task=manifest.task, classes=about["classes"])
+        integrity.check_bounds(about["shards"], manifest.rows.num_rows)
+    except ValueError as error:
+        raise ManifestError(
+            f"manifest {file} {error}: it is damaged, or was made by other means; make it again with thawline index"
+        ) from error
+    if "checksum" in about:
+        same = about["checksum"] == integrity.checksum(manifest.rows, about)
+    else:  # as older ones are; their fingerprint says nothing of paths and codecs, and rows count as they lie
+        same = about["fingerprint"] in ("", replace(manifest, rows=stored).fingerprint())
+    if not same:
+        kind = {"points": "points-column:", "mask": "mask-column:"}.get(manifest.task, "column:")
+        raise ManifestError(
+            f"manifest {file} was changed after thawline wrote it (its checksum is another): a run could not say what "
+            f"it trained on; index the images again, or, if the change was meant, this table: thawline index {file} "
+            f"--path-column path --label {kind}label --valid column:split --out NEW.parquet"
+        )
+
+
+def _left_to_pillow(rows: pa.Table) -> pa.Table:
+    """The rows of a manifest made before DALI's pixels were compared: of these formats it shows some otherwise."""
+    at = rows.schema.get_field_index("codec")
+    field, unsure = rows.schema.field(at), pc.is_in(rows["format"].cast(pa.string()), pa.array(_UNSURE))
+    codecs = pc.if_else(pc.fill_null(unsure, False), "pillow", rows["codec"].cast(pa.string()))
+    return rows.set_column(at, field, codecs.cast(field.type)).combine_chunks()
+
+
+def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
+    try:
+        return None if about.get("swap") is None else check_pairs(about["swap"], about["classes"])
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            f"manifest {file} names points that change places and cannot ({error}): it was changed since it was made; "
+            "make it again with thawline index"
+        ) from error
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """In one chunk a column, so that any row is reached without a search; by id."""
+    if any(column.num_chunks > 1 for column in rows.columns):
+        rows = rows.unify_dictionaries().combine_chunks()
+    ids = rows["id"].to_numpy()
+    return rows if (np.diff(ids) > 0).all() else rows.sort_by("id").combine_chunks()
+
+
+def _equals(column: pa.ChunkedArray, word: str) -> NDArray[np.bool_]:
+    """Which rows of a dictionary column hold the word; decoding ten million texts would cost a second."""
+    return holds(column.chunk(0), word) if column.num_chunks else np.zeros(0, np.bool_)
+
+
+def _place(file: str | Path) -> tuple[Root, str]:
+    """The root of a manifest's file, and its name there; behind a link, of what it leads to."""
+    return Root.holding(file if "://" in str(file) else Path(file).expanduser().resolve())
+
+
+def _write_arrow(rows: pa.Table, sink: Any) -> None:
+    rows = rows.unify_dictionaries().combine_chunks()
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def _open(file: str | Path) -> pa.Table:
+    """The table, validated in full: one wrong offset, and Arrow would read memory that is not the table's."""
+    try:
+        root, name = _place(file)
+        if root.remote:
+            source = pa.BufferReader(root.buffer(name))
+        else:
+            file = Path(file).expanduser()
+            if file.is_dir() or (file.is_file() and lists.ending(file) in (*lists.TEXTS, *lists.JSONS)):
+                raise ManifestError(
+                    f"no manifest at {file}, but a {'folder' if file.is_dir() else 'list'}, which has no classes and "
+                    "splits: index it first with thawline index, and give what that writes"
+                )
+            if not file.is_file():
+                raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
+            source = pa.memory_map(str(file))
+        magic = source.read(len(_ARROW_MAGIC))
+        source.seek(0)
+        if magic == _ARROW_MAGIC:
+            arrow = pa.ipc.open_file(source)
+            _about(arrow.schema.metadata, file)  # before the rows: a large stranger is refused at once
+            rows = arrow.read_all()
+        else:
+            with pq.ParquetFile(source) as parquet:
+                _about(parquet.schema_arrow.metadata, file)
+                rows = parquet.read()
+        rows.validate(full=True)
+        return rows
+    except (pa.ArrowException, OSError, ValueError, SourceError) as error:
+        raise ManifestError(
+            f"{file} cannot be read ({quoted(str(error))}): it is no manifest, or a broken one; make one with thawline "
+            "index"
+        ) from error
+
+
+def _about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, Any]:
+    """What the metadata say, checked. Raises ManifestError."""
+    try:
+        about = integrity.parsed((metadata or {})[KEY])
+        version, task, _, _ = int(about["version"]), about["task"], about["root"], about["classes"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ManifestError(f"{file} is not a thawline manifest; make one with thawline index") from error
+    if version != VERSION or not isinstance(task, str) or task not in LABEL_TYPES:
+        age = "an older" if version < VERSION else "a newer"
+        raise ManifestError(
+            f"manifest {file} (version {version}, task {integrity.shown(task)}) is from {age} thawline: this one reads "
+            f"version {VERSION} for {', '.join(LABEL_TYPES)}; index again, or install the thawline that made it"
+        )
+    about = {"fingerprint": "", "shards": [], "values": [], **about}
+    try:
+        integrity.check_about(about)
+    except ValueError as error:
+        raise ManifestError(f"manifest {file} {error}: it is damaged; make it again with thawline index") from error
+    return about

@@ -1,0 +1,125 @@
+"""Which values do masks hold, and whose are they? Counted while the files are verified, judged with the classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image
+
+from thawline.dataio.errors import LabelError, SplitError, listed, quoted
+from thawline.dataio.pixels.pictures import hush_pillow
+from thawline.dataio.table.targets import VOID
+
+MASK_CHECKS = pa.schema(
+    {"mask_hash": pa.uint64(), "mask_values": pa.list_(pa.uint8()), "mask_pixels": pa.list_(pa.int64())}
+)
+"""The columns that masks add to what is known of a file; `mask_pixels` counts each of `mask_values`."""
+
+_NAMED = 3
+
+
+def check_apart(drawn: Sequence[str], images: Sequence[str], name: str) -> None:
+    """Raises LabelError where a mask is listed as an image, too. drawn: their paths; name: of the labeller."""
+    both = sorted(set(drawn).intersection(images))
+    if both:
+        raise LabelError(
+            f"{name} gives {len(both):,} masks that are among the {len(images):,} images themselves "
+            f"({listed(both, most=2)}): they would be trained on as pictures; list the pictures alone (--folders, "
+            "--extensions, or the rows of the list)"
+        )
+
+
+def count_values(mask: NDArray[np.uint8]) -> tuple[list[int], list[int]]:
+    """The values that occur in a mask (h, w), rising, and the pixels that have each."""
+    pixels = Image.fromarray(mask).histogram()  # np.bincount widens every pixel to 8 bytes, and takes 2.5 times as long
+    values = [value for value, count in enumerate(pixels) if count]
+    return values, [pixels[value] for value in values]
+
+
+def why_lossy(data: bytes) -> str | None:
+    """Why an encoded mask does not hold the values that were drawn; None if it does, or is no picture."""
+    hush_pillow()
+    kind = None
+    with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # what it is, the decoder tells
+        as_jpeg = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"  # TIFF may hold either
+        lossy = as_jpeg or (image.format == "WEBP" and b"VP8 " in data[:64])
+        kind = image.format if lossy or (image.format == "JPEG2000" and _irreversible(data)) else None
+    return f"lossy {kind}, which changes pixel values; save it as PNG" if kind else None
+
+
+def _irreversible(data: bytes) -> bool:
+    """Whether a JPEG 2000's coding style (its COD marker) has the wavelet that rounds."""
+    at = data.find(b"\xff\x52\x00")
+    return at >= 0 and data[at + 13 : at + 14] == b"\0"
+
+
+def totals(checks: pa.Table) -> NDArray[np.int64]:
+    """(256,): how many pixels of all these masks have each value."""
+    values, pixels = (pc.list_flatten(checks[name]).to_numpy() for name in ("mask_values", "mask_pixels"))
+    return np.bincount(values, weights=pixels, minlength=256).astype(np.int64)
+
+
+def found_values(checks: pa.Table) -> tuple[int, ...]:
+    """The values that occur in masks; 255 is void beside others, and a class of a mask with two values."""
+    values = sorted(pc.list_flatten(checks["mask_values"]).unique().to_pylist())
+    return tuple(values if len(values) <= 2 else [value for value in values if value != VOID])
+
+
+def by_side(checks: pa.Table, sides: NDArray[np.object_], values: Sequence[int]) -> Mapping[str, NDArray[np.int64]]:
+    """By side, those that there are: how many of these masks show each value, (C,). sides: of each mask, (n,)."""
+    shown = [showing(checks, [value]) for value in values]
+    return {
+        side: np.array([(one & (sides == side)).sum() for one in shown], np.int64)
+        for side in dict.fromkeys(sides.tolist())
+    }
+
+
+def showing(checks: pa.Table, values: Sequence[int]) -> NDArray[np.bool_]:
+    """Which masks have a pixel with one of these values, (n,); none does that could not be read."""
+    present = checks["mask_values"].combine_chunks()
+    known = pc.is_in(present.flatten(), pa.array(values, pa.uint8()))
+    inside = np.zeros(checks.num_rows, np.bool_)
+    inside[pc.list_parent_indices(present).filter(known).to_numpy()] = True
+    return inside
+
+
+def check_values(
+    pixels: NDArray[np.int64], *, classes: Sequence[str], values: Sequence[int], counted: bool, teaching: bool
+) -> tuple[str, ...]:
+    """What to tell of classes that no mask shows, and of values that are no class's.
+
+    pixels: `totals`. counted: the values are 0, 1, 2, ... since nobody gave any. teaching: there are training images.
+    Raises: SplitError where some class occurs nowhere and some value is nobody's, which then is that class by mistake:
+        if the values are counted, or if at most one class is left to learn.
+    """
+    never = [
+        f"{quoted(name)} (value {value})" for name, value in zip(classes, values, strict=True) if not pixels[value]
+    ]
+    strange = [value for value in np.flatnonzero(pixels).tolist() if value not in values]
+    share = pixels[strange].sum() / max(1, pixels.sum())
+    lacking = f"{len(never)} of {len(classes)} classes occur in no mask: {_few(never)}"
+    value, are = ("value", "is") if len(strange) == 1 else ("values", "are")
+    nobodys = f"{value} {_few(strange)}, with {share:.1%} of all pixels, {are} no class"
+    if never and strange and (counted or (teaching and len(never) >= len(classes) - 1)):
+        occur = ",".join(map(str, np.flatnonzero(pixels)))
+        same = occur.count(",") == len(classes) - 1
+        raise SplitError(
+            f"{lacking}; and {nobodys}: these pixels would never be trained on; give each class its value in the masks "
+            f"with --values{f' {occur}' if same else ', also where a class is only missing here'}"
+        )
+    told = [f"WARNING: {lacking}: nothing can be learnt of them"] if never else []
+    if strange:
+        loud = "" if strange == [VOID] else "WARNING: "
+        told.append(f"{loud}mask {nobodys}: left out of training and metrics")
+    return tuple(told)
+
+
+def _few(items: Sequence[object]) -> str:
+    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
+    return ", ".join(map(str, items[:_NAMED])) + more

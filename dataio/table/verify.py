@@ -1,0 +1,313 @@
+"""Which files cannot be used, why, and who can decode the others?
+
+Every file is read once, hashed and decoded in full, by Pillow and by DALI: one bad file would otherwise break into a
+run. Where DALI shows other pixels than Pillow does, or none, or talks about the file, the codec is Pillow: such a file
+is usable too, since readers transcode it. Nothing is deleted or changed; the reason goes into `status`.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError, features
+
+from thawline.dataio.cores import usable_cores
+from thawline.dataio.errors import EngineError, SourceError
+from thawline.dataio.pixels import probe
+from thawline.dataio.pixels.pictures import (
+    MAX_PIXELS,
+    MOST_BYTES,
+    MOST_PIXELS,
+    check_pixels,
+    hush_pillow,
+    load,
+    to_rgb,
+    why_undecodable,
+)
+from thawline.dataio.pixels.work import read_ahead
+from thawline.dataio.store import files
+from thawline.dataio.store.root import Root
+from thawline.dataio.table.masks import MASK_CHECKS, count_values, why_lossy
+from thawline.dataio.table.targets import decode_mask
+
+CHECKS = pa.schema(
+    {
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bytes": pa.int64(),
+        "hash": pa.uint64(),
+        "format": pa.string(),
+        "orientation": pa.int8(),
+        "codec": pa.string(),
+        "status": pa.string(),
+    }
+)
+
+_ORIENTATION = 0x0112
+_GROUP = 16  # files a thread takes at once: few enough to stop soon, and what DALI may be given (see decoding.AT_ONCE)
+_ROWS = 16_384  # then they go into a table: as objects, millions of rows would fill the memory
+_DALI_PX = 16_000_000  # of one question: all pixels of both decoders are held, 3 bytes each, by every thread
+_LARGE_PX = 50_000_000  # beyond this one image at a time: Pillow holds up to three copies
+_LEVELS = {"JPEG": 3, "MPO": 3}  # of 255, by which decoders may differ: builds of libjpeg round differently
+_OTHER_LEVELS = 1
+
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"RIFF": "WEBP",
+    b"\0\0\0\x0cjP": "JPEG2000",
+    b"P7\n": "PAM",
+}
+
+_quiet, _large = threading.Lock(), threading.Lock()
+
+
+@dataclass(slots=True)
+class _Check:
+    """A row of `CHECKS` and `MASK_CHECKS`; what could not be found out is None."""
+
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+    hash: int | None = None
+    format: str | None = None
+    orientation: int | None = None
+    codec: str | None = None
+    status: str = "ok"
+    mask_hash: int | None = None
+    mask_values: list[int] | None = None
+    mask_pixels: list[int] | None = None
+
+
+def check_files(
+    root: str | Path,
+    paths: Sequence[str],
+    *,
+    masks: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> pa.Table:
+    """Decode every file and return `CHECKS`, a row a path; with `masks`, one for each path, `MASK_CHECKS` as well.
+
+    Width and height are in px and upright, `orientation` is the EXIF one (1 to 8; 1 when there is none to be read),
+    `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` who can decode it later: 'dali' (to the
+    pixels that Pillow shows, without a word) or 'pillow' alone, which all are left to where DALI is not installed.
+    `status` is 'ok' or the reason in a few words. `mask_values` are those that occur, `mask_pixels` how often.
+    What has more than `max_pixels` is not decoded, and unusable. `threads` is by default one a core that this process
+    may use; `progress` gets (files done, files in all).
+
+    Raises: SourceError for `max_pixels` that Pillow refuses; ResourceError when open files or memory run out.
+    """
+    if not 1 <= max_pixels <= MOST_PIXELS:
+        raise SourceError(
+            f"max_pixels={max_pixels:,} is not in 1 to {MOST_PIXELS:,}: Pillow refuses to decode larger images "
+            f"(decompression bombs); give one within (--max-pixels {MOST_PIXELS})"
+        )
+    schema = CHECKS if masks is None else pa.schema([*CHECKS, *MASK_CHECKS])
+    pairs = list(zip(paths, [None] * len(paths) if masks is None else masks, strict=True))
+    groups = (pairs[start : start + _GROUP] for start in range(0, len(pairs), _GROUP))
+    threads, stop = threads or usable_cores(), threading.Event()
+    checks: list[_Check] = []
+    tables = [schema.empty_table()]
+    # the filters of warnings belong to the process, so a worker must not restore them: one change around all
+    with _quiet, warnings.catch_warnings(), probe.dali() as ask:
+        try:
+            done = 0
+            check_group = partial(_check_group, _Asked(Root.of(root), max_pixels, ask, stop))
+            for group in read_ahead(check_group, groups, ahead=2 * threads, threads=threads):
+                for check in group:
+                    checks.append(check)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(pairs))
+                if len(checks) >= _ROWS:
+                    tables.append(_table(checks, schema))
+                    checks.clear()
+        finally:
+            stop.set()  # interrupted: the threads end with the file they are at
+    return pa.concat_tables([*tables, _table(checks, schema)]).combine_chunks()
+
+
+def _table(checks: list[_Check], schema: pa.Schema) -> pa.Table:
+    return pa.table([pa.array([getattr(check, f.name) for check in checks], f.type) for f in schema], schema)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked about each file."""
+
+    root: Root
+    max_pixels: int
+    ask: probe.Ask | None
+    stop: threading.Event
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A file that Pillow decoded, and what it shows: (H, W, 3) uint8."""
+
+    check: _Check
+    data: bytes
+    pixels: NDArray[np.uint8]
+
+
+def _check_group(asked: _Asked, pairs: list[tuple[str, str | None]]) -> list[_Check]:
+    checks, waiting, pixels = list[_Check](), list[_Shown](), 0
+    for path, mask in pairs:
+        if asked.stop.is_set():
+            break
+        check, shown = _check(asked, path)
+        checks.append(check)
+        if mask is not None:
+            _check_mask(asked, mask, check)
+        if shown is None or check.status != "ok":
+            continue
+        waiting.append(shown)
+        pixels += shown.pixels.size // 3
+        if pixels > _DALI_PX:
+            _ask_dali(asked.ask, waiting)
+            waiting, pixels = [], 0
+    _ask_dali(asked.ask, waiting)
+    return checks
+
+
+def _check(asked: _Asked, path: str) -> tuple[_Check, _Shown | None]:
+    data = _read(asked.root, path)
+    if isinstance(data, str):
+        return _Check(status=data), None
+    check = _Check(bytes=len(data), hash=xxhash.xxh3_64_intdigest(data))
+    try:
+        return check, _Shown(check, data, _decode(data, check, asked.max_pixels))
+    except Exception as error:  # see reference.decode
+        check.status = _reason(error, data)
+    return check, None
+
+
+def _read(root: Root, path: str) -> bytes | str:
+    """The file's bytes, or why there are none. Raises ResourceError."""
+    try:
+        return root.read(path, most=MOST_BYTES)
+    except OSError as error:
+        return files.why_unreadable(error)
+
+
+def _decode(data: bytes, check: _Check, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode with Pillow, fill in what that tells, and return the pixels. Raises whatever Pillow raises; ValueError."""
+    hush_pillow()
+    with Image.open(io.BytesIO(data)) as image:
+        check.format = image.format
+        if image.format in ("JPEG", "MPO"):
+            _check_scan(image, data)
+        check_pixels(image, max_pixels)
+        with _large if image.width * image.height > _LARGE_PX else nullcontext():
+            if image.format != "TIFF":  # which is turned, and its tag dropped, by loading
+                load(image)
+            check.orientation = _orientation(image)
+            pixels = to_rgb(image)
+    check.height, check.width = pixels.shape[:2]
+    check.codec = "pillow"
+    return pixels
+
+
+def _check_scan(image: Image.Image, data: bytes) -> None:
+    """Raises ValueError for a JPEG that cannot hold its pixels: decoders make up what is missing, without an error.
+
+    In Huffman's code each block of 8 x 8 takes a bit at least; arithmetic coding, which is rare, may take less.
+    """
+    least = -(-image.width // 8) * -(-image.height // 8) // 8
+    arithmetic = any(marker in data[:65536] for marker in (b"\xff\xc9\0", b"\xff\xca\0"))
+    if len(data) < least and not arithmetic:
+        raise ValueError(
+            f"truncated: {len(data):,} bytes, and {image.width:,} x {image.height:,} pixels take {least:,} at least"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # malformed EXIF: decoders show such an image as it lies
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _ask_dali(ask: probe.Ask | None, waiting: list[_Shown]) -> None:
+    """Give to DALI what it decodes to the same pixels."""
+    if ask is None or not waiting:
+        return
+    with _large if sum(shown.pixels.size // 3 for shown in waiting) > _LARGE_PX else nullcontext():
+        answers = ask([shown.data for shown in waiting], [shown.pixels for shown in waiting])
+        for shown, found in zip(waiting, answers, strict=True):
+            levels = _LEVELS.get(shown.check.format or "", _OTHER_LEVELS)
+            if not isinstance(found, str) and _alike(found, shown.pixels, levels):
+                shown.check.codec = "dali"
+
+
+def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
+    """Whether no value of two pictures differs by more than `levels`; .1 ms for 500 x 375."""
+    if a.shape != b.shape:
+        return False
+    rows = max(1, 1_000_000 // max(1, a.shape[1]))  # at once: no further copies of a large picture
+    parts = (slice(start, start + rows) for start in range(0, len(a), rows))
+    return all((np.maximum(a[part], b[part]) - np.minimum(a[part], b[part])).max() <= levels for part in parts)
+
+
+def _check_mask(asked: _Asked, name: str, check: _Check) -> None:
+    """Fill in what the mask tells; the image cannot be used without it."""
+    data = _read(asked.root, name)
+    why: str | None = None
+    if isinstance(data, str):
+        why = data
+    else:
+        check.mask_hash = xxhash.xxh3_64_intdigest(data)
+        why = why_lossy(data)
+        try:
+            mask = decode_mask(files.as_array(data), max_pixels=asked.max_pixels)
+            check.mask_values, check.mask_pixels = count_values(mask)
+            if why is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
+                sizes = f"{mask.shape[1]} x {mask.shape[0]} px", f"{check.width} x {check.height}"
+                why = f"{sizes[0]}, and the upright image {sizes[1]}"
+        except EngineError as error:
+            why = why or _reason(error.__cause__ or error, data)
+    if why is not None and check.status == "ok":
+        check.status = f"its mask {name}: {why}"
+
+
+def _fits(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
+    """Whether (height, width) are one shape at two scales, within a pixel of the smaller."""
+    small, large = sorted((mask, image), key=max)
+    longer = int(large[1] > large[0])
+    return abs(large[1 - longer] * small[longer] / large[longer] - small[1 - longer]) <= 1
+
+
+def _reason(error: BaseException, data: bytes) -> str:
+    why = why_undecodable(error)
+    if why.startswith(("too large", "truncated: ", "its mode is ")):
+        return why
+    kind = next((name for magic, name in _BEGINNINGS.items() if data.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        kind = data[8:12].decode("ascii", "replace").strip().upper()
+        if kind != "AVIF" or not features.check("avif"):  # HEIC, videos
+            return f"{kind}: Pillow cannot decode this format here"
+    if kind == "WEBP" and len(data) < (whole := 8 + int.from_bytes(data[4:8], "little")):  # Pillow gives no cause
+        return f"truncated: {len(data):,} bytes of {whole:,}"
+    if not isinstance(error, UnidentifiedImageError):
+        return f"{'truncated' if 'truncated' in why.lower() else 'cannot be decoded'}: {why}"
+    if not data:
+        return "empty file"
+    return f"cannot be decoded: a broken {kind}, or a rare kind of it" if kind else "not an image"

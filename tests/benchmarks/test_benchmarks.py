@@ -1,0 +1,501 @@
+"""Do the benchmarks measure what they say? Their arithmetic against numpy; no test looks at a time."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import accumulate, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from thawline.benchmarks import (
+    decode,
+    finetune,
+    harness,
+    overhead,
+    peers,
+    prefilter,
+    presize,
+    presize_quality,
+    profile,
+    ray_overhead,
+    step,
+)
+from thawline.benchmarks.bodies import BODIES
+from thawline.benchmarks.photos import real_photos, write_photos
+from thawline.cluster import doctor
+from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.models.bodies import create
+from thawline.models.groups import parameter_groups
+from thawline.trainer.learner import Learner
+from thawline.trainer.step.step import choose_precision
+
+CPU = torch.device("cpu")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(
+        command, cwd=doctor.HOME, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+
+
+def clock(*durations: float) -> Callable[[], float]:
+    """A clock that is read at the start and at the end of each of these durations, one second apart."""
+    steps = [part for duration in durations for part in (duration, 1.0)]
+    return iter(accumulate(steps, initial=100.0)).__next__
+
+
+def test_statistics_are_numpys_over_every_repeat_and_none_of_the_warm_up() -> None:
+    wall, cpu = [2.0, 1.0, 4.0, 8.0, 1.5, 3.0], [3.0, 3.5, 5.0, 4.0, 2.0, 1.0]
+    calls = count()
+    timing = harness.measure(
+        lambda: next(calls),
+        images_per_call=12,
+        device=CPU,
+        warmup=3,
+        repeats=6,
+        wall=clock(*wall),
+        cpu=clock(*cpu),
+    )
+    assert next(calls) == 3 + 6
+    expected = {
+        "images_per_s": 12 / np.array(wall),
+        "ms_per_image": 1000 * np.array(wall) / 12,
+        "cpu_ms_per_image": 1000 * np.array(cpu) / 12,
+    }
+    summary = timing.summary()
+    assert list(summary) == list(expected)
+    for name, values in expected.items():
+        mad = np.percentile(np.abs(values - np.percentile(values, 50)), 50)
+        assert list(summary[name]) == ["median", "min", "max", "mad"]
+        np.testing.assert_allclose(
+            list(summary[name].values()), [np.percentile(values, 50), values.min(), values.max(), mad], rtol=1e-12
+        )
+    assert timing.images_per_s == pytest.approx(np.percentile(expected["images_per_s"], 50))
+
+
+def test_too_few_repeats_are_refused() -> None:
+    with pytest.raises(harness.BenchmarkError, match=r"repeats=4 .* give 5 or more"):
+        harness.measure(lambda: None, images_per_call=1, device=CPU, repeats=4)
+
+
+def test_a_report_ends_in_the_json_that_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "results.json"
+    results: dict[str, dict[str, Any]] = {
+        "one": {"images_per_s": harness.spread([1.0, 2.0, 4.0]), "share": 0.5},
+        "two": {"psnr_db": 40.0},
+    }
+    found = harness.report("step", "why?", {"batch": 4}, results, out=out)
+    printed = capsys.readouterr()
+    *table, last = printed.out.splitlines()
+    assert json.loads(last) == json.loads(out.read_text()) == found
+    assert found["results"] == results
+    assert found["settings"] == {"batch": 4}
+    assert found["hardware"] == doctor.hardware()
+    assert found["versions"] == doctor.versions()
+    assert found["commit"] == doctor.commit()
+    assert [line.split() for line in table[1:]] == [
+        ["images_per_s", "share", "psnr_db"],
+        ["one", "2", "±1", "0.5", "-"],
+        ["two", "-", "-", "40"],
+    ]
+    assert list(out.parent.iterdir()) == [out]
+    assert str(out) in printed.err
+
+
+def test_a_result_that_cannot_be_written_is_printed_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(harness.BenchmarkError, match="cannot be written"):
+        harness.report("step", "why?", {}, {"one": {"share": 0.5}}, out=tmp_path / "file" / "results.json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == {"one": {"share": 0.5}}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("convnext_tiny", 28_589_128), ("vit_small", 22_050_664)])
+def test_bare_bodies_have_their_papers_parameters_each_in_one_group(name: str, parameters: int) -> None:
+    body = BODIES[name](1000, 224)
+    groups = parameter_groups(body)
+    assert [len(group) for group in groups][1:] == [2]  # a head of weight and bias
+    assert sum(p.numel() for group in groups for _, p in group) == parameters
+
+
+def test_the_decoder_gives_each_jpeg_in_turn_and_begins_again() -> None:
+    jpegs = write_photos(4, width=60, height=40, seed=3)
+    pipe = decode.decoder(jpegs, batch=2, threads=1, device=CPU, load=0.0)
+    for first, second in (jpegs[:2], jpegs[2:], jpegs[:2]):
+        (images,) = pipe.run()
+        for i, jpeg in enumerate((first, second)):
+            assert np.abs(np.asarray(images.at(i)).astype(int) - reference.decode(jpeg)).max() <= 4
+
+
+def test_a_profile_adds_up_what_has_the_same_name_by_the_step() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(6):
+            torch.ones(3, 3) @ torch.ones(3, 3)
+    found = profile.costs(profiler.key_averages(), steps=2, took_s=0.5, on_gpu=False)
+    assert found["aten::mm"]["calls"] == 3
+    spent_us = sum(event.self_cpu_time_total for event in profiler.key_averages() if event.key == "aten::mm")
+    assert found["aten::mm"]["ms"] == pytest.approx(spent_us / 2000)
+    assert found["aten::mm"]["share"] == pytest.approx(spent_us / 500_000)
+    assert profile.costs(profiler.key_averages(), steps=2, took_s=0.5, on_gpu=True) == {}
+
+
+def test_the_ideal_of_an_integer_shrink_is_the_box_average() -> None:
+    # With as many samples as source pixels an output pixel, each falls on a centre: bilinear is exact there.
+    shrink, size = 8, 12
+    source = np.random.default_rng(0).integers(0, 256, (shrink * size, shrink * size, 3), np.uint8)
+    found = presize.ideal(source, np.diag([shrink, shrink, 1.0]), size_px=size, border="reflect", sub=shrink)
+    box = source.reshape(size, shrink, size, shrink, 3).astype(np.float64).mean(axis=(1, 3))
+    np.testing.assert_allclose(found, box, atol=1e-9)
+
+
+def test_the_ideal_of_a_shifted_copy_is_the_shifted_ideal() -> None:
+    source = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+    shift = np.array([[2.0, 0.0, 4.0], [0.0, 2.0, 8.0], [0.0, 0.0, 1.0]])  # x by two output pixels, y by four
+    plain = presize.ideal(source, np.diag([2.0, 2.0, 1.0]), size_px=16, border="reflect")
+    moved = presize.ideal(source, shift, size_px=12, border="reflect")
+    np.testing.assert_allclose(moved[:, :], plain[4:16, 2:14], atol=1e-9)
+
+
+@pytest.mark.parametrize(("width", "height"), [(300, 240), (640, 520)])
+def test_taking_the_prefilter_out_gives_the_map_to_the_decoded_source(width: int, height: int) -> None:
+    ids, zeros = np.arange(20), np.zeros(20, np.int64)
+    sizes: dict[str, Any] = {"widths": np.full(20, width, np.int32), "heights": np.full(20, height, np.int32)}
+    filtered = geometry.draw(ImageSpec(size_px=160), seed=3, epochs=zeros, ids=ids, **sizes)
+    corners = np.tile([[0.0, 0.0], [160.0, 0.0], [160.0, 160.0], [0.0, 160.0]], (20, 1, 1))
+    there = geometry.project(filtered.homographies, corners)
+    scale = np.where(filtered.prefilter_px > 0, filtered.prefilter_px / np.array([height, width]), 1.0)[:, None, ::-1]
+    found = geometry.project(peers.from_source(filtered), corners)
+    np.testing.assert_allclose(found * scale, there, rtol=1e-9, atol=1e-9)
+    assert (filtered.prefilter_px > 0).all() == (height > 500)
+
+
+def test_psnr_is_the_definition() -> None:
+    black = np.zeros((4, 4, 3))
+    assert presize.psnr(black + 255.0, black) == 0.0
+    assert presize.psnr(black + 25.5, black) == pytest.approx(20.0)
+
+
+def test_shrinks_are_the_larger_stretch_of_the_map() -> None:
+    turn = np.array([[0.6, -0.8, 3.0], [0.8, 0.6, 5.0], [0.0, 0.0, 1.0]])
+    homographies = np.stack([turn @ np.diag([1.5, 3.0, 1.0]), np.diag([2.0, 1.0, 1.0]) @ turn])
+    np.testing.assert_allclose(prefilter.shrinks(homographies, size_px=64), [3.0, 2.0], rtol=1e-6)
+
+
+def test_photos_are_seeded_jpegs_of_the_right_size_in_px_and_bytes() -> None:
+    photos = write_photos(3, width=500, height=375, seed=7)
+    for photo in photos:
+        assert photo.dtype == np.uint8
+        with Image.open(io.BytesIO(photo.tobytes())) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (500, 375))
+        assert reference.decode(photo).std() > 20
+        assert 60_000 < len(photo) < 110_000
+    again = write_photos(2, width=500, height=375, seed=7)
+    assert [photo.tobytes() for photo in again] == [photo.tobytes() for photo in photos[:2]]
+    other = write_photos(1, width=500, height=375, seed=8)
+    assert len({photo.tobytes() for photo in photos + other}) == 4
+    assert len(write_photos(1, width=500, height=375, seed=7, quality=50)[0]) < len(photos[0])
+
+
+def test_presize_ends_in_one_json_object_with_speed_and_quality_of_both_engines(tmp_path: Path) -> None:
+    out = tmp_path / "presize.json"
+    done = run("presize", "--images", "3", "--batch", "2", "--quality-images", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == json.loads(out.read_text())
+    assert {"name", "question", "date_utc", "settings", "results", "hardware", "versions", "commit"} <= set(found)
+    results = found["results"]
+    compared = results.pop("dali against fastai")
+    judged = ["dali", "reference", "fastai, 16", "fastai, 64", "torchvision"]
+    assert list(results)[:5] == judged
+    assert list(results)[5:] in ([], ["fastai itself, 16", "fastai itself, 64"])
+    speed, quality = ["images_per_s", "ms_per_image", "cpu_ms_per_image"], ["psnr_db", "psnr_synthetic_db"]
+    for name, way in results.items():
+        assert list(way) == (speed + quality if name in judged else speed)
+        assert all(0 < value["min"] <= value["median"] <= value["max"] for value in way.values())
+        assert all(25 < way[key]["min"] < 60 for key in quality if key in way)
+    cost = {name: way["cpu_ms_per_image"]["median"] for name, way in results.items()}
+    for name in cost:
+        if name.startswith("fastai"):
+            assert compared[f"cpu_times, {name}"] == pytest.approx(cost[name] / cost["dali"])
+    for key in quality:
+        median = results["dali"][key]["median"] - results["fastai, 16"][key]["median"]
+        # of two images the median is the mean
+        assert compared[key.replace("psnr", "gain")]["median"] == pytest.approx(median)
+        assert compared[key.replace("psnr", "mean_gain")] == pytest.approx(median)
+    assert 0.9 < found["settings"]["compared_share"] <= 1
+
+
+def test_the_gain_is_taken_image_by_image_and_the_cost_against_each_fastai() -> None:
+    cost = {"dali": 2.0, "torchvision": 28.0, "fastai, 16": 30.0, "fastai, 64": 24.0, "fastai itself, 64": 40.0}
+    results = {name: {"cpu_ms_per_image": harness.spread([ms])} for name, ms in cost.items()}
+    ours, theirs = np.array([40.0, 50.0, 60.0]), np.array([45.0, 49.0, 47.0])
+    scores = {"dali": {"psnr_db": ours}, "fastai, 16": {"psnr_db": theirs}, "fastai itself, 64": {"psnr_db": ours[:0]}}
+    assert presize._compared(results, scores) == {
+        "cpu_times, fastai, 16": 15.0,
+        "cpu_times, fastai, 64": 12.0,
+        "cpu_times, fastai itself, 64": 20.0,
+        "gain_db": harness.spread([-5.0, 1.0, 13.0]),
+        "mean_gain_db": 3.0,
+    }
+
+
+def test_real_photos_are_unscaled_cuts_of_two_photographs() -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn carries the photographs")
+    sources = datasets.load_sample_images().images
+    cuts = real_photos(3, width=90, height=60, seed=5)
+    for i, cut in enumerate(cuts):
+        found = reference.decode(cut).astype(np.int16)
+        assert found.shape == (60, 90, 3)
+        windows = np.lib.stride_tricks.sliding_window_view(sources[i % 2][..., 1], (60, 90))
+        probes = [(5, 7), (30, 44), (58, 88), (11, 80), (50, 3)]
+        away = sum(np.abs(windows[..., y, x].astype(np.int16) - found[y, x, 1]) for y, x in probes)
+        top, left = np.unravel_index(int(away.argmin()), away.shape)
+        assert np.abs(found - sources[i % 2][top : top + 60, left : left + 90].astype(np.int16)).mean() < 5
+    assert [c.tobytes() for c in cuts] == [c.tobytes() for c in real_photos(3, width=90, height=60, seed=5)]
+    with pytest.raises(harness.BenchmarkError, match=r"700 x 60 is larger than the photographs of 640 x 427"):
+        real_photos(1, width=700, height=60, seed=5)
+
+
+def test_presize_quality_names_every_way_in_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presize_quality, "SIZES_PX", ((96, 64),))
+    monkeypatch.setattr(presize_quality, "ROTATIONS_DEG", (0.0, 30.0))
+    monkeypatch.setattr(presize_quality, "ZOOMS", (1.4,))
+    found = presize_quality.main(images=1)["results"]
+    assert list(found) == ["96 to 64, 0 deg, x 1.4", "96 to 64, 30 deg, x 1.4", "mean"]
+    ways = ["reference", "dali", "fastai", "torchvision", "ideal_16x16", "ideal_lanczos"]
+    for row in found.values():
+        assert list(row) == ["shrink", *(f"{way}_{unit}" for way in ways for unit in ("psnr_db", "ssim"))]
+        assert row["shrink"] == pytest.approx(1.5 / 1.4, abs=1e-6)
+    cells = [found[name] for name in list(found)[:2]]
+    for way in ways:
+        assert all(20 < cell[f"{way}_psnr_db"]["median"] < 120 for cell in cells)
+        assert all(0.7 < cell[f"{way}_ssim"]["median"] <= 1 + 1e-6 for cell in cells)
+        middle = np.mean([cell[f"{way}_psnr_db"]["median"] for cell in cells])
+        assert found["mean"][f"{way}_psnr_db"] == pytest.approx(middle)
+    assert all(cell["ideal_16x16_psnr_db"]["median"] > 60 for cell in cells)
+
+
+def test_prefilter_tells_quality_and_cost_of_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefilter, "SOURCES_PX", ((300, 240), (430, 430)))
+    monkeypatch.setattr(prefilter, "SIZES_PX", (64,))
+    monkeypatch.setattr(prefilter, "BATCH", 2)
+    ways = {name: prefilter.WAYS[name] for name in ("one, no prefilter", "one, leaves 1.7", "three at 0.38")}
+    monkeypatch.setattr(prefilter, "WAYS", ways)
+    found = prefilter.main(images=1)["results"]
+    cost = found.pop("CPU-ms, 500 x 375 to 224")
+    assert list(cost) == ["shrink", *ways]
+    assert list(found) == ["300 x 240 to 64, real", "430 x 430 to 64, synthetic"]
+    assert all(list(row) == ["shrink", *ways, "fastai"] for row in found.values())
+    assert all(value["min"] > 0 for row in (cost, *found.values()) for value in row.values())
+    # At a shrink above three, whatever keeps from aliasing is better than nothing.
+    real = {name: value["median"] for name, value in found["300 x 240 to 64, real"].items()}
+    assert min(real["three at 0.38"], real["one, leaves 1.7"]) > real["one, no prefilter"]
+
+
+@pytest.mark.parametrize("side", [180, 300, 500])
+def test_the_way_in_use_is_geometrys_own(side: int) -> None:
+    spec = ImageSpec(size_px=160, presize_px=200)
+    drawn = prefilter.draw(spec, 30, width=side + 40, height=side)
+    way = prefilter.WAYS["three at 0.38"]
+    applied = way.applied(drawn, size_px=160)
+    np.testing.assert_array_equal(applied.prefilter_px, drawn.prefilter_px)
+    np.testing.assert_allclose(applied.sampling, drawn.sampling, atol=1e-5)
+    maps = way.maps(applied)
+    assert len(maps) == len(geometry.SAMPLES)
+    corners = np.tile([[0.0, 0.0], [160.0, 0.0], [160.0, 160.0], [0.0, 160.0]], (30, 1, 1))
+    for k, found in enumerate(maps):
+        expected = geometry.project(drawn.sampled(k), corners)
+        np.testing.assert_allclose(geometry.project(found, corners), expected, atol=1e-4)
+    assert (drawn.prefilter_px > 0).all() == (side == 500)
+
+
+def small_batch() -> Any:
+    return step.noise(4, 32, step.CLASSES, device=CPU, dtype=torch.float32)
+
+
+def test_the_learner_s_part_of_a_turn_is_compared_with_the_bare_turns_before_and_after_it() -> None:
+    """Steps of windows of three; a clock that only goes on in turns, and another speed for the CPU's."""
+    now, log = [0.0], list[tuple[str, int]]()
+    bare, learner = iter([10.0, 2.0, 4.0, 8.0]), iter([6.0, 3.0, 3.0])
+
+    def take_bare_turn() -> None:
+        now[0] += next(bare)
+        log.append(("bare", at))
+
+    turns = overhead.Turns(take_bare_turn, 3, CPU, wall=lambda: now[0], cpu=lambda: 2 * now[0])
+    for at in range(12):
+        if at % 3 == 2 and at > 2:
+            now[0] += next(learner)
+        turns(at)
+    assert log == [("bare", 2), ("bare", 5), ("bare", 8), ("bare", 11)]
+    assert turns.bare_s == [(10.0, 20.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0)]
+    assert turns.learner_s == [(6.0, 12.0), (3.0, 6.0), (3.0, 6.0)]
+    for shares in turns.extra():
+        np.testing.assert_allclose(shares, [6 / 6 - 1, 3 / 3 - 1, 3 / 6 - 1])
+    rows = overhead.compared({"learner": turns}, steps=3)
+    assert rows["bare"]["ms_per_step"] == harness.spread([10e3 / 3, 2e3 / 3, 4e3 / 3, 8e3 / 3])
+    assert rows["learner"]["cpu_ms_per_step"] == harness.spread([4000.0, 2000.0, 2000.0])
+    assert rows["learner"]["extra_percent"] == harness.spread([0.0, 0.0, -50.0])
+    assert rows["learner"]["extra_percent_stderr"] == 0
+
+
+def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
+    """Same dropout, loss and update; but it decays norms and biases, too, which plain torch does not leave out."""
+    ends, batch, precision = [], small_batch(), choose_precision("fp32", CPU)
+    for bare in (True, False):
+        network = step.prepared("resnet18", step.CLASSES, device=CPU)
+        if bare:
+            torch.manual_seed(0)
+            loss = overhead.bare_loop(network, [batch], precision=precision, steps=1)()
+        else:
+            loss = float(step.stepping(network, batch, precision=precision).take(lambda: batch, seed=0).losses.mean())
+        ends.append((loss, [p.detach() for p in network.parameters()]))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=2 * 0.01 * step.LR, atol=1e-6)
+
+
+def test_overhead_ends_in_rows_of_both_learners_and_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "_CALLS", 1)
+    found = overhead.main(size_px=32, batch=2, steps=2, repeats=5, threads=1)["results"]
+    compared = ["bare", "learner", "learner, a checkpoint a window"]
+    assert list(found)[:4] == [*compared, overhead.MINUTE]
+    a_minute, plain, with_one = found.pop(overhead.MINUTE), found["learner"], found["learner, a checkpoint a window"]
+    turn_s = 2 * found["bare"]["ms_per_step"]["median"] / 1000
+    plain_percent, percent = plain["extra_percent"]["median"], with_one["extra_percent"]["median"]
+    assert a_minute["extra_percent"] == pytest.approx(plain_percent + (percent - plain_percent) * turn_s / 60)
+    assert a_minute["extra_percent_stderr"] == plain["extra_percent_stderr"] > 0
+    for name, row in found.items():
+        measured = ["ms_per_step", "cpu_ms_per_step"] if name in compared else ["ms", "cpu_ms"]
+        assert list(row)[:2] == measured
+        assert all(0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"] for key in measured)
+    step_ms = found["bare"]["cpu_ms_per_step"]["median"]
+    for name in list(found)[3:]:
+        assert found[name]["cpu_percent"] == pytest.approx(100 * found[name]["cpu_ms"]["median"] / step_ms)
+
+
+def test_a_benchmark_s_batch_that_does_not_fit_is_refused_and_not_split() -> None:
+    class Full(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, step.CLASSES)
+
+        def groups(self) -> list[list[torch.nn.Module]]:
+            return [[self.head]]
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("injected")
+
+    call = step.training(Full(), small_batch(), precision=choose_precision("fp32", CPU))
+    with pytest.raises(harness.BenchmarkError, match=r"a batch of 4 does not fit .* give a smaller --batch"):
+        call()
+
+
+def test_few_labels_are_so_many_of_each_class_by_the_seed_and_all_others_validate() -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 200).astype(str)
+    rows = pa.table({"label": labels.tolist()})
+    sides = finetune.by_class(finetune.few(7), seed=1)(rows)
+    assert set(sides) == {"train", "valid"}
+    for digit in "01234":
+        assert (sides[labels == digit] == "train").sum() == 7
+    assert (finetune.by_class(finetune.few(7), seed=1)(rows) == sides).all()
+    assert (finetune.by_class(finetune.few(7), seed=2)(rows) != sides).any()
+    known = finetune.by_class(finetune.held_out, seed=1)(rows)
+    for digit in "01234":
+        assert (known[labels == digit] == "valid").sum() == round(0.1 * (labels == digit).sum())
+    with pytest.raises(harness.BenchmarkError, match=r"labels=60 leaves nothing of a class's \d+ images"):
+        finetune.by_class(finetune.few(60), seed=1)(rows)
+
+
+@pytest.mark.slow
+def test_finetune_starts_one_way_from_the_body_alone_and_gives_both_as_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("sklearn.datasets", reason="scikit-learn carries the digits")
+    origins, steps = list[str](), list[int]()
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        model = create(*arguments, **options)
+        origins.append(model.origin)
+        return model
+
+    def close(learner: Learner) -> None:
+        steps.append(learner.progress.step)
+        closed(learner)
+
+    closed = Learner.close
+    monkeypatch.setattr(finetune, "create", remembered)
+    monkeypatch.setattr(Learner, "close", close)
+    monkeypatch.setattr(finetune, "KNOWN", "01")
+    monkeypatch.setattr(finetune, "NEW", "56")
+    monkeypatch.setattr(finetune, "held_out", finetune.few(20))
+    options = {"size_px": 16, "labels": 10, "epochs": (2,), "known_epochs": 1, "batch": 20, "seeds": 2, "threads": 1}
+    found = finetune.main(**options)["results"]  # type: ignore[arg-type]
+    scratch, body = "random weights", "body; the file has no head of ours, so the head is as initialised"
+    assert [origin.rpartition(": ")[2] for origin in origins] == 2 * [scratch, body, scratch]
+    assert steps == [2] * 6
+    ways = ["2 epochs, fine_tune", "2 epochs, scratch", "2 epochs, scratch - fine_tune"]
+    assert list(found) == ["known", *ways]
+    for row in found.values():
+        one, other = row["seed 0"], row["seed 1"]
+        assert row["mean_percent"] == pytest.approx((one + other) / 2)
+        assert row["standard_error"] == pytest.approx(abs(one - other) / 2)
+    for seed in ("seed 0", "seed 1"):
+        tuned, plain, difference = (found[way][seed] for way in ways)
+        assert all(0 <= rate <= 100 for rate in (tuned, plain))
+        assert difference == pytest.approx(plain - tuned)
+
+
+def test_ray_overhead_compares_pairs_of_runs_over_the_same_samples() -> None:
+    ends = {10.2: 1.0, 12.0: 1.4, 14.0: 2.0, 18.0: 4.0, 22.5: 0.5}  # of windows, by when they ended: their seconds
+    rows = [{"images": 64, "window_s": s, "unix_s": end} for end, s in ends.items()]
+    # Of the first turn the second and third; the fourth was frozen within; the fifth begins before things have settled.
+    assert ray_overhead.images_per_s(rows, [(10.0, 15.0), (21.9, 23.0)]) == pytest.approx(128 / 3.4)
+    with pytest.raises(harness.BenchmarkError, match="no window lies within a turn"):
+        ray_overhead.images_per_s(rows, [(30.0, 35.0)])
+    runs = {
+        "ray": [ray_overhead.Run(speed, 20.0, "h") for speed in (98.0, 110.0, 99.0)],
+        "torchrun": [ray_overhead.Run(speed, 10.0, "h") for speed in (100.0, 100.0, 90.0)],
+    }
+    found = ray_overhead.compared(runs)
+    assert found["ray"]["images_per_s"] == harness.spread([98.0, 110.0, 99.0])
+    ratios = np.array([0.98, 1.1, 1.1])
+    assert found["ray / torchrun"]["ratio"] == pytest.approx(harness.spread(ratios))
+    assert found["ray / torchrun"]["mean"] == pytest.approx(ratios.mean())
+    assert found["ray / torchrun"]["stderr"] == pytest.approx(ratios.std(ddof=1) / 3**0.5)
+    runs["ray"].append(ray_overhead.Run(1.0, 1.0, "another"))
+    with pytest.raises(harness.BenchmarkError, match="different samples"):
+        ray_overhead.compared(runs)
+
+
+def test_an_unknown_name_is_misuse_and_the_list_is_shown() -> None:
+    done = run("presise")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    named = (
+        "'presise'",
+        "decode",
+        "profile",
+        "presize ",
+        "presize_quality",
+        "prefilter",
+        "step",
+        "train",
+        "overhead",
+        "finetune",
+        "ray_overhead",
+        "shards",
+        "scale",
+    )
+    assert all(f" {name}" in done.stderr for name in named)

@@ -1,0 +1,94 @@
+"""Do README and docs/ say what is true? Every command and Python block is run, or marked with the reason why not."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.kit import blocks, deploy_commands
+
+ROOT = Path(__file__).parents[2]
+PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in sorted(ROOT.glob("docs/**/*.md"))}
+RUNNABLE = [page for page, text in PAGES.items() if any(b.language in blocks.RUN for b in blocks.blocks(page, text))]
+
+
+def photos(folder: Path) -> None:
+    """photos/cat/1.jpg and so on: what somebody has who begins with images of their own."""
+    random = np.random.default_rng(0)
+    for label, red in (("cat", 200), ("dog", 60)):
+        (folder / "photos" / label).mkdir(parents=True)
+        for i in range(1, 31):
+            pixels = np.array([red, 80, 40], np.uint8) + random.integers(0, 50, (96, 128, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"photos/{label}/{i}.jpg")
+
+
+GIVEN: dict[str, Callable[[Path], None]] = {"photos": photos}
+
+
+def _param(page: str) -> object:
+    return pytest.param(page, marks=pytest.mark.slow) if "slow" in blocks.given(PAGES[page]) else page
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", [_param(page) for page in RUNNABLE])
+def test_a_page_does_what_it_shows(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    for name in blocks.given(PAGES[page]) - {"slow"}:
+        GIVEN[name](tmp_path)
+    assert [*blocks.run(blocks.blocks(page, PAGES[page]), tmp_path)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_nothing_on_a_page_is_passed_over_without_a_reason(page: str) -> None:
+    found = blocks.blocks(page, PAGES[page])
+    assert [problem for block in found for problem in blocks.problems(block)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_not_run_are_understood(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    fences = [block for block in blocks.blocks(page, PAGES[page]) if "not run" in block.marks]
+    code = [command for block in fences if block.language in ("sh", "console") for command, _ in blocks.commands(block)]
+    spans = [code for code in deploy_commands.code_of(PAGES[page]) if "\n" not in code]
+    found = [words for text in (*code, *spans) for words in deploy_commands.in_shell(text)]
+    assert [problem for words in found for problem in deploy_commands.parse_command(words)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_links_to_are_there(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", PAGES[page])
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_a_page_that_says_what_is_not_so_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "```sh\ntrue\nfalse  # at last\n```\n"
+        "```console\n$ echo 3 of 4 in 1.5 s\n3 of 4 in 2.25 s\n$ echo 3 of 4\n3 of 5\n```\n"
+        "<!-- exits 1 -->\n```sh\nfalse\n```\n"
+        "```python\nprint(6 * 7)\n```\n<!-- printed -->\n```text\n41\n```\n"
+        "<!-- not run: there is no such thing -->\n```sh\nno-such-thing\n```\n"
+    )
+    said = [*blocks.run(blocks.blocks("page", text), tmp_path)]
+    assert [line.splitlines()[0] for line in said] == [
+        "page:1: false: exit status 1, not 0:",
+        "page:5: echo 3 of 4: the page shows",
+        "page:19: the page shows",
+    ]
+    wrong = "```\nls\n```\n<!-- not run: -->\n```sh\nls\n```\n```text\n$ ls\n```\n<!-- slwo -->\n```sh\nls\n```\n"
+    assert len([problem for block in blocks.blocks("page", wrong) for problem in blocks.problems(block)]) == 4
+
+
+def test_citation_changelog_and_package_say_the_same_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    newest = re.search(r"^## (\S+?)[,\s]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest is not None
+    assert newest[1] == version

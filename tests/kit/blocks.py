@@ -1,0 +1,191 @@
+"""Which blocks of code does a page show, and do they do what it says? For README and docs/.
+
+Every fence names its language. What is run, page by page from the top, in a folder of the page's own:
+
+- `sh`: every command, which must end with status 0;
+- `console`: every line after `$ `, and what it prints must be what stands below it;
+- `python`: as one program with the page's other Python blocks;
+- `toml`: must be a job.
+
+A comment directly before the fence says what is special about it:
+
+- `<!-- not run: REASON -->`: it is only read: commands must be understood by the command line that they are for;
+- `<!-- file: NAME -->`: it is written into the page's folder under that name;
+- `<!-- exits 1 -->`: that is the status of its last command;
+- `<!-- printed -->`: a text; what the Python block before it prints;
+- `<!-- given: NAME -->`: anywhere on a page: files that its reader is taken to have, see `tests/house/test_docs.py`;
+- `<!-- slow -->`: anywhere on a page: it trains for long.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+RUN = ("sh", "console", "python", "toml")
+SHOWN = ("text", "promql", "csv", "json", "yaml")
+_FENCE = re.compile(
+    r"(?P<marks>(?:^ *<!--[^\n]*-->\n)*)^(?P<indent> *)(?P<ticks>```+)(?P<language>[^\n]*)\n"
+    r"(?P<code>.*?)^(?P=indent)(?P=ticks)$",
+    re.M | re.S,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fence of a page."""
+
+    page: str
+    line: int
+    language: str
+    code: str
+    marks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str, text: str) -> list[Block]:
+    """The fences of a Markdown text, without Sphinx's directives."""
+    found = []
+    for match in _FENCE.finditer(text):
+        if match["language"].startswith("{"):
+            continue
+        code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.M)
+        line = text.count("\n", 0, match.start("ticks")) + 1
+        found.append(Block(page, line, match["language"].strip(), code, _marks(match["marks"])))
+    return found
+
+
+def given(text: str) -> set[str]:
+    """What the reader of a page is taken to have, and `slow`."""
+    return {*re.findall(r"<!-- given: (\S+) -->", text), *re.findall(r"<!-- (slow) -->", text)}
+
+
+def problems(block: Block) -> list[str]:
+    """Why a block could be passed over silently: a sentence each."""
+    known = {"not run", "file", "exits", "printed"}
+    wrong = [f"{block.where}: the mark {mark!r} is not known" for mark in block.marks.keys() - known]
+    if block.language not in (*RUN, *SHOWN):
+        wrong.append(f"{block.where}: the fence's language is {block.language!r}: name one of {RUN + SHOWN}")
+    if len(block.marks.get("not run", "a good reason")) < 8:
+        wrong.append(f"{block.where}: say why it is not run")
+    if block.language in SHOWN and re.search(r"^(\$ |thawline |make |python )", block.code, re.M):
+        wrong.append(f"{block.where}: these are commands: call them sh or console")
+    return wrong
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """The commands of a block, each with what it prints according to the page."""
+    code = block.code.replace("\\\n", " ")
+    if block.language == "sh":
+        lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in code.splitlines()]
+        return [(line, "") for line in lines if line]
+    pieces = re.split(r"^\$ ", code, flags=re.M)[1:]
+    return [(command.strip(), printed) for command, _, printed in (piece.partition("\n") for piece in pieces)]
+
+
+def run(page: list[Block], folder: Path) -> Iterator[str]:
+    """Run a page's blocks in `folder`, which is the working directory; a sentence for what is not as the page says."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    printed = ""
+    for block in page:
+        if "file" in block.marks:
+            (folder / block.marks["file"]).write_text(block.code)
+        if "not run" in block.marks:
+            continue
+        if block.language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                exec(compile("\n" * block.line + block.code, block.page, "exec"), names)
+            printed = said.getvalue()
+        elif block.language == "toml":
+            from thawline.cluster.job.job import check, from_dict
+
+            check(from_dict(tomllib.loads(block.code)))
+        elif "printed" in block.marks:
+            yield from _unlike(block.where, block.code, printed, folder)
+        elif block.language in ("sh", "console"):
+            yield from _run_commands(block, folder)
+
+
+def _run_commands(block: Block, folder: Path) -> Iterator[str]:
+    all_of_it = commands(block)
+    for i, (command, expected) in enumerate(all_of_it):
+        status, said = _run_command(command)
+        wanted = int(block.marks.get("exits", 0)) if i + 1 == len(all_of_it) else 0
+        if status != wanted:
+            yield f"{block.where}: {command}: exit status {status}, not {wanted}:\n{said}"
+        elif block.language == "console":
+            yield from _unlike(f"{block.where}: {command}", expected, said, folder)
+
+
+def _run_command(command: str) -> tuple[int, str]:
+    """Exit status and output. `thawline ...` alone runs in this process, which has imported what it needs."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "thawline" and not re.search(r"[|><;&*$]", re.sub(r"'[^']*'", "", command)):
+        return _in_process(words)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PATH": path},
+        timeout=240,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def _in_process(words: list[str]) -> tuple[int, str]:
+    from thawline.cluster.cli import main
+
+    said = io.StringIO()
+    with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            main.main()
+            status: Any = 0
+        except SystemExit as stop:
+            status = stop.code
+    return int(status or 0), said.getvalue()
+
+
+def _unlike(where: str, expected: str, said: str, folder: Path) -> Iterator[str]:
+    pattern = "".join(_pattern(line) for line in expected.strip("\n").splitlines())
+    said = said.replace(str(folder), "/home/you")
+    if not re.fullmatch(pattern, "".join(f"{line.rstrip()}\n" for line in said.strip("\n").splitlines())):
+        yield f"{where}: the page shows\n{expected}\nbut this was printed:\n{said}"
+
+
+def _pattern(line: str) -> str:
+    """What matches a printed line: measured numbers (with a point, times, speeds) may be others; ... is anything."""
+    if line.strip() == "...":
+        return r"(?:.*\n)*?"
+    measured = r"(-?\d*\.\d+(?:e-?\d+)?|\b\d\d:\d\d\b|\b\d+(?= images/s)|\b\d+(?= s in all)|\.\.\.)"
+    pieces = re.split(measured, line.rstrip())
+    for i, piece in enumerate(pieces):
+        pieces[i] = re.sub(r"(\\ )+", " +", re.escape(piece)) if i % 2 == 0 else _measured(piece)
+    return "".join(pieces) + r"\n"
+
+
+def _measured(piece: str) -> str:
+    return ".*?" if piece == "..." else r"\d\d:\d\d" if ":" in piece else r"-?\d*\.?\d+(?:e-?\d+)?"
+
+
+def _marks(text: str) -> dict[str, str]:
+    marks = {}
+    for words in re.findall(r"<!-- *(.*?) *-->", text):
+        name, _, value = words.partition(": ") if ": " in words else words.partition(" ")
+        if name not in ("given", "slow"):
+            marks[name] = value
+    return marks

@@ -1,0 +1,143 @@
+"""How do tests make whole runs? A small set of real digits, a job on it, and the command line as a subprocess."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from thawline.cluster.cli.index import make_manifest
+from thawline.dataio.samples import write_digits
+from thawline.dataio.stream.plan import Plan
+from thawline.dataio.table.manifest import Manifest
+from thawline.trainer.step.window import extend_hash
+
+# 300 digits at 32 px: a step takes about a tenth of a second on one core.
+JOB = """
+manifest = "{manifest}"
+storage = "{storage}"
+name = "run"
+seed = 7
+log_every = 2
+[data]
+size_px = 32
+presize_px = 40
+global_batch = 24
+[augment]
+flip = false
+[model]
+name = "resnet18"
+weights = "none"
+[fit]
+recipe = "one_cycle"
+epochs = 2
+lr = 3e-3
+[checkpoint]
+every_s = 0.5
+[metrics]
+port = 0
+"""
+
+
+def digits_manifest(folder: Path, *, count: int = 300) -> Path:
+    """A manifest over `count` digits, a fifth of them for validation (its fraction rounds down)."""
+    everything = folder / "all"
+    write_digits(everything, size_px=48)
+    kept = folder / "digits"
+    kept.mkdir()
+    for file in sorted(everything.iterdir(), key=lambda f: f.stem.split("_")[1])[:count]:
+        file.rename(kept / file.name)
+    out = folder / "digits.parquet"
+    make_manifest(kept, label=r"regex:(.+)_\d+\.jpg$", valid="0.2", seed=42).save(out)
+    return out
+
+
+def write_job(folder: Path, manifest: Path) -> Path:
+    """JOB as a file in `folder`, with its runs under folder/runs."""
+    file = folder / "job.toml"
+    file.write_text(JOB.format(manifest=manifest, storage=folder / "runs"))
+    return file
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child: one thread a process, so that runs side by side stay comparable."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    return {**kept, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": "/tmp/thawline-test-ray", **more}
+
+
+def thawline(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`thawline ARGUMENTS` to its end."""
+    command = [sys.executable, "-m", "thawline.cluster.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=240, check=False)
+
+
+def start(*arguments: str | Path, out: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen[str]:
+    """`thawline ARGUMENTS`, going on. out: where its stdout goes."""
+    command = [str(Path(sys.executable).with_name("thawline")), *map(str, arguments)]  # as a user starts it
+    return subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment(**more))
+
+
+def _under_torchrun(workers: int, *arguments: str | Path) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    return [*command, "-m", "thawline.cluster.cli", *map(str, arguments)]
+
+
+def start_torchrun(workers: int, *arguments: str | Path, **more: str) -> subprocess.Popen[str]:
+    """`thawline ARGUMENTS` under torchrun, going on; it is on a port of its own."""
+    command = _under_torchrun(workers, *arguments)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**more)
+    )
+
+
+def torchrun(workers: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`thawline ARGUMENTS` under torchrun with that many processes, on a port of its own."""
+    return subprocess.run(
+        _under_torchrun(workers, *arguments),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=240,
+        check=False,
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], *, timeout_s: float = 180) -> None:
+    """Until a checkpoint of that step or a later one is committed."""
+    until = time.monotonic() + timeout_s
+    while not any(int(f.name[5:]) >= step for f in (run / "checkpoints").glob("step_*")):
+        if process.poll() is not None or time.monotonic() > until:
+            said = process.stderr.read() if process.poll() is not None and process.stderr else ""
+            raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {said}")
+        time.sleep(0.02)
+
+
+def result(run: Path) -> dict[str, Any]:
+    """result.json."""
+    loaded: dict[str, Any] = json.loads((run / "result.json").read_text())
+    return loaded
+
+
+def counted_error_rate(run: Path) -> tuple[int, float]:
+    """(images, error rate) by a plain count over the saved predictions."""
+    table = pq.read_table(run / "valid.parquet")
+    ids = table["id"].to_numpy()
+    assert len(np.unique(ids)) == len(ids), "a validation image was predicted twice"
+    wrong = np.array(table["target"].to_pylist()) != np.array(table["prediction"].to_pylist())
+    return len(ids), float(wrong.sum() / len(wrong))
+
+
+def planned_hash(manifest: Path, steps: int) -> str:
+    """The stream hash of JOB's first `steps` steps, from the plan alone."""
+    part = Manifest.load(manifest).part("train")
+    plan = Plan(n=len(part.ids), global_batch=24, seed=7)
+    digest = ""
+    for step in range(steps):
+        digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])
+    return digest

@@ -1,0 +1,191 @@
+"""What is the smallest thing that trains? Fixed random tensors behind the Loader protocol, and a model of 3 groups.
+
+No files, no decoder: a fit takes milliseconds, and the order of the stream is dataio's own plan.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.stream.plan import Plan, part_bounds
+from thawline.trainer.context import LocalContext, Row
+from thawline.trainer.learner import Learner
+
+CLASSES = ("ape", "bee", "cat")
+SIDE_PX = 4
+
+
+def ids_of(samples: int) -> Tensor:
+    """Manifest ids, (samples,) int64: never equal to the row, so that mixing the two up shows."""
+    return 100 + 3 * torch.arange(samples)
+
+
+@dataclass(kw_only=True)
+class ToyLoader:
+    """Satisfies dataio.batch.Loader. `before` is called with every training step that is asked for."""
+
+    images: Tensor
+    targets: Tensor
+    train: bool
+    global_batch: int = 4
+    seed: int = 7
+    rank: int = 0
+    world_size: int = 1
+    task: str = "single_label"
+    classes: tuple[str, ...] = CLASSES
+    before: Callable[[int], object] = lambda step: None
+    closed: bool = False
+    lost: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        return len(self.images)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(n=self.samples, global_batch=self.global_batch, seed=self.seed)
+
+    def steps(self, epochs: float) -> int:
+        return self.plan.steps(epochs)
+
+    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
+        return self._training(first_step) if self.train else self._validation()
+
+    def _training(self, first_step: int) -> Iterator[ImageBatch]:
+        for step in count(first_step):
+            self.before(step)
+            yield self._batch(torch.from_numpy(self.plan.at(self.plan.positions(step, self.rank, self.world_size))[1]))
+
+    def _validation(self) -> Iterator[ImageBatch]:
+        lo, hi = part_bounds(self.samples, self.rank, self.world_size)
+        for rows in torch.split(torch.arange(lo, hi), self.global_batch):
+            if len(rows):
+                yield self._batch(rows)
+
+    def _batch(self, rows: Tensor) -> ImageBatch:
+        images = self.images[rows].contiguous(memory_format=torch.channels_last)
+        return ImageBatch(inputs=images, targets=self.targets[rows], ids=ids_of(self.samples)[rows])
+
+    def augmented(self, view: int) -> "ToyLoader":
+        """Each view adds its number to the pixels, from 1."""
+        return replace(self, images=self.images + view + 1)
+
+    @property
+    def quarantined(self) -> Mapping[int, str]:
+        return dict(self.lost)
+
+    def quarantine(self, files: Mapping[int, str]) -> None:
+        self.lost |= files
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ToyModel(nn.Module):
+    """(N, 3, 4, 4) to (N, 3): two convolutions and a head, each a layer group; the same weights for a seed."""
+
+    def __init__(self, *, norm: bool = True, dropout: float = 0.25, seed: int = 0, dtype: torch.dtype | None = None):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity())
+            self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5) if norm else nn.Identity())
+            self.head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(20, len(CLASSES)))
+        self.to(dtype)
+
+    def groups(self) -> list[list[nn.Module]]:
+        return [[self.stem], [self.body], [self.head]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(images)))
+
+
+def samples(number: int, *, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """(images (number, 3, 4, 4), targets (number,)): a class lifts its own channel, so that something is learnt."""
+    source = torch.Generator().manual_seed(seed)
+    targets = torch.randint(len(CLASSES), (number,), generator=source)
+    images = torch.randn(number, 3, SIDE_PX, SIDE_PX, generator=source, dtype=torch.float64)
+    images[torch.arange(number), targets] += 0.7
+    return images.to(dtype), targets
+
+
+def loaders(
+    *, train: int = 20, valid: int = 13, dtype: torch.dtype = torch.float32, **options: Any
+) -> tuple[ToyLoader, ToyLoader]:
+    """A training and a validation loader over `train` and `valid` samples."""
+    images, targets = samples(train, seed=1, dtype=dtype)
+    first = ToyLoader(images=images, targets=targets, train=True, **options)
+    images, targets = samples(valid, seed=2, dtype=dtype)
+    return first, ToyLoader(images=images, targets=targets, train=False, **options)
+
+
+def learner(
+    *, model: nn.Module | None = None, data: tuple[ToyLoader, ToyLoader] | None = None, **options: Any
+) -> Learner:
+    """A Learner over a fresh ToyModel and fresh loaders, windows of 2 steps."""
+    return Learner(model or ToyModel(), *(data or loaders()), **{"log_every": 2, **options})
+
+
+def stream_hash(loader: ToyLoader, *, first: int = 0, steps: int) -> str:
+    """What `Progress.stream_hash` must be, from the plan's definition and hashlib alone."""
+    digest = b""
+    n, b = loader.samples, loader.global_batch
+    for step in range(first, first + steps):
+        rows = [int(loader.plan.at(np.array([i]))[1][0]) for i in range(step * b, (step + 1) * b)]
+        ids = b"".join(int(ids_of(n)[row]).to_bytes(8, "little") for row in rows)
+        digest = hashlib.sha256(digest + ids).digest()
+    return digest.hex()
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@dataclass
+class Watched(LocalContext):
+    """Keeps what is published, and asks to stop when asked for the time of that number (from 1).
+
+    A window asks once, at its end, and a validation between epochs once a batch.
+    """
+
+    stop_at_ask: int = 0
+    asked: int = 0
+    published: list[Row] = field(default_factory=list)
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.asked == self.stop_at_ask
+
+    def publish(self, rows: list[Row]) -> None:
+        self.published += rows
+
+
+class Spy:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, float, float]] = []
+        self.busy_s: list[float] = []
+        self.rows: list[Row] = []
+
+    def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
+        self.steps.append((images, step_s, data_wait_s))
+
+    def busy(self, *, busy_s: float) -> None:
+        self.busy_s.append(busy_s)
+
+    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+        self.rows.append(dict(row))

@@ -1,0 +1,68 @@
+"""How good is a model on one split, over exactly its samples? Nothing is collective until every rank is through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from thawline.dataio.batch import Loader
+from thawline.trainer.metrics.predictions import Predictions, collect
+from thawline.trainer.step import world
+from thawline.trainer.step.step import LossFunction, Precision, eval_step
+
+if TYPE_CHECKING:
+    from thawline.trainer.metrics.meter import Meter
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass over a split gave."""
+
+    metrics: dict[str, float]
+    """The same on every rank."""
+    predictions: Predictions | None = None
+    """One a sample, on rank 0, where they were asked for."""
+
+
+_THROUGH, _INTERRUPTED, _FAILED = range(3)
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    step: int,
+    loss: LossFunction,
+    precision: Precision,
+    meter: "Meter",
+    keep: bool = False,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Measured | None:
+    """The metrics over all ranks' samples, and with `keep` one prediction a sample on rank 0. Collective.
+
+    None on every rank when `interrupted`, asked before each batch, said yes on any of them. Raises on every rank what
+    any of them met.
+    """
+    model.eval()
+    meter.reset()
+    kept: list[tuple[torch.Tensor, ...]] = []
+    state, failure = _THROUGH, None
+    try:
+        for batch in loader.stream(step):
+            if interrupted():
+                state = _INTERRUPTED
+                break
+            outputs, losses = eval_step(model, batch, loss=loss, precision=precision)
+            meter.update(outputs, batch.targets, losses)
+            if keep:
+                kept.append((batch.ids, batch.targets, outputs, losses))
+    except Exception as error:
+        state, failure = _FAILED, error
+    worst = world.worst(state)
+    if worst == _FAILED:
+        raise world.told(failure)
+    if worst == _INTERRUPTED:
+        return None
+    return Measured(meter.compute(), collect(kept, task=loader.task) if keep else None)

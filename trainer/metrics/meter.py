@@ -1,0 +1,139 @@
+"""How good is the model, over exactly N samples? Counts kept on the device, summed over the ranks once.
+
+Ranks may hold uneven parts, even none. Nothing here is a mean of means, and nothing is padded. No name of the house
+reads the device in `update`, but where torchmetrics counts by `torch.bincount` or cuts out ignored pixels, which CUDA
+waits for, once a validation batch: a mask's jaccard, accuracy and error_rate. Those of torchmetrics by name do as
+torchmetrics does, but count by class where it would fill a matrix of classes by classes to sum it up.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassStatScores, MultilabelStatScores
+
+from thawline.dataio.errors import quoted
+from thawline.trainer.errors import RecipeError
+from thawline.trainer.metrics import names as metric_names
+from thawline.trainer.metrics.build import one
+from thawline.trainer.metrics.states import gathered
+
+
+def as_metrics_take(outputs: Tensor, targets: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
+    """A task's outputs and targets as torchmetrics takes them without guessing.
+
+    Where it is given logits, torchmetrics takes a batch that happens to lie within [0, 1] for probabilities, so a
+    sample's verdict would depend on its neighbours: it never sees logits here. In float64 a sure model's
+    probabilities stay apart where float32 rounds them to 1.
+
+    single_label: (N, C) logits -> softmax, float64; targets (N,). multi_label: (N, C) logits -> sigmoid, float64;
+    targets (N, C) -> int64, one above 0.5. points: as they are. mask: (N, C, H, W) logits -> (N, H, W) classes;
+    targets (N, H, W) -> int64.
+    """
+    if task == "single_label":
+        return outputs.double().softmax(1), targets
+    if task == "multi_label":
+        return outputs.double().sigmoid(), (targets > 0.5).long()
+    if task == "mask":
+        return outputs.argmax(1), targets.long()
+    return outputs, targets
+
+
+class TaskMetrics(MetricCollection):
+    """Metrics of one task, given what the model puts out. Of metrics that keep the same counts, one counts."""
+
+    def __init__(self, metrics: Mapping[str, Metric], *, task: str) -> None:
+        groups: dict[Any, list[str]] = {}
+        for name, metric in metrics.items():
+            groups.setdefault(_counts(metric) or name, []).append(name)
+        # Told, not found: torchmetrics finds groups by reading states back at the first update, so that a rank with
+        # no samples would never find them, and its gathers would not be the others'.
+        super().__init__(dict(metrics), compute_groups=list(groups.values()))
+        self.task = task
+        self._order = list(metrics)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:  # type: ignore[override]  # torchmetrics' own sin
+        """One batch of this rank, as `as_metrics_take` has them."""
+        super().update(*as_metrics_take(outputs, targets, task=self.task))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Each metric's value by its column, in the order they were asked for. Collective."""
+        values = super().compute()
+        return {name: values[name] for name in self._order}
+
+
+def _counts(metric: Metric) -> tuple[Any, ...] | None:
+    """What a metric's counts depend on, where they are torchmetrics' tp, fp, tn and fn; None for others."""
+    if not isinstance(metric, MulticlassStatScores | MultilabelStatScores):
+        return None
+    told = ("num_classes", "num_labels", "top_k", "threshold", "ignore_index", "multidim_average")
+    return (metric.average == "micro", *(getattr(metric, name, None) for name in told))
+
+
+def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
+    """The metrics that these texts ask for (see metric_names), by column; with no texts, the task's own.
+
+    single_label: error_rate, accuracy, top_k(k=5), f_beta(beta=1, average="macro"), precision, recall, roc_auc.
+    multi_label: accuracy_multi(threshold=0.5), f_beta(beta=1, threshold=0.5, average="macro"), precision, recall,
+    roc_auc. points: mse, mae, over the coordinates that are not NaN in the target. mask: jaccard, dice (averaged over
+    the classes that occur), accuracy, error_rate, over the pixels that are not metric_names.IGNORED. Any task: a
+    torchmetrics class by its name, with keyword arguments; num_classes and the like are filled in.
+
+    Raises:
+        RecipeError: a text that is none, or does not fit the task; two of the same column.
+    """
+    if task not in metric_names.DEFAULTS:
+        known = ", ".join(metric_names.DEFAULTS)
+        raise RecipeError(f"task={task!r} has no default metrics: give {known}, or your own metrics")
+    metrics: dict[str, Metric] = {}
+    for text in names or metric_names.DEFAULTS[task]:
+        column = metric_names.parse(text).column
+        if column in metrics:
+            raise RecipeError(
+                f"metric {quoted(text)!r} comes twice as column {quoted(column)}: one would hide the other; leave one "
+                "out"
+            )
+        metrics[column] = one(text, task=task, classes=classes)
+    return TaskMetrics(metrics, task=task)
+
+
+def default_metrics(task: str, classes: int) -> TaskMetrics:
+    """The metrics of a task that nobody chose any for. Raises RecipeError for an unknown task."""
+    return build((), task=task, classes=classes)
+
+
+class Meter:
+    """Metrics and the mean loss of one validation. Only `compute` waits for the device or for other ranks."""
+
+    def __init__(self, metrics: MetricCollection) -> None:
+        self.metrics = metrics
+        # float64: a float32 sum stops counting at 2^24 samples. NaN must show, and looking for it would wait.
+        self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+
+    def to(self, device: torch.device) -> Self:
+        """Count on this device."""
+        self.metrics.to(device)
+        self.loss.to(device)
+        return self
+
+    def update(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
+        """One batch of this rank, on the device: the model's outputs, targets as the task has them, losses (N,)."""
+        self.metrics.update(outputs, targets)
+        self.loss.update(losses)
+
+    def compute(self) -> dict[str, float]:
+        """valid_loss and every metric, over all samples of all ranks, the same on each. Collective."""
+        with warnings.catch_warnings(), gathered([self.loss, *self.metrics.values()]):
+            # More ranks than samples leaves some without any; their zeros are right.
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
+            values = {"valid_loss": self.loss.compute(), **self.metrics.compute()}
+        numbers = torch.stack([value.double().squeeze() for value in values.values()]).tolist()  # one read for all
+        return dict(zip(values, numbers, strict=True))
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        self.metrics.reset()
+        self.loss.reset()

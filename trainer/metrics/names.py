@@ -1,0 +1,121 @@
+"""Which metric does a text ask for? `f_beta(beta=2)`, or any torchmetrics class by its name, for the task at hand.
+
+A text is a name, with arguments in brackets where it takes some: plain values only, nothing is evaluated. A metric's
+column is its text in snake case, "f_beta_beta_2", "accuracy_multi_threshold_0_2", "top_k_3": letters, digits and
+underscores, which Parquet, PromQL and a command line all take. An argument given by place is written without its name.
+"""
+
+import ast
+import re
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from thawline.dataio.errors import quoted
+from thawline.trainer.errors import RecipeError
+
+IGNORED = 255
+"""A mask's value for pixels that no class is asked of, as in Pascal VOC."""
+
+DEFAULTS = {
+    "single_label": ("error_rate", "accuracy"),
+    "multi_label": ("accuracy_multi",),
+    "points": ("mse",),
+    "mask": ("jaccard", "accuracy"),
+}
+
+_LOWER_IS_BETTER = ("error_rate", "mse", "mae", "loss", "valid_loss", "train_loss")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A metric's text, taken apart."""
+
+    text: str
+    name: str
+    places: tuple[Any, ...] = ()
+    named: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def column(self) -> str:
+        """The name of its column."""
+        parts = [snake(self.name), *map(_slug, self.places), *(f"{key}_{_slug(value)}" for key, value in self.named)]
+        return "_".join(parts)
+
+    @property
+    def call(self) -> str:
+        """Its text, written anew."""
+        return f"{self.name}({', '.join([*map(repr, self.places), *(f'{k}={v!r}' for k, v in self.named)])})"
+
+    def also(self, **named: Any) -> "Asked":
+        """With these arguments besides."""
+        return replace(self, named=(*self.named, *named.items()))
+
+
+def parse(text: str) -> Asked:
+    """Take a metric's text apart. Raises RecipeError where it is no name and no call with plain values."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        function, arguments = (call.func, call) if isinstance(call, ast.Call) else (call, None)
+        if not isinstance(function, ast.Name):
+            raise ValueError
+        if arguments is None:
+            return Asked(text, function.id)
+        places = tuple(ast.literal_eval(value) for value in arguments.args)
+        named = tuple((str(word.arg), ast.literal_eval(word.value)) for word in arguments.keywords)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        raise RecipeError(
+            f"metric {quoted(text)!r} is neither a name nor a name with plain values in brackets, so nothing can be "
+            "built from it; write it as in f_beta(beta=2) or MulticlassCohenKappa(weights='linear')"
+        ) from None
+    return Asked(text, function.id, places, named)
+
+
+def higher(metric: str) -> bool | None:
+    """Whether more of a metric is better, by its text or its column; None where that is not known."""
+    column = parse(metric).column if "(" in metric else snake(metric)
+    if any(column == name or column.startswith(f"{name}_") for name in _LOWER_IS_BETTER):
+        return False
+    from thawline.trainer.metrics.build import by_column, house_names  # torchmetrics takes two seconds to import
+
+    if any(column == name or column.startswith(f"{name}_") for name in house_names()):
+        return True
+    for end in range(len(column), 0, -1):  # the longest class name that the column begins with
+        if (found := by_column().get(column[:end])) and column[end : end + 1] in ("", "_"):
+            better = found.higher_is_better
+            if better is None:  # of F1Score and the like torchmetrics does not say, but of what they make
+                made = by_column().get(f"multiclass_{column[:end]}") or by_column().get(f"multilabel_{column[:end]}")
+                better = made.higher_is_better if made else None
+            return better if isinstance(better, bool) else None
+    return None
+
+
+def direction(metric: str) -> bool:
+    """`higher`, where something is chosen by it. Raises RecipeError where it is not known: the worst might be."""
+    known = higher(metric)
+    if known is None:
+        raise RecipeError(
+            f"whether more of {quoted(metric)!r} is better is not known: the worst might be taken for the best; give a "
+            "metric of which torchmetrics says that, such as accuracy or f_beta"
+        )
+    return known
+
+
+def check_measured(best: str, metrics: Iterable[Hashable]) -> None:
+    """Raises RecipeError unless a validation with these metrics, by column, measures what the best is chosen by."""
+    measured = ("valid_loss", *map(str, metrics))
+    if best not in measured:
+        raise RecipeError(
+            f"best={quoted(best)!r} is not measured: no checkpoint would ever be the best; give one of "
+            f"{', '.join(measured)}"
+        )
+
+
+def snake(name: str) -> str:
+    """A class's name as a column's."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _slug(value: Any) -> str:
+    text = str(value).lower().replace("-", "minus_")
+    return re.sub(r"[^0-9a-z]+", "_", text).strip("_")

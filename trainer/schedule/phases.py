@@ -1,0 +1,223 @@
+"""Which phases make up a run: how long is each, what does it train, and how fast?
+
+    one_cycle_phases, flat_cos_phases, constant_phases, fine_tune_phases -> Phase, ...
+    length(phase, ...) -> its steps     phase.schedule(lr, ...) -> what `shapes` computes at each of them
+
+Pure descriptions: no torch, no state. A phase knows no loader, and a `Find` no learning rate, before it runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import get_args
+
+from thawline.dataio.errors import quoted
+from thawline.trainer.errors import RecipeError
+from thawline.trainer.schedule.shapes import (
+    MOMENTA,
+    Constant,
+    FlatCos,
+    LearningRate,
+    Momenta,
+    OneCycle,
+    Schedule,
+    Shape,
+    positive,
+    spread,
+    whole,
+)
+
+FEW_STEPS = 20
+"""Below these a schedule has hardly begun: BatchNorm's running statistics alone need as many."""
+
+
+@dataclass(frozen=True)
+class Find:
+    """In place of a learning rate: what the lr finder suggests, which is known only when the phase starts."""
+
+    rate: LearningRate = 1.0
+    """In units of the suggestion."""
+    search: bool = True
+    """Search when the phase starts; False: take what an earlier phase of the run found."""
+
+    def __post_init__(self) -> None:
+        spread(self.rate, 1)
+
+    def of(self, lr: float) -> LearningRate:
+        """The learning rate where the finder suggests `lr`."""
+        if isinstance(self.rate, slice):
+            low, high = self.rate.start, self.rate.stop
+            return slice(None if low is None else low * lr, high * lr)
+        return [rate * lr for rate in self.rate] if isinstance(self.rate, Sequence) else self.rate * lr
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: how long it takes, what is trainable meanwhile, and the shape of its schedule.
+
+    Raises RecipeError unless exactly one of epochs, steps and samples is given, and where a value makes no schedule.
+    """
+
+    name: str
+    epochs: float = 0
+    steps: int = 0
+    samples: int = 0
+    """At least so many, up to the next whole step."""
+    freeze_to: int = 0
+    """The first trainable layer group: 0 for all of them, -1 for the last alone."""
+    lr: LearningRate | Find = 3e-3
+    """As the user gave it; `schedule` makes one of it per layer group."""
+    shape: Shape = "one_cycle"
+    div: float = 25.0
+    div_final: float = 1e5
+    pct_start: float | None = None
+    """None: the shape's own."""
+    momenta: Momenta = MOMENTA
+    """Of one_cycle; the other shapes leave momentum alone."""
+    warmup: float = 0.0
+    """Of flat_cos and constant: the share of the steps in which lr rises along a line, from lr / div."""
+
+    def __post_init__(self) -> None:
+        given = {"epochs": self.epochs, "steps": self.steps, "samples": self.samples}
+        given = {name: value for name, value in given.items() if value != 0}
+        if len(given) != 1:
+            told = " and ".join(f"{name}={value}" for name, value in given.items()) or "no epochs, steps or samples"
+            raise RecipeError(
+                f"phase {self.name!r} has {told}: its length would be unknown; give exactly one of the three"
+            )
+        for name, value in given.items():
+            check = positive if name == "epochs" else whole
+            check(name, value)
+        if not isinstance(self.freeze_to, int):
+            raise RecipeError(f"freeze_to={self.freeze_to!r} is no layer group: give 0 for all, -1 for the last alone")
+        if self.shape not in get_args(Shape):
+            raise RecipeError(f"shape={self.shape!r} is no schedule: give one of {', '.join(get_args(Shape))}")
+        self.schedule(self.lr.rate if isinstance(self.lr, Find) else self.lr, groups=1, steps=1)
+
+    def schedule(self, lr: LearningRate, *, groups: int, steps: int) -> Schedule:
+        """The learning rates and momenta of the phase's `steps`. lr: the phase's own, or what its `Find` comes to."""
+        maxima = spread(lr, groups)
+        pct_start = {} if self.pct_start is None else {"pct_start": self.pct_start}
+        if self.shape == "constant":
+            return Constant(maxima, steps, self.div, self.warmup)
+        if self.shape == "flat_cos":
+            return FlatCos(maxima, steps, self.div, self.div_final, warmup=self.warmup, **pct_start)
+        if self.warmup:
+            raise RecipeError(
+                f"warmup={self.warmup} with one_cycle, which warms up by itself: nothing would come of it; give "
+                "pct_start, or the shape flat_cos"
+            )
+        return OneCycle(maxima, steps, self.div, self.div_final, momenta=self.momenta, **pct_start)
+
+
+def length(phase: Phase, *, epoch_steps: Callable[[float], int], global_batch: int) -> int:
+    """Steps that a phase takes. epoch_steps: how many so many epochs take, which is the loader's to say."""
+    return phase.steps or -(-phase.samples // global_batch) or epoch_steps(phase.epochs)
+
+
+def doubts(
+    phases: Sequence[Phase], *, epoch_steps: Callable[[float], int], global_batch: int, pretrained: bool
+) -> list[str]:
+    """What in a fit that is about to begin will hardly be meant, a sentence each. epoch_steps: as in `length`.
+
+    pretrained: whether what these phases freeze has been trained before.
+    """
+    said = []
+    steps = sum(length(phase, epoch_steps=epoch_steps, global_batch=global_batch) for phase in phases)
+    epochs = sum(phase.epochs for phase in phases)
+    if epochs and steps < FEW_STEPS:
+        said.append(
+            f"{epochs:g} epoch(s) come to {steps} steps of {global_batch} images, and fewer than some {FEW_STEPS} "
+            "teach a model little, whatever the learning rate: give more epochs, or a smaller global batch"
+        )
+    frozen = [phase.name for phase in phases if phase.freeze_to]
+    if frozen and not pretrained:
+        said.append(
+            f"phase {quoted(frozen[0])!r} freezes a body of random weights: the head learns from noise; give "
+            'weights = "imagenet" or a file, or frozen_epochs = 0'
+        )
+    return said
+
+
+def one_cycle_phases(
+    epochs: float,
+    lr: LearningRate | Find = 3e-3,
+    *,
+    div: float = 25.0,
+    div_final: float = 1e5,
+    pct_start: float = 0.25,
+    momenta: Momenta = MOMENTA,
+) -> tuple[Phase, ...]:
+    """fit_one_cycle: a single phase over all layer groups. Raises RecipeError."""
+    return (Phase("one_cycle", epochs, lr=lr, div=div, div_final=div_final, pct_start=pct_start, momenta=momenta),)
+
+
+def flat_cos_phases(
+    epochs: float,
+    lr: LearningRate | Find = 3e-3,
+    *,
+    div: float = 25.0,
+    div_final: float = 1e5,
+    pct_start: float = 0.75,
+    warmup: float = 0.0,
+) -> tuple[Phase, ...]:
+    """fit_flat_cos: a single phase over all layer groups. Raises RecipeError."""
+    shape: Shape = "flat_cos"
+    return (Phase(shape, epochs, lr=lr, shape=shape, div=div, div_final=div_final, pct_start=pct_start, warmup=warmup),)
+
+
+def constant_phases(
+    epochs: float, lr: LearningRate | Find = 3e-3, *, div: float = 25.0, warmup: float = 0.0
+) -> tuple[Phase, ...]:
+    """One rate throughout, after a linear warm-up if asked for: a single phase over all groups. Raises RecipeError."""
+    return (Phase("constant", epochs, lr=lr, shape="constant", div=div, warmup=warmup),)
+
+
+def fine_tune_phases(
+    epochs: float,
+    base_lr: float | Find = 2e-3,
+    *,
+    frozen_epochs: float = 1,
+    lr_mult: float = 100.0,
+    pct_start: float = 0.3,
+    div: float = 5.0,
+    div_final: float = 1e5,
+    momenta: Momenta = MOMENTA,
+) -> tuple[Phase, ...]:
+    """fastai's fine_tune: the head alone, then all layers at half the rate, the stem lr_mult times slower.
+
+    frozen_epochs=0 leaves the first phase out. One search of a `Find` serves both. Raises RecipeError.
+    """
+    base = base_lr.rate if isinstance(base_lr, Find) else base_lr
+    if not isinstance(base, Real):
+        raise RecipeError(
+            f"lr={base} with fine_tune, which makes its own slices of one number: give lr = 3e-3, say, "
+            "or the one_cycle recipe"
+        )
+    half = positive("lr", base, "give a positive number, such as 3e-3") / 2
+
+    def lr(part: slice, *, search: bool) -> slice | Find:
+        return Find(part, search=base_lr.search and search) if isinstance(base_lr, Find) else part
+
+    unfrozen = Phase(
+        "unfrozen",
+        epochs,
+        lr=lr(slice(half / positive("lr_mult", lr_mult), half), search=frozen_epochs == 0),
+        div=div,
+        div_final=div_final,
+        pct_start=pct_start,
+        momenta=momenta,
+    )
+    if frozen_epochs == 0:
+        return (unfrozen,)
+    positive("frozen_epochs", frozen_epochs, "give such a number, or 0 to leave that phase out")
+    frozen = Phase(
+        "frozen",
+        frozen_epochs,
+        freeze_to=-1,
+        lr=lr(slice(2 * half), search=True),
+        div_final=div_final,
+        pct_start=0.99,
+        momenta=momenta,
+    )
+    return frozen, unfrozen

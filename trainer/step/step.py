@@ -1,0 +1,149 @@
+"""What happens in one training step? All of it: the only autocast and loss scaling are here.
+
+No line of `backward` and `update` makes the host wait for the device: nothing is read back, nothing is synchronised.
+Losses come back as device tensors; the learner reads their sum once a logging window.
+"""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from thawline.dataio.batch import Batch
+from thawline.trainer import optim
+from thawline.trainer.errors import RecipeError
+from thawline.trainer.step.guard import Guard
+from thawline.trainer.step.reduction import Reduction
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How numbers are represented while the model runs. Optimiser state has the weights' type."""
+
+    name: str
+    autocast: torch.dtype | None
+    scaled: bool
+    """fp16's exponent is too short for gradients, so its loss is scaled; bf16's is float32's."""
+    weights: torch.dtype = torch.float32
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """What loaders should write: half the bytes where the first layer would round anyway."""
+        return torch.float32 if self.name == "fp32" else torch.float16
+
+
+def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+    """auto: float32 on a CPU; on a GPU bfloat16 where it has it, else float16. Raises RecipeError."""
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+    if name == "fp16" and device.type == "cpu":
+        raise RecipeError("precision='fp16' on a CPU: its gradients cannot be scaled there; give fp32 or bf16")
+    known = {
+        "fp32": Precision("fp32", None, False),
+        "bf16": Precision("bf16", torch.bfloat16, False),
+        "fp16": Precision("fp16", torch.float16, True),
+        "pure_bf16": Precision("pure_bf16", None, False, torch.bfloat16),
+    }
+    if name not in known:
+        raise RecipeError(f"precision={name!r} is not known: give auto, {', '.join(known)}")
+    return known[name]
+
+
+def place(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """The model itself, on the device, channels_last, its weights of the precision's type.
+
+    BatchNorm stays float32: a running mean that moves by a tenth of a small difference would stand still in bfloat16.
+    """
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision.weights != torch.float32:
+        model.to(precision.weights)
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.float()
+    return model
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The mixed-precision region of a forward pass."""
+    return torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None)
+
+
+def backward(
+    reduction: Reduction,
+    batch: Batch,
+    *,
+    loss: LossFunction,
+    scaler: torch.amp.GradScaler,
+    precision: Precision,
+    global_batch: int,
+    micro_batches: int = 1,
+) -> Tensor:
+    """Forward, loss and backward of this rank's part; the ranks' gradients are summed meanwhile.
+
+    Each rank divides its summed loss by the global batch, and not by its own count, so that the sum over ranks and
+    micro-batches is the mean over the global batch, even where parts differ by a sample.
+    micro_batches: in how many pieces the part goes through the model, one after the other, to need less memory. The
+    gradients are those of the whole, unless a layer looks across samples: BatchNorm sees a piece at a time.
+    Returns the samples' losses, (N,) float32 on the device.
+    """
+    losses = []
+    for number, piece in enumerate(batch.split(micro_batches), start=1):
+        with contextlib.nullcontext() if number == micro_batches else reduction.local():
+            with autocast(precision, piece.targets.device):
+                outputs = reduction(*_cast(piece.arguments, precision))
+            each = loss(outputs, piece.targets)
+            total = each.sum() / global_batch
+            # A loss can be infinite while its gradients are not: times NaN, every rank sees it in their sum.
+            total = total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
+            scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        losses.append(each.detach())
+    reduction.end()
+    return torch.cat(losses)
+
+
+def update(
+    optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler, guard: Guard, clip: float | None = None
+) -> None:
+    """Turn the gradients into a step, unless they are no numbers: then the optimiser passes over it (see guard).
+
+    clip: the largest norm that the gradients may have together. Only an optimiser that cannot pass over a step by
+    itself (see optim.skips) makes the host wait, and only in fp16.
+    """
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    skip = guard.see(norm)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    if optim.skips(optimizer):
+        optimizer.found_inf = skip  # type: ignore[attr-defined]  # what GradScaler.step would set
+        optimizer.step()
+    elif not (scaler.is_enabled() and bool(skip)):
+        optimizer.step()
+    scaler.update()
+
+
+@torch.inference_mode()
+def eval_step(model: nn.Module, batch: Batch, *, loss: LossFunction, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Forward only, through the bare model, so that ranks may hold uneven parts.
+
+    Returns (logits (N, C), losses (N,)), float32 on the device.
+    """
+    with autocast(precision, batch.targets.device):
+        logits = model(*_cast(batch.arguments, precision))
+    return logits.float(), loss(logits, batch.targets)
+
+
+def _cast(arguments: tuple[Tensor, ...], precision: Precision) -> tuple[Tensor, ...]:
+    """Autocast rounds for itself; without it the first layer wants its own type. Integers are indices, and stay."""
+    if precision.weights == torch.float32:
+        return arguments
+    return tuple(each.to(precision.weights) if each.is_floating_point() else each for each in arguments)

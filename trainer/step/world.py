@@ -1,0 +1,145 @@
+"""How do ranks agree? The few collectives that training needs outside DDP, each a no-op for one process.
+
+They run on the host (gloo), so a GPU does not wait for them; all but `worst` only at window, epoch and checkpoint
+ends, or when a rank has failed. What they send is JSON and the plain bytes of tensors, never pickled objects: a
+stranger who joins in a rank's place could otherwise run code on all others.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from thawline.trainer.errors import PeerError
+from thawline.trainer.step.sentences import KINDS, Kinds, from_words, to_words
+
+T = TypeVar("T")
+
+_DTYPES = {
+    str(dtype): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    )
+}
+
+
+def world_size() -> int:
+    """Processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, by rank, on every rank. Collective.
+
+    value: what JSON can say: numbers (NaN and infinities too), texts, None, lists, dictionaries with texts as keys.
+    As JSON has it a tuple comes back as a list, also in a world of one.
+    """
+    return [said for said, _ in _exchange(value, ())]
+
+
+def gather_tensors(tensors: Sequence[Tensor], value: Any = None) -> list[tuple[Any, list[Tensor]]]:
+    """Every rank's value (see `gather`) and tensors, which may differ in number and shape, on the host. Collective."""
+    return _exchange(value, tensors)
+
+
+def gather_to_first(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Every rank's tensors, on rank 0's host; an empty list elsewhere. Collective."""
+    return [sent for _, sent in _exchange(None, tensors, everywhere=False)]
+
+
+def worst(state: int) -> int:
+    """The largest of the ranks' numbers. Collective; a few tenths of a millisecond, in every step."""
+    if world_size() == 1:
+        return state
+    flag = torch.tensor(state)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return int(flag)
+
+
+def together(make: Callable[[], T], kinds: Kinds = KINDS) -> T:
+    """Call on every rank; if any rank fails in a way that a user can mend, all raise that. Collective.
+
+    kinds: the types of errors that a user can mend; others pass, on this rank alone.
+    """
+    failure: Exception | None = None
+    try:
+        value = make()
+    except tuple(kinds.values()) as error:
+        failure = error
+    if any(gather(failure is not None)):
+        raise told(failure, kinds)
+    return value
+
+
+def told(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
+    """The error that every rank raises once one has failed: the first such rank's, as itself where all can read it.
+
+    Collective. failure: what this rank met; where it is no sentence of ours, it keeps its traceback, on this rank.
+    """
+    mine = None if failure is None else to_words(failure, kinds)
+    for rank, words in enumerate(gather(mine)):
+        if words is None:
+            continue
+        if failure is not None and mine is not None and (mine == words or not mine[0]):
+            return failure
+        sentence = from_words(words, kinds)
+        return sentence or PeerError(
+            f"rank {rank} failed ({words[1]}): no other rank can go on without it; its own traceback says where"
+        )
+    raise AssertionError("no rank has failed")
+
+
+def _exchange(value: Any, tensors: Sequence[Tensor], *, everywhere: bool = True) -> list[tuple[Any, list[Tensor]]]:
+    """Every rank's JSON and tensors, by rank; not `everywhere`: on rank 0 alone. Two collectives."""
+    text = json.dumps([value, [[str(tensor.dtype), list(tensor.shape)] for tensor in tensors]]).encode()
+    mine = [tensor.detach().cpu() for tensor in tensors]
+    if world_size() == 1:
+        return [(json.loads(text)[0], mine)]
+    parts = [torch.frombuffer(bytearray(text), dtype=torch.uint8)]
+    parts += [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in mine]
+    size = torch.tensor([len(text), sum(map(len, parts))])
+    sizes = [torch.empty_like(size) for _ in range(world_size())]
+    dist.all_gather(sizes, size)
+    longest = max(int(each[1]) for each in sizes)
+    whole = torch.cat([*parts, torch.zeros(longest - int(size[1]), dtype=torch.uint8)])
+    hears = everywhere or dist.get_rank() == 0
+    sent = [torch.empty_like(whole) for _ in sizes] if hears else []
+    if everywhere:
+        dist.all_gather(sent, whole)
+    else:
+        dist.gather(whole, sent if hears else None)
+    return [_read(data, int(each[0])) for data, each in zip(sent, sizes, strict=False)]
+
+
+def _read(data: Tensor, text: int) -> tuple[Any, list[Tensor]]:
+    """The value and the tensors in a rank's bytes, (bytes,) uint8, of which the first `text` are JSON."""
+    value, kinds = json.loads(data[:text].numpy().tobytes())
+    tensors, at = list[Tensor](), text
+    for name, shape in kinds:
+        dtype = _DTYPES[name]
+        end = at + torch.Size(shape).numel() * dtype.itemsize
+        tensors.append(data[at:end].clone().view(dtype).reshape(shape))  # a copy, for the place of each must be even
+        at = end
+    return value, tensors
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Replace floating-point buffers (BatchNorm's running statistics) by their mean over the ranks. Collective.
+
+    Each rank's statistics follow its own part of the batches. Running means are linear in what they saw, so
+    averaging them now and then gives what averaging at the end would.
+    """
+    if world_size() == 1:
+        return
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([b.detach().flatten().float() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
