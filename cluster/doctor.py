@@ -1,7 +1,7 @@
-"""Can this machine train, with what, and whose code runs? Versions, devices, engines, shadowed packages.
+"""Can this machine train, and with what? Versions, devices, engines.
 
-`versions`, `hardware` and `commit` go into every result.json; `shadowed` is asked at the start of every run;
-`collect` is what `thawline doctor` prints, and the only one that tries things out.
+`versions`, `hardware` and `commit` go into every result.json; `collect` is what `thawline doctor` prints, and the only
+one that tries things out.
 """
 
 import importlib.metadata
@@ -18,10 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-HOME = Path(__file__).resolve().parents[1]
-"""The folder that the five packages of this distribution lie in."""
+import thawline
+from thawline.dataio.cores import usable_cores
 
-PACKAGES = ("dataio", "models", "trainer", "cluster", "benchmarks")
+HOME = Path(__file__).resolve().parents[1]
+"""The folder that our packages lie in: a checkout, or `thawline` where it is installed."""
+
+PACKAGES = ("thawline", "dataio", "models", "trainer", "cluster", "benchmarks")
 _DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")
 
 
@@ -35,27 +38,10 @@ class Check:
     remedy: str = ""
 
 
-def shadowed() -> list[str]:
-    """A sentence for each of our five packages that Python would take from somewhere else; [] is well."""
-    sentences = []
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        ours = HOME / name / "__init__.py"
-        if spec is None:
-            sentences.append(f"`import {name}` finds nothing where {ours} should be: install thawline again")
-        elif spec.origin is None or Path(spec.origin).resolve() != ours:
-            found = spec.origin or ", ".join(spec.submodule_search_locations or [])
-            sentences.append(
-                f"`import {name}` finds {found}, not {ours}: another package of that name comes first "
-                "and foreign code would run; rename it, start elsewhere, or take it out of PYTHONPATH"
-            )
-    return sentences
-
-
 @cache
 def versions() -> dict[str, str]:
     """thawline, python, torch, torchvision, dali, ray, pyarrow and cuda; "missing" where there is none."""
-    found = {"thawline": _version("thawline"), "python": platform.python_version()}
+    found = {"thawline": thawline.__version__, "python": platform.python_version()}
     found |= {name: _version(name) for name in ("torch", "torchvision", "ray", "pyarrow")}
     return found | {"dali": _version(*_DALI), "cuda": _cuda_version()}
 
@@ -67,7 +53,7 @@ def hardware() -> dict[str, Any]:
     Asks torch for the GPUs, which initialises CUDA: not for a process that forks later.
     """
     memory = round(_memory_bytes() / 2**30, 1)
-    return {"cpu": _cpu_model(), "cores": _cores(), "memory_gib": memory, "gpus": _gpus()}
+    return {"cpu": _cpu_model(), "cores": usable_cores(), "memory_gib": memory, "gpus": _gpus()}
 
 
 @cache
@@ -86,11 +72,10 @@ def commit() -> str:
 
 def collect(*, storage: str = "runs") -> list[Check]:
     """What `thawline doctor` prints, in its order; takes seconds, for it imports torch and runs DALI."""
-    intruders = "; ".join(shadowed())
     return [
         *_packages(),
-        _check("packages", intruders or f"all from {HOME}", not intruders, "clear the way to ours"),
-        Check("cpu", f"{_cpu_model()}, {_cores()} cores usable", True),
+        Check("packages", f"all from {HOME}", True),
+        Check("cpu", f"{_cpu_model()}, {usable_cores()} cores usable", True),
         Check("memory", f"{_memory_bytes() / 2**30:.1f} GiB", True),
         *_devices(),
         *_engines(),
@@ -108,7 +93,7 @@ def _packages() -> list[Check]:
     modern = sys.version_info >= (3, 11)
     checks = [
         _check("python", platform.python_version(), modern, "install Python 3.11 or later"),
-        Check("thawline", f"{_version('thawline')}, commit {commit()}", True),
+        Check("thawline", f"{thawline.__version__}, commit {commit()}", True),
     ]
     for name in ("torch", "torchvision", "torchmetrics", "ray", "pyarrow", "prometheus_client"):
         found = _version(name)
@@ -214,11 +199,6 @@ def _gpus() -> list[dict[str, Any]]:
             return []
         properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return [{"name": p.name, "memory_gib": round(p.total_memory / 2**30, 1), "bf16": p.major >= 8} for p in properties]
-
-
-def _cores() -> int:
-    # dataio.cores says the same, but doctor must work where a stranger's dataio comes first.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""What does `thawline submit` run on a cluster? A job's driver: `python -m thawline.cluster.driver`, in a folder with job.toml.
+"""What does `thawline submit` run on a cluster? A driver: `python -m thawline.cluster.driver`, beside job.toml.
 
 The driver prints the run's rows as records (see rows) for whoever follows its log, and a last one with the outcome. The
 folder that it is started in is Ray's, which unpacks it anew, in its place, for another node of the same machine: torch

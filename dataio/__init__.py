@@ -1,48 +1,49 @@
 """Images and labels to batches: folder -> Table -> Manifest -> plan -> batches. Knows no model."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from thawline.dataio.errors import DataError
-from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.table.labels import (
-    by_column,
-    by_function,
-    by_parent,
-    by_regex,
-    label,
-    mask_path,
-    points_by_columns,
-    points_by_function,
-)
-from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
-from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
+from thawline.late import late
 
 if TYPE_CHECKING:
     from thawline.dataio.batch import Batch, Loader
+    from thawline.dataio.errors import DataError
+    from thawline.dataio.pixels.spec import ImageSpec
     from thawline.dataio.reading.packing import pack
     from thawline.dataio.show import explain, show_batch
     from thawline.dataio.stream.loader import ImageLoader, choose_engine, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.table.labels import (
+        by_column,
+        by_function,
+        by_parent,
+        by_regex,
+        label,
+        mask_path,
+        points_by_columns,
+        points_by_function,
+    )
+    from thawline.dataio.table.manifest import Manifest
+    from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+    from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
 
-# These bring torch, which costs seconds: they are imported when they are first asked for, so that `thawline index` and
-# a mistyped path answer at once.
-_LATE = {
-    **dict.fromkeys(("Batch", "Loader"), "thawline.dataio.batch"),
-    **dict.fromkeys(("explain", "show_batch"), "thawline.dataio.show"),
-    **dict.fromkeys(("ImageLoader", "choose_engine", "loaders", "split_loader"), "thawline.dataio.stream.loader"),
-    "Mix": "thawline.dataio.stream.mix",
-    "pack": "thawline.dataio.reading.packing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module 'dataio' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LATE[name]), name)
-    return value
-
+__getattr__ = late(
+    __name__,
+    {
+        "thawline.dataio.batch": "Batch Loader",
+        "thawline.dataio.errors": "DataError",
+        "thawline.dataio.pixels.spec": "ImageSpec",
+        "thawline.dataio.reading.packing": "pack",
+        "thawline.dataio.show": "explain show_batch",
+        "thawline.dataio.stream.loader": "ImageLoader choose_engine loaders split_loader",
+        "thawline.dataio.stream.mix": "Mix",
+        "thawline.dataio.table.labels": (
+            "by_column by_function by_parent by_regex label mask_path points_by_columns points_by_function"
+        ),
+        "thawline.dataio.table.manifest": "Manifest",
+        "thawline.dataio.table.sources": "Table from_csv from_file from_folder from_lists from_table",
+        "thawline.dataio.table.splits": "by_folder hold_out k_fold random_split split stratified",
+    },
+)
 
 __all__ = [
     "Batch",

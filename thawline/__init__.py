@@ -1,38 +1,134 @@
-"""What does the `thawline` command start? `cluster.cli`, once it is sure that `cluster` is ours.
+"""Fine-tune vision models with fastai's workflow at the speed of the hardware.
 
-Our packages have names that others have, too: a `cluster.py` on PYTHONPATH comes before what is installed. Nobody else
-has a module of this name, so it can look before it imports any of them.
+Every name here is bound when it is first asked for, so that `import thawline` costs nothing.
 """
 
-import importlib.util
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-_HOME = Path(__file__).resolve().parents[1]
+from thawline.late import late
 
+__version__ = "0.1.0"
 
-def main() -> None:
-    """The console script."""
-    for name in ("cluster", "dataio", "models", "trainer"):
-        spec = importlib.util.find_spec(name)
-        found = spec.origin if spec is not None else None
-        if found is None or Path(found).resolve() != _HOME / name / "__init__.py":
-            if sys.stderr is not None:
-                sys.stderr.write(
-                    f"thawline: `import {name}` finds {found or 'nothing'}, not {_HOME / name}: another module of that "
-                    "name comes first and foreign code would run; rename it, or take it out of PYTHONPATH\n"
-                )
-            sys.exit(1)
-    from thawline.cluster.cli.main import main as verbs
-    from thawline.cluster.run.signals import end_soon
+if TYPE_CHECKING:
+    from thawline.cluster.job.job import Job
+    from thawline.cluster.run.run import run
+    from thawline.dataio.batch import Batch, Loader
+    from thawline.dataio.errors import DataError
+    from thawline.dataio.pixels.spec import ImageSpec
+    from thawline.dataio.reading.packing import pack
+    from thawline.dataio.show import explain, show_batch
+    from thawline.dataio.stream.loader import ImageLoader, choose_engine, loaders, split_loader
+    from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.table.labels import (
+        by_column,
+        by_function,
+        by_parent,
+        by_regex,
+        label,
+        mask_path,
+        points_by_columns,
+        points_by_function,
+    )
+    from thawline.dataio.table.manifest import Manifest
+    from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+    from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
+    from thawline.models.bodies import Classifier, create, normalisation
+    from thawline.models.errors import ModelError, UnknownModelError, WeightsError
+    from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
+    from thawline.trainer.analysis.diagnosis import diagnose
+    from thawline.trainer.analysis.thresholds import sweep
+    from thawline.trainer.checkpoints.format import Best
+    from thawline.trainer.context import LocalContext, RunContext
+    from thawline.trainer.errors import TrainError
+    from thawline.trainer.learner import Learner
+    from thawline.trainer.lr_finder import Found, lr_find
+    from thawline.trainer.metrics.predictions import Predictions
+    from thawline.trainer.optim import Recipe
+    from thawline.trainer.schedule.phases import Find, Phase
+    from thawline.trainer.schedule.shapes import OneCycle, spread
 
-    try:
-        verbs()
-    except SystemExit as ended:
-        if isinstance(ended.code, int) and ended.code:
-            end_soon(ended.code)  # a thread that waits for a mount would hold up the end for ever
-        raise
+__getattr__ = late(
+    __name__,
+    {
+        "thawline.cluster.job.job": "Job",
+        "thawline.cluster.run.run": "run",
+        "thawline.dataio": (
+            "Batch DataError ImageLoader ImageSpec Loader Manifest Mix Table by_column by_folder "
+            "by_function by_parent by_regex choose_engine explain from_csv from_file from_folder "
+            "from_lists from_table hold_out k_fold label loaders mask_path pack points_by_columns "
+            "points_by_function random_split show_batch split split_loader stratified"
+        ),
+        "thawline.models": (
+            "Classifier ModelError UnknownModelError WeightsError create freeze freeze_to layer_groups "
+            "normalisation parameter_groups unfreeze"
+        ),
+        "thawline.trainer": (
+            "Best Find Found Learner LocalContext OneCycle Phase Predictions Recipe RunContext "
+            "TrainError diagnose lr_find spread sweep"
+        ),
+    },
+)
 
-
-if __name__ == "__main__":
-    main()
+__all__ = [
+    "Batch",
+    "Best",
+    "Classifier",
+    "DataError",
+    "Find",
+    "Found",
+    "ImageLoader",
+    "ImageSpec",
+    "Job",
+    "Learner",
+    "Loader",
+    "LocalContext",
+    "Manifest",
+    "Mix",
+    "ModelError",
+    "OneCycle",
+    "Phase",
+    "Predictions",
+    "Recipe",
+    "RunContext",
+    "Table",
+    "TrainError",
+    "UnknownModelError",
+    "WeightsError",
+    "by_column",
+    "by_folder",
+    "by_function",
+    "by_parent",
+    "by_regex",
+    "choose_engine",
+    "create",
+    "diagnose",
+    "explain",
+    "freeze",
+    "freeze_to",
+    "from_csv",
+    "from_file",
+    "from_folder",
+    "from_lists",
+    "from_table",
+    "hold_out",
+    "k_fold",
+    "label",
+    "layer_groups",
+    "loaders",
+    "lr_find",
+    "mask_path",
+    "normalisation",
+    "pack",
+    "parameter_groups",
+    "points_by_columns",
+    "points_by_function",
+    "random_split",
+    "run",
+    "show_batch",
+    "split",
+    "split_loader",
+    "spread",
+    "stratified",
+    "sweep",
+    "unfreeze",
+]

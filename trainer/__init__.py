@@ -1,16 +1,38 @@
 """The training loop: schedules, optimisers, the step, checkpoints and records. Knows no decoder and no Ray."""
 
-from thawline.trainer.analysis.diagnosis import diagnose
-from thawline.trainer.analysis.thresholds import sweep
-from thawline.trainer.checkpoints.format import Best
-from thawline.trainer.context import LocalContext, RunContext
-from thawline.trainer.errors import TrainError
-from thawline.trainer.learner import Learner
-from thawline.trainer.lr_finder import Found, lr_find
-from thawline.trainer.metrics.predictions import Predictions
-from thawline.trainer.optim import Recipe
-from thawline.trainer.schedule.phases import Find, Phase
-from thawline.trainer.schedule.shapes import OneCycle, spread
+from typing import TYPE_CHECKING
+
+from thawline.late import late
+
+if TYPE_CHECKING:
+    from thawline.trainer.analysis.diagnosis import diagnose
+    from thawline.trainer.analysis.thresholds import sweep
+    from thawline.trainer.checkpoints.format import Best
+    from thawline.trainer.context import LocalContext, RunContext
+    from thawline.trainer.errors import TrainError
+    from thawline.trainer.learner import Learner
+    from thawline.trainer.lr_finder import Found, lr_find
+    from thawline.trainer.metrics.predictions import Predictions
+    from thawline.trainer.optim import Recipe
+    from thawline.trainer.schedule.phases import Find, Phase
+    from thawline.trainer.schedule.shapes import OneCycle, spread
+
+__getattr__ = late(
+    __name__,
+    {
+        "thawline.trainer.analysis.diagnosis": "diagnose",
+        "thawline.trainer.analysis.thresholds": "sweep",
+        "thawline.trainer.checkpoints.format": "Best",
+        "thawline.trainer.context": "LocalContext RunContext",
+        "thawline.trainer.errors": "TrainError",
+        "thawline.trainer.learner": "Learner",
+        "thawline.trainer.lr_finder": "Found lr_find",
+        "thawline.trainer.metrics.predictions": "Predictions",
+        "thawline.trainer.optim": "Recipe",
+        "thawline.trainer.schedule.phases": "Find Phase",
+        "thawline.trainer.schedule.shapes": "OneCycle spread",
+    },
+)
 
 __all__ = [
     "Best",

@@ -4,7 +4,6 @@ Data goes to stdout, talk to stderr; exit 0 done, 1 failed, 2 misuse; of `train`
 stopped it at a checkpoint. Heavy imports wait inside their verb, so that `thawline --help` answers at once.
 """
 
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+import thawline
 from thawline.cluster import outputs
 from thawline.cluster.cli.data import Index, Pack, Sample
 from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
@@ -90,7 +90,7 @@ def _verb(words: Sequence[str]) -> Verb:
     if words and words[0] in VERBS:
         return parse(VERBS[words[0]], words)
     if words and words[0] == "--version":
-        print(f"thawline {importlib.metadata.version('thawline')}")
+        print(f"thawline {thawline.__version__}")
         sys.exit(0)
     if words and not words[0].startswith("-"):
         near = get_close_matches(words[0], VERBS, n=1)
@@ -107,12 +107,6 @@ def _all_verbs(words: Sequence[str]) -> Verb:
 
 
 def _run(verb: Verb, words: Sequence[str]) -> int:
-    from thawline.cluster.doctor import shadowed
-    from thawline.cluster.errors import LaunchError
-
-    intruders = [] if isinstance(verb, Doctor) else shadowed()  # doctor lists them itself
-    if intruders:
-        raise LaunchError("; ".join(intruders))
     return with_job(verb, words).run()
 
 

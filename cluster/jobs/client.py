@@ -21,7 +21,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from thawline.cluster.doctor import HOME
+import thawline
 from thawline.cluster.driver import JOB_FILE
 from thawline.cluster.errors import SubmitError, TokenError, last_line
 from thawline.cluster.job import job as jobs
@@ -37,7 +37,6 @@ Package = Literal["ship", "installed"]
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses of a driver whose run stopped at a checkpoint: see signals.exit_status."""
 
-_SHIPPED = ("cluster", "dataio", "models", "trainer")
 _NEEDED = (
     *("torch", "torchvision", "torchmetrics", "ray", "pyarrow", "numpy", "PIL", "xxhash", "tyro", "tomli_w"),
     *("prometheus_client", "psutil", "rich", "matplotlib", "jinja2"),
@@ -53,10 +52,9 @@ _LACKS = (
 )
 _PROBE = f"""
 import importlib.util as u, json, os, socket, sys
-for name, file in ("cluster", "driver.py"), ("trainer", "context.py"):  # others have packages of these names
-    spec = u.find_spec(name)
-    if not (spec and spec.origin and os.path.exists(os.path.join(os.path.dirname(spec.origin), file))):
-        sys.exit({_MISSING})
+spec = u.find_spec("thawline")
+if not (spec and spec.origin and os.path.exists(os.path.join(os.path.dirname(spec.origin), "cluster", "driver.py"))):
+    sys.exit({_MISSING})
 lacks = [name for name in {_NEEDED} if not u.find_spec(name)]
 if lacks:
     said = {_LACKS!r}.format(python=sys.executable, host=socket.gethostname(), lacks=", ".join(lacks))
@@ -313,9 +311,9 @@ def _environment(folder: Path, job: Job, package: Package) -> dict[str, Any]:
     (work / JOB_FILE).write_text(jobs.to_toml(job), encoding="utf-8")
     environment: dict[str, Any] = {"working_dir": str(work)}
     if package == "ship":
-        for name in _SHIPPED:
-            shutil.copytree(HOME / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        environment["py_modules"] = [str(folder / name) for name in _SHIPPED]
+        left_out = shutil.ignore_patterns("__pycache__", "benchmarks")
+        shutil.copytree(Path(thawline.__file__).parent, folder / "thawline", ignore=left_out)  # links are followed
+        environment["py_modules"] = [str(folder / "thawline")]
     return environment
 
 

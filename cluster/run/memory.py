@@ -1,6 +1,6 @@
 """Does a batch fit into memory? Estimated from the manifest before anything is decoded: the kernel does not ask.
 
-On a GPU, one that is out of memory says so, and the step is taken again in smaller parts (see trainer.step.recovery). On a
+On a GPU, one that is out of memory says so, and the step is taken again in smaller parts (see step.recovery). On a
 CPU the kernel kills the process. So what a step needs there is estimated: decoded images, by their sizes in the
 manifest; the batches ahead of the step; and what the forward pass keeps for the backward pass, measured on two images.
 """

@@ -262,7 +262,8 @@ def _whose(job: Job, context: RunContext) -> dict[str, object]:
 
 
 def _meter(job: Job, train: ImageLoader) -> "Meter":
-    from thawline.trainer.metrics.meter import (  # torchmetrics takes two seconds, which a run that goes on can do without
+    # torchmetrics takes two seconds to import, which a run that goes on can do without
+    from thawline.trainer.metrics.meter import (
         Meter,
         build,
     )

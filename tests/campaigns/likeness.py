@@ -1,4 +1,4 @@
-"""By how much do the engines' pictures of the gallery differ from Pillow's? `python -m tests.campaigns.likeness SEEDS`."""
+"""By how much do the engines' pictures of the gallery differ from Pillow's? `-m tests.campaigns.likeness SEEDS`."""
 
 import io
 import sys

@@ -12,44 +12,6 @@ import pytest
 from thawline.cluster import doctor
 
 
-def shadowed_in(folder: Path, *paths: Path) -> str:
-    """What a fresh interpreter, started in `folder` with `paths` first on PYTHONPATH, says is shadowed."""
-    code = "from thawline.cluster.doctor import shadowed; print(*shadowed(), sep='\\n')"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, doctor.HOME)))}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout.strip()
-
-
-@pytest.fixture
-def intruder(tmp_path: Path) -> Path:
-    file = tmp_path / "theirs" / "models" / "__init__.py"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    return file
-
-
-def test_a_foreign_package_on_the_path_is_named(tmp_path: Path, intruder: Path) -> None:
-    said = shadowed_in(tmp_path, intruder.parents[1])
-    assert len(said.splitlines()) == 1
-    assert f"`import models` finds {intruder}, not {doctor.HOME / 'models' / '__init__.py'}" in said
-
-
-def test_a_foreign_package_in_the_working_directory_is_named(intruder: Path) -> None:
-    assert f"`import models` finds {intruder}" in shadowed_in(intruder.parents[1])
-
-
-def test_a_module_file_of_the_name_is_named_and_a_plain_folder_is_not(tmp_path: Path) -> None:
-    (tmp_path / "trainer.py").touch()
-    (tmp_path / "models").mkdir()
-    said = shadowed_in(tmp_path)
-    assert f"`import trainer` finds {tmp_path / 'trainer.py'}" in said
-    assert "models" not in said
-
-
-def test_nothing_is_shadowed_elsewhere(tmp_path: Path) -> None:
-    assert shadowed_in(tmp_path) == ""
-
-
 def test_versions_equal_what_the_packages_say_of_themselves() -> None:
     import torch
 

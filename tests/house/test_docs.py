@@ -1,7 +1,6 @@
 """Do README and docs/ say what is true? Every command and Python block is run, or marked with the reason why not."""
 
 import re
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import thawline
 from tests.kit import blocks, deploy_commands
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_a_page_that_says_what_is_not_so_is_found_out(tmp_path: Path, monkeypatc
 
 
 def test_citation_changelog_and_package_say_the_same_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    version = thawline.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     newest = re.search(r"^## (\S+?)[,\s]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest is not None

@@ -1,4 +1,4 @@
-"""Are damaged files told, or read as they were written? A slice of `python -m tests.campaigns.fuzz`; and would that see it?"""
+"""Are damaged files told, or read as they were written? A slice of tests.campaigns.fuzz; and would that see it?"""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.house.test_floors import imported, product
+from tests.house.test_floors import FLOORS, imported, sources
 from thawline.trainer.errors import RecipeError, TrainError
 from thawline.trainer.step.sentences import KINDS, from_words, to_words
 
@@ -27,7 +27,7 @@ def unsafe(path: str, source: str) -> Iterator[str]:
 
 
 def test_nothing_in_the_source_unpickles() -> None:
-    assert [place for path, source in product().items() for place in unsafe(path, source)] == []
+    assert [place for path, source in sources(*FLOORS).items() for place in unsafe(path, source)] == []
 
 
 @pytest.mark.parametrize(

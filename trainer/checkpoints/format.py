@@ -1,7 +1,7 @@
 """How does a run survive being killed? Checkpoints that are either whole or not there.
 
 A checkpoint is a folder `step_00000123/` of parts (`model.pt`, `state.pt`) and `manifest.json`, below a root that is
-a folder or a pyarrow.fs URI. Every file appears whole (see dataio.store.atomic), the manifest last: a folder without one is
+a folder or a pyarrow.fs URI. Every file appears whole (see store.atomic), the manifest last: a folder without one is
 an unfinished checkpoint. The manifest holds the size and SHA-256 of every part and of its own text, so that no change
 to either goes unseen; and which run it is of, so that no other goes on from it. SHA-256 and not the faster xxh3 that
 shards have: `sha256sum` is on every machine, so that weights can be compared where thawline is not, and at 1.2 GB/s,

@@ -333,29 +333,6 @@ def test_a_finished_run_without_its_rows_still_has_its_result(thawline: Run, tmp
     assert "result.json cannot be understood" in one_sentence(err)
 
 
-def test_a_package_that_shadows_ours_is_named(tmp_path: Path, manifest: Path) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/__init__.py").write_text("raise RuntimeError('foreign code ran')")
-    root = str(Path(main.__file__).parent.parent)
-    command = [sys.executable, "-m", "thawline.cluster.cli", "train", str(write_job(tmp_path, manifest))]
-    env = environment(PYTHONPATH=os.pathsep.join([str(tmp_path), root]))
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path / "models", check=False)
-    assert done.returncode == 1
-    assert str(tmp_path / "models") in one_sentence(done.stderr)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("file", ["cluster.py", "cluster/__init__.py", "dataio.py"])
-def test_a_module_of_the_users_on_pythonpath_is_named(file: str, tmp_path: Path) -> None:
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text("raise RuntimeError('foreign code ran')")
-    command = [sys.executable, "-c", "from thawline import main; main()", "token"]  # as the console script has it
-    env = environment(PYTHONPATH=str(tmp_path))
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
-    assert done.returncode == 1
-    assert f"finds {tmp_path / file}, not " in one_sentence(done.stderr)
-
-
 def test_a_real_process_shows_no_traceback_and_debug_does(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "thawline.cluster.cli", "train", str(tmp_path / "none.toml")]
     quiet = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)

@@ -179,8 +179,8 @@ def test_a_python_that_lacks_packages_says_which_it_is_and_what_to_do() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theirs", ["", "cluster.py", "cluster/__init__.py"])
-def test_a_python_without_thawline_or_with_somebody_elses_cluster_is_known(theirs: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("theirs", ["", "thawline.py", "thawline/__init__.py"])
+def test_a_python_without_thawline_or_with_somebody_elses_is_known(theirs: str, tmp_path: Path) -> None:
     if theirs:
         (tmp_path / theirs).parent.mkdir(exist_ok=True)
         (tmp_path / theirs).write_text("raise RuntimeError('foreign code ran')")

@@ -1,4 +1,4 @@
-"""The kill tests themselves: do a few of them hold, and would they notice if one did not? See tests.campaigns.kills for many."""
+"""The kill tests themselves: do a few of them hold, and would they notice if one did not? Many: campaigns.kills."""
 
 import json
 import shutil

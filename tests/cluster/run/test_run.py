@@ -31,7 +31,6 @@ from tests.kit.runs import (
 from thawline.cluster.errors import LaunchError
 from thawline.cluster.job import job as jobs
 from thawline.cluster.launch.launch import in_process
-from thawline.cluster.run import folder as storage
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.trainer.checkpoints import format as checkpoint
@@ -296,7 +295,7 @@ def test_what_one_rank_cannot_do_all_ranks_refuse_together(tmp_path: Path, manif
         [*command, str(tmp_path / "script.py"), str(write_job(tmp_path, manifest))],
         capture_output=True,
         text=True,
-        env=environment(PYTHONPATH=str(Path(storage.__file__).parent.parent)),
+        env=environment(),
         timeout=120,
         check=False,
     )
