@@ -19,15 +19,17 @@ from typing import Any
 
 import torch.distributed as dist
 
+import thawline
+
 _EVERY_S = 1.0
 _STALE_S = 10.0
 _ASK = timedelta(seconds=5)
-_OURS = ("trainer", "dataio", "models", "cluster")
+_HOME = f"{Path(thawline.__file__).parent}/"
 _MEETINGS = {
     *(("trainer/step/world.py", name) for name in ("_exchange", "worst", "average_buffers")),
     *(("trainer/step/reduction.py", name) for name in ("answer", "end")),
-    ("autograd/graph.py", "_engine_run_backward"),
 }
+_BACKWARD = ("/torch/autograd/graph.py", "_engine_run_backward")  # in which DDP's hooks wait
 """Functions in which a rank that has done its part waits for the others."""
 _WORDS = ("timed out", "timeout", "time out", "connection closed", "connection reset")
 
@@ -138,10 +140,10 @@ def _place(frame: FrameType | None) -> tuple[str, bool]:
     """The innermost place in our own code, and whether the thread waits for other ranks."""
     innermost, waits = "", False
     while frame is not None:
-        path, name = Path(frame.f_code.co_filename), frame.f_code.co_name
-        file = f"{path.parent.name}/{path.name}"
-        waits = waits or (file, name) in _MEETINGS
-        if path.parent.name in _OURS and not innermost:
+        path, name = frame.f_code.co_filename, frame.f_code.co_name
+        file = path.removeprefix(_HOME)
+        waits = waits or (file, name) in _MEETINGS or (path.endswith(_BACKWARD[0]) and name == _BACKWARD[1])
+        if file != path and not innermost:
             innermost = f"{file}, in {name}"
         frame = frame.f_back
     return innermost or "outside of thawline's code", waits

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import thawline
 from tests.kit import deploy_checks as checks
 from tests.kit import deploy_commands as commands
 from tests.kit.prometheus import promtool
@@ -221,7 +221,7 @@ def test_scripts_in_other_files_pass_shellcheck() -> None:
 
 
 def test_all_say_the_same_version_of_ray_and_of_thawline() -> None:
-    image = f"thawline:{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}"
+    image = f"thawline:{thawline.__version__}"
     assert {
         spec["rayVersion"] for file in MANIFESTS if (spec := checks.cluster_spec(checks.documents(file.read_text())[0]))
     } == {version("ray")}
@@ -236,7 +236,10 @@ def test_all_say_the_same_version_of_ray_and_of_thawline() -> None:
 
 def test_readme_names_every_file_and_no_other() -> None:
     text = read("README.md")
-    named = {*re.findall(r"\bdeploy/([\w./-]+\w)", text), *re.findall(r"`([\w./-]+\.(?:ya?ml|json)|Dockerfile)`", text)}
+    named = {
+        *re.findall(r"(?<!tests/)\bdeploy/([\w./-]+\w)", text),
+        *re.findall(r"`([\w./-]+\.(?:ya?ml|json)|Dockerfile)`", text),
+    }
     there = {str(file.relative_to(DEPLOY)) for file in DEPLOY.rglob("*") if file.is_file()}
     there |= {Path(name).name for name in there}
     assert [name for name in named if name not in there and name != "job.toml"] == []
@@ -325,7 +328,7 @@ def test_wheel_is_made_of_what_the_builder_gets(tmp_path: Path) -> None:
         *sources, target = line.split()
         for source in (ROOT / name for name in sources):
             if source.is_dir():
-                shutil.copytree(source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, tmp_path / target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, tmp_path)
     options = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet", "--disable-pip-version-check")
@@ -334,8 +337,9 @@ def test_wheel_is_made_of_what_the_builder_gets(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "wheels").iterdir()
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     packages = ("cluster", "dataio", "models", "trainer", "benchmarks")
-    ours = {str(file.relative_to(ROOT)) for package in packages for file in (ROOT / package).rglob("*.py")}
-    assert ours | {"cluster/report.html.j2"} <= packed
+    ours = {f"thawline/{file.relative_to(ROOT)}" for package in packages for file in (ROOT / package).rglob("*.py")}
+    assert ours | {"thawline/cluster/run/report.html.j2", "thawline/py.typed"} <= packed
+    assert {name.partition("/")[0] for name in packed} == {"thawline"}
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_each_submission_of_a_name_is_its_next_attempt(monkeypatch: pytest.Monke
     cluster(client, monkeypatch).submit(replace(JOB, name="anew"), fresh=True)
     assert client.submitted[-1]["entrypoint"].endswith("python -m thawline.cluster.driver --fresh")
     shipped = client.submitted[-1]["runtime_env"]["py_modules"]
-    assert [folder.rpartition("/")[2] for folder in shipped] == ["cluster", "dataio", "models", "trainer"]
+    assert [folder.rpartition("/")[2] for folder in shipped] == ["thawline"]
 
 
 @pytest.mark.parametrize(("code", "state"), [(143, "stopped"), (130, "stopped"), (1, "failed")])

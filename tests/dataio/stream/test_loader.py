@@ -202,9 +202,9 @@ def test_the_engine_is_chosen_with_a_reason(flat: Manifest) -> None:
 
 
 def test_without_dali_the_reference_engine_steps_in(flat: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thawline import dataio
+    from thawline.dataio import pixels
 
-    monkeypatch.delattr(dataio, "dali")
+    monkeypatch.delattr(pixels, "dali")
     monkeypatch.setitem(sys.modules, "thawline.dataio.pixels.dali", None)
     found = choose_engine("auto")
     assert found.engine == "reference"

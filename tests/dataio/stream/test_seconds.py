@@ -23,7 +23,7 @@ class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         for module in ("work", "dali", "reference"):
-            patch.setattr(f"dataio.{module}.perf_counter", lambda: self.now)
+            patch.setattr(f"thawline.dataio.pixels.{module}.perf_counter", lambda: self.now)
 
     def during(self, call: Callable[..., Any], seconds: float, then: Callable[[], None] = lambda: None) -> Any:
         """`call`, taking that long."""
@@ -89,7 +89,7 @@ def test_batches_wait_for_files_for_decoding_and_for_colours(
         return {"read": reads[0] * READ_S, "decode": decodes * DECODE_S, "finish": finishes * FINISH_S}
 
     monkeypatch.setattr(loader, "read_ahead", at_once)
-    monkeypatch.setattr(f"dataio.{engine}.finish", clock.during(finish, FINISH_S, look))
+    monkeypatch.setattr(f"thawline.dataio.pixels.{engine}.finish", clock.during(finish, FINISH_S, look))
     assert train.seconds == {"read": 0, "decode": 0, "finish": 0}
     decodes = finishes = 0
     for _ in range(2):  # the second on a new engine: what was counted stays
