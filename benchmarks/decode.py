@@ -4,6 +4,7 @@ On a GPU the JPEG engines take a share of each batch, its cores and the host's t
 share, and the best one is what HW_DECODER_LOAD in the DALI engine should be there.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import nvidia.dali.types as types
 import torch
 from nvidia.dali import Pipeline
 
-from thawline.benchmarks.harness import DeviceName, check_positive, measure, open_device, report, say
+from thawline.benchmarks.harness import DeviceName, check_positive, measure, open_device, repeat, report, say
 from thawline.benchmarks.photos import write_photos
 from thawline.benchmarks.presize import HEIGHT, SEED, WIDTH, Jpegs
 from thawline.dataio.stream.loader import default_threads
@@ -53,12 +54,7 @@ def main(
         name = f"mixed, {load:g} by the JPEG engines" if device == "cuda" else "cpu"
         say(f"measuring {name}")
         pipe = decoder(jpegs, batch=batch, threads=threads, device=where, load=load)
-        timing = measure(
-            lambda pipe=pipe: [pipe.run() for _ in range(calls)],  # type: ignore[misc]
-            images_per_call=calls * batch,
-            device=where,
-            repeats=repeats,
-        )
+        timing = measure(partial(repeat, pipe.run, calls), images_per_call=len(jpegs), device=where, repeats=repeats)
         results[name] = timing.summary()
     settings = {
         "device": device,

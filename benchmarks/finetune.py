@@ -90,19 +90,9 @@ def main(
         for seed in range(seeds):
             found.append(one_seed(setting, seed, labels=labels, epochs=epochs, known_epochs=known_epochs))
             say(f"seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found[-1].items()))
-    settings = {
-        "device": device,
-        "model": model,
-        "size_px": size_px,
-        "labels": labels,
-        "epochs": epochs,
-        "known_epochs": known_epochs,
-        "batch": batch,
-        "seeds": seeds,
-        "engine": engine,
-        "precision": choose_precision(precision, where).name,
-        "threads": threads or default_threads(1),
-    }
+    settings: dict[str, Any] = {"device": device, "model": model, "size_px": size_px, "labels": labels}
+    settings |= {"epochs": epochs, "known_epochs": known_epochs, "batch": batch, "seeds": seeds, "engine": engine}
+    settings |= {"precision": choose_precision(precision, where).name, "threads": threads or default_threads(1)}
     return report("finetune", QUESTION, settings, summary(found), out=out)
 
 

@@ -89,6 +89,12 @@ def measure(
     return Timing(images_per_call, tuple(walls), tuple(cpus))
 
 
+def repeat(fn: Callable[[], object], times: int) -> None:
+    """Call `fn` that often."""
+    for _ in range(times):
+        fn()
+
+
 def open_device(name: DeviceName) -> torch.device:
     """The device of that name. Raises BenchmarkError for a GPU that is not there."""
     if name == "cpu":

@@ -104,17 +104,8 @@ def main(
         say("measuring parts of the trainer's step")
         step_ms = results["bare"]["cpu_ms_per_step"]["median"]
         results |= parts(prepared(model, CLASSES, device=where), data[0], precision=chosen, step_ms=step_ms)
-    settings = {
-        "device": device,
-        "model": model,
-        "batch": batch,
-        "size_px": size_px,
-        "steps": steps,
-        "precision": chosen.name,
-        "threads": threads,
-        "optimizer": "adamw",
-        "classes": CLASSES,
-    }
+    settings: dict[str, Any] = {"device": device, "model": model, "batch": batch, "size_px": size_px, "steps": steps}
+    settings |= {"precision": chosen.name, "threads": threads, "optimizer": "adamw", "classes": CLASSES}
     return report("overhead", QUESTION, settings, results, out=out)
 
 

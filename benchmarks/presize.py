@@ -9,6 +9,7 @@ costs is not here (train.py measures whole loaders).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -123,32 +124,40 @@ def main(
     scenes = {"psnr_db": make_scene(real_photos(quality_images, **size))}
     scenes["psnr_synthetic_db"] = make_scene(write_photos(quality_images, **size))
     common: dict[str, Any] = {"device": where, "threads": threads, "dtype": choose_precision("auto", where).input_dtype}
-    results: dict[str, dict[str, Any]] = {}
-    scores: dict[str, dict[str, Floats]] = {}
     with torch_threads(threads):
-        for name in names:
-            say(f"measuring {name}")
-            way = _way(name, batch, max(batch, quality_images), common)
-            scores[name] = {key: scene.scores(way) for key, scene in scenes.items()}
-            timing = _timed(way, jpegs, device=where, repeats=repeats)
-            way.close()
-            quality = {key: spread(found) for key, found in scores[name].items() if len(found)}
-            results[name] = {**timing.summary(), **quality}
+        make = partial(_way, batch=batch, max_batch=max(batch, quality_images), common=common)
+        results, scores = _measured(names, make, jpegs, scenes, device=where, repeats=repeats)
     if device == "cpu" and not ways:
         results["dali against fastai"] = _compared(results, scores)
-    settings = {
-        "device": device,
-        "images": images,
-        "batch": batch,
-        "threads": threads,
-        "quality_images": quality_images,
-        "jpeg_px": [WIDTH, HEIGHT],
-        "jpeg_bytes": round(float(np.mean([len(jpeg) for jpeg in jpegs]))),
-        "compared_share": float(scenes["psnr_db"].seen.mean()),
-        "spec": asdict(SPEC),
-        "dtype": str(common["dtype"]),
-    }
+    settings: dict[str, Any] = {"device": device, "images": images, "batch": batch, "threads": threads}
+    settings |= {"quality_images": quality_images, "jpeg_px": [WIDTH, HEIGHT]}
+    settings["jpeg_bytes"] = round(float(np.mean([len(jpeg) for jpeg in jpegs])))
+    settings |= {"compared_share": float(scenes["psnr_db"].seen.mean()), "spec": asdict(SPEC)}
+    settings["dtype"] = str(common["dtype"])
     return report("presize", QUESTION, settings, results, out=out)
+
+
+def _measured(
+    names: list[str],
+    make: Callable[[str], Way],
+    jpegs: Jpegs,
+    scenes: dict[str, Scene],
+    *,
+    device: torch.device,
+    repeats: int,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Floats]]]:
+    """Speed and quality of each way, and its scores image by image; one way is there at a time."""
+    results: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Floats]] = {}
+    for name in names:
+        say(f"measuring {name}")
+        way = make(name)
+        scores[name] = {key: scene.scores(way) for key, scene in scenes.items()}
+        timing = _timed(way, jpegs, device=device, repeats=repeats)
+        way.close()
+        quality = {key: spread(found) for key, found in scores[name].items() if len(found)}
+        results[name] = {**timing.summary(), **quality}
+    return results, scores
 
 
 def make_piece(jpegs: Jpegs, first_id: int = 0) -> Piece:

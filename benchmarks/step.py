@@ -4,6 +4,7 @@ One batch of noise lies on the device, channels_last, and goes through `trainer.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from thawline.benchmarks.harness import (
     check_positive,
     measure,
     open_device,
+    repeat,
     report,
     say,
     torch_threads,
@@ -80,24 +82,11 @@ def main(
         for name, call in calls.items():
             say(f"measuring {name} of {model}, batch {batch} at {size_px} px")
             network.train(name == "train_step")
-            results[name] = measure(
-                lambda call=call: [call() for _ in range(steps)],  # type: ignore[misc]
-                images_per_call=steps * batch,
-                device=where,
-                repeats=repeats,
-            ).summary()
-    settings = {
-        "device": device,
-        "model": model,
-        "batch": batch,
-        "size_px": size_px,
-        "steps": steps,
-        "precision": chosen.name,
-        "compile": compile,
-        "frozen": frozen,
-        "optimizer": "adamw",
-        "classes": CLASSES,
-    }
+            several = partial(repeat, call, steps)
+            timing = measure(several, images_per_call=steps * batch, device=where, repeats=repeats)
+            results[name] = timing.summary()
+    settings: dict[str, Any] = {"device": device, "model": model, "batch": batch, "size_px": size_px, "steps": steps}
+    settings |= {"precision": chosen.name, "compile": compile, "frozen": frozen, "optimizer": "adamw"}
     return report("step", QUESTION, settings, results, out=out)
 
 

@@ -20,6 +20,7 @@ from thawline.benchmarks.harness import (
     check_positive,
     measure,
     open_device,
+    repeat,
     report,
     say,
     spread,
@@ -79,32 +80,16 @@ def main(
     check_positive(photos=photos)
     chosen = choose_precision(precision, where)
     with tempfile.TemporaryDirectory() as folder, torch_threads(default_threads(1)):
-        loader = make_loader(
-            Path(folder),
-            data,
-            photos=photos,
-            samples=(WARMUP + repeats) * steps * batch,
-            global_batch=batch,
-            size_px=size_px,
-            device=where,
-            dtype=chosen.input_dtype,
-            engine=engine,
-            threads=threads,
-        )
+        samples = (WARMUP + repeats) * steps * batch
+        options: dict[str, Any] = {"global_batch": batch, "device": where, "dtype": chosen.input_dtype}
+        options |= {"engine": engine, "threads": threads}
+        loader = make_loader(Path(folder), data, photos=photos, samples=samples, size_px=size_px, **options)
         timings, waits = _timings(loader, model, precision=precision, steps=steps, repeats=repeats)
     results = {name: timing.summary() for name, timing in timings.items()}
     results["run"] |= {"data_wait": spread(waits), **_shares(timings)}
-    settings = {
-        "device": device,
-        "data": data,
-        "model": model,
-        "batch": batch,
-        "size_px": size_px,
-        "steps": steps,
-        "engine": loader.engine,
-        "precision": chosen.name,
-        "threads": threads or default_threads(1),
-    }
+    settings: dict[str, Any] = {"device": device, "model": model, "batch": batch, "size_px": size_px, "steps": steps}
+    settings |= {"data": data, "engine": loader.engine, "precision": chosen.name}
+    settings["threads"] = threads or default_threads(1)
     return report("train", QUESTION, settings, results, out=out)
 
 
@@ -125,7 +110,7 @@ def _timings(
     device, batch, classes = loader.device, loader.global_batch, len(loader.classes)
 
     def timed(call: Callable[[], object]) -> Timing:
-        calls = partial(_repeat, call, steps)
+        calls = partial(repeat, call, steps)
         return measure(calls, images_per_call=steps * batch, device=device, warmup=WARMUP, repeats=repeats)
 
     say(f"measuring the loader ({loader.engine}: {loader.choice.reason})")
@@ -148,11 +133,6 @@ def _timings(
     learner.fit_one_cycle(1, LR)
     learner.close()
     return timings | {"run": clock.timing(images=steps * batch, repeats=repeats)}, clock.waits[-repeats:]
-
-
-def _repeat(call: Callable[[], object], times: int) -> None:
-    for _ in range(times):
-        call()
 
 
 @dataclass
