@@ -81,7 +81,7 @@ machine() {
   "$python" - "$result" <<'PY'
 import json, subprocess, sys
 from pathlib import Path
-from cluster import doctor
+from thawline.cluster import doctor
 
 def said(*command):
     try:
