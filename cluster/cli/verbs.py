@@ -20,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from thawline.cluster.errors import JobError
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.flags import on_top, plain_flags
 from thawline.cluster.job.job import Job, PhaseJob
 from thawline.cluster.words import cut
 
@@ -57,7 +58,7 @@ def parse(kind: type[V], words: Sequence[str], *, default: V | None = None) -> V
 
     Misuse prints its reason on stderr and exits 2; --help prints and exits 0.
     """
-    args, prog = jobs.plain_flags(words[1:]), f"thawline {words[0]}"
+    args, prog = plain_flags(words[1:]), f"thawline {words[0]}"
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -89,12 +90,12 @@ def with_job(verb: V, words: Sequence[str], *, file: Job | None = None) -> V:
     def flags(job: Job) -> Job:
         return parse(kind, words, default=kind(**required, fields=job)).fields
 
-    return replace(verb, fields=jobs.resolved(jobs.check(jobs.on_top(file, flags))))
+    return replace(verb, fields=jobs.resolved(jobs.check(on_top(file, flags))))
 
 
 def _phases_help() -> str:
     """The keys of [[phases]], which are a job's but no flags, as their comments describe them."""
-    comments = re.findall(r"^    (\w+): [^#\n]+  # (.+)$", getsource(PhaseJob), re.MULTILINE)
+    comments = re.findall(r'^    (\w+): .+\n    """(.+)"""$', getsource(PhaseJob), re.MULTILINE)
     width = 2 + max(len(name) for name, _ in comments)
     lines = ["[[phases]] in JOB, which are no flags: tables of phases that run one after another,"]
     lines += ["each with exactly one of epochs, steps and samples"]

@@ -1,13 +1,9 @@
-"""Which values may a job have? The range of each field, and what contradicts what.
+"""What in a job contradicts what? `job.check` asks here once, after the flags and after the range of each field.
 
-`job.check` asks here once, after the flags. What an image may become is dataio.ImageSpec's to refuse, and what an
-optimiser or a schedule may be, the trainer's; neither is imported.
+What in an image's description contradicts what is dataio.ImageSpec's to refuse.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thawline.cluster.errors import JobError
 from thawline.cluster.words import quoted
@@ -28,110 +24,6 @@ FIT_ALONE = ("epochs", "frozen_epochs")
 """Of [fit], what counts where there are no [[phases]] only."""
 _FOR_PHASES = ("recipe", "lr", "div", "pct_start", "warmup")
 """Of [fit], what a phase takes where it says nothing itself."""
-
-
-_NAME_BYTES = 200
-"""Of the 255 that a file's name may have: NAME.targets.json, its temporary name, and a dated folder need the rest."""
-
-
-def _is_file_name(name: str) -> bool:
-    named = bool(name.strip(" .")) and name == name.strip() and name.isprintable() and not {*name} & {*"/\\"}
-    return named and len(name.encode()) <= _NAME_BYTES
-
-
-_Range = tuple[Callable[[Any], bool], str, str]
-
-_COUNT: _Range = (lambda v: v >= 0, "_ >= 0", "a count is not negative")
-_ALPHA: _Range = (lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha")
-_RATE: _Range = (
-    lambda v: v == "find" or 0 < v < inf,
-    "a finite number above 0",
-    "training would stand still or diverge",
-)
-_DIV: _Range = (lambda v: 1 <= v < inf, "_ >= 1", "the cycle would start above its own maximum")
-_PCT: _Range = (lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
-_WARMUP: _Range = (lambda v: 0 <= v <= 1, "0 <= _ <= 1, where 0 is none", "it is a share of the steps")
-_LENGTH: _Range = (lambda v: 0 < v < inf, "_ > 0", "nothing would be trained")
-_SECONDS: _Range = (lambda v: 0 <= v < inf, "_ >= 0", "it is a time")
-_PATIENCE: _Range = (lambda v: 1 <= v < inf, "_ >= 1", "nothing would be given the time to answer")
-_MOMENTUM: _Range = (lambda v: 0 <= v < 1, "0 <= _ < 1", "the moments would never settle")
-
-_RANGES: dict[str, _Range] = {
-    "name": (
-        _is_file_name,
-        "a name without slashes of at most 200 bytes, such as 'pets-2'",
-        "no run folder can be called so",
-    ),
-    "manifest": (bool, "the file that `thawline index` or `thawline pack` writes", "there is nothing to train on"),
-    "storage": (bool, "a folder or a URI", "the run would have no place"),
-    "seed": (lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits"),
-    "workers": (lambda v: v >= 1, "_ >= 1", "nobody would train"),
-    "log_every": (lambda v: v >= 1, "_ >= 1", "a window has at least one step"),
-    "failures": _COUNT,
-    "preemptions": (lambda v: v >= -1, "_ >= -1, where -1 is any number", "a count is not negative"),
-    "data.global_batch": (lambda v: v >= 2, "_ >= 2", "BatchNorm cannot train on one image"),
-    "data.threads": (lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative"),
-    "data.max_quarantined": (lambda v: 0 <= v <= 1, "0 <= _ <= 1", "it is a share of the training images"),
-    "data.cache_gib": (lambda v: v > 0, "_ > 0", "no shard would find room"),
-    "augment.mixup": _ALPHA,
-    "augment.cutmix": _ALPHA,
-    "model.name": (bool, "a backbone such as 'resnet34'", "there is nothing to train"),
-    "model.weights": (bool, "none, imagenet or a file", "it would be no choice"),
-    "model.dropout": (lambda v: 0 <= v < 1, "0 <= _ < 1", "it is a probability, and at 1 nothing passes"),
-    "fit.epochs": (lambda v: v >= 1, "_ >= 1", "nothing would be trained"),
-    "fit.frozen_epochs": _COUNT,
-    "fit.lr": _RATE,
-    "fit.div": _DIV,
-    "fit.pct_start": _PCT,
-    "fit.warmup": _WARMUP,
-    "fit.accumulate": (lambda v: v >= 1, "_ >= 1, where 1 is none", "a step has at least one part"),
-    "fit.clip": (lambda v: 0 < v < inf, "a finite number above 0", "no gradient would be left, or none be clipped"),
-    "fit.ema": (lambda v: 0 <= v < 1, "0 <= _ < 1, where 0 is none", "at 1 the average would never move"),
-    "fit.label_smoothing": (lambda v: 0 <= v < 1, "0 <= _ < 1, where 0 is none", "at 1 no label would be left"),
-    "fit.metrics": (bool, "names such as 'accuracy'", "nothing is called so"),
-    "optim.weight_decay": (lambda v: 0 <= v < inf, "_ >= 0", "weights would grow by themselves"),
-    "optim.momentum": _MOMENTUM,
-    "optim.beta2": _MOMENTUM,
-    "optim.eps": (lambda v: 0 < v < inf, "a finite number above 0", "a step could divide by zero"),
-    "checkpoint.every_s": (lambda v: 0 <= v < inf, "_ >= 0", "it is a time between two checkpoints"),
-    "checkpoint.keep": (lambda v: v >= 1, "_ >= 1", "a killed run could not resume"),
-    "metrics.port": (lambda v: 0 <= v < 2**16, "0 <= _ < 65536; 0 is any free one", "no such port exists"),
-    "metrics.host": (bool, "an address such as 127.0.0.1", "nothing could listen"),
-    "metrics.sd_port": (lambda v: 0 <= v < 2**16, "0 <= _ < 65536; 0 is any free one", "no such port exists"),
-    "cluster.cpus_per_worker": (lambda v: 0 < v < inf, "_ > 0", "nothing would feed the worker"),
-    "cluster.resources": (lambda v: all(0 < n < inf for n in v.values()), "numbers above 0", "none would be taken"),
-    "cluster.wait_s": _SECONDS,
-    "cluster.start_s": _PATIENCE,
-    "cluster.resize_s": _PATIENCE,
-    "cluster.first_step_s": _PATIENCE,
-    "cluster.hang_s": _PATIENCE,
-    "phases.epochs": _LENGTH,
-    "phases.steps": _LENGTH,
-    "phases.samples": _LENGTH,
-    "phases.frozen_epochs": (lambda v: 0 <= v < inf, "_ >= 0", "a length is not negative"),
-    "phases.lr": _RATE,
-    "phases.div": _DIV,
-    "phases.div_final": (lambda v: 1 <= v < inf, "_ >= 1", "the phase would end above its own maximum"),
-    "phases.pct_start": _PCT,
-    "phases.warmup": _WARMUP,
-    "phases.momenta": _MOMENTUM,
-    "phases.size_px": (lambda v: v >= 8, "_ >= 8", "nothing could be seen"),
-}
-"""Field -> is the value inside?, what to give (_ stands for the field's name), what would happen outside."""
-
-
-def check_ranges(values: Mapping[str, Any]) -> None:
-    """Raises JobError for the first value, by its dotted name, that lies outside its range."""
-    for name, value in values.items():
-        if isinstance(value, str) and "\0" in value:
-            raise JobError(f"{name}={quoted(value)} holds a zero byte: no file or machine is called so; correct it")
-        known = re.sub(r"\[\d+\]", "", name)
-        if known not in _RANGES or value is None:
-            continue
-        inside, wanted, consequence = _RANGES[known]
-        if not all(map(inside, value if isinstance(value, tuple) else (value,))):
-            wanted = wanted.replace("_", name, 1)
-            raise JobError(f"{name}={quoted(value)} is out of range: {consequence}; give {wanted}")
 
 
 def check_together(job: "Job") -> None:

@@ -1,6 +1,6 @@
 """What shall a run do? `Job`: frozen dataclasses <-> TOML, a few flags on top, every value checked.
 
-    job = check(override(load("pets.toml"), ["--fit.epochs", "6"]))
+    job = check(load("pets.toml"))
 
 Reading refuses unknown fields, wrong types and unknown choices, and names the file; `check` refuses values out of
 range or at odds, and is called once, after the flags. What an image may become is dataio.ImageSpec's to refuse.
@@ -8,71 +8,86 @@ Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DAL
 """
 
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 
 from thawline.cluster.errors import JobError
-from thawline.cluster.job.checks import FIT_ALONE, check_ranges, check_together
+from thawline.cluster.job.checks import FIT_ALONE, check_together
 from thawline.cluster.job.tables import build, flat
-from thawline.cluster.words import cut
+from thawline.cluster.launch.settings import Cluster
+from thawline.cluster.observe.settings import Metrics
+from thawline.cluster.words import cut, quoted
+from thawline.dataio import ranges
+from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
+from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
+
+_COUNT = at_least(0, "a count is not negative")
+_SHARE = between(0, 1, "it is a share; 0 is none of it")
+_RATE = Range(lambda v: v == "find" or 0 < v < inf, "a finite number above 0", "training would stand still or diverge")
+_DIV = at_least(1, "the cycle would start above its own maximum")
+_PCT = Range(lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
+_LENGTH = above_zero("nothing would be trained", "_ > 0")
+_NAME_BYTES = 200
+"""Of the 255 that a file's name may have: NAME.targets.json, its temporary name, and a dated folder need the rest."""
 
 
-@dataclass(frozen=True)
-class Data:
+def _is_file_name(name: str) -> bool:
+    named = bool(name.strip(" .")) and name == name.strip() and name.isprintable() and not {*name} & {*"/\\"}
+    return named and len(name.encode()) <= _NAME_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Sizes):
     """Which pixels reach the model, and how many at a time."""
 
-    size_px: int = 224  # side of the square that the model sees
-    stages: tuple[tuple[float, int], ...] = ()  # progressive resizing: from this epoch on this side, ...; last: size_px
-    presize_px: int = 460  # side of the square that augmentation works on
-    global_batch: int = 64  # images a step, over all workers; a smaller training split cuts the default
-    engine: Literal["auto", "dali", "reference"] = "auto"  # what decodes and warps
-    threads: int = 0  # decoding threads a worker; 0 = choose
-    valid: str = ""  # another manifest, whose validation images to take; it must have the same classes
-    root: str = ""  # the folder that holds the images, if they moved since indexing
-    presize: Literal["crop", "squish", "pad"] = "crop"  # how an image becomes a square
-    mean: tuple[float, float, float] | None = None  # subtracted from the channels, 0 to 1; None = the model's own
-    std: tuple[float, float, float] | None = None  # divides the channels; None = the model's own
-    max_quarantined: float = 0.01  # share of the training images that may turn out unusable while training
-    cache: str = ""  # folder for shards fetched from an object store; empty = the user's cache folder
-    cache_gib: float = 100.0  # how large that folder may become
+    global_batch: Annotated[int, at_least(2, "BatchNorm cannot train on one image")] = 64
+    """Images a step, over all workers; a smaller training split cuts the default."""
+    engine: Literal["auto", "dali", "reference"] = "auto"
+    """What decodes and warps."""
+    threads: Annotated[int, Range(lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative")] = 0
+    """Decoding threads a worker; 0 = choose."""
+    valid: str = ""
+    """Another manifest, whose validation images to take; it must have the same classes."""
+    root: str = ""
+    """The folder that holds the images, if they moved since indexing."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from the channels, 0 to 1; None = the model's own."""
+    std: tuple[float, float, float] | None = None
+    """Divides the channels; None = the model's own."""
+    max_quarantined: Annotated[float, between(0, 1, "it is a share of the training images")] = 0.01
+    """Share of the training images that may turn out unusable while training."""
+    cache: str = ""
+    """Folder for shards fetched from an object store; empty = the user's cache folder."""
+    cache_gib: Annotated[float, Range(lambda v: v > 0, "_ > 0", "no shard would find room")] = 100.0
+    """How large that folder may become."""
 
 
-@dataclass(frozen=True)
-class Augment:
+@dataclass(frozen=True, kw_only=True)
+class Augment(Mixing, Augmentation):
     """What training images go through; validation images never do.
 
     A preset sets what a file or the flags do not set themselves, as they are read; afterwards it is only a name.
     """
 
-    preset: Literal["default", "satellite", "plain", "digits"] = "default"  # dataio.pixels.spec.PRESETS, as a start
-    flip: bool | Literal["auto"] = "auto"  # mirror left to right, every second image; auto = points only if paired
-    dihedral: bool = False  # one of the square's eight symmetries, mirrors included
-    rotate_deg: float = 10.0  # rotate by up to this, either way
-    min_zoom: float = 1.0  # zoom by this to max_zoom; below 1 shows the border
-    max_zoom: float = 1.1  # zoom in by up to this factor
-    max_warp: float = 0.2  # tilt the perspective by up to this
-    max_lighting: float = 0.2  # change brightness and contrast by up to this
-    max_saturation: float = 0.0  # change saturation by up to this
-    p_affine: float = 0.75  # probability of each of rotation, zoom and warp
-    p_lighting: float = 0.75  # probability of each change of light
-    min_scale: float = 1.0  # below 1: random resized crop of at least this share of the area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # least and largest width / height of that crop
-    border: Literal["reflect", "replicate", "constant"] = "reflect"  # what lies outside the image
-    mixup: float = 0.0  # alpha of the Beta distribution by which two images are blended; 0 = never
-    cutmix: float = 0.0  # alpha of the same for a rectangle of one image pasted into another; 0 = never
+    preset: Literal["default", "satellite", "plain", "digits"] = "default"
+    """A start from which the other fields differ."""
 
 
 @dataclass(frozen=True)
 class Model:
     """What is trained."""
 
-    name: str = "resnet34"  # a ResNet of torchvision, or tiny, which only shows that a set-up works
-    weights: str = "imagenet"  # none, imagenet, or a file, or the folder of a run or a checkpoint
-    dropout: float = 0.5  # before the last layer; half of it before the layer ahead
+    name: Annotated[str, given("a backbone such as 'resnet34'", "there is nothing to train")] = "resnet34"
+    """A backbone of torchvision."""
+    weights: Annotated[str, given("none, imagenet or a file", "it would be no choice")] = "imagenet"
+    """none, imagenet, or a file, or the folder of a run or a checkpoint."""
+    dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
+    """Before the last layer; half of it before the layer ahead."""
 
 
 RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
@@ -82,43 +97,68 @@ RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
 class Fit:
     """How long, how fast, and how exact."""
 
-    recipe: RecipeName = "fine_tune"  # fastai's words, fastai's numbers
-    epochs: int = 5  # passes over the training images with everything trainable
-    frozen_epochs: int = 1  # passes before them with only the head trainable; fine_tune only
-    lr: float | tuple[float, float] | Literal["find"] = 3e-3  # learning rate, or two: first layers' and head's; or find
-    div: float | None = None  # lr starts at lr / div; None = the recipe's own
-    pct_start: float | None = None  # share of the steps in which lr rises, or is flat; None = the recipe's own
-    warmup: float = 0.0  # share of the steps in which lr rises along a line; flat_cos and constant only
-    precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"] = "auto"  # of the forward and backward pass
-    accumulate: int = 1  # parts in which a worker takes its images of a step, one after another, to save memory
-    clip: float | None = None  # the largest norm of all gradients together; None = as they are
-    ema: float = 0.0  # decay of an average of the weights, which is what is measured; 0 = none
-    label_smoothing: float = 0.0  # share of every label that is spread over all classes
-    compile: Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"] = "off"  # torch.compile's mode
-    batch_norm: Literal["train", "sync", "frozen"] = "train"  # statistics of a worker's batch, of all, or none new
-    metrics: tuple[str, ...] = ()  # what validation measures, such as "f_beta(beta=2)"; empty = the task's own
+    recipe: RecipeName = "fine_tune"
+    """fastai's words, fastai's numbers."""
+    epochs: Annotated[int, at_least(1, "nothing would be trained")] = 5
+    """Passes over the training images with everything trainable."""
+    frozen_epochs: Annotated[int, _COUNT] = 1
+    """Passes before them with only the head trainable; fine_tune only."""
+    lr: Annotated[float | tuple[float, float] | Literal["find"], _RATE] = 3e-3
+    """Learning rate, or two: first layers' and head's; or find."""
+    div: Annotated[float | None, _DIV] = None
+    """lr starts at lr / div; None = the recipe's own."""
+    pct_start: Annotated[float | None, _PCT] = None
+    """Share of the steps in which lr rises, or is flat; None = the recipe's own."""
+    warmup: Annotated[float, _SHARE] = 0.0
+    """Share of the steps in which lr rises along a line; flat_cos and constant only."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"] = "auto"
+    """Of the forward and backward pass."""
+    accumulate: Annotated[int, at_least(1, "a step has at least one micro-batch; 1 is the whole")] = 1
+    """Micro-batches in which a worker takes its images of a step, one after another, to save memory."""
+    clip: Annotated[float | None, above_zero("no gradient would be left, or none be clipped")] = None
+    """The largest norm of all gradients together; None = as they are."""
+    ema: Annotated[float, below_one("at 1 the average would never move; 0 is none")] = 0.0
+    """Decay of an average of the weights, which is what is measured; 0 = none."""
+    label_smoothing: Annotated[float, below_one("at 1 no label would be left; 0 is none")] = 0.0
+    """Share of every label that is spread over all classes."""
+    compile: Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"] = "off"
+    """torch.compile's mode."""
+    batch_norm: Literal["train", "sync", "frozen"] = "train"
+    """Statistics of a worker's batch, of all, or none new."""
+    metrics: Annotated[tuple[str, ...], given("names such as 'accuracy'", "nothing is called so")] = ()
+    """What validation measures, such as "f_beta(beta=2)"; empty = the task's own."""
 
 
 @dataclass(frozen=True)
 class Optim:
     """What turns gradients into steps."""
 
-    name: Literal["adamw", "sgd", "lamb"] = "adamw"  # lamb needs NVIDIA's apex
-    engine: Literal["torch", "apex"] = "torch"  # whose adamw and sgd
-    weight_decay: float = 0.01  # decoupled; never on norms and biases
-    momentum: float = 0.9  # sgd's, or the others' first beta, where the recipe does not set it
-    nesterov: bool = False  # look ahead along the momentum; sgd only
-    beta2: float = 0.99  # decay of the mean square of gradients; not sgd
-    eps: float = 1e-5  # added to its root; not sgd
+    name: Literal["adamw", "sgd", "lamb"] = "adamw"
+    """lamb needs NVIDIA's apex."""
+    engine: Literal["torch", "apex"] = "torch"
+    """Whose adamw and sgd."""
+    weight_decay: Annotated[float, at_least(0, "weights would grow by themselves")] = 0.01
+    """Decoupled; never on norms and biases."""
+    momentum: Annotated[float, below_one("the moments would never settle")] = 0.9
+    """sgd's, or the others' first beta, where the recipe does not set it."""
+    nesterov: bool = False
+    """Look ahead along the momentum; sgd only."""
+    beta2: Annotated[float, below_one("the moments would never settle")] = 0.99
+    """Decay of the mean square of gradients; not sgd."""
+    eps: Annotated[float, above_zero("a step could divide by zero")] = 1e-5
+    """Added to its root; not sgd."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a kill may cost."""
 
-    every_s: float = 60.0  # seconds between checkpoints
-    keep: int = 3  # newest checkpoints kept
-    best: str = ""  # a metric; the checkpoint that is best by it is kept, too
+    every_s: Annotated[float, at_least(0, "it is a time between two checkpoints")] = 60.0
+    """Seconds between checkpoints."""
+    keep: Annotated[int, at_least(1, "a killed run could not resume")] = 3
+    """Newest checkpoints kept."""
+    best: str = ""
+    """A metric; the checkpoint that is best by it is kept, too."""
 
 
 @dataclass(frozen=True)
@@ -128,59 +168,71 @@ class PhaseJob:
     Exactly one of epochs, steps and samples is given; it is the unfrozen part's where the recipe is fine_tune.
     """
 
-    name: str | None = None  # in rows and on the console; None = the recipe's
-    recipe: RecipeName | None = None  # None = fit.recipe
-    epochs: float | None = None  # passes over the training images
-    steps: int | None = None  # of the global batch
-    samples: int | None = None  # up to the next whole step
-    freeze_to: int | None = None  # the first trainable layer group: 0 = all of them train, -1 = the head; not fine_tune
-    frozen_epochs: float | None = None  # fine_tune only; None = 1
-    lr: float | tuple[float, float] | Literal["find"] | None = None  # None = fit.lr
-    div: float | None = None  # None = fit.div
-    div_final: float | None = None  # lr ends at lr / div_final; not constant
-    pct_start: float | None = None  # None = fit.pct_start
-    momenta: tuple[float, float, float] | None = None  # of a cycle: at its start, its middle, its end
-    warmup: float | None = None  # None = fit.warmup
-    size_px: int | None = None  # side of the training images from here on; None = as before, at first data.size_px
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Where Prometheus finds a worker."""
-
-    port: int = 9400  # of the first worker on a machine, the next takes the next; 0 = any free port
-    host: str = "127.0.0.1"  # the address to listen on; 0.0.0.0 = every one
-    sd_port: int = 9399  # on a cluster: of the driver's list of workers (http_sd); 0 = any free port
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the workers get from a Ray cluster, and how long they wait for one another."""
-
-    cpus_per_worker: float = 1.0  # cores set aside for each worker, its decoding threads included
-    resources: dict[str, float] = field(default_factory=dict)  # Ray's custom resources that each worker takes
-    accelerator_type: str = ""  # such as "H100", as Ray calls it; empty = any
-    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"  # of the workers onto machines
-    wait_s: float = 0.0  # how long a cluster that is too small may take to grow
-    start_s: float = 30.0  # how long workers may take to be placed, before it is tried anew
-    resize_s: float = 30.0  # elastic: seconds between two looks at whether there is room for more workers
-    first_step_s: float = 1800.0  # how long ranks wait for one another until the first step is through
-    hang_s: float = 180.0  # and afterwards
+    name: str | None = None
+    """In rows and on the console; None = the recipe's."""
+    recipe: RecipeName | None = None
+    """None = fit.recipe."""
+    epochs: Annotated[float | None, _LENGTH] = None
+    """Passes over the training images."""
+    steps: Annotated[int | None, _LENGTH] = None
+    """Of the global batch."""
+    samples: Annotated[int | None, _LENGTH] = None
+    """Up to the next whole step."""
+    freeze_to: int | None = None
+    """The first trainable layer group: 0 = all of them train, -1 = the head; not fine_tune."""
+    frozen_epochs: Annotated[float | None, at_least(0, "a length is not negative")] = None
+    """fine_tune only; None = 1."""
+    lr: Annotated[float | tuple[float, float] | Literal["find"] | None, _RATE] = None
+    """None = fit.lr."""
+    div: Annotated[float | None, _DIV] = None
+    """None = fit.div."""
+    div_final: Annotated[float | None, at_least(1, "the phase would end above its own maximum")] = None
+    """lr ends at lr / div_final; not constant."""
+    pct_start: Annotated[float | None, _PCT] = None
+    """None = fit.pct_start."""
+    momenta: Annotated[tuple[float, float, float] | None, below_one("the moments would never settle")] = None
+    """Of a cycle: at its start, its middle, its end."""
+    warmup: Annotated[float | None, _SHARE] = None
+    """None = fit.warmup."""
+    size_px: Annotated[int | None, SIDE] = None
+    """Side of the training images from here on; None = as before, at first data.size_px."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One training run, from a manifest to a model."""
 
-    name: str = "run"  # the run's folder under storage; the same name resumes
-    manifest: str = ""  # what `thawline index` or `thawline pack` wrote: .parquet or .arrow, a file or a URI
-    storage: str = "runs"  # a folder, or a URI that pyarrow.fs understands
-    seed: int = 42  # decides order, augmentation and initial weights
-    workers: int | tuple[int, int] = 1  # processes, one a GPU; or two: as many as there is room for between them
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train
-    log_every: int = 10  # steps in a logging window
-    failures: int = 3  # worker failures to survive
-    preemptions: int = -1  # machines taken away with notice that are survived; -1 = any number
+    name: Annotated[
+        str,
+        Range(
+            _is_file_name,
+            "a name without slashes of at most 200 bytes, such as 'pets-2'",
+            "no run folder can be called so",
+        ),
+    ] = "run"
+    """The run's folder under storage; the same name resumes."""
+    manifest: Annotated[
+        str, given("the file that `thawline index` or `thawline pack` writes", "there is nothing to train on")
+    ] = ""
+    """What `thawline index` or `thawline pack` wrote: .parquet or .arrow, a file or a URI."""
+    storage: Annotated[str, given("a folder or a URI", "the run would have no place")] = "runs"
+    """A folder, or a URI that pyarrow.fs understands."""
+    seed: Annotated[
+        int, Range(lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits")
+    ] = 42
+    """Decides order, augmentation and initial weights."""
+    workers: Annotated[int | tuple[int, int], at_least(1, "nobody would train")] = 1
+    """Processes, one a GPU; or two: as many as there is room for between them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    log_every: Annotated[int, at_least(1, "a window has at least one step")] = 10
+    """Steps in a logging window."""
+    failures: Annotated[int, _COUNT] = 3
+    """Worker failures to survive."""
+    preemptions: Annotated[
+        int, Range(lambda v: v >= -1, "_ >= -1, where -1 is any number", "a count is not negative")
+    ] = -1
+    """Machines taken away with notice that are survived; -1 = any number."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
@@ -189,7 +241,8 @@ class Job:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
     cluster: Cluster = field(default_factory=Cluster)
-    phases: tuple[PhaseJob, ...] = ()  # instead of [fit]'s epochs and frozen_epochs; only in a file, not a flag
+    phases: tuple[PhaseJob, ...] = ()
+    """Instead of [fit]'s epochs and frozen_epochs; only in a file, not a flag."""
 
     @property
     def least_workers(self) -> int:
@@ -258,7 +311,7 @@ def from_dict(mapping: Mapping[str, Any], *, source: str = "the job") -> Job:
     """
     job = build(Job, mapping, source=source)
     given = mapping.get("augment", {})
-    preset = {name: value for name, value in _preset(job.augment.preset).items() if name not in given}
+    preset = {name: value for name, value in PRESETS[job.augment.preset].items() if name not in given}
     return replace(job, augment=replace(job.augment, **preset))
 
 
@@ -296,7 +349,10 @@ def check(job: Job) -> Job:
         JobError: the first field that does not, or that contradicts another, with the consequence and the remedy.
     """
     job = from_dict(_tables(job))
-    check_ranges(flat(job))
+    for name, value in flat(job).items():
+        if isinstance(value, str) and "\0" in value:
+            raise JobError(f"{name}={quoted(value)} holds a zero byte: no file or machine is called so; correct it")
+    ranges.check(job, JobError)
     check_together(job)
     return job
 
@@ -330,55 +386,6 @@ def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> 
         names = {name: None for name in names if name.removeprefix("fit.") not in FIT_ALONE}
     changes = [(name, before.get(name), after.get(name)) for name in names]
     return [f"{name}: {cut(str(was))} -> {cut(str(now))}" for name, was, now in changes if was != now]
-
-
-def override(job: Job, args: list[str]) -> Job:
-    """`job` with command-line flags on top: ["--fit.lr", "1e-6", "1e-4", "--augment.no-flip"].
-
-    Misuse prints its reason on stderr and exits 2; --help prints every field and exits 0.
-    """
-    import tyro  # 0.1 s that reading a job does not need
-
-    return on_top(job, lambda default: tyro.cli(Job, default=default, args=plain_flags(args), prog="thawline"))
-
-
-def on_top(job: Job, flags: Callable[[Job], Job]) -> Job:
-    """`job` with command-line flags on top. Phases stay as they are.
-
-    Another preset than the job's replaces what that one set; what the job set itself stays, and flags win.
-    flags: takes defaults, and gives them with the flags on top.
-    """
-
-    def parse(default: Job) -> Job:
-        return replace(flags(replace(default, phases=())), phases=default.phases)
-
-    parsed = parse(job)
-    preset = parsed.augment.preset
-    if preset == job.augment.preset:
-        return parsed
-    old = Augment(**_preset(job.augment.preset))
-    own = {name: value for name, value in asdict(job.augment).items() if value != getattr(old, name)}
-    # Parsed again on top of the new preset: the flags win whatever their order, and whatever they say.
-    return parse(replace(job, augment=Augment(**{**_preset(preset), **own, "preset": preset})))
-
-
-def plain_flags(args: Sequence[str]) -> list[str]:
-    """`--augment.flip` and `--augment.no-flip` with the value that tyro asks for where a field may also be a word."""
-    words = {"--augment.flip": ["--augment.flip", "True"], "--augment.no-flip": ["--augment.flip", "False"]}
-    plain = list[str]()
-    for i, arg in enumerate(args):
-        valued = args[i + 1 : i + 2] in (["True"], ["False"], ["auto"])
-        plain += [arg] if valued else words.get(arg, [arg])
-    return plain
-
-
-def _preset(name: str) -> dict[str, Any]:
-    """The fields of [augment] that a preset sets."""
-    if name == "default":  # sets none, so that reading most jobs imports nothing of dataio
-        return {}
-    from thawline.dataio.pixels.spec import PRESETS
-
-    return PRESETS[name]
 
 
 def _absolute(path: str) -> str:

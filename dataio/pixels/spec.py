@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from math import ceil, inf
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from thawline.dataio.errors import SpecError, quoted
+from thawline.dataio.ranges import Range, between, check
 
 Presize = Literal["crop", "squish", "pad"]
 Border = Literal["reflect", "replicate", "constant"]
@@ -28,79 +29,97 @@ PRESETS: dict[str, dict[str, Any]] = {
 """By name, the fields of an `ImageSpec` that differ from the defaults: `ImageSpec.preset("satellite")`."""
 
 
+_FACTOR = between(0.1, 10, "it is a factor; 1 is none")
+_PROBABILITY = between(0, 1, "it is a probability")
+_ALPHA = Range(lambda v: 0 <= v <= 100, "0 <= _ <= 100, where 0 is none", "it is a Beta distribution's alpha")
+SIDE = Range(lambda v: v >= 8, "_ >= 8", "nothing could be seen")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ImageSpec:
-    """What an image becomes: geometry, lighting and normalisation. Defaults are fastai's `aug_transforms`.
+class Sizes:
+    """Squares: the one that the model sees, and the one that augmentation works on."""
 
-    Training draws everything below at random for each sample, a function of (seed, epoch, id); validation takes the
-    centre and leaves the rest out. Raises SpecError on values that contradict one another.
-    """
-
-    size_px: int = 224
-    """Side of the square the model sees."""
+    size_px: Annotated[int, SIDE] = 224
+    """Side of the square that the model sees."""
     stages: tuple[tuple[float, int], ...] = ()
     """Progressive resizing: ((0, 128), (3, 224)) makes the side 128 from epoch 0 and 224 from epoch 3. Epochs may be
     fractions; the last side is size_px, which whoever uses the model afterwards goes by. Empty: size_px throughout."""
     presize_px: int = 460
-    """fastai's item size: the square that augmentation is thought to work on. Nothing is resampled to it here, since
+    """Side of the square that augmentation is thought to work on: fastai's item size. Nothing is resampled to it, since
     one warp goes straight from the decoded image to size_px; it only has to be large enough to make that honest."""
     presize: Presize = "crop"
     """How a rectangle becomes the square: crop (random in training), squish, or pad with the border."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What training images go through; validation images never do. Defaults are fastai's `aug_transforms`."""
+
     flip: bool | Literal["auto"] = "auto"
     """Mirror left and right, with probability one half; without effect beside `dihedral`, which mirrors too. auto: yes,
     but images with points only where their manifest says which points change places (`swap`)."""
     dihedral: bool = False
     """One of the square's eight symmetries, quarter turns and mirrors, each equally likely; images with points need
     `swap` for it. (fastai's flip_vert leaves half of the images alone and draws for the other half.)"""
-    rotate_deg: float = 10.0
+    rotate_deg: Annotated[float, between(0, 180, "it is in degrees, either way")] = 10.0
     """Rotate by up to this, either way."""
-    min_zoom: float = 1.0
+    min_zoom: Annotated[float, _FACTOR] = 1.0
     """Zoom by this to `max_zoom`, about a random point; below 1 shrinks the image into its border."""
-    max_zoom: float = 1.1
+    max_zoom: Annotated[float, _FACTOR] = 1.1
     """The most to zoom in by; 1 is none."""
-    max_warp: float = 0.2
+    max_warp: Annotated[float, between(0, 0.5, "it is a part of half the side; above 0.5 the image folds over")] = 0.2
     """Perspective: tilt each axis by up to this, as a part of half the side."""
-    p_affine: float = 0.75
-    """Probability of each of rotation, zoom and perspective."""
-    max_lighting: float = 0.2
+    max_lighting: Annotated[float, between(0, 0.9, "it is a share; 0 is none")] = 0.2
     """Brightness and contrast: how far from neutral."""
-    max_saturation: float = 0.0
+    max_saturation: Annotated[float, between(0, 0.9, "it is a share; 0 is none")] = 0.0
     """Saturation: how far from the image's own colours. Zero in fastai's `aug_transforms`, which has it apart."""
-    p_lighting: float = 0.75
+    p_affine: Annotated[float, _PROBABILITY] = 0.75
+    """Probability of each of rotation, zoom and perspective."""
+    p_lighting: Annotated[float, _PROBABILITY] = 0.75
     """Probability of each of brightness, contrast and saturation."""
-    min_scale: float = 1.0
-    """Below 1: a random resized crop of at least this share of the area, its aspect within `ratio`; a side
-    that would be longer than the square's is cut."""
+    min_scale: Annotated[float, between(0.01, 1, "it is a share of the area; 1 is the whole")] = 1.0
+    """Below 1: a random resized crop of at least this share of the area, its aspect within `ratio`; a side that would
+    be longer than the square's is cut."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect (width / height) of the random resized crop."""
+    """Aspect (width / height) of the random resized crop: the least and the largest."""
     border: Border = "reflect"
     """What lies outside the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """How two training images become mixtures of both: see `dataio.stream.mix`."""
+
+    mixup: Annotated[float, _ALPHA] = 0.0
+    """alpha of the Beta distribution by which two images are blended; 0 = never."""
+    cutmix: Annotated[float, _ALPHA] = 0.0
+    """alpha of the same for a rectangle of one image pasted into another; 0 = never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec(Augmentation, Sizes):
+    """What an image becomes: geometry, lighting and normalisation.
+
+    Training draws everything of `Augmentation` at random for each sample, a function of (seed, epoch, id); validation
+    takes the centre and leaves the rest out. Raises SpecError on values out of range or that contradict one another.
+    """
+
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted per channel, in [0, 1] units: what the backbone was trained with."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Divided by, per channel."""
 
     def __post_init__(self) -> None:
-        if self.size_px < 8:
-            raise SpecError(f"size_px={self.size_px} is below 8: nothing could be seen; give size_px >= 8")
+        check(self, SpecError)
         if self.presize_px < self.size_px:
             raise SpecError(
                 f"presize_px={self.presize_px} is smaller than size_px={self.size_px}: the warp would invent "
                 f"pixels; give presize_px >= {self.size_px}"
             )
-        _one_of("presize", self.presize, ("crop", "squish", "pad"))
+        _one_of("presize", self.presize, get_args(Presize))
         if self.flip not in (True, False, "auto"):
             raise SpecError(f"flip={quoted(repr(self.flip))} is not known: give True, False or 'auto'")
-        _one_of("border", self.border, ("reflect", "replicate", "constant"))
-        _within("rotate_deg", self.rotate_deg, 0, 180, "degrees either way")
-        _within("min_zoom", self.min_zoom, 0.1, 10, "a factor; 1 is none")
-        _within("max_zoom", self.max_zoom, 0.1, 10, "a factor; 1 is none")
-        _within("max_warp", self.max_warp, 0, 0.5, "a part of half the side; above .5 the image folds over")
-        _within("max_lighting", self.max_lighting, 0, 0.9, "a share; 0 is none")
-        _within("max_saturation", self.max_saturation, 0, 0.9, "a share; 0 is none")
-        _within("p_affine", self.p_affine, 0, 1, "a probability")
-        _within("p_lighting", self.p_lighting, 0, 1, "a probability")
-        _within("min_scale", self.min_scale, 0.01, 1, "a share of the area; 1 is the whole")
+        _one_of("border", self.border, get_args(Border))
         self._check_zoom()
         self._check_stages()
         if not 0 < self.ratio[0] <= self.ratio[1] < inf:
@@ -181,11 +200,6 @@ class ImageSpec:
     def size_at(self, epoch: float) -> int:
         """Side in pixels of a training image at an epoch >= 0, fractions included."""
         return [side for start, side in self.stages or ((0, self.size_px),) if start <= epoch][-1]
-
-
-def _within(name: str, value: float, low: float, high: float, meaning: str) -> None:
-    if not low <= value <= high:  # catches NaN too
-        raise SpecError(f"{name}={value} lies outside [{low}, {high}] ({meaning}): give a value within")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -18,9 +18,10 @@ import yaml
 from tests.kit.nvml import Nvml, install
 from tests.kit.prometheus import DEPLOY, ask, serving, settings, wait_for
 from thawline.cluster.job import job as jobs
-from thawline.cluster.job.job import Augment, Checkpoint, Data, Fit, Job, Metrics, Model
+from thawline.cluster.job.job import Augment, Checkpoint, Data, Fit, Job, Model
 from thawline.cluster.observe.discovery import Directory, targets_file
 from thawline.cluster.observe.exporter import Exporter
+from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.run import run as life
 from thawline.cluster.run.folder import run_dir
 from thawline.dataio.table.manifest import Manifest

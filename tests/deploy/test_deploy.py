@@ -21,7 +21,7 @@ import thawline
 from tests.kit import deploy_checks as checks
 from tests.kit import deploy_commands as commands
 from tests.kit.prometheus import promtool
-from thawline.cluster.job.job import Metrics
+from thawline.cluster.observe.settings import Metrics
 
 DEPLOY, ROOT = checks.DEPLOY, checks.DEPLOY.parent
 MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))

@@ -19,6 +19,7 @@ from tests.kit.runs import digits_manifest, thawline, write_job
 from tests.kit.toy import learner, loaders, same, snapshot
 from thawline.cluster.cli import main
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import Job
 from thawline.cluster.run.run import job_learner
 from thawline.trainer.context import LocalContext
@@ -277,7 +278,7 @@ def test_a_curve_that_tells_nothing_gets_a_sentence(losses: list[float], told: s
     advised = re.findall(r"(--[a-z.-]+)(?: ([0-9e-]+))?", str(caught.value))
     assert advised, "what to do next"
     for flag, value in advised:
-        assert jobs.override(Job(), [flag, value or "128"]) != Job(), "what the command takes"
+        assert override(Job(), [flag, value or "128"]) != Job(), "what the command takes"
 
 
 def test_a_fall_of_two_steps_is_none() -> None:
@@ -389,7 +390,7 @@ def test_the_verb_prints_what_the_finder_finds_and_leaves_only_the_plot(job: Pat
     flags = ["--fit.recipe", "fine_tune", "--data.global_batch", "8"]
     ran = thawline("lr-find", job, "--out", out, *flags)
     assert ran.returncode == 0, ran.stderr
-    with closing(job_learner(jobs.check(jobs.override(jobs.load(job), flags)), LocalContext())) as learn:
+    with closing(job_learner(jobs.check(override(jobs.load(job), flags)), LocalContext())) as learn:
         found = lr_find(learn, lr=slice(1.0), freeze_to=-1)
     printed = json.loads(ran.stdout)
     assert printed.pop("phase") == "frozen"

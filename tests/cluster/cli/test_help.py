@@ -127,7 +127,7 @@ def test_a_shell_completes_verbs_options_and_choices(tmp_path: Path) -> None:
         (Job(manifest="a.parquet", fit=Fit(lr=(1e-6, 1e-4))), 'manifest = "a.parquet"\n\n[fit]\nlr = [\n    1e-06,'),
         (
             replace(Job(), augment=Augment(preset="plain", flip=False, rotate_deg=0.0, max_zoom=1.0)),
-            "[augment]\npreset",
+            "[augment]\nmax_warp = 0.2",
         ),
         (Job(phases=(PhaseJob(epochs=1.0), PhaseJob(steps=3, lr="find"))), "phases = [\n    { epochs = 1.0 },"),
     ],

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from thawline.cluster.errors import JobError
-from thawline.cluster.job.job import Augment, Data, Fit, Job, Optim, PhaseJob, check, override
+from thawline.cluster.job.flags import override
+from thawline.cluster.job.job import Augment, Data, Fit, Job, Optim, PhaseJob, check
 
 JOB = Job(manifest="pets.parquet")
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.kit.images import grown
 from thawline.cluster.errors import JobError
+from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import (
     Augment,
     Checkpoint,
@@ -26,7 +27,6 @@ from thawline.cluster.job.job import (
     from_dict,
     from_toml,
     load,
-    override,
     resolved,
     to_toml,
 )
@@ -62,6 +62,32 @@ def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
         file.write_text(to_toml(one), encoding="utf-8")
         assert from_toml(file) == one
     assert not {"pct_start", "std"} & {line.split(" ")[0] for line in to_toml(job).splitlines()}
+
+
+BEFORE = """
+name = "run"\nmanifest = "a.parquet"\nstorage = "runs"\nseed = 42\nworkers = 1\ndevice = "auto"\nlog_every = 10
+failures = 3\npreemptions = -1\nphases = []
+[data]\nsize_px = 224\nstages = []\npresize_px = 460\nglobal_batch = 64\nengine = "auto"\nthreads = 0\nvalid = ""
+root = ""\npresize = "crop"\nmax_quarantined = 0.01\ncache = ""\ncache_gib = 100.0
+[augment]\npreset = "default"\nflip = "auto"\ndihedral = false\nrotate_deg = 10.0\nmin_zoom = 1.0\nmax_zoom = 1.1
+max_warp = 0.2\nmax_lighting = 0.2\nmax_saturation = 0.0\np_affine = 0.75\np_lighting = 0.75\nmin_scale = 1.0
+ratio = [0.75, 1.3333333333333333]\nborder = "reflect"\nmixup = 0.0\ncutmix = 0.0
+[model]\nname = "resnet34"\nweights = "imagenet"\ndropout = 0.5
+[fit]\nrecipe = "fine_tune"\nepochs = 5\nfrozen_epochs = 1\nlr = 0.003\nwarmup = 0.0\nprecision = "auto"
+accumulate = 1\nema = 0.0\nlabel_smoothing = 0.0\ncompile = "off"\nbatch_norm = "train"\nmetrics = []
+[optim]\nname = "adamw"\nengine = "torch"\nweight_decay = 0.01\nmomentum = 0.9\nnesterov = false\nbeta2 = 0.99
+eps = 1e-05
+[checkpoint]\nevery_s = 60.0\nkeep = 3\nbest = ""
+[metrics]\nport = 9400\nhost = "127.0.0.1"\nsd_port = 9399
+[cluster]\ncpus_per_worker = 1.0\naccelerator_type = ""\nplacement = "pack"\nwait_s = 0.0\nstart_s = 30.0
+resize_s = 30.0\nfirst_step_s = 1800.0\nhang_s = 180.0\nresources = {}
+"""
+"""What to_toml wrote of a job with all defaults before settings stood beside their owners."""
+
+
+def test_the_keys_and_defaults_of_a_job_are_those_of_runs_that_go_on() -> None:
+    assert from_dict(tomllib.loads(BEFORE)) == Job(manifest="a.parquet")
+    assert tomllib.loads(to_toml(Job(manifest="a.parquet"))) == tomllib.loads(BEFORE)
 
 
 def test_absent_fields_have_their_defaults_and_whole_numbers_become_floats() -> None:

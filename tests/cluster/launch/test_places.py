@@ -10,9 +10,11 @@ import pytest
 from thawline.cluster.driver import Watcher
 from thawline.cluster.errors import JobError, LaunchError
 from thawline.cluster.job import job as jobs
-from thawline.cluster.job.job import Cluster, Job
+from thawline.cluster.job.flags import override
+from thawline.cluster.job.job import Job
 from thawline.cluster.jobs import log_records
 from thawline.cluster.launch.room import choose_device, places
+from thawline.cluster.launch.settings import Cluster
 
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0, "accelerator_type:H100": 1.0}
 
@@ -66,7 +68,7 @@ def test_workers_may_be_a_number_or_two() -> None:
         job = jobs.check(jobs.from_dict({"manifest": "a.parquet"} | tomllib.loads(given)))
         assert (job.least_workers, job.most_workers) == (least, most)
         assert jobs.from_dict(tomllib.loads(jobs.to_toml(job))) == job
-    parsed = jobs.override(Job(manifest="a.parquet"), ["--workers", "2", "6"])
+    parsed = override(Job(manifest="a.parquet"), ["--workers", "2", "6"])
     assert parsed.workers == (2, 6)
     for pair in ((3, 2), (0, 2)):
         with pytest.raises(JobError, match="workers="):

@@ -14,10 +14,11 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from thawline.cluster.errors import LaunchError
-from thawline.cluster.job.job import Cluster, Job
+from thawline.cluster.job.job import Job
 from thawline.cluster.launch import ray_policies
 from thawline.cluster.launch.board import Board
 from thawline.cluster.launch.ray_policies import Budget, Places
+from thawline.cluster.launch.settings import Cluster
 
 
 class World:

@@ -30,7 +30,9 @@ from tests.kit.runs import (
 )
 from thawline.cluster.errors import LaunchError
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.flags import override
 from thawline.cluster.launch.launch import in_process
+from thawline.cluster.observe.settings import Metrics
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.trainer.checkpoints import format as checkpoint
@@ -242,7 +244,7 @@ def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch:
 
 def test_tiny_learns_digits_without_anybodys_weights(tmp_path: Path, manifest: Path) -> None:
     flags = ["--model.name", "tiny", "--model.weights", "imagenet", "--fit.lr", "1e-2", "--fit.epochs", "4"]
-    made = in_process(jobs.override(jobs.from_toml(write_job(tmp_path, manifest)), flags))
+    made = in_process(override(jobs.from_toml(write_job(tmp_path, manifest)), flags))
     assert (made["status"], made["model"]) == ("finished", "tiny")
     images, error = counted_error_rate(tmp_path / "runs/run")
     assert images == VALID
@@ -346,7 +348,7 @@ def test_a_checkpoint_of_another_job_is_not_taken(
 def test_an_address_that_is_not_here_is_refused(tmp_path: Path, manifest: Path) -> None:
     job = loaded(tmp_path, manifest)
     with pytest.raises(LaunchError, match=r"metrics\.host='192\.0\.2\.1'.*0\.0\.0\.0"):
-        in_process(replace(job, metrics=jobs.Metrics(host="192.0.2.1")))
+        in_process(replace(job, metrics=Metrics(host="192.0.2.1")))
 
 
 def test_signals_are_left_as_they_were(tmp_path: Path, manifest: Path) -> None:

@@ -1,0 +1,69 @@
+"""In which range does a setting lie? A `Range` stands beside its field, and `check` reads those of a whole dataclass.
+
+    eps: Annotated[float, POSITIVE] = 1e-5
+
+What two fields may not be together is their owner's to say.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from math import inf
+from typing import Any, get_type_hints
+
+from thawline.dataio.errors import quoted
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which values a field may have. None always passes; of a tuple, each value must."""
+
+    holds: Callable[[Any], bool]
+    give: str
+    """What to give, such as "_ >= 1": _ stands for the field's name."""
+    why: str
+    """What would happen outside, or what the value is."""
+
+
+def between(low: float, high: float, why: str) -> Range:
+    """low and high themselves pass."""
+    return Range(lambda v: low <= v <= high, f"{low:g} <= _ <= {high:g}", why)
+
+
+def at_least(low: float, why: str) -> Range:
+    """`low` itself passes, infinity does not."""
+    return Range(lambda v: low <= v < inf, f"_ >= {low:g}", why)
+
+
+def above_zero(why: str, give: str = "a finite number above 0") -> Range:
+    """Neither 0 nor infinity passes."""
+    return Range(lambda v: 0 < v < inf, give, why)
+
+
+def below_one(why: str) -> Range:
+    """A share of which the whole does not pass."""
+    return Range(lambda v: 0 <= v < 1, "0 <= _ < 1", why)
+
+
+def given(give: str, why: str) -> Range:
+    """Anything but nothing."""
+    return Range(bool, give, why)
+
+
+def check(settings: Any, error: type[Exception], *, where: str = "") -> None:
+    """Raises `error` for the first field whose value lies outside its range, in nested dataclasses too.
+
+    where: what stands before the names of fields, such as "optim.".
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            check(value, error, where=f"{where}{name}.")
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        for i, part in enumerate(values):
+            if is_dataclass(part):
+                check(part, error, where=f"{where}{name}[{i}].")
+        for limits in getattr(hint, "__metadata__", ()):
+            if isinstance(limits, Range) and not all(part is None or limits.holds(part) for part in values):
+                give = limits.give.replace("_", f"{where}{name}", 1)
+                raise error(f"{where}{name}={quoted(repr(value))} is out of range: {limits.why}; give {give}")
