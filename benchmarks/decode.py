@@ -17,7 +17,7 @@ from nvidia.dali import Pipeline
 from thawline.benchmarks.harness import DeviceName, check_positive, measure, open_device, repeat, report, say
 from thawline.benchmarks.photos import write_photos
 from thawline.benchmarks.presize import HEIGHT, SEED, WIDTH, Jpegs
-from thawline.dataio.stream.loader import default_threads
+from thawline.dataio.stream.renderer import default_threads
 
 QUESTION = "how fast are JPEGs decoded here, with nothing behind it?"
 

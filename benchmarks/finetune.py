@@ -33,7 +33,8 @@ from thawline.benchmarks.harness import (
     torch_threads,
 )
 from thawline.dataio.samples import write_digits
-from thawline.dataio.stream.loader import EngineName, default_threads, loaders
+from thawline.dataio.stream.loader import loaders
+from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.splits import Sides, Splitter
 from thawline.models.bodies import create
 from thawline.trainer.learner import Learner

@@ -40,7 +40,7 @@ from thawline.benchmarks.step import CLASSES, LR, defaults, noise, prepared, ste
 from thawline.cluster.observe.exporter import Exporter
 from thawline.dataio.batch import ImageBatch
 from thawline.dataio.hashing import hash64
-from thawline.dataio.stream.loader import default_threads
+from thawline.dataio.stream.renderer import default_threads
 from thawline.trainer import optim
 from thawline.trainer.checkpoints import format as checkpoint
 from thawline.trainer.checkpoints.saver import snapshot

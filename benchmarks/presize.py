@@ -40,7 +40,7 @@ from thawline.dataio.pixels.geometry import Floats, Geometry
 from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import Border, ImageSpec
 from thawline.dataio.pixels.work import Work
-from thawline.dataio.stream.loader import default_threads
+from thawline.dataio.stream.renderer import default_threads
 from thawline.trainer.step.step import choose_precision
 
 QUESTION = "what does one image cost from JPEG bytes to normalised tensor, and how good are its pixels?"
@@ -247,7 +247,7 @@ def make_engine(name: str, spec: ImageSpec, *, max_batch: int, **common: Any) ->
         return ReferenceEngine(spec, **common)
     from thawline.dataio.pixels.dali import DaliEngine
 
-    return DaliEngine(spec, max_batch=max_batch, target=(np.dtype(np.int64), 0), **common)
+    return DaliEngine(spec, max_batch=max_batch, **common)
 
 
 def rendered(engine: Any, work: Work, spec: ImageSpec) -> Floats:

@@ -19,7 +19,7 @@ from thawline.benchmarks.harness import DeviceName, check_positive, open_device,
 from thawline.benchmarks.step import defaults, prepared, stepping
 from thawline.benchmarks.train import CLASSES, DataName, make_loader
 from thawline.dataio.batch import Batch
-from thawline.dataio.stream.loader import default_threads
+from thawline.dataio.stream.renderer import default_threads
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.reduction import Compile
 from thawline.trainer.step.step import PrecisionName, choose_precision

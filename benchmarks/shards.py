@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from thawline.benchmarks.harness import check_positive, measure, report, say, spread
 from thawline.dataio.reading.packing import pack
 from thawline.dataio.reading.shards import open_reader
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest, build
 
 QUESTION = "how fast do packed bytes reach DALI's input on one core, and does the heap stay as it is?"
@@ -94,7 +94,7 @@ def one_core() -> Iterator[None]:
 def batches(manifest: Manifest, *, batch: int) -> Callable[[], list[NDArray[np.uint8]]]:
     """The encoded files of one step after the other, each kept alive for `_ALIVE` calls."""
     part, reader, steps = manifest.part("train"), open_reader(manifest), count()
-    plan = Plan(n=len(part), global_batch=batch, seed=SEED)
+    plan = Training(n=len(part), global_batch=batch, seed=SEED)
     alive: deque[list[NDArray[np.uint8]]] = deque(maxlen=_ALIVE)
 
     def following() -> list[NDArray[np.uint8]]:

@@ -24,7 +24,7 @@ from thawline.benchmarks.harness import (
     torch_threads,
 )
 from thawline.dataio.batch import ImageBatch
-from thawline.dataio.stream.loader import default_threads
+from thawline.dataio.stream.renderer import default_threads
 from thawline.models.bodies import create
 from thawline.models.groups import freeze
 from thawline.trainer import optim

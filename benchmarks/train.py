@@ -30,7 +30,9 @@ from thawline.benchmarks.photos import write_photos
 from thawline.benchmarks.step import LR, defaults, noise, prepared, training
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.samples import write_digits
-from thawline.dataio.stream.loader import EngineName, ImageLoader, default_threads, split_loader
+from thawline.dataio.stream.loader import ImageLoader, split_loader
+from thawline.dataio.stream.plan import Once
+from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.verify import check_files
 from thawline.trainer.learner import Learner
@@ -103,29 +105,38 @@ def make_loader(
     return split_loader(manifest, ImageSpec(size_px=size_px, presize_px=presize_px), "train", **options)
 
 
+def _first(loader: ImageLoader) -> ImageLoader:
+    """A batch of the loader's samples to validate on, with its engine and files."""
+    order = Once(n=min(loader.samples, loader.global_batch), global_batch=loader.global_batch)
+    part = replace(loader.part, rows=loader.part.rows[: order.n])
+    return replace(loader, order=order, source=replace(loader.source, order=order, part=part), borrowed=True)
+
+
 def _timings(
     loader: ImageLoader, model: str, *, precision: PrecisionName, steps: int, repeats: int
 ) -> tuple[dict[str, Timing], list[float]]:
     """Of "loader", "step" and "run"; and the run's share of waiting for data, one a repeat."""
-    device, batch, classes = loader.device, loader.global_batch, len(loader.classes)
+    device, batch, classes = loader.renderer.device, loader.global_batch, len(loader.classes)
 
     def timed(call: Callable[[], object]) -> Timing:
         calls = partial(repeat, call, steps)
         return measure(calls, images_per_call=steps * batch, device=device, warmup=WARMUP, repeats=repeats)
 
-    say(f"measuring the loader ({loader.engine}: {loader.choice.reason})")
-    stream = loader.stream()
-    timings = {"loader": timed(lambda: next(stream))}
-    loader.close()
+    def alone() -> Timing:
+        stream = loader.stream()
+        return timed(lambda: next(stream))
+
+    say(f"measuring the loader ({loader.engine}: {loader.renderer.choice.reason})")
+    timings = {"loader": alone()}
     say(f"measuring the step ({model}, batch {batch} at {loader.spec.size_px} px)")
-    data = noise(batch, loader.spec.size_px, classes, device=device, dtype=loader.dtype)
+    data = noise(batch, loader.spec.size_px, classes, device=device, dtype=loader.renderer.dtype)
     network = prepared(model, classes, device=device, size_px=loader.spec.size_px)
     timings["step"] = timed(training(network, data, precision=choose_precision(precision, device)))
     say("measuring the run")
     learner = Learner(
         prepared(model, classes, device=device, size_px=loader.spec.size_px),
-        replace(loader),
-        replace(loader, part=replace(loader.part, rows=loader.part.rows[:batch]), train=False),
+        loader,
+        _first(loader),
         precision=precision,
         log_every=steps,
         sinks=[clock := _Clock()],

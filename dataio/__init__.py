@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from thawline.dataio.pixels.spec import ImageSpec
     from thawline.dataio.reading.packing import pack
     from thawline.dataio.show import explain, show_batch
-    from thawline.dataio.stream.loader import ImageLoader, choose_engine, loaders, split_loader
+    from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.stream.renderer import choose_engine
     from thawline.dataio.table.labels import (
         by_column,
         by_function,
@@ -34,8 +35,9 @@ __getattr__ = late(
         "thawline.dataio.pixels.spec": "ImageSpec",
         "thawline.dataio.reading.packing": "pack",
         "thawline.dataio.show": "explain show_batch",
-        "thawline.dataio.stream.loader": "ImageLoader choose_engine loaders split_loader",
+        "thawline.dataio.stream.loader": "ImageLoader loaders split_loader",
         "thawline.dataio.stream.mix": "Mix",
+        "thawline.dataio.stream.renderer": "choose_engine",
         "thawline.dataio.table.labels": (
             "by_column by_function by_parent by_regex label mask_path points_by_columns points_by_function"
         ),

@@ -36,7 +36,7 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     corners = np.array([[[0, 0], [size, 0], [size, size], [0, size]]], np.float64)
     seen = project(matrix[None], corners)[0]
     batch = next(loader.stream())
-    epoch = f"epoch {position // loader.samples}, " if loader.train else ""
+    epoch = f"epoch {position // loader.samples}, " if loader.order.endless else ""
     lines = [
         f"{side} sample: {epoch}position {position}, id {work.ids[0]}",
         f"  file       {work.paths[0]}  {len(work.encoded[0]):,} bytes",
@@ -49,25 +49,25 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
         *([f"  mirrored   {_mirror_words(loader, geometry)}"] if loader.task == "points" else []),
         *([f"  saturation {saturation:.3f}"] if spec.max_saturation else []),
         f"  lighting   y = {scale:.3f} x {'+' if shift >= 0 else '-'} {abs(shift):.3f}, then (y - mean) / std",
-        f"engine: {loader.engine} on {loader.device} ({loader.choice.reason})",
+        f"engine: {loader.engine} on {loader.renderer.device} ({loader.renderer.choice.reason})",
         f"batch: images {_shape(batch.inputs)} channels_last, mean {batch.inputs.float().mean():.3f}, "
         f"std {batch.inputs.float().std():.3f}",
         f"       targets {_shape(batch.targets)}, ids {_shape(batch.ids)}",
         f"split: {loader.samples:,} samples, {len(loader.classes)} classes; global batch {loader.global_batch}"
-        + (f", {loader.steps(1)} steps an epoch" if loader.train else ""),
+        + (f", {loader.steps(1)} steps an epoch" if loader.order.endless else ""),
     ]
     return "\n".join(lines)
 
 
 def _work(loader: ImageLoader, position: int, side: str) -> Work:
     """What is rendered at a position. Raises ManifestError."""
-    if position < 0 or (position >= loader.samples and not loader.train):
-        most = "" if loader.train else f" to {loader.samples - 1:,}"
+    if position < 0 or (position >= loader.samples and not loader.order.endless):
+        most = "" if loader.order.endless else f" to {loader.samples - 1:,}"
         raise ManifestError(
             f"position {position:,} is not in the {side} split of {loader.samples:,} images, so there is nothing to "
             f"explain: give 0{most or ' or more'}"
         )
-    work = loader.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
+    work = loader.source.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
     if not len(work.ids):
         lost = loader.quarantined[int(loader.part.ids[position])]
         raise ManifestError(
@@ -156,7 +156,7 @@ def _mirror_words(loader: ImageLoader, geometry: Geometry) -> str:
     """Whether the first sample is a mirror image, and whose names that changes."""
     if not geometry.mirrored[0]:
         return "no"
-    pairs = [f"{one} and {other}" for one, other in loader.swap or ()]
+    pairs = [f"{one} and {other}" for one, other in loader.source.manifest.swap or ()]
     return f"yes: {', '.join(pairs)} change places" if pairs else "yes"
 
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from thawline.dataio.pixels.spec import ImageSpec
     from thawline.dataio.reading.packing import pack
     from thawline.dataio.show import explain, show_batch
-    from thawline.dataio.stream.loader import ImageLoader, choose_engine, loaders, split_loader
+    from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.stream.renderer import choose_engine
     from thawline.dataio.table.labels import (
         by_column,
         by_function,

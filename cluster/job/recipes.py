@@ -6,7 +6,7 @@ from typing import Any
 
 from thawline.cluster.job.checks import TAKES
 from thawline.cluster.job.job import Fit, Job, PhaseJob
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.trainer.schedule.phases import (
     Find,
     Phase,
@@ -33,7 +33,7 @@ def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
     if not any(table.size_px for table in job.phases):
         return ()
     batch = job.data.global_batch
-    plan = Plan(n=samples, global_batch=batch, seed=job.seed)
+    plan = Training(n=samples, global_batch=batch, seed=job.seed)
     step, size_px = 0, job.data.size_px
     found: list[tuple[float, int]] = []
     for table in job.phases:

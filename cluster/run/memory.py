@@ -42,10 +42,10 @@ def check_memory(
     ranks_here: that train on this machine. kept_bytes: of a training image, by the forward pass (see
     `kept_by_forward`). tell: takes a sentence on images that are large for any machine.
     """
-    device = loaders[0].device
+    device = loaders[0].renderer.device
     free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     ranks_here, place = (ranks_here, "machine") if device.type == "cpu" else (1, "GPU")
-    kept = [kept_bytes if loader.train else 0.0 for loader in loaders]
+    kept = [kept_bytes if loader.order.endless else 0.0 for loader in loaders]
     if all(_roomy(*each, free / ranks_here) for each in zip(loaders, kept, strict=True)):
         return
     needs = [_Needs(*each) for each in zip(loaders, kept, strict=True)]
@@ -63,7 +63,7 @@ def check_memory(
     share = (
         "" if worst.decoded(worst.batch) < 0.5 * worst.of(worst.batch) else f", most of it decoded pixels: {pictures}"
     )
-    remedy = f"give --data.global-batch {fits * worst.loader.world_size} or less"
+    remedy = f"give --data.global-batch {fits * worst.loader.order.world_size} or less"
     if fits < 2:
         remedy = "leave the largest out with `thawline index --max-pixels`, or train where there is more"
     raise LaunchError(
@@ -76,9 +76,9 @@ def _roomy(loader: ImageLoader, kept_bytes: float, free: float) -> bool:
     """Whether even a batch of the widest and highest image fits: of ten million rows, the rest would cost seconds."""
     table = loader.part.table
     width, height = (float(pc.max(table[name]).as_py() or 0) for name in ("width", "height"))
-    batch, copies = (loader.batch, 1) if loader.engine == "dali" else (max(1, loader.threads), _COPIES)
+    batch, copies = (loader.order.local_batch, 1) if loader.engine == "dali" else (loader.renderer.threads, _COPIES)
     each = _each(loader, kept_bytes)
-    return width * height < _LARGE_PX and 3 * width * height * batch * copies + loader.batch * each <= free
+    return width * height < _LARGE_PX and 3 * width * height * batch * copies + loader.order.local_batch * each <= free
 
 
 def _each(loader: ImageLoader, kept_bytes: float) -> float:
@@ -90,13 +90,13 @@ class _Needs:
     """What one rank's batches of a loader need, in bytes, by the images in them."""
 
     def __init__(self, loader: ImageLoader, kept_bytes: float) -> None:
-        self.loader, self.batch = loader, loader.batch
+        self.loader, self.batch = loader, loader.order.local_batch
         table, rows = loader.part.table, loader.part.rows
         sides = [table[name].fill_null(0).to_numpy()[rows].astype(np.float64) for name in ("width", "height")]
         area: NDArray[np.float64] = sides[0] * sides[1]
         first = int(area.argmax())
         self.pixels = int(area[first])
-        self.largest = loader.reader.where(loader.part.take(np.array([first])), 0)
+        self.largest = loader.source.reader.where(loader.part.take(np.array([first])), 0)
         self._mean, self._std = 3 * float(area.mean()), 3 * float(area.std())
         most = min(self.batch, len(area))
         self._sums = np.cumsum(3 * np.sort(np.partition(area, len(area) - most)[-most:])[::-1])
@@ -105,7 +105,7 @@ class _Needs:
     def decoded(self, batch: int) -> float:
         """Pixels of the source images that lie in memory together: as many as a batch may well hold."""
         if self.loader.engine == "reference":  # one after another, in each of its threads
-            return _COPIES * 3.0 * self.pixels * min(batch, max(1, self.loader.threads))
+            return _COPIES * 3.0 * self.pixels * min(batch, max(1, self.loader.renderer.threads))
         likely = batch * self._mean + _SPREAD * self._std * batch**0.5 + 3.0 * self.pixels
         return float(min(likely, self._sums[min(batch, len(self._sums)) - 1])) if batch else 0.0
 

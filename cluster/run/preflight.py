@@ -37,7 +37,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
     import torch
 
     from thawline.cluster.launch.launch import check_gpus, choose_device
-    from thawline.dataio.stream.loader import choose_engine
+    from thawline.dataio.stream.renderer import choose_engine
     from thawline.trainer.step.step import choose_precision
 
     if here:

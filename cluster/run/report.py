@@ -91,11 +91,10 @@ def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
     """Validation images as the model saw them, titled prediction / truth, red where they differ."""
     by_id = {row["id"]: row for row in outcomes.take(which).to_pylist()}
-    work = valid.work(np.searchsorted(valid.part.ids, list(by_id)))
+    work = valid.source.work(np.searchsorted(valid.part.ids, list(by_id)))
     rows = [by_id[int(number)] for number in work.ids]  # a file may have gone since it was predicted
-    engine = ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1)
-    (batch,) = engine.run(iter([work]))
-    engine.close()
+    with ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1) as engine:
+        (batch,) = engine.run(iter([work]))
     titles = [f"{_words(row['prediction'])} / {_words(row['target'])}" for row in rows]
     colours = ["#1a7f37" if row["prediction"] == row["target"] else "#c62828" for row in rows]
     return grid(list(denormalise(batch.inputs, valid.spec)), titles, cols=8, colours=colours)

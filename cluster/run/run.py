@@ -34,8 +34,9 @@ from thawline.dataio.errors import DataError
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
-from thawline.dataio.stream.loader import ImageLoader, default_threads, loaders, split_loader
+from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
 from thawline.dataio.stream.mix import Mix
+from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table import census
 from thawline.dataio.table.splits import SIDES
 from thawline.models.bodies import normalisation
@@ -396,7 +397,7 @@ def _description(job: Job, context: RunContext, learner: Learner) -> str:
         f"{job.name}: {job.model.name} ({getattr(learner.model, 'origin', 'given')}), "
         f"{learner.train.samples:,} training and {learner.valid.samples:,} validation images in "
         f"{len(learner.train.classes)} classes; {context.world_size} worker(s) on {context.device.type}, "
-        f"{learner.precision.name}; {learner.train.engine}: {learner.train.choice.reason}"
+        f"{learner.precision.name}; {learner.train.engine}: {learner.train.renderer.choice.reason}"
     )
 
 

@@ -81,6 +81,10 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _sent(values: object, device: torch.device) -> Tensor:
-    """(n, k) numbers as (n, 1, 1, k) float32 on the device, without waiting for it."""
-    tensor = torch.as_tensor(values, dtype=torch.float32)[:, None, None]
+    """(n, k) numbers as (n, 1, 1, k) float32 on the device."""
+    return sent(torch.as_tensor(values, dtype=torch.float32)[:, None, None], device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -22,9 +22,9 @@ from nvidia.dali import Pipeline, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 from torch.utils.dlpack import from_dlpack
 
-from thawline.dataio.batch import ImageBatch
+from thawline.dataio.batch import Closing, ImageBatch
 from thawline.dataio.errors import EngineError
-from thawline.dataio.pixels.colours import finish
+from thawline.dataio.pixels.colours import finish, sent
 from thawline.dataio.pixels.decoding import cause, decodable, known
 from thawline.dataio.pixels.geometry import SAMPLES
 from thawline.dataio.pixels.reference import decode
@@ -43,7 +43,6 @@ _KINDS: dict[str, tuple[Any, int]] = {  # DALI type and dimensions of a sample's
     "encoded": (types.UINT8, 1),
     "start": (types.INT32, 1),  # of the window that is decoded: y, x
     "shape": (types.INT32, 1),  # height, width
-    "ids": (types.INT64, 0),
     "size": (types.FLOAT, 1),  # height, width of the output
     "filtered": (types.BOOL, 0),  # does it need a prefilter?
     "filter_px": (types.FLOAT, 1),  # height, width
@@ -62,7 +61,6 @@ def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
     to_window = np.tile(np.eye(3), (len(work.ids), 1, 1))
     inputs: dict[str, Any] = {
         "encoded": work.encoded,
-        "ids": work.ids,
         "size": np.full((len(work.ids), 2), work.size_px, np.float32),
         "filtered": geometry.prefilter_px[:, 0] > 0,
         "filter_px": np.maximum(geometry.prefilter_px, 1).astype(np.float32),
@@ -75,7 +73,7 @@ def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
     for k in range(len(SAMPLES)):
         inputs[f"homography{k}"] = np.ascontiguousarray(to_window @ geometry.sampled(k), np.float32)
     if work.masks is None:
-        return {**inputs, "targets": work.targets}
+        return inputs
     sizes = np.array([mask.shape for mask in work.masks])
     inputs["mask"] = [mask[..., None] for mask in work.masks]
     return {**inputs, "to_mask": np.ascontiguousarray(geometry.onto(sizes), np.float32)}
@@ -104,7 +102,8 @@ def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple
     else:
         mixed: dict[str, Any] = {"device": "mixed", "hw_decoder_load": HW_DECODER_LOAD}
         images = fn.decoders.image(fed["encoded"], output_type=types.RGB, **mixed)
-        fed |= {name: fed[name].gpu() for name in ("mask", "targets") if name in fed}
+        if "mask" in fed:
+            fed["mask"] = fed["mask"].gpu()
     filtered = fed["filtered"]
     if filtered:
         source_images = fn.resize(images, size=fed["filter_px"], antialias=True, interp_type=types.INTERP_LINEAR)
@@ -126,7 +125,7 @@ def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple
         second = first
         third = first
     if "mask" not in fed:
-        return first, second, third, fed["targets"], fed["ids"]
+        return first, second, third
     mask = fn.experimental.warp_perspective(
         fn.reinterpret(fed["mask"], layout="HWC"),
         matrix=fed["to_mask"],
@@ -134,13 +133,15 @@ def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple
         fill_value=VOID,
         **warping,
     )
-    return first, second, third, fn.cast(mask, dtype=types.INT64), fed["ids"]
+    return first, second, third, fn.cast(mask, dtype=types.INT64)
 
 
-class DaliEngine:
-    """Renders work with DALI on the CPU or the GPU; tensors are handed over without a copy."""
+class DaliEngine(Closing):
+    """Renders work with DALI on the CPU or the GPU; tensors are handed over without a copy.
 
-    name = "dali"
+    Targets and ids stay outside, and meet their pixels again by first in, first out, as the geometry does that `finish`
+    needs. It would show if DALI broke that: in a batch of another number of samples, or in one too many at the end.
+    """
 
     def __init__(
         self,
@@ -150,11 +151,11 @@ class DaliEngine:
         dtype: torch.dtype,
         threads: int,
         max_batch: int,
-        target: tuple[np.dtype[Any], int] | None,
+        masks: bool = False,
         spent: dict[str, float] | None = None,
     ) -> None:
-        """spent: seconds by name; what `finish` takes is added to its "finish"."""
-        self._spec, self._dtype = spec, dtype
+        """masks: whether all work has masks, or none. spent: seconds by name; `finish` adds to its "finish"."""
+        self._spec, self._dtype, self._device, self._masks = spec, dtype, device, masks
         index = device.index if device.type == "cuda" else None  # to DALI, no index means no GPU
         if device.type == "cuda" and index is None:  # torch's current one
             index = torch.cuda.current_device()
@@ -163,12 +164,8 @@ class DaliEngine:
         kinds = _KINDS.copy()
         if not self._windowed:
             del kinds["start"], kinds["shape"]
-        if target is not None:
+        if not masks:
             del kinds["mask"], kinds["to_mask"]
-            kinds["targets"] = (
-                {np.dtype(np.int64): types.INT64, np.dtype(np.float32): types.FLOAT}[target[0]],
-                target[1],
-            )
         self._options: dict[str, Any] = {
             "spec": spec,
             "kinds": kinds,
@@ -179,7 +176,6 @@ class DaliEngine:
             "set_affinity": False,
             "exec_dynamic": True,  # outputs live as long as the tensors made from them
         }
-        self._masks = target is None
         self._spent = {"finish": 0.0} if spent is None else spent
         self._works: Iterator[Work] = iter(())
         # no_copy: DALI reads our arrays where they lie, so they must outlive its queues.
@@ -187,8 +183,8 @@ class DaliEngine:
         self._lent: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()
         self._fed: deque[Work] = deque()
         """Work that the pipeline has taken and not yet returned."""
-        self._pipe = self._built()
-        self.reusable = True
+        self._pipe: Pipeline | None = self._built()
+        self._under_way = False
 
     def _built(self) -> Pipeline:
         pipe: Pipeline = _pipeline(self._next, **self._options)
@@ -206,55 +202,93 @@ class DaliEngine:
         return tuple(inputs[name] for name in self._options["kinds"])
 
     def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
-        """One Batch a Work, in order. Once a run has ended, `reusable` says that another may begin.
+        """One batch a Work, in order; one run at a time, and whoever abandons one may begin another.
 
         A file that cannot be decoded breaks DALI's pipeline for good: it goes to `mend`, and a new pipeline takes up
-        the work that the old one had not returned. Without `mend` it raises EngineError.
+        the work that the old one had not returned. Without `mend` it raises EngineError, as it does once closed.
         """
+        pipe = self._ready()
         works = (sound for work in works if len((sound := _known(work, mend)).ids))
-        self._works, self.reusable = works, False
+        self._works, self._under_way = works, True
+        try:
+            while True:
+                try:
+                    outputs = pipe.run()
+                except StopIteration:
+                    self._under_way = False
+                    self._check_returned()
+                    return
+                except RuntimeError as error:
+                    self._works = chain(self._mended(error, mend), works)
+                    self._fed.clear()
+                    pipe = self._pipe = self._built()
+                    continue
+                yield self._batch(self._fed.popleft(), outputs)
+        finally:
+            self._works = iter(())  # its reading threads end with it
+
+    def _ready(self) -> Pipeline:
+        """The pipeline with nothing in its queues: what an abandoned run has left there is thrown away."""
+        if self._pipe is None:
+            raise EngineError("the engine is closed: it renders nothing any more; make another loader")
+        try:
+            while self._under_way:
+                self._pipe.run()
+        except StopIteration:
+            pass
+        except RuntimeError:  # a file that cannot be decoded
+            self._pipe = self._built()
         self._fed.clear()
         self._pipe.reset()
-        while True:
-            try:
-                *samples, targets, ids = self._pipe.run()
-            except StopIteration:
-                self.reusable = True
-                return
-            except RuntimeError as error:
-                index = self._options["device_id"]
-                again = [_without_broken(work, mend, device_id=index) for work in self._fed] if mend else []
-                if all(new is old for new, old in zip(again, self._fed, strict=False)):
-                    raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
-                self._works = chain([work for work in again if len(work.ids)], works)
-                self._fed.clear()
-                self._pipe = self._built()
-                continue
-            yield self._batch(self._fed.popleft(), samples, targets, ids)
+        return self._pipe
 
-    def _batch(self, work: Work, samples: Sequence[Any], targets: Any, ids: Any) -> ImageBatch:
-        warped, made = [from_dlpack(sample.as_tensor()) for sample in samples], from_dlpack(targets.as_tensor())
+    def _mended(self, error: RuntimeError, mend: Mend | None) -> list[Work]:
+        """The work that DALI had not returned when it failed, without what it failed over. Raises EngineError."""
+        index = self._options["device_id"]
+        again = [_without_broken(work, mend, device_id=index) for work in self._fed] if mend else []
+        if all(new is old for new, old in zip(again, self._fed, strict=False)):
+            raise EngineError(_readable(error, [work for work, _ in self._alive])) from error
+        return [work for work in again if len(work.ids)]
+
+    def _check_returned(self) -> None:
+        if self._fed:
+            raise EngineError(
+                f"DALI ended with {len(self._fed)} batches that it did not return: what came would have others' "
+                "targets; give engine='reference', and report this"
+            )
+
+    def _batch(self, work: Work, outputs: Sequence[Any]) -> ImageBatch:
+        made = [from_dlpack(output.as_tensor()) for output in outputs]
+        if len(made[0]) != len(work.ids):
+            raise EngineError(
+                f"DALI returned {len(made[0])} images where the next batch has {len(work.ids)}: they would get others' "
+                "targets; give engine='reference', and report this"
+            )
         began = perf_counter()
+        warped = made[: len(SAMPLES)]
         images = finish(warped, work.geometry, self._spec, dtype=self._dtype).permute(0, 3, 1, 2)
         self._spent["finish"] += perf_counter() - began
+        targets = made[-1].squeeze(-1) if self._masks else sent(torch.from_numpy(work.targets), self._device)
         if images.device.type == "cuda":
             # DALI takes its memory back when the last tensor over it goes, whatever torch's stream has still to do: so
             # it is held until an event says that the stream is past it, and nothing of it is handed on.
-            lent, made = [*warped, made], made.clone()
+            targets = targets.clone() if self._masks else targets
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-            self._lent.append((done, lent))
+            self._lent.append((done, made))
             while len(self._lent) > 1 and self._lent[0][0].query():  # type: ignore[no-untyped-call]
                 self._lent.popleft()
-        return ImageBatch(
-            inputs=images,
-            targets=made.squeeze(-1) if self._masks else made,
-            ids=from_dlpack(ids.as_tensor()),
-        )
+        return ImageBatch(inputs=images, targets=targets, ids=torch.from_numpy(work.ids))
 
     def close(self) -> None:
         """Let go of the pipeline's threads and memory."""
-        del self._pipe
+        self._pipe = None
+        self._works = iter(())
+        self._fed.clear()
+        self._alive.clear()
+        for done, _ in self._lent:
+            done.synchronize()
+        self._lent.clear()
 
 
 def _known(work: Work, mend: Mend | None) -> Work:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from thawline.dataio.batch import ImageBatch
+from thawline.dataio.batch import Closing, ImageBatch
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels.colours import finish
 from thawline.dataio.pixels.geometry import SAMPLES
@@ -86,11 +86,8 @@ def render_mask(work: Work, i: int, spec: ImageSpec) -> torch.Tensor:
     return (warp(mask, to_mask, size_px=work.size_px, border=spec.border, nearest=True)[..., 0] + VOID).long()
 
 
-class ReferenceEngine:
+class ReferenceEngine(Closing):
     """Renders work with torch, on the CPU; the finished batch is copied to `device`."""
-
-    name = "reference"
-    reusable = True
 
     def __init__(
         self,
@@ -107,7 +104,7 @@ class ReferenceEngine:
         self._spent = {"finish": 0.0} if spent is None else spent
 
     def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
-        """One Batch a Work, in order. Files that cannot be decoded go to `mend`; without one they raise EngineError."""
+        """One batch a Work, in order. Files that cannot be decoded go to `mend`; without one they raise EngineError."""
         for work in works:
             yield self._batch(work, mend)
 

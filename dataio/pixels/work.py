@@ -1,4 +1,4 @@
-"""What does an engine get to render? `Work`: the encoded bytes of a batch and its geometry, all numpy.
+"""What does an engine get to render, and what is an engine? `Work` is encoded bytes and geometry, all numpy.
 
 Made ahead of time in a few threads, since reading a file lets go of the interpreter lock. The order is the
 caller's: `read_ahead` changes when work is done, never which.
@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thawline.dataio.batch import ImageBatch
 from thawline.dataio.errors import ResourceError
 from thawline.dataio.pixels.geometry import Geometry
 
+AHEAD = 3
+"""Batches read ahead of the engine: the files of three batches hide a slow disk's latency."""
+READERS = 2
 LIMIT_S = 600.0
 """Of what is read ahead, a batch or a few files: no storage that answers at all takes so long."""
 
@@ -36,7 +40,7 @@ class Work:
     ids: NDArray[np.int64]
     """(n,)"""
     targets: NDArray[np.int64] | NDArray[np.float32]
-    """(n,), (n, C) or (n, K, 2): see targets.make_targets; not looked at where there are masks."""
+    """(n, ...): see targets.make_targets; not looked at where there are masks, which engines turn into targets."""
     size_px: int
     """The side of what the model sees."""
     positions: NDArray[np.int64]
@@ -47,6 +51,16 @@ class Work:
 
 Mend = Callable[[Work, dict[int, str]], Work]
 """(work, {place in it: reason}) -> the same positions without those files: the loader's part of surviving a bad one."""
+
+
+class Engine(Protocol):
+    """What renders work: DALI, or torch as its oracle."""
+
+    def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
+        """One batch a Work, in order; one run at a time, and whoever abandons one may begin another."""
+
+    def close(self) -> None:
+        """Give back threads and memory; more than once is no error."""
 
 
 def timed(items: Iterator[T], spent: dict[str, float], name: str) -> Iterator[T]:
@@ -66,7 +80,12 @@ def timed(items: Iterator[T], spent: dict[str, float], name: str) -> Iterator[T]
 
 
 def read_ahead(
-    make: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int, limit_s: float = LIMIT_S
+    make: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    ahead: int = AHEAD,
+    threads: int = READERS,
+    limit_s: float = LIMIT_S,
 ) -> Iterator[R]:
     """Yield make(item) for each item, in order, keeping up to `ahead` of them under way in `threads` threads.
 

@@ -1,12 +1,16 @@
-"""Which ids make step s? The pure, infinite order of training and the exact order of validation.
+"""Which samples make step s? The pure, infinite order of training and the exact order of validation.
 
 The training stream is endless: epoch permutations end to end. Stream position i is sample
 `permutation(seed, i // n)[i % n]`, so a batch may straddle two epochs, every batch has the same shape, and no
 sample is left out or repeated within an epoch. The whole state of a run's data is one integer, the cursor:
-samples consumed. Nothing here knows of files, threads or ranks' hardware.
+samples consumed. Nothing here knows of files, threads or hardware.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,37 +52,86 @@ def _offset(
     return (hash64(seed, epoch, round_, half) % np.uint64(modulus)).astype(np.int64)
 
 
-def part_bounds(count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The contiguous part [lo, hi) of `count` things that a rank takes; parts differ by at most one."""
-    return rank * count // world_size, (rank + 1) * count // world_size
+def part_bounds(things: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The contiguous part [lo, hi) of so many things that a rank takes; parts differ by at most one."""
+    return rank * things // world_size, (rank + 1) * things // world_size
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The order of training: n samples, global_batch a step, all of it a function of (seed, step)."""
+@dataclass(frozen=True, kw_only=True)
+class Order(ABC):
+    """Which samples this rank takes, and when: all that loaders of images and of arrays have in common.
+
+    Raises SplitError where there is nothing to take.
+    """
 
     n: int
+    """Samples, over all ranks together."""
     global_batch: int
-    seed: int
+    """Samples a step, over all ranks together."""
+    rank: int = 0
+    world_size: int = 1
+
+    endless: ClassVar[bool]
+    """Training: where a sample cannot be used, another takes its place. Otherwise there is one less."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.global_batch < 1:
             raise SplitError(
-                f"n={self.n} samples in batches of {self.global_batch}: a plan needs at least one of each; "
+                f"n={self.n} samples in batches of {self.global_batch}: an order needs at least one of each; "
                 "check the split and global_batch"
             )
+        if self.global_batch < self.world_size:
+            raise SplitError(
+                f"global_batch={self.global_batch} is smaller than world_size={self.world_size}: some ranks would "
+                "have nothing to do; give a larger global_batch or fewer workers"
+            )
 
-    def positions(self, step: int, rank: int = 0, world_size: int = 1) -> NDArray[np.int64]:
-        """Stream positions of a rank's part of a step: (batch,) int64, rising."""
-        lo, hi = part_bounds(self.global_batch, rank, world_size)
-        return np.arange(step * self.global_batch + lo, step * self.global_batch + hi, dtype=np.int64)
+    @property
+    def local_batch(self) -> int:
+        """The most samples that this rank takes at once."""
+        return -(-self.global_batch // self.world_size)
 
+    def steps(self, epochs: float) -> int:
+        """Training steps that `epochs` passes take, to the nearest whole step, at least one."""
+        return max(1, round(epochs * self.n / self.global_batch))
+
+    @abstractmethod
+    def batches(self, first_step: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """From a step on: (step, the stream positions that this rank takes then, rising)."""
+
+    @abstractmethod
     def at(
         self, positions: NDArray[np.int64], attempts: NDArray[np.int64] | int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which sample stands at each stream position: (epochs, rows), both (k,) int64, rows in [0, n).
 
-        Where that sample's file cannot be used, attempt 1, 2, ... names who takes its place, and with which
+        attempts: for each, how many of those that would stand there cannot be used.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Order):
+    """Epoch permutations end to end, without end: all of it a function of (seed, step)."""
+
+    seed: int
+    endless: ClassVar[bool] = True
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Stream positions of this rank's part of a step: (batch,) int64, rising."""
+        lo, hi = part_bounds(self.global_batch, self.rank, self.world_size)
+        return np.arange(step * self.global_batch + lo, step * self.global_batch + hi, dtype=np.int64)
+
+    def batches(self, first_step: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """See Order."""
+        for step in count(first_step):
+            yield step, self.positions(step)
+
+    def at(
+        self, positions: NDArray[np.int64], attempts: NDArray[np.int64] | int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See Order.
+
+        Where a sample's file cannot be used, attempt 1, 2, ... names who takes its place, and with which
         augmentation: what stands there in epoch e + attempt * 2**40, which no run reaches. So a hole is filled in the
         same way by any rank of any world, and after any interruption.
         """
@@ -86,6 +139,21 @@ class Plan:
         epochs = epochs + np.asarray(attempts, np.int64) * _FAR
         return epochs, permute(index, n=self.n, seed=self.seed, epoch=epochs)
 
-    def steps(self, epochs: float) -> int:
-        """Steps that `epochs` passes take, to the nearest whole step, at least one."""
-        return max(1, round(epochs * self.n / self.global_batch))
+
+@dataclass(frozen=True, kw_only=True)
+class Once(Order):
+    """Every sample once, as they lie: each rank has its own contiguous part, whose last batch is short."""
+
+    endless: ClassVar[bool] = False
+
+    def batches(self, first_step: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """See Order. All of it belongs to the one step that training stands at."""
+        lo, hi = part_bounds(self.n, self.rank, self.world_size)
+        for start in range(lo, hi, self.local_batch):
+            yield first_step, np.arange(start, min(start + self.local_batch, hi), dtype=np.int64)
+
+    def at(
+        self, positions: NDArray[np.int64], attempts: NDArray[np.int64] | int = 0
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """See Order: each position is its own row, in epoch 0."""
+        return np.zeros_like(positions), positions

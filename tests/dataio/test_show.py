@@ -47,7 +47,7 @@ def corners_in(text: str) -> np.ndarray:
 def test_a_training_sample_is_told_with_its_id_shapes_and_place(photos: Manifest) -> None:
     train, _ = pair(photos)
     position = train.samples + 1  # in the second epoch
-    work = train.work(np.array([position], np.int64))
+    work = train.source.work(np.array([position], np.int64))
     row = int(np.searchsorted(train.part.ids, work.ids[0]))
     text = explain(train, position=position)
     rows = train.part.take(np.array([row]))
@@ -74,7 +74,7 @@ def test_a_training_sample_is_told_with_its_id_shapes_and_place(photos: Manifest
 
 def test_corners_and_matrix_are_those_of_the_geometry(photos: Manifest) -> None:
     train, _ = pair(photos)
-    matrix = train.work(np.array([2], np.int64)).geometry.homographies
+    matrix = train.source.work(np.array([2], np.int64)).geometry.homographies
     text = explain(train, position=2)
     expected = project(matrix, np.array([[[0, 0], [32, 0], [32, 32], [0, 32]]], float))[0]
     np.testing.assert_allclose(corners_in(text), expected, atol=0.051)

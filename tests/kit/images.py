@@ -136,11 +136,10 @@ def run_engine(
         from thawline.dataio.pixels.dali import DaliEngine
 
         largest = max_batch or max(len(work.ids) for work in works)
-        kind = (works[0].targets.dtype, works[0].targets.ndim - 1) if works[0].masks is None else None
-        engine = DaliEngine(spec, device=device, dtype=dtype, threads=1, max_batch=largest, target=kind)
-    batches = list(engine.run(iter(works)))
-    engine.close()
-    return batches
+        masks = works[0].masks is not None
+        engine = DaliEngine(spec, device=device, dtype=dtype, threads=1, max_batch=largest, masks=masks)
+    with engine:
+        return list(engine.run(iter(works)))
 
 
 def pixels_of(batch: ImageBatch, work: Work, spec: ImageSpec) -> NDArray[np.float64]:

@@ -14,7 +14,10 @@ from tests.kit.images import EVERYTHING, encode, photo
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.reading.readers import Reader
 from thawline.dataio.reading.shards import open_reader
-from thawline.dataio.stream.loader import ImageLoader, choose_engine
+from thawline.dataio.stream.loader import ImageLoader
+from thawline.dataio.stream.plan import Once, Training
+from thawline.dataio.stream.renderer import Renderer, choose_engine
+from thawline.dataio.stream.source import Source
 from thawline.dataio.table.manifest import Manifest, Shard, build
 
 SMALL = 4000
@@ -83,19 +86,13 @@ def _mask(i: int) -> bytes:
 
 def loader(manifest: Manifest, reader: Reader, *, engine: Any = "dali", split: str = "train") -> ImageLoader:
     """A loader of four images a step over that reader."""
+    part = manifest.part(split)
+    order = Training(n=len(part), global_batch=4, seed=5) if split == "train" else Once(n=len(part), global_batch=4)
     return ImageLoader(
-        part=manifest.part(split),
-        spec=SPEC,
-        task=manifest.task,
-        classes=manifest.classes,
-        values=manifest.values,
-        reader=reader,
-        train=split == "train",
-        global_batch=4,
+        order=order,
+        source=Source(manifest=manifest, part=part, order=order, spec=SPEC, reader=reader, seed=5),
+        renderer=Renderer(spec=SPEC, local_batch=4, masks=manifest.task == "mask", choice=choose_engine(engine)),
         epoch_samples=8,
-        seed=5,
-        choice=choose_engine(engine),
-        threads=1,
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from thawline.cluster.cli.index import make_manifest
 from thawline.dataio.samples import write_digits
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.step.window import extend_hash
 
@@ -136,7 +136,7 @@ def counted_error_rate(run: Path) -> tuple[int, float]:
 def planned_hash(manifest: Path, steps: int) -> str:
     """The stream hash of JOB's first `steps` steps, from the plan alone."""
     part = Manifest.load(manifest).part("train")
-    plan = Plan(n=len(part.ids), global_batch=24, seed=7)
+    plan = Training(n=len(part.ids), global_batch=24, seed=7)
     digest = ""
     for step in range(steps):
         digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])

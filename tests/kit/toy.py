@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from thawline.dataio.batch import ImageBatch
-from thawline.dataio.stream.plan import Plan, part_bounds
+from thawline.dataio.stream.plan import Training, part_bounds
 from thawline.trainer.context import LocalContext, Row
 from thawline.trainer.learner import Learner
 
@@ -49,8 +49,9 @@ class ToyLoader:
         return len(self.images)
 
     @property
-    def plan(self) -> Plan:
-        return Plan(n=self.samples, global_batch=self.global_batch, seed=self.seed)
+    def plan(self) -> Training:
+        shape = {"n": self.samples, "global_batch": self.global_batch, "seed": self.seed}
+        return Training(**shape, rank=self.rank, world_size=self.world_size)
 
     def steps(self, epochs: float) -> int:
         return self.plan.steps(epochs)
@@ -61,7 +62,7 @@ class ToyLoader:
     def _training(self, first_step: int) -> Iterator[ImageBatch]:
         for step in count(first_step):
             self.before(step)
-            yield self._batch(torch.from_numpy(self.plan.at(self.plan.positions(step, self.rank, self.world_size))[1]))
+            yield self._batch(torch.from_numpy(self.plan.at(self.plan.positions(step))[1]))
 
     def _validation(self) -> Iterator[ImageBatch]:
         lo, hi = part_bounds(self.samples, self.rank, self.world_size)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.kit.runs import counted_error_rate, digits_manifest, result, start, thawline, wait_for_step, write_job
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.step.window import extend_hash
 
@@ -29,7 +29,7 @@ def path_of(manifest: Manifest, number: int) -> Path:
 def expected_hash(manifest: Manifest, bad: set[int]) -> str:
     """Of a run in which the files were good in the first epoch and filled, by the rule, in all others."""
     ids = manifest.part("train").ids
-    plan, digest = Plan(n=len(ids), global_batch=BATCH, seed=7), ""
+    plan, digest = Training(n=len(ids), global_batch=BATCH, seed=7), ""
     for step in range(STEPS):
         attempts = np.zeros(BATCH, np.int64)
         while True:
@@ -44,7 +44,7 @@ def expected_hash(manifest: Manifest, bad: set[int]) -> str:
 
 def test_a_file_truncated_and_two_deleted_while_two_workers_train(tmp_path: Path, manifest: Path) -> None:
     data = Manifest.load(manifest)
-    plan = Plan(n=240, global_batch=BATCH, seed=7)
+    plan = Training(n=240, global_batch=BATCH, seed=7)
     early = data.part("train").ids[plan.at(plan.positions(0))[1]]  # read by now in the first epoch, on either rank
     truncated, deleted, unseen = int(early[3]), int(early[20]), int(data.part("valid").ids[7])
     process = start("train", write_job(tmp_path, manifest), "--workers", "2", "--fit.epochs", str(EPOCHS))
@@ -81,7 +81,7 @@ def test_a_file_truncated_and_two_deleted_while_two_workers_train(tmp_path: Path
 def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path: Path, manifest: Path) -> None:
     """The files come back before the run goes on: it does not take them up in the middle."""
     data = Manifest.load(manifest)
-    plan = Plan(n=240, global_batch=BATCH, seed=7)
+    plan = Training(n=240, global_batch=BATCH, seed=7)
     victim = int(data.part("train").ids[plan.at(plan.positions(1))[1]][3])
     file = path_of(data, victim)
     content = file.read_bytes()

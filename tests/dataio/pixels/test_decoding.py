@@ -34,7 +34,7 @@ spec, sizes = ImageSpec(size_px=96, presize_px=96, **PLAIN), np.full(64, 96, np.
 work = make_work(files, geometry.centred(spec, widths=sizes, heights=sizes), size_px=96)
 def engine():
     options = {"device": torch.device("cpu"), "dtype": torch.float32, "threads": 2, "max_batch": 64}
-    return DaliEngine(spec, target=(np.dtype(np.int64), 0), **options)
+    return DaliEngine(spec, **options)
 def mend(work, reasons):
     print(reasons)
     return take_work(work, [i for i in range(64) if i not in reasons])

@@ -23,7 +23,7 @@ from thawline.dataio.reading.packing import pack
 from thawline.dataio.reading.readers import Encoded, FileReader
 from thawline.dataio.reading.shards import check, open_reader
 from thawline.dataio.store.root import Root
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 
 pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
@@ -314,7 +314,7 @@ def test_pack_prints_the_manifest_to_train_on_and_check_tells_damage(tmp_path: P
 def test_the_benchmark_feeds_the_plans_files_and_dali_takes_them(tmp_path: Path) -> None:
     loose = benchmark.make_files(tmp_path / "loose", 24, 3000)
     packed = pack(loose, tmp_path / "packed", shard_bytes=20_000)
-    plan, names = Plan(n=24, global_batch=7, seed=benchmark.SEED), loose.rows["path"].to_pylist()
+    plan, names = Training(n=24, global_batch=7, seed=benchmark.SEED), loose.rows["path"].to_pylist()
     following = benchmark.batches(packed, batch=7)
     for step in range(5):
         expected = [(tmp_path / "loose" / names[i]).read_bytes() for i in plan.at(plan.positions(step))[1]]

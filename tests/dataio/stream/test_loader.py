@@ -15,8 +15,9 @@ from thawline.dataio.errors import EngineError, ManifestError, ResourceError, Sp
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import read_ahead
-from thawline.dataio.stream.loader import EngineName, ImageLoader, choose_engine, default_threads, loaders
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.loader import ImageLoader, loaders
+from thawline.dataio.stream.plan import Training
+from thawline.dataio.stream.renderer import EngineName, choose_engine, default_threads
 from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
@@ -44,7 +45,7 @@ def test_training_stream_equals_the_plan(flat: Manifest, engine: EngineName) -> 
     train, _ = pair(flat, engine)
     ids = flat.part("train").ids
     assert (train.samples, len(ids)) == (37, 37)
-    plan = Plan(n=37, global_batch=8, seed=5)
+    plan = Training(n=37, global_batch=8, seed=5)
     expected = [ids[plan.at(plan.positions(step))[1]].tolist() for step in range(14)]
     assert ids_of(train, 14) == expected
     stream = [i for step in expected for i in step]
@@ -55,7 +56,7 @@ def test_training_stream_equals_the_plan(flat: Manifest, engine: EngineName) -> 
 @both_engines
 def test_images_are_drawn_anew_each_epoch_by_seed_epoch_and_id(flat: Manifest, engine: EngineName) -> None:
     train, _ = pair(flat, engine, global_batch=37)
-    work = train.work(np.arange(30, 45, dtype=np.int64))
+    work = train.source.work(np.arange(30, 45, dtype=np.int64))
     part = flat.part("train")
     rows = part.take(np.searchsorted(part.ids, work.ids))
     drawn = geometry.draw(
@@ -97,7 +98,7 @@ def test_parts_of_the_ranks_are_the_batch_of_one(flat: Manifest, engine: EngineN
 def test_64_over_3_ranks_is_22_21_21_in_some_order_every_step(flat: Manifest) -> None:
     options: dict[str, Any] = {"global_batch": 64, "world_size": 3}
     trains = [pair(flat, rank=rank, **options)[0] for rank in range(3)]
-    assert {train.batch for train in trains} == {22}
+    assert {train.order.local_batch for train in trains} == {22}
     sizes = [[len(batch.ids) for batch in first(train, 4)] for train in trains]
     assert all(len(set(of_rank)) == 1 for of_rank in sizes)
     assert sorted(of_rank[0] for of_rank in sizes) == [21, 21, 22]
@@ -128,7 +129,7 @@ def test_validation_shows_every_sample_once_in_order(
     for rank in range(world_size):
         _, valid = pair(flat, engine, rank=rank, world_size=world_size, global_batch=global_batch)
         batches = list(valid.stream())
-        assert all(0 < len(batch.ids) <= valid.batch for batch in batches)
+        assert all(0 < len(batch.ids) <= valid.order.local_batch for batch in batches)
         seen += [i for batch in batches for i in batch.ids.tolist()]
         valid.close()
     assert seen == flat.part("valid").ids.tolist()
@@ -297,7 +298,7 @@ def test_an_augmented_view_is_the_training_geometry_of_the_validation_samples(
         assert [b.ids.tolist() for b in batches] == [b.ids.tolist() for b in plain]
         assert all(torch.equal(b.targets, p.targets) for b, p in zip(batches, plain, strict=True))
     assert not torch.equal(one[0].inputs, two[0].inputs)
-    work = valid.augmented(1).work(np.arange(4))
+    work = valid.augmented(1).source.work(np.arange(4))
     rows = valid.part.take(np.arange(4))
     size: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights}
     drawn = geometry.draw(SPEC, seed=5, epochs=np.ones(4, np.int64), ids=rows.ids, **size)

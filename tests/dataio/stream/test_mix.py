@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from thawline.dataio.batch import Batch, ImageBatch
 from thawline.dataio.errors import SpecError
 from thawline.dataio.stream.mix import Mix
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.trainer.losses import default_loss
 
 CLASSES, BATCH, HEIGHT_PX, WIDTH_PX = 5, 16, 24, 40
@@ -38,7 +38,7 @@ def batch_at(positions: NDArray[np.int64], dtype: torch.dtype = torch.float32) -
 
 
 def step_batch(step: int, rank: int = 0, world_size: int = 1) -> ImageBatch:
-    return batch_at(Plan(n=1000, global_batch=BATCH, seed=0).positions(step, rank, world_size))
+    return batch_at(Training(n=1000, global_batch=BATCH, seed=0, rank=rank, world_size=world_size).positions(step))
 
 
 def one_hot(batch: ImageBatch) -> Values:

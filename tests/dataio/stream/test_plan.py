@@ -9,7 +9,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from thawline.dataio.errors import SplitError
 from thawline.dataio.hashing import hash64, uniforms
-from thawline.dataio.stream.plan import Plan, part_bounds, permute
+from thawline.dataio.stream.plan import Training, part_bounds, permute
 
 LENGTHS = (1, 2, 3, 5, 10, 97, 1438, 10_007)
 U64 = (1 << 64) - 1
@@ -21,7 +21,7 @@ def order(n: int, *, seed: int = 42, epoch: int = 0) -> NDArray[np.int64]:
 
 def orders(n: int, epochs: int, *, seed: int = 42) -> NDArray[np.int64]:
     """(epochs, n): a permutation a row."""
-    plan = Plan(n=n, global_batch=n, seed=seed)
+    plan = Training(n=n, global_batch=n, seed=seed)
     return plan.at(np.arange(epochs * n, dtype=np.int64))[1].reshape(epochs, n)
 
 
@@ -158,7 +158,7 @@ def test_consecutive_epochs_put_a_sample_in_unrelated_places() -> None:
 
 @pytest.mark.parametrize(("n", "global_batch"), [(10, 4), (3, 8), (1, 5), (97, 64), (64, 64)])
 def test_stream_is_epoch_permutations_end_to_end(n: int, global_batch: int) -> None:
-    plan = Plan(n=n, global_batch=global_batch, seed=3)
+    plan = Training(n=n, global_batch=global_batch, seed=3)
     steps = 3 * n  # as many samples as fill global_batch * 3 epochs exactly
     parts = [plan.at(plan.positions(step)) for step in range(steps)]
     assert all(len(rows) == global_batch for _, rows in parts)
@@ -169,7 +169,7 @@ def test_stream_is_epoch_permutations_end_to_end(n: int, global_batch: int) -> N
 
 
 def test_a_step_straddles_two_epochs() -> None:
-    plan = Plan(n=10, global_batch=4, seed=3)
+    plan = Training(n=10, global_batch=4, seed=3)
     epochs, rows = plan.at(plan.positions(2))
     assert epochs.tolist() == [0, 0, 1, 1]
     assert rows.tolist() == [*order(10, seed=3, epoch=0)[8:], *order(10, seed=3, epoch=1)[:2]]
@@ -178,9 +178,9 @@ def test_a_step_straddles_two_epochs() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("global_batch", [8, 64, 13])
 def test_parts_of_the_ranks_in_order_are_the_whole_step(world_size: int, global_batch: int) -> None:
-    plan = Plan(n=97, global_batch=global_batch, seed=1)
+    shape = {"n": 97, "global_batch": global_batch, "world_size": world_size}
     for step in (0, 1, 12, 10**9):
-        parts = [plan.positions(step, rank, world_size) for rank in range(world_size)]
+        parts = [Training(**shape, seed=1, rank=rank).positions(step) for rank in range(world_size)]
         np.testing.assert_array_equal(np.concatenate(parts), step * global_batch + np.arange(global_batch))
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= 1
@@ -188,7 +188,7 @@ def test_parts_of_the_ranks_in_order_are_the_whole_step(world_size: int, global_
 
 
 def test_asking_for_one_position_equals_reading_up_to_it() -> None:
-    plan = Plan(n=97, global_batch=64, seed=5)
+    plan = Training(n=97, global_batch=64, seed=5)
     epochs, rows = plan.at(np.arange(1000, dtype=np.int64))
     for i in np.random.default_rng(0).permutation(1000)[:100]:
         epoch, row = plan.at(np.array([i]))
@@ -196,7 +196,7 @@ def test_asking_for_one_position_equals_reading_up_to_it() -> None:
 
 
 def test_far_positions_of_a_large_set_are_exact() -> None:
-    plan = Plan(n=14_197_122, global_batch=1, seed=5)
+    plan = Training(n=14_197_122, global_batch=1, seed=5)
     epochs, rows = plan.at(np.array([0, 10**15], np.int64))
     assert epochs.tolist() == [0, 10**15 // 14_197_122]
     assert ((rows >= 0) & (rows < 14_197_122)).all()
@@ -208,7 +208,7 @@ def test_far_positions_of_a_large_set_are_exact() -> None:
 def test_steps_are_the_nearest_whole_number_and_at_least_one(
     n: int, global_batch: int, epochs: float, steps: int
 ) -> None:
-    assert Plan(n=n, global_batch=global_batch, seed=0).steps(epochs) == steps
+    assert Training(n=n, global_batch=global_batch, seed=0).steps(epochs) == steps
 
 
 @pytest.mark.parametrize(("count", "world_size"), [(0, 3), (2, 3), (7, 3), (360, 8)])
@@ -220,4 +220,4 @@ def test_part_bounds_cover_everything_once(count: int, world_size: int) -> None:
 @pytest.mark.parametrize(("n", "global_batch"), [(0, 8), (8, 0), (-1, 8)])
 def test_a_plan_over_nothing_is_refused(n: int, global_batch: int) -> None:
     with pytest.raises(SplitError, match=f"n={n} samples in batches of {global_batch}.*check the split"):
-        Plan(n=n, global_batch=global_batch, seed=0)
+        Training(n=n, global_batch=global_batch, seed=0)

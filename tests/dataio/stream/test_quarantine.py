@@ -19,8 +19,9 @@ from thawline.dataio.errors import ManifestError, QuarantineError
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.reading.readers import Encoded, FileReader
 from thawline.dataio.store.root import Root
-from thawline.dataio.stream.loader import EngineName, ImageLoader, loaders
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.loader import ImageLoader, loaders
+from thawline.dataio.stream.plan import Training
+from thawline.dataio.stream.renderer import EngineName
 from thawline.dataio.table.manifest import Manifest
 
 pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
@@ -85,7 +86,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 def filled(manifest: Manifest, bad: set[int], positions: range) -> list[int]:
     """Who stands at each position, from the plan alone: attempt after attempt until one is usable."""
     ids = manifest.part("train").ids
-    plan, stream = Plan(n=len(ids), global_batch=4, seed=5), list[int]()
+    plan, stream = Training(n=len(ids), global_batch=4, seed=5), list[int]()
     for position in positions:
         attempt = 0
         while (number := int(ids[plan.at(np.array([position]), attempt)[1][0]])) in bad:
@@ -172,7 +173,8 @@ def test_what_only_the_decoder_finds_broken_rebuilds_the_pipeline_where_it_stood
     own_flat: Manifest, engine: EngineName, side: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = [batch.ids.tolist() for batch in list(islice(pair(own_flat, engine)[0].stream(), 9))]
-    loader = replace(pair(own_flat, engine)[side == "valid"], reader=Trusting(Root.of(own_flat.root)))
+    loader = pair(own_flat, engine)[side == "valid"]
+    loader = replace(loader, source=replace(loader.source, reader=Trusting(Root.of(own_flat.root))))
     bad = {int(i) for i in loader.part.ids[[1, 3]]}
     for number in bad:
         truncate(file_of(own_flat, number))

@@ -15,7 +15,7 @@ import pytest
 from thawline.benchmarks.scale import make
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import split_loader
-from thawline.dataio.stream.plan import Plan
+from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_batch_of_ten_million_rows_is_what_the_columns_say(large: Path) -> Non
     manifest = Manifest.load(large)
     train = split_loader(manifest, ImageSpec(size_px=16, presize_px=16), "train", global_batch=64, threads=1)
     assert train.samples == ROWS * 4 // 5
-    work = train.work(np.arange(123_456_789, 123_456_789 + 64))  # in the sixteenth epoch
+    work = train.source.work(np.arange(123_456_789, 123_456_789 + 64))  # in the sixteenth epoch
     assert len(set(work.ids.tolist())) == 64
     assert (work.ids % 5 > 0).all()
     np.testing.assert_array_equal(work.targets, work.ids % 1000)
@@ -51,7 +51,7 @@ def test_a_batch_of_ten_million_rows_is_what_the_columns_say(large: Path) -> Non
 
 
 def test_an_epoch_of_ten_million_is_a_permutation() -> None:
-    plan, seen = Plan(n=ROWS, global_batch=1 << 18, seed=3), np.zeros(ROWS, np.int8)
+    plan, seen = Training(n=ROWS, global_batch=1 << 18, seed=3), np.zeros(ROWS, np.int8)
     for start in range(0, ROWS, 1 << 18):
         rows = plan.at(np.arange(start, min(start + (1 << 18), ROWS)) + 5 * ROWS)[1]
         seen[rows] += 1

@@ -20,7 +20,8 @@ from thawline.dataio.batch import ImageBatch
 from thawline.dataio.errors import EngineError, SpecError
 from thawline.dataio.pixels.spec import Border, ImageSpec, Presize
 from thawline.dataio.show import denormalise, explain, show_batch
-from thawline.dataio.stream.loader import EngineName, ImageLoader, loaders
+from thawline.dataio.stream.loader import ImageLoader, loaders
+from thawline.dataio.stream.renderer import EngineName
 from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.targets import VOID, decode_mask, points, value_table
@@ -218,11 +219,11 @@ def test_points_without_pairs_are_not_mirrored_and_it_is_said_once(
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.ids, mirror.ids)
     assert len(caplog.records) == 1
-    assert not train.work(np.arange(60)).geometry.mirrored.any()
+    assert not train.source.work(np.arange(60)).geometry.mirrored.any()
     for name in ("flip", "dihedral"):
         mirroring = replace(still.spec, flip=name == "flip", dihedral=name == "dihedral")
         _, plain = loaders(pointed, mirroring, valid=unpaired, batch=3)
-        assert not plain.augmented(1).work(np.arange(3)).geometry.mirrored.any(), "only training was to mirror"
+        assert not plain.augmented(1).source.work(np.arange(3)).geometry.mirrored.any(), "only training was to mirror"
         with pytest.raises(SpecError, match=rf"^{name}=True mirrors images, .* --swap LEFT,RIGHT .* {name}=False "):
             pair(unpaired, "reference", **{name: True})
 
@@ -255,7 +256,7 @@ def test_show_batch_draws_the_mask_over_the_image(masked: Manifest) -> None:
 def test_explain_tells_points_in_pixels_and_a_masks_shares(pointed: Manifest, masked: Manifest) -> None:
     train, _ = pair(pointed, "reference")
     text = explain(train, position=2)
-    (target,) = train.work(np.array([2])).targets
+    (target,) = train.source.work(np.array([2])).targets
     placed = (np.asarray(target) + 1) / 2 * SIDE
     for name, (x, y) in zip(POINTS, placed, strict=True):
         assert f"{name} {x:.1f},{y:.1f}" in text

@@ -1,0 +1,174 @@
+"""What is rendered at a stream position? The rows of a split, their encoded files, and what turned out unusable.
+
+A file that turns out unusable never ends a stream. In training another sample takes its place (see plan.Training.at);
+in validation there is one sample less.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thawline.dataio.batch import Closing
+from thawline.dataio.errors import ManifestError, QuarantineError
+from thawline.dataio.pixels import geometry
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.pixels.work import Work
+from thawline.dataio.reading.readers import Encoded, Reader
+from thawline.dataio.stream.plan import Order
+from thawline.dataio.table.keypoints import UNPAIRED
+from thawline.dataio.table.manifest import Manifest
+from thawline.dataio.table.part import Part, Rows
+from thawline.dataio.table.targets import Targets, decode_mask, make_targets, value_table
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 100  # to fill a hole: with even nine files of ten gone, one hole in 37,000 would stay
+
+
+@dataclass(kw_only=True)
+class Source(Closing):
+    """The samples of one split, in an order, as work for an engine.
+
+    Raises ManifestError where the sizes of the images are not known, SpecError for points that cannot be mirrored.
+    """
+
+    manifest: Manifest
+    part: Part
+    """Its rows of the split."""
+    order: Order
+    spec: ImageSpec
+    reader: Reader
+    """Closed with this."""
+    seed: int = 42
+    max_quarantined: float = 0.01
+    """Share of the samples that may turn out unusable before training stops."""
+    view: int | None = None
+    """For test-time augmentation: which of the augmented views of the validation samples; None is the plain one."""
+    lost: dict[int, str] = field(default_factory=dict)
+    """What turned out unusable since the manifest was made, id -> file and reason; reading threads add to it."""
+
+    def __post_init__(self) -> None:
+        if self.part.take(np.zeros(1, np.int64)).widths[0] < 1:  # all rows were verified, or none
+            raise ManifestError(
+                f"the {len(self.part)} images have no size in the manifest (it was made with verify=False): "
+                "their geometry cannot be drawn; split again with verify=True, or index again"
+            )
+        if self.manifest.task == "points" and self.manifest.swap is None:
+            self.spec = self._unmirrored()
+        threads = self.reader.threads  # none is started before something is read
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-fetch") if threads > 1 else None
+
+    def _unmirrored(self) -> ImageSpec:
+        """The spec for points without pairs; training says so, once. Raises SpecError."""
+        if not self.order.endless:
+            return replace(self.spec, flip=False, dihedral=False)
+        spec = self.spec.unmirrored()
+        if self.spec.flips:
+            log.warning("%s", UNPAIRED)
+        return spec
+
+    def augmented(self, view: int) -> Self:
+        """The same samples under training's augmentation; what either finds unusable, both do without."""
+        return replace(self, view=view)
+
+    # What turned out unusable -----------------------------------------------------------------------------
+
+    def quarantine(self, files: Mapping[int, str]) -> None:
+        """Use these no more, whoever found them. Raises QuarantineError when they are more than `max_quarantined`."""
+        self.lost.update(files)
+        allowed = math.ceil(self.max_quarantined * len(self.part))
+        if len(self.lost) > allowed:
+            named = "; ".join(list(self.lost.values())[:3])
+            side = "training" if self.order.endless else "validation"
+            raise QuarantineError(
+                f"{len(self.lost)} of {len(self.part)} {side} images turned out unusable since they were indexed "
+                f"({named}), more than the {allowed} that max_quarantined={self.max_quarantined:g} allows: mend the "
+                "files, or index again, or give a higher data.max_quarantined"
+            )
+
+    def mend(self, work: Work, reasons: Mapping[int, str]) -> Work:
+        """The work anew, without the files at those places of it, which turned out unusable: see work.Mend."""
+        self.lost.update({int(work.ids[i]): reason for i, reason in reasons.items()})
+        return self.work(work.positions, size_px=work.size_px)
+
+    # From positions to work -------------------------------------------------------------------------------
+
+    def work(self, positions: NDArray[np.int64], *, size_px: int | None = None) -> Work:
+        """What an engine must render at these stream positions (training) or rows (validation).
+
+        In validation, what cannot be used is left out, so there may be fewer samples than positions.
+        Raises: QuarantineError when no usable file can be found for a position.
+        """
+        size_px = size_px or self.spec.size_px
+        while True:
+            positions, epochs, rows = self._choose(positions)
+            loaded = self._read(rows)
+            reasons = {i: found for i, found in enumerate(loaded) if isinstance(found, str)}
+            if not reasons:
+                break
+            for i, why in reasons.items():
+                self.lost.setdefault(int(rows.ids[i]), f"{self.reader.where(rows, i)}: {why}")
+        encoded = [sample for sample in loaded if isinstance(sample, Encoded)]
+        drawn = self._geometry(epochs, rows, size_px)
+        return Work(
+            encoded=[sample.image for sample in encoded],
+            paths=[self.reader.where(rows, i) for i in range(len(rows))],
+            geometry=drawn,
+            ids=rows.ids,
+            targets=self._targets(rows, drawn, size_px),
+            size_px=size_px,
+            positions=positions,
+            masks=self._masks(encoded),
+        )
+
+    def _choose(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
+        """Who stands at these positions, of those that are not known to be lost: (positions, epochs, rows)."""
+        attempts = np.zeros(len(positions), np.int64)
+        for _ in range(_ATTEMPTS + 1):
+            epochs, index = self.order.at(positions, attempts)
+            rows = self.part.take(index)
+            lost = np.isin(rows.ids, list(self.lost))
+            if not lost.any():
+                return positions, epochs, rows
+            if self.order.endless:
+                attempts += lost
+            else:
+                positions, attempts = positions[~lost], attempts[~lost]
+        raise QuarantineError(
+            f"no usable file was found in {_ATTEMPTS} attempts to fill a batch (last: "
+            f"{self.lost[int(rows.ids[lost.argmax()])]}): nearly all files are gone; bring them back, then start the "
+            "run again to go on"
+        )
+
+    def _read(self, rows: Rows) -> list[Encoded | str]:
+        if self._pool is None:
+            return [self.reader.read(rows, i) for i in range(len(rows))]
+        return list(self._pool.map(lambda i: self.reader.read(rows, i), range(len(rows))))
+
+    def _geometry(self, epochs: NDArray[np.int64], rows: Rows, size_px: int) -> geometry.Geometry:
+        sizes: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights, "size_px": size_px}
+        if not self.order.endless and self.view is None:
+            return geometry.centred(self.spec, **sizes)
+        return geometry.draw(self.spec, seed=self.seed, epochs=epochs + (self.view or 0), ids=rows.ids, **sizes)
+
+    def _targets(self, rows: Rows, drawn: geometry.Geometry, size_px: int) -> Targets:
+        of = self.manifest
+        return make_targets(rows, task=of.task, classes=of.classes, geometry=drawn, size_px=size_px, swap=of.swap)
+
+    def _masks(self, encoded: list[Encoded]) -> list[NDArray[np.uint8]] | None:
+        if self.manifest.task != "mask":
+            return None
+        table = value_table(self.manifest.values)
+        return [table[decode_mask(sample.mask)] for sample in encoded if sample.mask is not None]
+
+    def close(self) -> None:
+        """Give back the reading threads and what the reader holds."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self.reader.close()
