@@ -323,7 +323,7 @@ def _calls(
 ) -> dict[str, Callable[[], object]]:
     stepper = stepping(network, data, precision=precision)
     guard, optimizer = stepper.guard, stepper.optimizer
-    losses = stepper.take(lambda: data, seed=0).losses  # its gradients stay until the next step
+    losses = stepper.step(lambda: data, seed=0).losses  # its gradients stay until the next step
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     alone = torch.optim.AdamW([p for p in network.parameters() if p.grad is not None], lr=LR, fused=True)
     norm = torch.nn.utils.get_total_norm(gradients)

@@ -82,12 +82,12 @@ def _profiled(
 ) -> dict[str, dict[str, float]]:
     """After steps to warm up: the whole step, the waiting in it, all kernels, and the `top` of them."""
     for _ in range(WARMUP):
-        stepper.take(lambda: next(stream), seed=0)
+        stepper.step(lambda: next(stream), seed=0)
     synchronise(device)
     on_gpu = device.type == "cuda"
     began = perf_counter()
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
-        waited_s = sum(stepper.take(lambda: next(stream), seed=0).waited_s for _ in range(steps))
+        waited_s = sum(stepper.step(lambda: next(stream), seed=0).waited_s for _ in range(steps))
         synchronise(device)
         took_s = perf_counter() - began
     rows = costs(profiler.key_averages(), steps=steps, took_s=took_s, on_gpu=on_gpu)

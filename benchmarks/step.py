@@ -29,9 +29,9 @@ from thawline.models.bodies import create
 from thawline.models.groups import freeze
 from thawline.trainer import optim
 from thawline.trainer.losses import default_loss
-from thawline.trainer.step.recovery import How, Stepper
+from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.reduction import Compile
-from thawline.trainer.step.step import Precision, PrecisionName, choose_precision, eval_step, place
+from thawline.trainer.step.step import Precision, PrecisionName, StepSettings, choose_precision, eval_step, place
 
 QUESTION = "how fast is a training step on fixed data, the ceiling of the loop?"
 CLASSES = 37
@@ -133,7 +133,7 @@ def training(
     split, it would be another measurement.
     """
     stepper = stepping(network, data, precision=precision, compile=compile)
-    return lambda: stepper.take(lambda: data, seed=0)
+    return lambda: stepper.step(lambda: data, seed=0)
 
 
 def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, compile: Compile = "off") -> Stepper:
@@ -146,7 +146,7 @@ def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, comp
         )
 
     device = data.inputs.device
-    how = How(
+    settings = StepSettings(
         device=device,
         precision=precision,
         loss=default_loss("single_label"),
@@ -154,7 +154,7 @@ def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, comp
         global_batch=len(data.ids),
         compile=compile,
     )
-    stepper = Stepper(place(network, precision, device), how, splits=1, on_split=refuse)
+    stepper = Stepper(place(network, precision, device), settings, splits=1, on_split=refuse)
     optim.set_hyper(stepper.optimizer, [LR] * len(stepper.parameters), 0.9)
     return stepper
 

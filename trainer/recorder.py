@@ -33,6 +33,10 @@ class Recorder:
     def add(self, row: Row) -> None:
         """Keep a row and show it to every sink."""
         self.rows.append(row)
+        self.show(row)
+
+    def show(self, row: Row) -> None:
+        """Show a row that is kept already to every sink."""
         for sink in self.sinks:
             sink.observe(row)
 

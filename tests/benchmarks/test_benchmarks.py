@@ -360,7 +360,7 @@ def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
             torch.manual_seed(0)
             loss = overhead.bare_loop(network, [batch], precision=precision, steps=1)()
         else:
-            loss = float(step.stepping(network, batch, precision=precision).take(lambda: batch, seed=0).losses.mean())
+            loss = float(step.stepping(network, batch, precision=precision).step(lambda: batch, seed=0).losses.mean())
         ends.append((loss, [p.detach() for p in network.parameters()]))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=2 * 0.01 * step.LR, atol=1e-6)

@@ -12,8 +12,8 @@ from thawline.models import create
 from thawline.trainer import optim
 from thawline.trainer.ema import Ema
 from thawline.trainer.losses import default_loss
-from thawline.trainer.step.recovery import How, Stepper
-from thawline.trainer.step.step import PrecisionName, choose_precision, place
+from thawline.trainer.step.recovery import Stepper
+from thawline.trainer.step.step import PrecisionName, StepSettings, choose_precision, place
 
 CUDA = torch.device("cuda", 0)
 SINGLE = default_loss("single_label")
@@ -54,15 +54,15 @@ def resnet(*, dropout: float = 0.5) -> nn.Module:
     return create("resnet18", 10, dropout=dropout, weights="none", seed=0)
 
 
-def how(precision: PrecisionName, **options: Any) -> How:
+def how(precision: PrecisionName, **options: Any) -> StepSettings:
     defaults = {"loss": SINGLE, "recipe": optim.Recipe(), "global_batch": 16}
-    return How(device=CUDA, precision=choose_precision(precision, CUDA), **{**defaults, **options})
+    return StepSettings(device=CUDA, precision=choose_precision(precision, CUDA), **{**defaults, **options})
 
 
 def make_stepper(
     precision: PrecisionName, *, model: nn.Module | None = None, splits: int = 1, ema: float = 0.0, **options: Any
 ) -> Stepper:
-    """A stepper over a ResNet-18 on the GPU, in training mode; options as How has them."""
+    """A stepper over a ResNet-18 on the GPU, in training mode; options as StepSettings has them."""
     settings = how(precision, **options)
     model = place(resnet() if model is None else model, settings.precision, CUDA).train()
     average = Ema(model, ema) if ema else None
@@ -81,7 +81,7 @@ def random_batch(precision: PrecisionName, count: int = 16, *, side_px: int = 64
 
 def taking(stepper: Stepper, batch: ImageBatch, *, seed: int = 7) -> Tensor:
     """The losses of a step."""
-    return stepper.take(lambda: batch, seed=seed).losses
+    return stepper.step(lambda: batch, seed=seed).losses
 
 
 def weights_of(model: nn.Module) -> Tensor:

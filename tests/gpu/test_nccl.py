@@ -17,9 +17,9 @@ from thawline.trainer import optim
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
-from thawline.trainer.step.recovery import How, Stepper
+from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.reduction import Reduction
-from thawline.trainer.step.step import backward, choose_precision, place, update
+from thawline.trainer.step.step import StepSettings, choose_precision, place, train_step
 from thawline.trainer.step.window import Window
 
 pytestmark = [
@@ -47,15 +47,18 @@ def plain_steps(wrap: Callable[[nn.Module], Reduction]) -> tuple[Reduction, Call
     optim.set_hyper(optimizer, [1e-3], 0.9)
     reduction, scaler = wrap(model), torch.amp.GradScaler("cuda", enabled=False)
     guard, batch = Guard(model, CUDA), random_batch("fp32")
+    settings = StepSettings(CUDA, precision, SINGLE, optim.Recipe(), global_batch=16)
 
     def step() -> Tensor:
-        reduction.begin()
-        optimizer.zero_grad()
-        losses = backward(
-            reduction, batch, loss=SINGLE, scaler=scaler, precision=precision, global_batch=16, micro_batches=2
+        return train_step(
+            lambda: batch,
+            settings=settings,
+            reduction=reduction,
+            optimizer=optimizer,
+            scaler=scaler,
+            guard=guard,
+            micro_batches=2,
         )
-        update(optimizer, scaler=scaler, guard=guard)
-        return losses
 
     return reduction, step, model
 
@@ -102,7 +105,7 @@ def two_ranks(rank: int, port: int, folder: str) -> None:
     dist.init_process_group(BACKENDS, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     precision = choose_precision("fp32", device)
     model, window, whole = place(plain(), precision, device).train(), Window(), random_batch("fp32")
-    options = How(device=device, precision=precision, loss=SINGLE, recipe=optim.Recipe(), global_batch=16)
+    options = StepSettings(device=device, precision=precision, loss=SINGLE, recipe=optim.Recipe(), global_batch=16)
     stepper = Stepper(model, options, splits=1, on_split=lambda splits: None)
     optim.set_hyper(stepper.optimizer, [1e-3, 1e-3], 0.9)
     half = slice(8 * rank, 8 * rank + 8)

@@ -15,7 +15,6 @@ from tests.kit.toy import Spy, ToyLoader, ToyModel, Watched, ids_of, learner, lo
 from thawline.dataio.batch import Batch
 from thawline.trainer.errors import CheckpointError, RecipeError
 from thawline.trainer.schedule.phases import fine_tune_phases, one_cycle_phases
-from thawline.trainer.step import recovery
 from thawline.trainer.step.step import update
 
 STEPS = 5  # an epoch: 20 samples in batches of 4
@@ -36,7 +35,7 @@ def hypers(monkeypatch: pytest.MonkeyPatch) -> list[Hyper]:
         seen.append((dict(rates), momenta.pop()))
         update(optimizer, **kwargs)
 
-    monkeypatch.setattr(recovery, "update", spy)
+    monkeypatch.setattr("thawline.trainer.step.step.update", spy)
     return seen
 
 

@@ -92,9 +92,9 @@ def test_a_run_with_averaged_weights_resumes_bit_by_bit(tmp_path: Path) -> None:
     resumed = on_disk("broken")
     assert resumed.resume()
     resumed.fine_tune(1, 1e-2)
-    assert unbroken.ema is not None
-    assert resumed.ema is not None
-    assert same(resumed.ema.state_dict(), unbroken.ema.state_dict())
+    assert unbroken.session.ema is not None
+    assert resumed.session.ema is not None
+    assert same(resumed.session.ema.state_dict(), unbroken.session.ema.state_dict())
     assert resumed.validate() == unbroken.validate()
 
 

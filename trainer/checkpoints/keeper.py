@@ -4,13 +4,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints import format as checkpoint
 from thawline.trainer.checkpoints.format import NOBODY, Best, Whose
 from thawline.trainer.checkpoints.saver import Saver, Written
+from thawline.trainer.context import RunContext
 from thawline.trainer.step import world
 
 _MARGIN_S = 2.0
@@ -22,14 +22,14 @@ class Keeper:
     """A run's checkpoints, seen from one rank. every_s: inf keeps none; 0 keeps one a window, and waits for it."""
 
     def __init__(
-        self, run_dir: str | Path, *, rank: int, every_s: float, keep: int, best: Best | None, whose: Whose = NOBODY
+        self, context: RunContext, *, every_s: float, keep: int, best: Best | None, whose: Whose = NOBODY
     ) -> None:
-        self.root = Root.of(run_dir).child("checkpoints")
+        self.root = Root.of(context.run_dir).child("checkpoints")
         self.best, self.whose = best, whose
         self.wanted = math.isfinite(every_s)
         self._every_s, self._keep = every_s, keep
         self._last = time.monotonic()
-        self._saver = Saver(self.root, keep=keep, best=best, whose=whose) if self.wanted and rank == 0 else None
+        self._saver = Saver(self.root, keep=keep, best=best, whose=whose) if self.wanted and context.rank == 0 else None
         self._taken_at: float | None = None
         self._warned = self._waiting = self._last_chance = False
         self._needs_s = 0.0  # what the slowest write took

@@ -22,35 +22,46 @@ from thawline.trainer.errors import MemoryLimitError
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import FP16_IN_A_ROW, Guard
-from thawline.trainer.step.reduction import Compile, Reduction
-from thawline.trainer.step.step import LossFunction, Precision, backward, update
+from thawline.trainer.step.reduction import Reduction
+from thawline.trainer.step.step import StepSettings, train_step
 
 _WELL, _NO_MEMORY, _FAILED = range(3)
 
 
 @dataclass(frozen=True)
-class How:
-    """What stays the same from step to step of a run."""
-
-    device: torch.device
-    precision: Precision
-    loss: LossFunction
-    recipe: optim.Recipe
-    global_batch: int
-    clip: float | None = None
-    compile: Compile = "off"
-    window: int = 10
-    """Steps between two reads of the guard."""
-
-
-@dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What one step gave on this rank."""
 
     batch: Batch
     losses: Tensor
-    waited_s: float
+    """(N,) on the device, of before the update."""
+    data_wait_s: float
     step_s: float
+    """Without the wait."""
+
+
+class _ElsewhereError(Exception):
+    """This rank came through its part of a step, and another did not."""
+
+    def __init__(self, state: int) -> None:
+        super().__init__(state)
+        self.state = state
+
+
+class _Once:
+    """Fetches a batch, and gives the same one when the step is taken again."""
+
+    def __init__(self, fetch: Callable[[], Batch]) -> None:
+        self._fetch = fetch
+        self.batch: Batch | None = None
+        self.waited_s = 0.0
+
+    def __call__(self) -> Batch:
+        if self.batch is None:
+            began = perf_counter()
+            self.batch = self._fetch()
+            self.waited_s = perf_counter() - began
+        return self.batch
 
 
 class Stepper:
@@ -60,76 +71,80 @@ class Stepper:
     """
 
     def __init__(
-        self, model: nn.Module, how: How, *, splits: int, on_split: Callable[[int], None], ema: Ema | None = None
+        self,
+        model: nn.Module,
+        settings: StepSettings,
+        *,
+        splits: int,
+        on_split: Callable[[int], None],
+        ema: Ema | None = None,
     ) -> None:
-        self._model, self._how, self._ema = model, how, ema
+        self._model, self._settings, self._ema = model, settings, ema
         self.splits, self._on_split = splits, on_split
         self.parameters = groups.parameter_groups(model)
         # A fresh optimiser: what is frozen has changed, and moments of other gradients would mislead it.
-        self.optimizer = optim.build(self.parameters, how.recipe, device=how.device)
-        self.scaler = torch.amp.GradScaler(how.device.type, enabled=how.precision.scaled)
-        tolerated = FP16_IN_A_ROW if how.precision.scaled else 0
-        self.guard = Guard(model, how.device, tolerated=tolerated, window=how.window)
-        self.busy = Busy(how.device)
+        self.optimizer = optim.build(self.parameters, settings.recipe, device=settings.device)
+        self.scaler = torch.amp.GradScaler(settings.device.type, enabled=settings.precision.scaled)
+        tolerated = FP16_IN_A_ROW if settings.precision.scaled else 0
+        self.guard = Guard(model, settings.device, tolerated=tolerated, window=settings.window)
+        self.busy = Busy(settings.device)
         self._reduction = self._wrap()
+        self._is_through = False
 
-    def take(self, fetch: Callable[[], Batch], *, seed: int) -> Taken:
-        """Fetch a batch and take a step on it. Collective.
+    def step(self, fetch: Callable[[], Batch], *, seed: int) -> StepResult:
+        """`train_step` on the batch that `fetch` gives, on every rank, again in smaller pieces where memory is short.
 
-        seed: of dropout, which so is a function of (seed, step, rank), and a resumed run needs no random state.
-        Raises on every rank what any of them met; MemoryLimitError where a single pair of samples is too much.
+        Collective. Raises on every rank what any of them met; MemoryLimitError where a pair of samples is too much.
         """
         self.guard.keep()
-        began, waited, batch = perf_counter(), 0.0, None
+        began, once = perf_counter(), _Once(fetch)
         while True:
-            self._reduction.begin()
-            self.optimizer.zero_grad()
-            state, failure, losses = _WELL, None, None
+            self._is_through, worst, state, failure = False, None, _FAILED, None
             try:
-                if batch is None:
-                    batch = fetch()
-                    waited = perf_counter() - began
-                torch.manual_seed(seed)
-                losses = self._backward(batch)
+                losses = train_step(
+                    once,
+                    settings=self._settings,
+                    reduction=self._reduction,
+                    optimizer=self.optimizer,
+                    scaler=self.scaler,
+                    guard=self.guard,
+                    seed=seed,
+                    micro_batches=self.splits,
+                    ema=self._ema,
+                    agree=self._agree,
+                )
+                assert once.batch is not None
+                step_s = perf_counter() - began - once.waited_s
+                return StepResult(once.batch, losses, data_wait_s=once.waited_s, step_s=step_s)
+            except _ElsewhereError as elsewhere:
+                worst = elsewhere.state
             except Exception as error:
+                if self._is_through:  # in the agreement, or in the update that the others make: no way back
+                    raise
                 if _is_memory(error):  # not kept: its traceback holds the tensors that there is no room for
                     state = _NO_MEMORY
                 else:
-                    state, failure = _FAILED, error
-            if state != _WELL:
+                    failure = error
+            if worst is None:
                 self._reduction.answer()
-            worst = world.worst(state)
-            if worst == _WELL:
-                break
-            losses = None
+                worst = world.worst(state)
             if worst == _FAILED:
                 raise world.told(failure)
-            self._split(0 if batch is None else len(batch.ids))
-        assert batch is not None
-        assert losses is not None
-        update(self.optimizer, scaler=self.scaler, guard=self.guard, clip=self._how.clip)
-        if self._ema is not None:
-            self._ema.update()
-        return Taken(batch, losses, waited, perf_counter() - began - waited)
+            self._split(0 if once.batch is None else len(once.batch.ids))
+
+    def _agree(self) -> None:
+        """Every rank is through with its backward, or none goes on. Raises _ElsewhereError. Collective."""
+        self._is_through = True
+        worst = world.worst(_WELL)
+        if worst != _WELL:
+            raise _ElsewhereError(worst)
 
     def close(self) -> None:
         """Let go of the model."""
         self._reduction.close()
 
-    def _backward(self, batch: Batch) -> Tensor:
-        how = self._how
-        return backward(
-            self._reduction,
-            batch,
-            loss=how.loss,
-            scaler=self.scaler,
-            precision=how.precision,
-            global_batch=how.global_batch,
-            micro_batches=self.splits,
-        )
-
     def _wrap(self) -> Reduction:
-        return Reduction(self._model, self._how.device, busy=self.busy, compile=self._how.compile)
+        return Reduction(self._model, self._settings.device, busy=self.busy, compile=self._settings.compile)
 
     def _split(self, part: int) -> None:
         """Twice as many micro-batches on every rank, and back to the step's begin."""
@@ -145,7 +160,7 @@ class Stepper:
         self.guard.again()
         self._on_split(self.splits)
         gc.collect()  # the failed step's graph, which its error held
-        if self._how.device.type == "cuda":
+        if self._settings.device.type == "cuda":
             torch.cuda.empty_cache()
         self._reduction = self._wrap()
 

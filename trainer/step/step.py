@@ -1,7 +1,8 @@
-"""What happens in one training step? All of it: the only autocast and loss scaling are here.
+"""What happens in one training step? `train_step`: fetch, forward, loss, backward, update, on one page.
 
-No line of `backward` and `update` makes the host wait for the device: nothing is read back, nothing is synchronised.
-Losses come back as device tensors; the learner reads their sum once a logging window.
+No line of it makes the host wait for the device: nothing is read back, nothing is synchronised. Losses come back as
+device tensors; their sum is read once a logging window (see window). The only autocast and loss scaling are here. What
+happens when a rank cannot do its part is stepper's.
 """
 
 import contextlib
@@ -16,9 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline.dataio.batch import Batch
 from thawline.trainer import optim
+from thawline.trainer.ema import Ema
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.step.guard import Guard
-from thawline.trainer.step.reduction import Reduction
+from thawline.trainer.step.reduction import Compile, Reduction
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -38,6 +40,22 @@ class Precision:
     def input_dtype(self) -> torch.dtype:
         """What loaders should write: half the bytes where the first layer would round anyway."""
         return torch.float32 if self.name == "fp32" else torch.float16
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What stays the same from step to step of a run."""
+
+    device: torch.device
+    precision: Precision
+    loss: LossFunction
+    recipe: optim.Recipe
+    global_batch: int
+    clip: float | None = None
+    """The largest norm of a step's gradients."""
+    compile: Compile = "off"
+    window: int = 10
+    """Steps between two reads of the device."""
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
@@ -76,36 +94,48 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None)
 
 
-def backward(
-    reduction: Reduction,
-    batch: Batch,
+def train_step(
+    fetch: Callable[[], Batch],
     *,
-    loss: LossFunction,
+    settings: StepSettings,
+    reduction: Reduction,
+    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    precision: Precision,
-    global_batch: int,
+    guard: Guard,
+    seed: int = 0,
     micro_batches: int = 1,
+    ema: Ema | None = None,
+    agree: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Forward, loss and backward of this rank's part; the ranks' gradients are summed meanwhile.
+    """One step on this rank's part of a batch: fetch, forward, loss, backward, update. Collective.
 
     Each rank divides its summed loss by the global batch, and not by its own count, so that the sum over ranks and
     micro-batches is the mean over the global batch, even where parts differ by a sample.
-    micro_batches: in how many pieces the part goes through the model, one after the other, to need less memory. The
-    gradients are those of the whole, unless a layer looks across samples: BatchNorm sees a piece at a time.
+    seed: of dropout. micro_batches: in how many pieces the part goes through the model, one after the other, to need
+    less memory. The gradients are those of the whole, unless a layer looks across samples: BatchNorm sees a piece at a
+    time. agree: asked between backward and update, where all ranks go on together or none does (see stepper).
     Returns the samples' losses, (N,) float32 on the device.
     """
+    reduction.begin()
+    optimizer.zero_grad()
+    batch = fetch()
+    torch.manual_seed(seed)
     losses = []
     for number, piece in enumerate(batch.split(micro_batches), start=1):
         with contextlib.nullcontext() if number == micro_batches else reduction.local():
-            with autocast(precision, piece.targets.device):
-                outputs = reduction(*_cast(piece.arguments, precision))
-            each = loss(outputs, piece.targets)
-            total = each.sum() / global_batch
+            with autocast(settings.precision, settings.device):
+                outputs = reduction(*_cast(piece.arguments, settings.precision))
+            each = settings.loss(outputs, piece.targets)
+            total = each.sum() / settings.global_batch
             # A loss can be infinite while its gradients are not: times NaN, every rank sees it in their sum.
             total = total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         losses.append(each.detach())
     reduction.end()
+    agree()
+    update(optimizer, scaler=scaler, guard=guard, clip=settings.clip)
+    if ema is not None:
+        ema.update()
     return torch.cat(losses)
 
 

@@ -51,6 +51,12 @@ def gather_to_first(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return [sent for _, sent in _exchange(None, tensors, everywhere=False)]
 
 
+def mean(values: Tensor) -> float:
+    """The mean of all ranks' values, (N,) on each. Collective; waits for the device."""
+    sent = gather({"sum": float(values.sum(dtype=torch.float64)), "count": len(values)})
+    return sum(rank["sum"] for rank in sent) / sum(rank["count"] for rank in sent)
+
+
 def worst(state: int) -> int:
     """The largest of the ranks' numbers. Collective; a few tenths of a millisecond, in every step."""
     if world_size() == 1:

@@ -16,11 +16,12 @@ from thawline.dataio.errors import ManifestError
 from thawline.trainer import lr_find
 from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.errors import CheckpointError
+from thawline.trainer.optim import Recipe
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
 from thawline.trainer.step.reduction import Reduction
-from thawline.trainer.step.step import backward, choose_precision, update
+from thawline.trainer.step.step import StepSettings, choose_precision, train_step
 from thawline.trainer.step.window import Window
 
 pytestmark = pytest.mark.slow
@@ -63,12 +64,15 @@ def told(here: Here) -> list[tuple[str, str]]:
 def one_step(here: Here, *, frozen_statistics: bool) -> dict[str, Tensor]:
     """The weights after one step on this rank's part of 7 samples."""
     model = ToyModel(norm=frozen_statistics, dropout=0.0).train(not frozen_statistics)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, fused=True)
-    scaler, precision = torch.amp.GradScaler("cpu", enabled=False), choose_precision("fp32", CPU)
-    reduction, batch = Reduction(model, CPU, busy=Busy(CPU)), next(here.data()[0].stream())
-    reduction.begin()
-    backward(reduction, batch, loss=exact_loss, scaler=scaler, precision=precision, global_batch=GLOBAL_BATCH)
-    update(optimizer, scaler=scaler, guard=Guard(model, CPU))
+    reduction, stream = Reduction(model, CPU, busy=Busy(CPU)), here.data()[0].stream()
+    train_step(
+        lambda: next(stream),
+        settings=StepSettings(CPU, choose_precision("fp32", CPU), exact_loss, Recipe("sgd"), GLOBAL_BATCH),
+        reduction=reduction,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        guard=Guard(model, CPU),
+    )
     reduction.close()
     return snapshot(model)
 

@@ -57,7 +57,7 @@ def test_tta_averages_the_views_and_the_plain_images() -> None:
 def test_data_without_views_is_refused_with_a_sentence() -> None:
     train, valid = loaders(train=12, valid=7, global_batch=4)
     subject = learner(data=(train, valid))
-    subject.valid = Plain(valid)  # type: ignore[assignment]
+    subject.session.valid = Plain(valid)  # type: ignore[assignment]
     with pytest.raises(RecipeError, match="Plain has no augmented views of its samples: there is nothing to average"):
         subject.tta()
 

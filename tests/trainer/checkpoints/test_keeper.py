@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from thawline.trainer.checkpoints.keeper import Keeper
+from thawline.trainer.context import LocalContext
 
 PARTS = {"state": {"x": torch.zeros(1)}}
 
@@ -19,7 +20,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def kept(folder: Path, *, rank: int = 0, every_s: float = 3600.0) -> Keeper:
-    return Keeper(folder, rank=rank, every_s=every_s, keep=3, best=None)
+    return Keeper(LocalContext(run_dir=folder, rank=rank), every_s=every_s, keep=3, best=None)
 
 
 def test_a_warning_makes_one_due_at_once_and_one_just_in_time(tmp_path: Path, now: list[float]) -> None:

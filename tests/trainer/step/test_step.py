@@ -16,17 +16,17 @@ from thawline.trainer.losses import default_loss
 from thawline.trainer.optim import Recipe
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
-from thawline.trainer.step.recovery import How, Stepper
+from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.reduction import Reduction
 from thawline.trainer.step.step import (
     LossFunction,
     Precision,
+    StepSettings,
     autocast,
-    backward,
     choose_precision,
     eval_step,
     place,
-    update,
+    train_step,
 )
 
 CPU = torch.device("cpu")
@@ -55,14 +55,15 @@ def step(
     micro_batches: int = 1,
     clip: float | None = None,
 ) -> Tensor:
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=True)
-    optimizer.zero_grad()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    reduction = Reduction(model, CPU, busy=Busy(CPU))
-    common: dict[str, Any] = {"loss": loss, "scaler": scaler, "precision": precision, "global_batch": global_batch}
-    losses = backward(reduction, batch, micro_batches=micro_batches, **common)
-    update(optimizer, scaler=scaler, guard=Guard(model, CPU), clip=clip)
-    return losses
+    return train_step(
+        lambda: batch,
+        settings=StepSettings(CPU, precision, loss, Recipe("sgd"), global_batch, clip=clip),
+        reduction=Reduction(model, CPU, busy=Busy(CPU)),
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr, fused=True),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        guard=Guard(model, CPU),
+        micro_batches=micro_batches,
+    )
 
 
 @pytest.mark.parametrize("share", [6, 13], ids=["alone", "a part"])
@@ -276,14 +277,14 @@ def test_a_step_reads_every_one_of_its_settings() -> None:
     """A setting that nobody reads is a promise that nobody keeps."""
     read = set[str]()
 
-    class Spied(How):
+    class Spied(StepSettings):
         def __getattribute__(self, name: str) -> Any:
             read.add(name)
             return super().__getattribute__(name)
 
     recipe = Recipe("sgd")
-    how = Spied(device=CPU, precision=FP32, loss=exact_loss, recipe=recipe, global_batch=6)
-    stepper = Stepper(ToyModel(), how, splits=1, on_split=lambda splits: None)
+    settings = Spied(device=CPU, precision=FP32, loss=exact_loss, recipe=recipe, global_batch=6)
+    stepper = Stepper(ToyModel(), settings, splits=1, on_split=lambda splits: None)
     read.discard("__class__")
-    stepper.take(lambda: make_batch(dtype=torch.float32), seed=1)
-    assert {field.name for field in fields(How)} - read == set()
+    stepper.step(lambda: make_batch(dtype=torch.float32), seed=1)
+    assert {field.name for field in fields(StepSettings)} - read == set()

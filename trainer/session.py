@@ -1,0 +1,301 @@
+"""What changes during a run? `Session`: weights and their average, progress, records, checkpoints, quarantine, stream.
+
+One owner for all of it. A `PhaseRun` works on it, and a `Learner` gives it to the user. It decides nothing: when a step
+is taken, a checkpoint due or an epoch measured is phase_run's.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from thawline.dataio.batch import Batch, Loader
+from thawline.dataio.hashing import hash64
+from thawline.dataio.store.root import Root
+from thawline.models import groups
+from thawline.trainer import optim
+from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints.keeper import Keeper
+from thawline.trainer.checkpoints.restore import progress_of, weights_of
+from thawline.trainer.checkpoints.saver import Written
+from thawline.trainer.context import Row, RunContext
+from thawline.trainer.ema import Ema
+from thawline.trainer.errors import CheckpointError
+from thawline.trainer.metrics.evaluation import Measured, evaluate
+from thawline.trainer.progress import Progress
+from thawline.trainer.quarantine import Quarantine, together_by_id
+from thawline.trainer.recorder import Recorder
+from thawline.trainer.step import world
+from thawline.trainer.step.recovery import Stepper
+from thawline.trainer.step.step import StepSettings
+
+if TYPE_CHECKING:
+    from thawline.trainer.metrics.meter import Meter
+
+BatchTransform = Callable[[Batch, int], Batch]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Session:
+    """A run on this rank. The fields down to `seed` stay what they are, though the model's weights do not."""
+
+    model: nn.Module
+    train: Loader
+    valid: Loader
+    settings: StepSettings
+    context: RunContext
+    keeper: Keeper
+    recorder: Recorder
+    make_meter: "Callable[[], Meter]"
+    """Called when metrics are first asked for: torchmetrics takes two seconds to import."""
+    ema: Ema | None = None
+    batch_transform: BatchTransform | None = None
+    frozen_norms: bool = False
+    """BatchNorm's statistics stand still."""
+    seed: int = 42
+    progress: Progress = field(default_factory=Progress)
+    stopped: bool = False
+    """Somebody asked for an end, and the phase under way came to it."""
+    resuming: bool = False
+    """The next fit goes on with the one whose checkpoint was taken up."""
+    optimizer_state: dict[str, Any] | None = None
+    """Of the phase that a checkpoint was in the middle of, until that phase goes on."""
+    frozen_to: int = 0
+    """The first layer group that trains."""
+
+    def __post_init__(self) -> None:
+        self.quarantine = Quarantine(self.train, self.valid)
+        self._stream: Iterator[Batch] | None = None
+        self._clock = time.monotonic()
+
+    @cached_property
+    def meter(self) -> "Meter":
+        """What is measured."""
+        return self.make_meter().to(self.settings.device)
+
+    # The model ----------------------------------------------------------------------------------------------
+
+    def freeze_to(self, n: int) -> None:
+        """The layer groups from n on (and BatchNorm) train in what follows."""
+        groups.freeze_to(self.model, n)
+        self.frozen_to = n
+
+    def training_mode(self) -> None:
+        """As `model.train()`, but for statistics that are to stand still."""
+        self.model.train()
+        for layer in self.model.modules():
+            if self.frozen_norms and isinstance(layer, _BatchNorm):
+                layer.eval()
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """The parts of a checkpoint that are weights."""
+        weights = {"model": self.model.state_dict()}
+        return weights if self.ema is None else {**weights, "ema": self.ema.state_dict()}
+
+    def load_weights(self, saved: checkpoint.Saved) -> None:
+        """Take the weights of a checkpoint. Raises CheckpointError, and changes nothing, where they do not fit."""
+        weights, average = weights_of(saved, self.model, classes=self.train.classes, averaged=self.ema is not None)
+        self.model.load_state_dict(weights)
+        if self.ema is not None:
+            self.ema.load_state_dict(average)
+
+    def measure(
+        self, loader: Loader, *, keep: bool = False, interrupted: Callable[[], bool] = lambda: False
+    ) -> Measured | None:
+        """`evaluate`, with the averaged weights if there are any. Collective."""
+        with contextlib.nullcontext() if self.ema is None else self.ema.in_place():
+            measured = evaluate(
+                self.model,
+                loader,
+                step=self.progress.step,
+                loss=self.settings.loss,
+                precision=self.settings.precision,
+                meter=self.meter,
+                keep=keep,
+                interrupted=interrupted,
+            )
+        news = [*self.quarantine.news("valid").items()]
+        self.set_apart("valid", together_by_id([dict(rank) for rank in world.gather(news)]))
+        return measured
+
+    # The stream ---------------------------------------------------------------------------------------------
+
+    def next_batch(self) -> Batch:
+        """The stream's next, from the cursor on, as it is trained on."""
+        if self._stream is None:  # opened at the cursor, once: phases and fits go on in the same stream
+            self._stream = self.train.stream(self.progress.step)
+        return self._draw(self._stream, self.progress.step)
+
+    def dropout_seed(self, step: int) -> int:
+        """A function of (seed, step, rank) alone, so that a resumed run needs no random state."""
+        return int(hash64(self.seed, step, self.context.rank) >> 1)
+
+    def close(self) -> None:
+        """Give back the loaders' threads and memory, once the last checkpoint is written."""
+        self.keeper.close()
+        self._stream = None
+        self.train.close()
+        self.valid.close()
+
+    def _draw(self, stream: Iterator[Batch], step: int) -> Batch:
+        batch = next(stream)
+        return batch if self.batch_transform is None else self.batch_transform(batch, step)
+
+    # What is told -------------------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Tell whoever watches a line of text."""
+        if self.context.rank == 0:
+            self.context.publish([{"kind": "note", "text": text}])
+
+    def record(self, row: Row) -> None:
+        """Keep a row, on every rank, and publish it."""
+        self.recorder.add(row)
+        if self.context.rank == 0:
+            self.context.publish([row])
+
+    def record_written(self, written: Sequence[Written]) -> None:
+        """Record what became of checkpoints. A storage that refuses is told loudly, and ends no training before its
+        last step."""
+        for each in written:
+            row: Row = {"step": each.step, "unix_s": time.time()}
+            if each.error is None:
+                self.record({"kind": "checkpoint", **row, "checkpoint_s": each.seconds})
+                continue
+            if self.context.rank == 0:
+                log.error("%s", each.error)
+            self.record({"kind": "checkpoint_failed", **row, "reason": each.error})
+
+    def split(self, splits: int) -> None:
+        """Some rank ran out of memory: from here on so many micro-batches."""
+        self.progress.splits = splits
+        self.note(
+            f"out of memory at step {self.progress.step}: every rank takes its part in {splits} micro-batches from "
+            "here on; the global batch and its gradients stay, but BatchNorm sees a micro-batch at a time"
+        )
+
+    def set_apart(self, split: str, unusable: Mapping[int, str]) -> None:
+        """Name the files that some rank found unusable, and have every rank do without them. Collective."""
+        rows = self.quarantine.rows(split, unusable, step=self.progress.step)
+        for row in rows:
+            self.recorder.add(row)
+            self.note(
+                f"quarantined, {'another fills its place' if split == 'train' else 'not measured'}: {row['reason']}"
+            )
+        self.quarantine.apply(rows)
+
+    def elapsed_s(self) -> float:
+        """Wall time that the run has taken so far."""
+        now = time.monotonic()
+        self.progress.elapsed_s += now - self._clock
+        self._clock = now
+        return self.progress.elapsed_s
+
+    # Checkpoints --------------------------------------------------------------------------------------------
+
+    @property
+    def models_dir(self) -> Root:
+        """Where weights that were saved by name lie."""
+        return Root.of(self.context.run_dir).child("models")
+
+    def resume(self) -> bool:
+        """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective."""
+        saved, state, skipped = world.together(self._newest)
+        self._check_alike(saved)
+        for each in skipped:
+            self.note(f"checkpoint {each.name} is skipped: {each.reason}")
+        if saved is None and any(each.finished for each in skipped):
+            raise CheckpointError(
+                f"no checkpoint in {self.keeper.root} can be trusted any more: going on would begin the run anew and "
+                "write over what is left of them; bring one back, or remove the run's folder to begin anew"
+            )
+        if saved is None or state is None:
+            return False
+        progress = progress_of(saved, state)
+        world.together(lambda: self.load_weights(saved))
+        self.keeper.tidy(saved.step)
+        self.progress, self.recorder.rows, self._stream = progress, state["rows"], None
+        self.resuming = True
+        self.optimizer_state = state if state["optimizer"] is not None else None
+        known = self.recorder.of_kind("quarantine")
+        self.quarantine.apply(known)
+        for row in known:
+            self.recorder.show(row)
+        self.note(f"resumed at step {progress.step} from {saved.root}")
+        if self.context.rank == 0:
+            self.context.publish(self.recorder.rows)
+        return True
+
+    def _newest(self) -> tuple[checkpoint.Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
+        """The checkpoint to go on from, its state, and what was skipped before it. Raises CheckpointError."""
+        saved, skipped = checkpoint.newest(self.keeper.root, whose=self.keeper.whose)
+        return saved, None if saved is None else saved.load("state"), skipped
+
+    def _check_alike(self, saved: checkpoint.Saved | None) -> None:
+        everywhere = world.gather(None if saved is None else saved.step)
+        if len(set(everywhere)) > 1:
+            raise CheckpointError(
+                f"ranks see different checkpoints (steps {everywhere}): they would train different weights; give every "
+                "worker the same storage"
+            )
+
+    # Trying out -----------------------------------------------------------------------------------------------
+
+    def rehearse(
+        self,
+        lrs: Callable[[int], Sequence[float]],
+        *,
+        stop: Callable[[float], bool],
+        steps: int,
+        freeze_to: int | None = None,
+    ) -> list[float]:
+        """Train on the stream from the cursor, then put everything back. Collective: see `Learner.rehearse`."""
+        losses: list[float] = []
+        with self._put_back():
+            if freeze_to is not None:
+                self.freeze_to(freeze_to)
+            self.training_mode()
+            with contextlib.closing(self.stepper()) as stepper:
+                stream = self.train.stream(self.progress.step)
+                for step in range(steps):
+                    at = self.progress.step + step
+                    optim.set_hyper(stepper.optimizer, lrs(step), None)
+                    result = stepper.step(partial(self._draw, stream, at), seed=self.dropout_seed(at))
+                    losses.append(world.mean(result.losses))
+                    if stop(losses[-1]):
+                        break
+        return losses
+
+    def stepper(self, *, ema: Ema | None = None) -> Stepper:
+        """What takes steps with what is trainable now."""
+        return Stepper(self.model, self.settings, splits=self.progress.splits, on_split=self.split, ema=ema)
+
+    @contextlib.contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Afterwards weights, statistics, flags, random state and cursor are bit by bit as before."""
+        before = {name: value.clone() for name, value in self.model.state_dict().items()}
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        modes, frozen_to = [(layer, layer.training) for layer in self.model.modules()], self.frozen_to
+        devices = [self.settings.device] if self.settings.device.type == "cuda" else []
+        self._stream = None
+        try:
+            with torch.random.fork_rng(devices=devices):
+                yield
+        finally:
+            self.model.load_state_dict(before)
+            self.model.zero_grad()
+            for layer, mode in modes:
+                layer.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            self.frozen_to = frozen_to
+            self._stream = None
