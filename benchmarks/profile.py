@@ -87,7 +87,7 @@ def _profiled(
     on_gpu = device.type == "cuda"
     began = perf_counter()
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
-        waited_s = sum(stepper.step(lambda: next(stream), seed=0).waited_s for _ in range(steps))
+        waited_s = sum(stepper.step(lambda: next(stream), seed=0).data_wait_s for _ in range(steps))
         synchronise(device)
         took_s = perf_counter() - began
     rows = costs(profiler.key_averages(), steps=steps, took_s=took_s, on_gpu=on_gpu)

@@ -6,7 +6,7 @@ stopped it at a checkpoint. Heavy imports wait inside their verb, so that `thawl
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal
@@ -71,7 +71,7 @@ def main() -> None:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Plain("%(message)s"))
         logging.basicConfig(level=logging.INFO if verb.debug else logging.WARNING, handlers=[handler])
-        status = _guarded(lambda: _run(verb, words), debug=verb.debug)
+        status = _run(verb, words)
         if not isinstance(verb, Train):  # a run has ended as it has, whoever hears of it
             status = status or _unheard(words[0], stdout)
     sys.exit(status)
@@ -107,18 +107,14 @@ def _all_verbs(words: Sequence[str]) -> Verb:
 
 
 def _run(verb: Verb, words: Sequence[str]) -> int:
-    return with_job(verb, words).run()
-
-
-def _guarded(action: Callable[[], int], *, debug: bool) -> int:
     """Run a verb; a user's mistake becomes one sentence on stderr and exit code 1."""
     try:
-        return action()
+        return with_job(verb, words).run()
     except KeyboardInterrupt:
         print("thawline: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if debug or not _is_users(error):
+        if verb.debug or not _is_users(error):
             raise
         say(f"thawline: {error}")
         return 1

@@ -4,6 +4,8 @@ Each way makes a `RunContext` and calls `run(job, context)`; what differs is onl
 watches, and how a request to stop reaches rank 0. What Ray does is in ray_train.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -93,7 +95,8 @@ class ProcessContext(LocalContext):
 def in_process(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result:
     """Train in this process, on its first GPU or the CPU."""
     context = ProcessContext(run_dir(job), local_device(job), console=Console())
-    return _run_here(job, context, fresh=fresh, loaded=loaded)
+    with _attended(context):
+        return run(job, context, fresh=fresh, loaded=loaded)
 
 
 def under_torchrun(job: Job, here: Place, *, fresh: bool = False, loaded: Loaded | None = None) -> Result:
@@ -116,15 +119,18 @@ def under_torchrun(job: Job, here: Place, *, fresh: bool = False, loaded: Loaded
         ) from error
     try:
         context = ProcessContext(run_dir(job), device, here.rank, here.world_size, here.local_rank, console=console)
-        return _run_here(job, context, fresh=fresh, loaded=loaded)
+        with _attended(context):
+            return run(job, context, fresh=fresh, loaded=loaded)
     finally:
         dist.destroy_process_group()
 
 
-def _run_here(job: Job, context: ProcessContext, *, fresh: bool, loaded: Loaded | None) -> Result:
+@contextmanager
+def _attended(context: ProcessContext) -> Iterator[None]:
+    """A signal asks the run to stop; its console is closed at the end."""
     try:
         with stop_on_signal(context.request_stop):
-            return run(job, context, fresh=fresh, loaded=loaded)
+            yield
     finally:
         if context.console is not None:
             context.console.close()
