@@ -164,7 +164,7 @@ def trained(
     learner.close()
     if keep is not None:
         torch.save(model.body.state_dict(), keep)
-    return 100 * float(learner.recorder.of_kind("valid")[-1]["error_rate"] or 0)
+    return 100 * learner.recorder.last_metric("error_rate")
 
 
 # Which images ------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.verify import check_files
 from thawline.trainer.learner import Learner
+from thawline.trainer.rows import Recorded
 from thawline.trainer.step.step import PrecisionName, choose_precision
 
 QUESTION = "how much of the ceiling does a real run reach?"
@@ -160,11 +161,11 @@ class _Clock:
     def busy(self, *, busy_s: float) -> None:
         """The windows tell enough."""
 
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+    def observe(self, row: Recorded) -> None:
         """Keep a training window, and the CPU time of the process at its end."""
         if row["kind"] == "train":
-            self.wall_s.append(float(row["window_s"] or 0))
-            self.waits.append(float(row["data_wait_fraction"] or 0))
+            self.wall_s.append(row["window_s"])
+            self.waits.append(row["data_wait_fraction"])
             self.cpu_s.append(time.process_time())
 
     def timing(self, *, images: int, repeats: int) -> Timing:

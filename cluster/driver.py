@@ -115,7 +115,7 @@ class Watcher:
     def show(self, published: list[Row]) -> None:
         """Take the run's rows as they come."""
         for row in published:
-            _tell(row | {"targets": self._directory.url} if row["kind"] == "begun" else row)
+            _tell({**row, "targets": self._directory.url} if row["kind"] == "begun" else row)
             if row["kind"] == "targets":
                 from thawline.cluster.observe.discovery import entries_of
 

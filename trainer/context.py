@@ -1,13 +1,13 @@
 """What must a training process know of the world around it? `RunContext`, and the one for a single process."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-Row = dict[str, float | int | str | None]
+from thawline.trainer.rows import Recorded, Row
 
 
 class RunContext(Protocol):
@@ -47,7 +47,7 @@ class RunContext(Protocol):
         Cheap: asked once a window; the earliest that any rank has heard of counts.
         """
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: Sequence[Row]) -> None:
         """Show rows to whoever watches. Called by rank 0; must neither block nor fail."""
 
 
@@ -60,7 +60,7 @@ class Sink(Protocol):
     def busy(self, *, busy_s: float) -> None:
         """After every window on every rank: how long this one was at work before it waited for the others."""
 
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+    def observe(self, row: Recorded) -> None:
         """After every recorded row, on every rank."""
 
 
@@ -88,5 +88,5 @@ class LocalContext:
         """Nobody says so here: who ends a process of this machine sends it a signal."""
         return None
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: Sequence[Row]) -> None:
         """Nobody watches."""

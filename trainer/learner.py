@@ -24,8 +24,8 @@ from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError, RecipeError
 from thawline.trainer.losses import default_loss
 from thawline.trainer.lr_finder import Found, lr_find
+from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
-from thawline.trainer.metrics.names import check_measured
 from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
 from thawline.trainer.phase_run import PhaseRun
 from thawline.trainer.progress import Progress

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from thawline.trainer import optim
 from thawline.trainer.checkpoints.saver import Appended
-from thawline.trainer.context import Row
 from thawline.trainer.errors import DivergedError, RecipeError
 from thawline.trainer.lr_finder import lr_find
 from thawline.trainer.metrics.evaluation import Measured
+from thawline.trainer.rows import Place, valid_row
 from thawline.trainer.schedule.phases import Find, Phase, length
 from thawline.trainer.schedule.shapes import LearningRate
 from thawline.trainer.session import Session
@@ -117,7 +117,7 @@ class PhaseRun:
         for sink in session.recorder.sinks:
             sink.busy(busy_s=reading.busy_s[session.context.rank])
         lrs, momentum = self.schedule.at(session.progress.phase_step - 1)
-        self._record("train", lr=lrs[-1], momentum=momentum, **reading.numbers())
+        session.record({"kind": "train", **self._place(), "lr": lrs[-1], "momentum": momentum, **reading.numbers()})
         return reading.stop
 
     def _end_epoch(self) -> None:
@@ -136,13 +136,15 @@ class PhaseRun:
             return
         self._measured = measured
         session.progress.validate_due = False
-        self._record(
-            "valid",
+        valid_s, samples = time.monotonic() - began, session.valid.samples - len(session.valid.quarantined)
+        row = valid_row(
+            self._place(),
             train_loss=session.recorder.epoch_loss(),
-            valid_s=time.monotonic() - began,
-            valid_samples=session.valid.samples - len(session.valid.quarantined),
-            **measured.metrics,
+            valid_s=valid_s,
+            valid_samples=samples,
+            metrics=measured.metrics,
         )
+        session.record(row)
         best = session.keeper.best
         is_best = best is not None and session.recorder.is_best(best.metric, higher=best.higher)
         if is_best or session.keeper.due() or at_end:
@@ -168,10 +170,9 @@ class PhaseRun:
             "or in fp32"
         )
 
-    def _record(self, kind: str, **values: float | int | str | None) -> None:
+    def _place(self) -> Place:
         progress = self.session.progress
-        row: Row = {
-            "kind": kind,
+        return {
             "phase": self.phase.name,
             "step": progress.step,
             "phase_step": progress.phase_step,
@@ -180,7 +181,6 @@ class PhaseRun:
             "time_s": self.session.elapsed_s(),
             "unix_s": time.time(),
         }
-        self.session.record({**row, **values})
 
     def _save(self, metrics: Mapping[str, float] | None = None) -> None:
         """Have rank 0 write a checkpoint in the background. What becomes of it, the next windows tell."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from thawline.dataio.batch import Loader
-from thawline.trainer.context import Row
+from thawline.trainer.rows import QuarantineRow
 
 
 def together_by_id(found: Sequence[Mapping[int, str]]) -> dict[int, str]:
@@ -29,7 +29,7 @@ class Quarantine:
             number: why for number, why in self._loaders[split].quarantined.items() if (split, number) not in self._told
         }
 
-    def rows(self, split: str, found: Mapping[int, str], *, step: int) -> list[Row]:
+    def rows(self, split: str, found: Mapping[int, str], *, step: int) -> list[QuarantineRow]:
         """A row for each file that some rank found and no row told: to be recorded, then given to `apply`."""
         fresh = [(number, why) for number, why in found.items() if (split, number) not in self._told]
         return [
@@ -45,10 +45,10 @@ class Quarantine:
             for count, (number, why) in enumerate(fresh, start=len(self._told) + 1)
         ]
 
-    def apply(self, rows: Sequence[Row]) -> None:
+    def apply(self, rows: Sequence[QuarantineRow]) -> None:
         """Have the loaders do without these. Raises when they are more than the user allows, on every rank alike."""
         for split, loader in self._loaders.items():
-            files = {int(row["id"] or 0): str(row["reason"]) for row in rows if row["split"] == split}
+            files = {row["id"]: row["reason"] for row in rows if row["split"] == split}
             self._told |= {(split, number) for number in files}
             if files:
                 loader.quarantine(files)

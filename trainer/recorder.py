@@ -1,46 +1,49 @@
 """What did the run measure? Rows of numbers, kept in order, as an Arrow table and a Parquet file.
 
-One row a logging window (kind "train"), one a validation ("valid"), one a checkpoint ("checkpoint"). Columns that
-a kind does not have are null.
+Which kinds there are is told by rows. Columns that a kind does not have are null.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thawline.dataio.store.atomic import whole
 from thawline.dataio.store.root import Root
-from thawline.trainer.context import Row, Sink
+from thawline.trainer.context import Sink
+from thawline.trainer.rows import FIRST, QuarantineRow, Recorded, TrainRow, ValidRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_FIRST = ("kind", "phase", "step", "epoch", "time_s", "unix_s", "loss", "lr", "momentum")
-
-_OF_A_VALIDATION = ("train_loss", "valid_loss", "phase_step", "phase_steps")
 
 
 class Recorder:
     """The rows of a run, and the sinks that see each as it is made."""
 
-    def __init__(self, *, sinks: Iterable[Sink] = (), rows: Iterable[Row] = ()) -> None:
-        self.rows: list[Row] = list(rows)
+    def __init__(self, *, sinks: Iterable[Sink] = (), rows: Iterable[Recorded] = ()) -> None:
+        self.rows: list[Recorded] = list(rows)
         self.sinks = tuple(sinks)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Recorded) -> None:
         """Keep a row and show it to every sink."""
         self.rows.append(row)
         self.show(row)
 
-    def show(self, row: Row) -> None:
+    def show(self, row: Recorded) -> None:
         """Show a row that is kept already to every sink."""
         for sink in self.sinks:
             sink.observe(row)
 
-    def of_kind(self, kind: str) -> list[Row]:
+    @overload
+    def of_kind(self, kind: Literal["train"]) -> list[TrainRow]: ...
+    @overload
+    def of_kind(self, kind: Literal["valid"]) -> list[ValidRow]: ...
+    @overload
+    def of_kind(self, kind: Literal["quarantine"]) -> list[QuarantineRow]: ...
+    def of_kind(self, kind: str) -> Sequence[Recorded]:
         """The rows of one kind, in order."""
         return [row for row in self.rows if row["kind"] == kind]
 
@@ -48,12 +51,17 @@ class Recorder:
         """Mean training loss over the samples since the last validation."""
         since = max((i for i, row in enumerate(self.rows) if row["kind"] == "valid"), default=-1)
         windows = [row for row in self.rows[since + 1 :] if row["kind"] == "train"]
-        images = [int(row["images"] or 0) for row in windows]
-        return sum(float(row["loss"] or 0) * n for row, n in zip(windows, images, strict=True)) / sum(images)
+        return sum(row["loss"] * row["images"] for row in windows) / sum(row["images"] for row in windows)
+
+    def last_metric(self, name: str) -> float:
+        """What the last validation measured; NaN for no number. Raises KeyError for what it did not."""
+        row: Mapping[str, Any] = self.of_kind("valid")[-1]
+        return math.nan if (value := row[name]) is None else float(value)
 
     def is_best(self, metric: str, *, higher: bool) -> bool:
         """Whether the last validation is the first with the best of a metric so far."""
-        values = [float(value) for row in self.of_kind("valid") if (value := row.get(metric)) is not None]
+        valid: list[Mapping[str, Any]] = [*self.of_kind("valid")]
+        values = [float(value) for row in valid if (value := row.get(metric)) is not None]
         best = max if higher else min
         return bool(values) and values.index(best(values)) == len(values) - 1
 
@@ -80,26 +88,9 @@ class Recorder:
         return plots.plot_metrics(self.table())
 
 
-def metric_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The metrics that validation rows carry, in the order of their columns; error_rate first where there is one.
-
-    A metric is a number that a "valid" row has, that no "train" row has, and that is neither a loss, a place in the
-    run, nor a time or a count by its unit.
-    """
-    valid: dict[str, None] = {}
-    train = {*_FIRST, *_OF_A_VALIDATION}
-    for row in rows:
-        if row.get("kind") == "valid":
-            valid |= dict.fromkeys(name for name, value in row.items() if isinstance(value, int | float))
-        elif row.get("kind") == "train":
-            train |= {name for name, value in row.items() if value is not None}
-    names = [name for name in valid if name not in train and not name.endswith(("_s", "_samples", "_bytes"))]
-    return sorted(names, key=lambda name: name != "error_rate")
-
-
-def to_table(rows: Sequence[Row]) -> pa.Table:
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as an Arrow table, the columns in a stable order."""
-    names = dict.fromkeys([*_FIRST, *(key for row in rows for key in row)])
+    names = dict.fromkeys([*FIRST, *(key for row in rows for key in row)])
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 

@@ -25,13 +25,14 @@ from thawline.trainer.checkpoints import format as checkpoint
 from thawline.trainer.checkpoints.keeper import Keeper
 from thawline.trainer.checkpoints.restore import progress_of, weights_of
 from thawline.trainer.checkpoints.saver import Written
-from thawline.trainer.context import Row, RunContext
+from thawline.trainer.context import RunContext
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError
 from thawline.trainer.metrics.evaluation import Measured, evaluate
 from thawline.trainer.progress import Progress
 from thawline.trainer.quarantine import Quarantine, together_by_id
 from thawline.trainer.recorder import Recorder
+from thawline.trainer.rows import Recorded
 from thawline.trainer.step import world
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.step import StepSettings
@@ -157,7 +158,7 @@ class Session:
         if self.context.rank == 0:
             self.context.publish([{"kind": "note", "text": text}])
 
-    def record(self, row: Row) -> None:
+    def record(self, row: Recorded) -> None:
         """Keep a row, on every rank, and publish it."""
         self.recorder.add(row)
         if self.context.rank == 0:
@@ -167,13 +168,13 @@ class Session:
         """Record what became of checkpoints. A storage that refuses is told loudly, and ends no training before its
         last step."""
         for each in written:
-            row: Row = {"step": each.step, "unix_s": time.time()}
+            step, unix_s = each.step, time.time()
             if each.error is None:
-                self.record({"kind": "checkpoint", **row, "checkpoint_s": each.seconds})
+                self.record({"kind": "checkpoint", "step": step, "unix_s": unix_s, "checkpoint_s": each.seconds})
                 continue
             if self.context.rank == 0:
                 log.error("%s", each.error)
-            self.record({"kind": "checkpoint_failed", **row, "reason": each.error})
+            self.record({"kind": "checkpoint_failed", "step": step, "unix_s": unix_s, "reason": each.error})
 
     def split(self, splits: int) -> None:
         """Some rank ran out of memory: from here on so many micro-batches."""

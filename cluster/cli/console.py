@@ -14,15 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from thawline.cluster.outputs import Talk, reason
 from thawline.cluster.words import printable
-from thawline.trainer import recorder
 from thawline.trainer.analysis.diagnosis import Finding
+from thawline.trainer.rows import metric_columns
 
 Row = Mapping[str, Any]
 
 
 def metric_names(row: Row) -> list[str]:
     """The metrics that a validation row carries, in order; error_rate first where there is one."""
-    return recorder.metric_names([row])
+    return metric_columns([row])
 
 
 def table_header(row: Row) -> str:

@@ -9,12 +9,13 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any, cast
 
-Row = dict[str, float | int | str | None]
+Row = Mapping[str, Any]
+"""One of trainer.rows, whose package brings torch."""
 
 NAMESPACE = "thawline"
 """Of Ray, in which a running job's board is called as `board_name` says: so a client can ask for a stop."""
@@ -41,7 +42,7 @@ class Board:
         self._error: Exception | None = None
         self._result: dict[str, Any] | None = None
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: Sequence[Row]) -> None:
         """Rank 0 leaves rows."""
         self._rows += rows
 

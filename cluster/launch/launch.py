@@ -4,7 +4,7 @@ Each way makes a `RunContext` and calls `run(job, context)`; what differs is onl
 watches, and how a request to stop reaches rank 0. What Ray does is in ray_train.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +23,8 @@ from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.preflight import check_cores
 from thawline.cluster.run.run import run
 from thawline.cluster.run.signals import stop_on_signal
-from thawline.trainer.context import LocalContext, Row
+from thawline.trainer.context import LocalContext
+from thawline.trainer.rows import Row
 
 
 def choose_device(job: Job) -> str:
@@ -86,7 +87,7 @@ class ProcessContext(LocalContext):
 
     console: Console | None = None
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: Sequence[Row]) -> None:
         """Show rows on this terminal."""
         if self.console is not None:
             self.console.show(rows)

@@ -11,7 +11,7 @@ import sys
 import threading
 import tomllib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -26,7 +26,7 @@ from thawline.cluster.launch import ranks
 from thawline.cluster.outputs import Talk
 from thawline.cluster.run.folder import run_dir
 from thawline.cluster.run.run import USER_ERRORS, run
-from thawline.trainer.context import Row
+from thawline.trainer.rows import Row
 
 
 @dataclass
@@ -52,7 +52,7 @@ class ForkedContext:
         """What was last heard."""
         return self._taken_at
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: Sequence[Row]) -> None:
         """Send rows on their way."""
         self.send("rows", rows)
 

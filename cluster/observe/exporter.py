@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from thawline.cluster.observe import gpus
 from thawline.cluster.observe.answers import Answers
 from thawline.cluster.observe.discovery import reachable
-from thawline.trainer.recorder import metric_names
+from thawline.trainer.rows import metric_columns
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Upper edges of the histograms, in seconds: three a decade, for a factor rather than a percentage."""
@@ -117,15 +117,16 @@ class Exporter(Collector):
         """Count what a window's steps took this rank: see trainer.step.busy."""
         self._counters["busy_seconds"] += busy_s
 
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+    def observe(self, row: Mapping[str, object]) -> None:
         """Show the numbers of a recorder's row; other columns and empty cells change nothing."""
         seconds = row.get("checkpoint_s")
         if isinstance(seconds, float):
             self._counters["checkpoints"] += 1
             self._counters["checkpoint_seconds"] += seconds
         self._counters["checkpoint_failures"] += row.get("kind") == "checkpoint_failed"
-        self._counters["skipped_steps"] += int(row.get("skipped") or 0)
-        for column in (*_GAUGES, *metric_names([row])):
+        skipped = row.get("skipped")
+        self._counters["skipped_steps"] += skipped if isinstance(skipped, int) else 0
+        for column in (*_GAUGES, *metric_columns([row])):
             value = row.get(column)
             if isinstance(value, int | float) and not math.isnan(value):
                 self._gauges[column] = float(value)

@@ -60,8 +60,8 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
     phases(job)
     mixing(job, classes=2)
     if job.fit.metrics or job.checkpoint.best:
+        from thawline.trainer.metrics.direction import check_measured, direction
         from thawline.trainer.metrics.meter import build
-        from thawline.trainer.metrics.names import check_measured, direction
 
         task, classes = loaded.manifest.task, len(loaded.manifest.classes)
         metrics = build(job.fit.metrics, task=task, classes=classes)

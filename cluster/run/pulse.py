@@ -75,7 +75,7 @@ class Pulse:
     def busy(self, *, busy_s: float) -> None:
         """Not of interest here."""
 
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+    def observe(self, row: Mapping[str, object]) -> None:
         """Not of interest here."""
 
     def explain(self, error: Exception) -> str | None:

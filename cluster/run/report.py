@@ -20,7 +20,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.trainer.analysis import plots
 from thawline.trainer.analysis.diagnosis import diagnose
-from thawline.trainer.recorder import metric_names
+from thawline.trainer.rows import metric_columns
 
 _SHOWN = 24
 
@@ -32,7 +32,7 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
     outcomes: as Predictions.table makes them, one row a validation image.
     """
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
-    metrics = metric_names(rows.to_pylist())
+    metrics = metric_columns(rows.to_pylist())
     names = ["train_loss", "valid_loss", *metrics]
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("report.html.j2").render(

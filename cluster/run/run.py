@@ -46,7 +46,7 @@ from thawline.trainer.checkpoints.format import Best
 from thawline.trainer.context import RunContext, Sink
 from thawline.trainer.errors import TrainError
 from thawline.trainer.learner import Learner
-from thawline.trainer.metrics.names import direction
+from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.predictions import Predictions
 from thawline.trainer.optim import Recipe
 from thawline.trainer.recorder import write_parquet
@@ -414,9 +414,8 @@ def _class_warnings(learner: Learner) -> list[str]:
 
 def _last_metrics(learner: Learner) -> dict[str, float]:
     """What the last validation of the run measured: the final weights' metrics; NaN where one came to no number."""
-    row = learner.recorder.of_kind("valid")[-1]
     names = ["train_loss", "valid_loss", *learner.meter.metrics]
-    return {name: math.nan if (value := row[name]) is None else float(value) for name in names}
+    return {name: learner.recorder.last_metric(name) for name in names}
 
 
 def _result(job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]) -> Result:

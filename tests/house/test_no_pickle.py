@@ -7,7 +7,7 @@ import pytest
 
 from tests.house.test_floors import FLOORS, imported, sources
 from thawline.trainer.errors import RecipeError, TrainError
-from thawline.trainer.step.sentences import KINDS, from_words, to_words
+from thawline.trainer.step.sentences import KINDS, Sentence
 
 PICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
 
@@ -50,8 +50,8 @@ def test_an_error_is_made_anew_out_of_a_closed_list() -> None:
     class OwnError(RecipeError):
         """A user's, which another process need not know."""
 
-    assert to_words(OwnError("lr is too high")) == ["RecipeError", "lr is too high"]
-    assert type(from_words(["RecipeError", "lr is too high"])) is RecipeError
-    assert to_words(OSError("x")) == ["", "OSError: x"]
-    assert from_words(["SystemExit", "1"]) is None
+    assert Sentence.of(OwnError("lr is too high")) == Sentence("RecipeError", "lr is too high")
+    assert type(Sentence("RecipeError", "lr is too high").error()) is RecipeError
+    assert Sentence.of(OSError("x")) == Sentence("", "OSError: x")
+    assert Sentence("SystemExit", "1").error() is None
     assert KINDS["TrainError"] is TrainError

@@ -4,7 +4,7 @@ No files, no decoder: a fit takes milliseconds, and the order of the stream is d
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from thawline.dataio.batch import ImageBatch
 from thawline.dataio.stream.plan import Training, part_bounds
-from thawline.trainer.context import LocalContext, Row
+from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner
+from thawline.trainer.rows import Row
 
 CLASSES = ("ape", "bee", "cat")
 SIDE_PX = 4
@@ -164,13 +165,13 @@ class Watched(LocalContext):
 
     stop_at_ask: int = 0
     asked: int = 0
-    published: list[Row] = field(default_factory=list)
+    published: list[Any] = field(default_factory=list)
 
     def should_stop(self) -> bool:
         self.asked += 1
         return self.asked == self.stop_at_ask
 
-    def publish(self, rows: list[Row]) -> None:
+    def publish(self, rows: Sequence[Row]) -> None:
         self.published += rows
 
 
@@ -180,7 +181,7 @@ class Spy:
     def __init__(self) -> None:
         self.steps: list[tuple[int, float, float]] = []
         self.busy_s: list[float] = []
-        self.rows: list[Row] = []
+        self.rows: list[Any] = []
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         self.steps.append((images, step_s, data_wait_s))
@@ -188,5 +189,5 @@ class Spy:
     def busy(self, *, busy_s: float) -> None:
         self.busy_s.append(busy_s)
 
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+    def observe(self, row: Mapping[str, object]) -> None:
         self.rows.append(dict(row))

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainer.analysis.test_plots import drawn
-from thawline.trainer.context import Row
-from thawline.trainer.recorder import Recorder, metric_names, to_table, write_parquet
+from thawline.trainer.recorder import Recorder, to_table, write_parquet
+from thawline.trainer.rows import Row, metric_columns
 
-ROWS: list[Row] = [
+ROWS: list[Any] = [
     {"kind": "train", "phase": "frozen", "step": 2, "loss": 1.5, "lr": 1e-3, "momentum": 0.9, "images": 8},
     {"kind": "valid", "phase": "frozen", "step": 4, "valid_loss": 1.25, "error_rate": 1},
     {"kind": "valid", "phase": "one_cycle", "step": 8, "valid_loss": 1.0, "error_rate": 0.25},
@@ -24,7 +24,7 @@ class Spy:
     """A sink that remembers."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[Any] = []
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         raise AssertionError("steps are the learner's to announce, not the recorder's")
@@ -32,7 +32,7 @@ class Spy:
     def busy(self, *, busy_s: float) -> None:
         raise AssertionError("so are windows")
 
-    def observe(self, row: Mapping[str, float | int | str | None]) -> None:
+    def observe(self, row: Mapping[str, object]) -> None:
         self.rows.append(dict(row))
 
 
@@ -56,7 +56,7 @@ def test_rows_are_kept_in_order_and_found_by_kind() -> None:
         recorder.add(row)
     assert recorder.rows == ROWS
     assert recorder.of_kind("valid") == ROWS[1:]
-    assert recorder.of_kind("checkpoint") == []
+    assert recorder.of_kind("quarantine") == []
     assert recorder.table().equals(to_table(ROWS))
 
 
@@ -107,19 +107,20 @@ def test_a_reader_in_mid_write_still_sees_the_old_file(tmp_path: Path, monkeypat
 
 
 def test_metrics_are_what_only_validations_tell() -> None:
-    train: Row = {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.0, "grad_norm": 2.0, "straggler": 1, "mine": 0.5}
-    valid: Row = {"kind": "valid", "phase": "a", "step": 2, "phase_step": 2, "phase_steps": 4, "epoch": 1.0}
+    train = {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.0, "grad_norm": 2.0, "straggler": 1, "mine": 0.5}
+    valid: dict[str, Any] = {"kind": "valid", "phase": "a", "step": 2, "phase_step": 2, "phase_steps": 4, "epoch": 1.0}
     valid |= {"train_loss": 1.0, "valid_loss": 2.0, "valid_s": 3.0, "valid_samples": 7, "peak_bytes": 8}
     valid |= {"roc_auc": 0.9, "error_rate": 0.25, "note": "text", "nothing": None, "mine": 0.5}
-    checkpoint: Row = {"kind": "checkpoint", "step": 2, "checkpoint_s": 0.5, "size": 12}
-    assert metric_names([train, valid, checkpoint]) == ["error_rate", "roc_auc"]
-    assert metric_names([valid]) == ["error_rate", "roc_auc", "mine"]
-    assert metric_names([train, checkpoint]) == []
-    assert metric_names(to_table([train, valid, checkpoint]).to_pylist()) == ["error_rate", "roc_auc"]
+    checkpoint: dict[str, Any] = {"kind": "checkpoint", "step": 2, "checkpoint_s": 0.5, "size": 12}
+    assert metric_columns([train, valid, checkpoint]) == ["error_rate", "roc_auc"]
+    assert metric_columns([valid]) == ["error_rate", "roc_auc", "mine"]
+    assert metric_columns([train, checkpoint]) == []
+    assert metric_columns(to_table([train, valid, checkpoint]).to_pylist()) == ["error_rate", "roc_auc"]
 
 
 def test_a_recorder_draws_its_own_rows() -> None:
-    recorder = Recorder(rows=[{**row, "epoch": float(str(row["step"]))} for row in ROWS])
+    rows: list[Any] = [{**row, "epoch": float(row["step"])} for row in ROWS]
+    recorder = Recorder(rows=rows)
     assert drawn(recorder.plot_loss(), "validation") == ([4.0, 8.0], [1.25, 1.0])
     assert drawn(recorder.plot_lr(), "learning rate") == ([2.0], [1e-3])
     assert drawn(recorder.plot_metrics(), "error rate") == ([4.0, 8.0], [1.0, 0.25])

@@ -34,8 +34,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from thawline.trainer.metrics.names import higher
-from thawline.trainer.recorder import metric_names
+from thawline.trainer.metrics.direction import higher
+from thawline.trainer.rows import metric_columns
 
 Floats = NDArray[np.float64]
 _LEAST_WINDOWS, _LEAST_EPOCHS = 5, 6
@@ -266,7 +266,7 @@ def _read(rows: pa.Table) -> _Curves:
     train, valid = _of_kind(rows, "train"), _of_kind(rows, "valid")
     valid = [row for row in valid if row.get("valid_loss") is not None]
     losses = [row for row in train if row.get("loss") is not None]
-    names = [name for name in metric_names([*train, *valid]) if higher(name) is not None]
+    names = [name for name in metric_columns([*train, *valid]) if higher(name) is not None]
     name = names[0] if names else ""
     sign = -1.0 if name and higher(name) else 1.0
     whole = bool(name) and all(row.get(name) is not None for row in valid)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thawline.trainer.analysis.diagnosis import smooth
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.recorder import metric_names
+from thawline.trainer.rows import metric_columns
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6690", "#d1603d", "#3a7d44", "#7a4f9a", "#5c6670"
 Floats = NDArray[np.float64]
@@ -64,7 +64,7 @@ def plot_metric(rows: pa.Table, name: str) -> Figure:
 
 def plot_metrics(rows: pa.Table) -> Figure:
     """Every validation metric by epoch, each in axes of its own: their scales differ."""
-    names = metric_names(rows.to_pylist())
+    names = metric_columns(rows.to_pylist())
     across = min(3, max(1, len(names)))
     down = max(1, -(-len(names) // across))
     figure = Figure(figsize=(max(6, 3.6 * across), max(3.2, 2.4 * down)), dpi=110, layout="constrained")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics import names
+from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def sweep(
     from thawline.trainer.metrics import build  # torchmetrics takes two seconds to import
 
     asked = names.parse(metric)
-    sign = 1 if names.direction(metric) else -1
+    sign = 1 if direction(metric) else -1
     tried = np.sort(np.asarray(thresholds, dtype=np.float64))
     probabilities = torch.from_numpy(predictions.probabilities).double()
     targets = (torch.from_numpy(predictions.targets) > 0.5).long()

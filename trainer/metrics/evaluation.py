@@ -62,7 +62,7 @@ def evaluate(
         state, failure = _FAILED, error
     worst = world.worst(state)
     if worst == _FAILED:
-        raise world.told(failure)
+        raise world.common_error(failure)
     if worst == _INTERRUPTED:
         return None
     return Measured(meter.compute(), collect(kept, task=loader.task) if keep else None)

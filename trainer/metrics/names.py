@@ -7,7 +7,6 @@ underscores, which Parquet, PromQL and a command line all take. An argument give
 
 import ast
 import re
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +22,6 @@ DEFAULTS = {
     "points": ("mse",),
     "mask": ("jaccard", "accuracy"),
 }
-
-_LOWER_IS_BETTER = ("error_rate", "mse", "mae", "loss", "valid_loss", "train_loss")
 
 
 @dataclass(frozen=True)
@@ -69,46 +66,6 @@ def parse(text: str) -> Asked:
             "built from it; write it as in f_beta(beta=2) or MulticlassCohenKappa(weights='linear')"
         ) from None
     return Asked(text, function.id, places, named)
-
-
-def higher(metric: str) -> bool | None:
-    """Whether more of a metric is better, by its text or its column; None where that is not known."""
-    column = parse(metric).column if "(" in metric else snake(metric)
-    if any(column == name or column.startswith(f"{name}_") for name in _LOWER_IS_BETTER):
-        return False
-    from thawline.trainer.metrics.build import by_column, house_names  # torchmetrics takes two seconds to import
-
-    if any(column == name or column.startswith(f"{name}_") for name in house_names()):
-        return True
-    for end in range(len(column), 0, -1):  # the longest class name that the column begins with
-        if (found := by_column().get(column[:end])) and column[end : end + 1] in ("", "_"):
-            better = found.higher_is_better
-            if better is None:  # of F1Score and the like torchmetrics does not say, but of what they make
-                made = by_column().get(f"multiclass_{column[:end]}") or by_column().get(f"multilabel_{column[:end]}")
-                better = made.higher_is_better if made else None
-            return better if isinstance(better, bool) else None
-    return None
-
-
-def direction(metric: str) -> bool:
-    """`higher`, where something is chosen by it. Raises RecipeError where it is not known: the worst might be."""
-    known = higher(metric)
-    if known is None:
-        raise RecipeError(
-            f"whether more of {quoted(metric)!r} is better is not known: the worst might be taken for the best; give a "
-            "metric of which torchmetrics says that, such as accuracy or f_beta"
-        )
-    return known
-
-
-def check_measured(best: str, metrics: Iterable[Hashable]) -> None:
-    """Raises RecipeError unless a validation with these metrics, by column, measures what the best is chosen by."""
-    measured = ("valid_loss", *map(str, metrics))
-    if best not in measured:
-        raise RecipeError(
-            f"best={quoted(best)!r} is not measured: no checkpoint would ever be the best; give one of "
-            f"{', '.join(measured)}"
-        )
 
 
 def snake(name: str) -> str:

@@ -129,7 +129,7 @@ class Stepper:
                 self._reduction.answer()
                 worst = world.worst(state)
             if worst == _FAILED:
-                raise world.told(failure)
+                raise world.common_error(failure)
             self._split(0 if once.batch is None else len(once.batch.ids))
 
     def _agree(self) -> None:

@@ -5,6 +5,8 @@ Whoever hears it makes it anew, out of a closed list of our own types: what a st
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 from thawline.dataio.errors import DataError
 from thawline.models.errors import ModelError
@@ -28,13 +30,20 @@ KINDS: Kinds = errors_in(DataError, ModelError, TrainError)
 """What a user can mend, up to this floor: errors whose text is a sentence."""
 
 
-def to_words(error: Exception, kinds: Kinds = KINDS) -> list[str]:
-    """[type, sentence]. One that is not in the list goes by the nearest type that is; "" where there is none."""
-    name = next((kind.__name__ for kind in type(error).__mro__ if kinds.get(kind.__name__) is kind), "")
-    return [name, str(error) if name else f"{type(error).__name__}: {error}"]
+@dataclass(frozen=True)
+class Sentence:
+    """An error on its way."""
 
+    kind: str
+    """The name of its type, or of the nearest one that is in the list; "" where there is none."""
+    text: str
 
-def from_words(words: list[str], kinds: Kinds = KINDS) -> Exception | None:
-    """The error again; None where its type is none of the list."""
-    name, text = words
-    return kinds[name](text) if name in kinds else None
+    @classmethod
+    def of(cls, error: Exception, kinds: Kinds = KINDS) -> Self:
+        """What is to be sent of an error."""
+        kind = next((kind.__name__ for kind in type(error).__mro__ if kinds.get(kind.__name__) is kind), "")
+        return cls(kind, str(error) if kind else f"{type(error).__name__}: {error}")
+
+    def error(self, kinds: Kinds = KINDS) -> Exception | None:
+        """The error again; None where its type is none of the list."""
+        return kinds[self.kind](self.text) if self.kind in kinds else None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.quarantine import together_by_id
+from thawline.trainer.rows import WindowNumbers
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard, Seen
@@ -27,6 +28,21 @@ def extend_hash(digest: str, ids: NDArray[np.int64]) -> str:
     SHA-256 of the previous digest's bytes followed by the ids in little-endian; the first digest is "".
     """
     return hashlib.sha256(bytes.fromhex(digest) + ids.astype("<i8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a rank says of its window to the others, as JSON has it."""
+
+    loss_sum: float
+    window_s: float
+    data_wait_s: float
+    busy_s: float
+    stop: bool
+    taken_at: float | None
+    lost: list[tuple[int, str]]
+    """JSON has no integers for keys."""
+    written: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Reading:
     seen: Seen
     """What the guard saw, on this rank; alike on all, since they see the sums of the same gradients."""
 
-    def numbers(self) -> dict[str, float | int]:
+    def numbers(self) -> WindowNumbers:
         """What the recorder keeps of it."""
         return {
             "loss": self.loss,
@@ -106,33 +122,33 @@ class Window:
         """Read the device, gather once, start over. Collective; the window must not be empty."""
         loss_sum = 0.0 if self.loss_sum is None else float(self.loss_sum)  # waits for the device; what follows does not
         seen, busy_s = guard.read(), busy.read()
-        mine: dict[str, Any] = {
-            "loss_sum": loss_sum,
-            "window_s": time.perf_counter() - self.began,
-            "data_wait_s": self.data_wait_s,
-            "busy_s": busy_s,
-            "stop": stop,
-            "taken_at": taken_at,
-            "lost": [*(lost or {}).items()],
-            "written": [asdict(each) for each in written],
-        }
-        sent = world.gather_tensors([torch.stack(self.ids)], mine)
+        mine = _Part(
+            loss_sum=loss_sum,
+            window_s=time.perf_counter() - self.began,
+            data_wait_s=self.data_wait_s,
+            busy_s=busy_s,
+            stop=stop,
+            taken_at=taken_at,
+            lost=[*(lost or {}).items()],
+            written=[asdict(each) for each in written],
+        )
+        sent = world.gather_tensors([torch.stack(self.ids)], asdict(mine))
         together = torch.cat([ids for _, (ids,) in sent], 1).numpy()
-        ranks = [told for told, _ in sent]
+        ranks = [_Part(**said) for said, _ in sent]
         self.ids, self.loss_sum, self.data_wait_s = [], None, 0.0
         self.began = time.perf_counter()
         return Reading(
             steps=len(together),
             images=together.size,
-            loss=sum(rank["loss_sum"] for rank in ranks) / together.size,
-            window_s=max(rank["window_s"] for rank in ranks),
-            data_wait_s=sum(rank["data_wait_s"] for rank in ranks) / len(ranks),
+            loss=sum(rank.loss_sum for rank in ranks) / together.size,
+            window_s=max(rank.window_s for rank in ranks),
+            data_wait_s=sum(rank.data_wait_s for rank in ranks) / len(ranks),
             ids=list(together),
-            stop=any(rank["stop"] for rank in ranks),
-            lost=together_by_id([dict(rank["lost"]) for rank in ranks]),
-            busy_s=[rank["busy_s"] for rank in ranks],
-            written=[Written(**each) for each in ranks[0]["written"]],
-            taken_at=min((rank["taken_at"] for rank in ranks if rank["taken_at"] is not None), default=None),
+            stop=any(rank.stop for rank in ranks),
+            lost=together_by_id([dict(rank.lost) for rank in ranks]),
+            busy_s=[rank.busy_s for rank in ranks],
+            written=[Written(**each) for each in ranks[0].written],
+            taken_at=min((rank.taken_at for rank in ranks if rank.taken_at is not None), default=None),
             seen=seen,
         )
 

@@ -7,6 +7,7 @@ stranger who joins in a rank's place could otherwise run code on all others.
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from thawline.trainer.errors import PeerError
-from thawline.trainer.step.sentences import KINDS, Kinds, from_words, to_words
+from thawline.trainer.step.sentences import KINDS, Kinds, Sentence
 
 T = TypeVar("T")
 
@@ -77,24 +78,24 @@ def together(make: Callable[[], T], kinds: Kinds = KINDS) -> T:
     except tuple(kinds.values()) as error:
         failure = error
     if any(gather(failure is not None)):
-        raise told(failure, kinds)
+        raise common_error(failure, kinds)
     return value
 
 
-def told(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
+def common_error(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
     """The error that every rank raises once one has failed: the first such rank's, as itself where all can read it.
 
     Collective. failure: what this rank met; where it is no sentence of ours, it keeps its traceback, on this rank.
     """
-    mine = None if failure is None else to_words(failure, kinds)
-    for rank, words in enumerate(gather(mine)):
-        if words is None:
+    mine = None if failure is None else Sentence.of(failure, kinds)
+    for rank, sent in enumerate(gather(None if mine is None else asdict(mine))):
+        if sent is None:
             continue
-        if failure is not None and mine is not None and (mine == words or not mine[0]):
+        first = Sentence(**sent)
+        if failure is not None and mine is not None and (mine == first or not mine.kind):
             return failure
-        sentence = from_words(words, kinds)
-        return sentence or PeerError(
-            f"rank {rank} failed ({words[1]}): no other rank can go on without it; its own traceback says where"
+        return first.error(kinds) or PeerError(
+            f"rank {rank} failed ({first.text}): no other rank can go on without it; its own traceback says where"
         )
     raise AssertionError("no rank has failed")
 

@@ -57,7 +57,7 @@ def collectives(here: Here) -> Outcome:
 def told(here: Here) -> list[tuple[str, str]]:
     """What this rank raises where the last fails: by a sentence, and by a fault of its own."""
     failures = (ManifestError("rows 3 ≠ 4 \udcff"), KeyError("x"))
-    raised = [world.told(failure if here.last else None) for failure in failures]
+    raised = [world.common_error(failure if here.last else None) for failure in failures]
     return [(type(error).__name__, str(error)) for error in raised]
 
 

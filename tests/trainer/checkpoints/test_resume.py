@@ -64,7 +64,7 @@ def test_a_run_stopped_at_any_checkpoint_and_resumed_equals_the_unbroken_one_bit
         assert second.resume()
         RECIPES[recipe](second)
         assert not second.stopped
-        assert second.recorder.rows[0]["time_s"] == first.recorder.rows[0]["time_s"]
+        assert second.recorder.of_kind("train")[0]["time_s"] == first.recorder.of_kind("train")[0]["time_s"]
         assert outcome(second) == outcome(unbroken)
         assert same(second.model.state_dict(), unbroken.model.state_dict())
 

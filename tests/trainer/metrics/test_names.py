@@ -8,8 +8,8 @@ import torch
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics import names as metric_names
 from thawline.trainer.metrics.build import _HOUSE
+from thawline.trainer.metrics.direction import higher
 from thawline.trainer.metrics.meter import build
-from thawline.trainer.metrics.names import higher
 
 
 @pytest.mark.parametrize(
