@@ -4,17 +4,21 @@
 """
 
 import re
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "thawline"
 author = "The thawline maintainers"
 copyright = "the thawline maintainers; Apache-2.0"
 release = version = version_of("thawline")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "generated"]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "deflist"]

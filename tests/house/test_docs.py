@@ -27,7 +27,34 @@ def photos(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / f"photos/{label}/{i}.jpg")
 
 
-GIVEN: dict[str, Callable[[Path], None]] = {"photos": photos}
+def labels(folder: Path) -> None:
+    """labels.csv: a class and tags for each of the photos."""
+    rows = [
+        f"photos/{kind}/{i}.jpg,{kind},{tags}"
+        for kind, tags in (("cat", "indoor;young"), ("dog", ""))
+        for i in (1, 2, 3)
+    ]
+    (folder / "labels.csv").write_text("\n".join(["file,species,tags", *rows, ""]))
+
+
+def faces(folder: Path) -> None:
+    """faces.csv: points of 10 faces; camvid/: 10 images beside their masks."""
+    random = np.random.default_rng(0)
+    (folder / "faces").mkdir()
+    rows = ["file,left_eye_x,left_eye_y,right_eye_x,right_eye_y"]
+    for kind in ("images", "labels"):
+        (folder / "camvid" / kind).mkdir(parents=True)
+    (folder / "codes.txt").write_text("road\nsky\n")
+    for i in range(10):
+        image = Image.fromarray(random.integers(0, 255, (96, 128, 3), np.uint8))
+        image.save(folder / f"faces/{i}.jpg")
+        image.save(folder / f"camvid/images/{i}.jpg")
+        rows.append(f"faces/{i}.jpg,{40 + i},30,{80 + i},31.5")
+        Image.fromarray(random.integers(0, 2, (96, 128), np.uint8)).save(folder / f"camvid/labels/{i}_P.png")
+    (folder / "faces.csv").write_text("\n".join([*rows, ""]))
+
+
+GIVEN: dict[str, Callable[[Path], None]] = {"photos": photos, "labels": labels, "faces": faces}
 
 
 def _param(page: str) -> object:

@@ -32,7 +32,7 @@ from typing import Any
 from unittest import mock
 
 RUN = ("sh", "console", "python", "toml")
-SHOWN = ("text", "promql", "csv", "json", "yaml")
+SHOWN = ("text", "promql", "json", "yaml")
 _FENCE = re.compile(
     r"(?P<marks>(?:^ *<!--[^\n]*-->\n)*)^(?P<indent> *)(?P<ticks>```+)(?P<language>[^\n]*)\n"
     r"(?P<code>.*?)^(?P=indent)(?P=ticks)$",
