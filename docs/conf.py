@@ -24,6 +24,7 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+smartquotes = False  # -- is the beginning of a flag, not a dash
 html_theme = "furo"
 html_title = f"thawline {release}"
 html_copy_source = False
