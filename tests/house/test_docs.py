@@ -69,7 +69,8 @@ def test_a_page_does_what_it_shows(page: str, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "home").mkdir()
     for name in blocks.given(PAGES[page]) - {"slow"}:
         GIVEN[name](tmp_path)
-    assert [*blocks.run(blocks.blocks(page, PAGES[page]), tmp_path)] == []
+    unlike = [*blocks.run(blocks.blocks(page, PAGES[page]), tmp_path)]
+    assert not unlike, "\n".join(unlike)
 
 
 @pytest.mark.parametrize("page", PAGES)
