@@ -13,7 +13,9 @@ import thawline
 from tests.kit import blocks, deploy_commands
 
 ROOT = Path(__file__).parents[2]
-PAGES = {str(file.relative_to(ROOT)): file.read_text() for file in sorted(ROOT.glob("docs/**/*.md"))}
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
+}
 RUNNABLE = [page for page, text in PAGES.items() if any(b.language in blocks.RUN for b in blocks.blocks(page, text))]
 
 
