@@ -35,8 +35,11 @@ autodoc_typehints = "signature"
 maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 nitpicky = True
-# Types of others have their pages elsewhere, which an offline build cannot look up.
-nitpick_ignore_regex = [("py:.*", r"(torch|numpy|np|pyarrow|pa|pandas|PIL|matplotlib|collections|pathlib|typing)\..*")]
+nitpick_ignore_regex = [
+    # Types of others have their pages elsewhere, which an offline build cannot look up.
+    ("py:.*", r"(torch|torchmetrics|numpy|np|pyarrow|pa|pandas|pd|PIL|matplotlib|collections|pathlib|typing)\..*"),
+    ("py:.*", "Path|Figure|Meter"),  # imported for the type checker alone, so that autodoc does not know whose they are
+]
 
 
 _NAPOLEON = Config(napoleon_custom_sections=[("Source", "notes_style")])

@@ -20,7 +20,7 @@ class JobFields(SphinxDirective):
     """`{job-fields}`: a section for each table of a job file, with a row for each field."""
 
     def run(self) -> list[nodes.Node]:
-        from cluster.job import Job, PhaseJob
+        from thawline.cluster.job.job import Job, PhaseJob
 
         text = "\n".join([*_section("", Job, "## At the top"), *_section("phases.", PhaseJob, "## `[[phases]]`")])
         return list(self.parse_text_to_nodes(text, allow_section_headings=True))
@@ -30,14 +30,14 @@ class Verbs(SphinxDirective):
     """`{verbs}`: a section for each verb of the command line; a job's fields are left out."""
 
     def run(self) -> list[nodes.Node]:
-        from cluster.cli import VERBS
+        from thawline.cluster.cli.main import VERBS
 
         text = "\n".join(line for name, verb in VERBS.items() for line in _verb(name, verb))
         return list(self.parse_text_to_nodes(text, allow_section_headings=True))
 
 
 def _verb(name: str, verb: type) -> list[str]:
-    from cluster.job import Job
+    from thawline.cluster.job.job import Job
 
     usage, rows, of_job = [f"thawline {name}"], [], False
     for owner, field, kind in _options(verb):
@@ -66,7 +66,7 @@ _POSITIONAL = get_args(tyro.conf.Positional[str])[1]
 
 def _options(verb: type) -> Iterator[tuple[type, "Field[Any]", Any]]:
     """(the class that has it, field, annotated type) of what can be typed."""
-    from cluster.job import Job
+    from thawline.cluster.job.job import Job
 
     types = get_type_hints(verb, include_extras=True)
     for field in fields(verb):

@@ -116,6 +116,21 @@ def test_a_page_that_says_what_is_not_so_is_found_out(tmp_path: Path, monkeypatc
     assert len([problem for block in blocks.blocks("page", wrong) for problem in blocks.problems(block)]) == 4
 
 
+def test_every_public_name_and_error_has_its_place_in_the_reference() -> None:
+    reference = PAGES["docs/reference/python.md"] + PAGES["docs/reference/errors.md"]
+    listed = {
+        name.rpartition(".")[2] for name in re.findall(r"^\.\. auto(?:class|function):: ([\w.]+)", reference, re.M)
+    }
+    documented = {
+        "DataError",
+        "ModelError",
+        "TrainError",
+        "UnknownModelError",
+        "WeightsError",
+    } | listed  # by automodule
+    assert sorted({*thawline.__all__} - documented) == []
+
+
 def test_citation_changelog_and_package_say_the_same_version() -> None:
     version = thawline.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
