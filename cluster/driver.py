@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline.cluster.errors import ClusterError, LaunchError
+from thawline.cluster.errors import USER_ERRORS, LaunchError
 from thawline.cluster.jobs import log_records
 from thawline.cluster.launch.board import Row
 from thawline.cluster.outputs import forgiving
@@ -45,7 +45,7 @@ def _main() -> int:
             os.chdir(folder)
             result = _train(job, fresh="--fresh" in sys.argv[1:])
     except Exception as error:
-        users = _is_users(error)
+        users = isinstance(error, USER_ERRORS)
         if not users:
             traceback.print_exc()
         sentence = str(error) if users else f"{type(error).__name__}: {error}"
@@ -57,28 +57,16 @@ def _main() -> int:
     return exit_status() if result["status"] == "stopped" else 0
 
 
-def _is_users(error: Exception) -> bool:
-    """Whether its words are for a user."""
-    from thawline.dataio.errors import DataError
-
-    if isinstance(error, ClusterError | DataError):
-        return True
-    from thawline.cluster.run.run import (
-        USER_ERRORS,  # brings torch; what is wrong with a job or a cluster is told without it
-    )
-
-    return isinstance(error, USER_ERRORS)
-
-
 def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     from thawline.cluster.job import job as jobs
+    from thawline.cluster.job.checks import check
     from thawline.cluster.launch import ray_train
     from thawline.cluster.observe.discovery import Directory
     from thawline.cluster.run import folder as storage
     from thawline.cluster.run.loaded import Loaded
     from thawline.cluster.run.signals import stop_on_signal
 
-    job = jobs.check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
+    job = check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
     storage.image_spec(job)
     loaded = Loaded(job)
     finished = storage.look(job, fresh=fresh, loaded=loaded)

@@ -10,6 +10,10 @@ ClusterError
 HangError stands apart: a rank was waited for in vain, and starting again may help.
 """
 
+from thawline.dataio.errors import DataError
+from thawline.models.errors import ModelError
+from thawline.trainer.errors import TrainError
+
 
 class ClusterError(Exception):
     """Base of all that cluster raises for a user's input."""
@@ -37,6 +41,10 @@ class SubmitError(ClusterError):
 
 class HangError(RuntimeError):
     """A collective ended in a time-out, or because another rank had gone."""
+
+
+USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
+"""What a user can mend: shown as a sentence, never as a traceback."""
 
 
 def last_line(said: object) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 from thawline.trainer.rows import Recorded, Row
 
@@ -26,7 +27,7 @@ class RunContext(Protocol):
         """This process among those of its machine."""
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """Where the model lives: "cpu", or "cuda" with its index."""
 
     @property
@@ -64,12 +65,18 @@ class Sink(Protocol):
         """After every recorded row, on every rank."""
 
 
+def _cpu() -> "torch.device":
+    import torch  # seconds, for which whoever only reads rows need not wait
+
+    return torch.device("cpu")
+
+
 @dataclass
 class LocalContext:
     """One process by itself: a notebook, or `thawline train` in process."""
 
     run_dir: str | Path = "runs/notebook"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: "torch.device" = field(default_factory=_cpu)
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0

@@ -21,6 +21,7 @@ from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
 from thawline.cluster.cli.look import Doctor, Explain, LrFind, Show
 from thawline.cluster.cli.train import Train
 from thawline.cluster.cli.verbs import Verb, parse, with_job
+from thawline.cluster.errors import USER_ERRORS, HangError
 from thawline.cluster.job.job import Job
 from thawline.cluster.run import signals
 from thawline.cluster.words import Plain, quoted, say
@@ -114,7 +115,7 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
         print("thawline: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if verb.debug or not _is_users(error):
+        if verb.debug or not isinstance(error, (*USER_ERRORS, HangError)):
             raise
         say(f"thawline: {error}")
         return 1
@@ -132,17 +133,6 @@ def _unheard(verb: str, stdout: outputs.Talk) -> int:
             file=sys.stderr,
         )
     return 1
-
-
-def _is_users(error: Exception) -> bool:
-    from thawline.cluster.errors import ClusterError, HangError
-    from thawline.dataio.errors import DataError
-
-    if isinstance(error, ClusterError | DataError | HangError):
-        return True
-    from thawline.cluster.run.run import USER_ERRORS
-
-    return isinstance(error, USER_ERRORS)
 
 
 if __name__ == "__main__":

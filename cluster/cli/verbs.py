@@ -20,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from thawline.cluster.errors import JobError
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import on_top, plain_flags
 from thawline.cluster.job.job import Job, PhaseJob
 from thawline.cluster.words import cut
@@ -90,7 +91,7 @@ def with_job(verb: V, words: Sequence[str], *, file: Job | None = None) -> V:
     def flags(job: Job) -> Job:
         return parse(kind, words, default=kind(**required, fields=job)).fields
 
-    return replace(verb, fields=jobs.resolved(jobs.check(on_top(file, flags))))
+    return replace(verb, fields=jobs.resolved(check(on_top(file, flags))))
 
 
 def _phases_help() -> str:

@@ -1,15 +1,13 @@
-"""What in a job contradicts what? `job.check` asks here once, after the flags and after the range of each field.
+"""May a job be run? Types, the range of each field, and what contradicts what: asked once, after the flags.
 
 What in an image's description contradicts what is dataio.ImageSpec's to refuse.
 """
 
-from typing import TYPE_CHECKING
-
 from thawline.cluster.errors import JobError
+from thawline.cluster.job.job import FIT_ALONE, Job, from_dict, nested
+from thawline.cluster.job.tables import flat
 from thawline.cluster.words import quoted
-
-if TYPE_CHECKING:
-    from thawline.cluster.job.job import Job
+from thawline.dataio import ranges
 
 TAKES: dict[str, tuple[str, ...]] = {
     "fine_tune": ("div", "div_final", "pct_start", "momenta", "frozen_epochs"),
@@ -20,13 +18,26 @@ TAKES: dict[str, tuple[str, ...]] = {
 """Recipe -> what of [fit] or of a phase shapes it, besides its length and lr."""
 _SHAPES = {name for takes in TAKES.values() for name in takes}
 
-FIT_ALONE = ("epochs", "frozen_epochs")
-"""Of [fit], what counts where there are no [[phases]] only."""
 _FOR_PHASES = ("recipe", "lr", "div", "pct_start", "warmup")
 """Of [fit], what a phase takes where it says nothing itself."""
 
 
-def check_together(job: "Job") -> None:
+def check(job: Job) -> Job:
+    """`job` itself, if every value has the right type and lies in its range.
+
+    Raises:
+        JobError: the first field that does not, or that contradicts another, with the consequence and the remedy.
+    """
+    job = from_dict(nested(job))
+    for name, value in flat(job).items():
+        if isinstance(value, str) and "\0" in value:
+            raise JobError(f"{name}={quoted(value)} holds a zero byte: no file or machine is called so; correct it")
+    ranges.check(job, JobError)
+    check_together(job)
+    return job
+
+
+def check_together(job: Job) -> None:
     """Raises JobError for the first two values that contradict one another."""
     if job.least_workers > job.most_workers:
         raise JobError(
@@ -50,7 +61,7 @@ def check_together(job: "Job") -> None:
         )
 
 
-def batch_of(job: "Job", *, samples: int) -> int:
+def batch_of(job: Job, *, samples: int) -> int:
     """Images a step, over all workers: the job's, but the default is cut to a training split that has fewer.
 
     Raises JobError for a batch that was asked for and is larger than the split, or one that leaves a worker too few.
@@ -71,7 +82,7 @@ def batch_of(job: "Job", *, samples: int) -> int:
     return samples
 
 
-def _check_batch(job: "Job") -> None:
+def _check_batch(job: Job) -> None:
     batch, workers, parts = job.data.global_batch, job.most_workers, job.fit.accumulate
     if batch < 2 * workers * parts:
         problem = f"global_batch={batch} over workers={workers}"
@@ -82,7 +93,7 @@ def _check_batch(job: "Job") -> None:
         )
 
 
-def _check_phases(job: "Job") -> None:
+def _check_phases(job: Job) -> None:
     for i, phase in enumerate(job.phases):
         lengths = {name: getattr(phase, name) for name in ("epochs", "steps", "samples")}
         lengths = {name: value for name, value in lengths.items() if value is not None}
@@ -104,7 +115,7 @@ def _check_phases(job: "Job") -> None:
             )
 
 
-def _check_recipes(job: "Job") -> None:
+def _check_recipes(job: Job) -> None:
     """Whatever is given must be read by some recipe: a phase's own, or for [fit] any of the job's."""
     for i, phase in enumerate(job.phases):
         recipe = phase.recipe or job.fit.recipe
@@ -118,7 +129,7 @@ def _check_recipes(job: "Job") -> None:
             raise _unread(f"fit.{name}={quoted(value)}", name, " and ".join(sorted(recipes)))
 
 
-def _check_read(job: "Job") -> None:
+def _check_read(job: Job) -> None:
     """What of [fit] is given, which is what is not its default, must not be hidden by every phase's own."""
     fit, default = job.fit, type(job.fit)()
     given = {name: value for name in FIT_ALONE + _FOR_PHASES if (value := getattr(fit, name)) != getattr(default, name)}

@@ -1,6 +1,6 @@
 """What shall a run do? `Job`: frozen dataclasses <-> TOML, a few flags on top, every value checked.
 
-    job = check(load("pets.toml"))
+    job = load("pets.toml")
 
 Reading refuses unknown fields, wrong types and unknown choices, and names the file; `check` refuses values out of
 range or at odds, and is called once, after the flags. What an image may become is dataio.ImageSpec's to refuse.
@@ -17,12 +17,10 @@ from typing import Annotated, Any, Literal
 import tomli_w
 
 from thawline.cluster.errors import JobError
-from thawline.cluster.job.checks import FIT_ALONE, check_together
 from thawline.cluster.job.tables import build, flat
 from thawline.cluster.launch.settings import Cluster
 from thawline.cluster.observe.settings import Metrics
-from thawline.cluster.words import cut, quoted
-from thawline.dataio import ranges
+from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
 
@@ -255,6 +253,9 @@ class Job:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
+FIT_ALONE = ("epochs", "frozen_epochs")
+"""Of [fit], what counts where there are no [[phases]] only."""
+
 MAY_DIFFER = (
     # Where and under what name the run goes on: a run started on one machine may continue on another.
     *("name", "manifest", "storage", "data.root", "data.valid", "data.cache", "data.cache_gib"),
@@ -321,11 +322,11 @@ def to_toml(job: Job, *, brief: bool = False) -> str:
     `from_toml` gives back an equal job, if it passes `check`. brief: only what differs from the defaults, those of the
     augmentation's preset among them.
     """
-    tables = _tables(job)
+    tables = nested(job)
     if job.phases:
         tables["fit"] = {name: value for name, value in tables["fit"].items() if name not in FIT_ALONE}
     if brief:
-        default = {**_tables(from_dict({"augment": {"preset": job.augment.preset}})), "phases": ()}
+        default = {**nested(from_dict({"augment": {"preset": job.augment.preset}})), "phases": ()}
         default["augment"]["preset"] = Augment.preset
         tables = _differing(tables, default)
     return tomli_w.dumps(tables)
@@ -340,21 +341,6 @@ def _differing(table: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str
         if kept != known and kept != {}:
             differing[name] = kept
     return differing
-
-
-def check(job: Job) -> Job:
-    """`job` itself, if every value has the right type and lies in its range.
-
-    Raises:
-        JobError: the first field that does not, or that contradicts another, with the consequence and the remedy.
-    """
-    job = from_dict(_tables(job))
-    for name, value in flat(job).items():
-        if isinstance(value, str) and "\0" in value:
-            raise JobError(f"{name}={quoted(value)} holds a zero byte: no file or machine is called so; correct it")
-    ranges.check(job, JobError)
-    check_together(job)
-    return job
 
 
 def resolved(job: Job) -> Job:
@@ -392,6 +378,6 @@ def _absolute(path: str) -> str:
     return path if not path or "://" in path else str(Path(path).expanduser().absolute())
 
 
-def _tables(job: Job) -> dict[str, Any]:
+def nested(job: Job) -> dict[str, Any]:
     """Nested tables as TOML has them: no None; a pair stays a tuple, which TOML writes as an array."""
     return asdict(job, dict_factory=lambda items: {name: value for name, value in items if value is not None})

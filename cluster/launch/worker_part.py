@@ -21,11 +21,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from thawline.cluster.errors import USER_ERRORS
 from thawline.cluster.job import job as jobs
 from thawline.cluster.launch import ranks
 from thawline.cluster.outputs import Talk
 from thawline.cluster.run.folder import run_dir
-from thawline.cluster.run.run import USER_ERRORS, run
+from thawline.cluster.run.run import run
 from thawline.trainer.rows import Row
 
 

@@ -20,7 +20,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
 
     here: the workers will run on this machine, so its cores and devices must do.
     fresh: what stands in the run's folder will be moved aside. loaded: the job's, where the caller goes on with it.
-    Raises: one of cluster.run.run.USER_ERRORS.
+    Raises: one of cluster.errors.USER_ERRORS.
     """
     loaded = loaded or Loaded(job)
     image_spec(job)

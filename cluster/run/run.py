@@ -18,7 +18,7 @@ import torch
 
 from thawline.cluster import doctor
 from thawline.cluster.cli.console import diagnosis_lines
-from thawline.cluster.errors import ClusterError, HangError, LaunchError, StorageError, last_line
+from thawline.cluster.errors import USER_ERRORS, HangError, LaunchError, StorageError, last_line
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Job
@@ -30,7 +30,6 @@ from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.memory import check_memory, kept_by_forward
 from thawline.cluster.run.pulse import Pulse
 from thawline.cluster.words import as_json, finite, quoted
-from thawline.dataio.errors import DataError
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
@@ -40,11 +39,9 @@ from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table import census
 from thawline.dataio.table.splits import SIDES
 from thawline.models.bodies import normalisation
-from thawline.models.errors import ModelError
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.checkpoints.format import Best
 from thawline.trainer.context import RunContext, Sink
-from thawline.trainer.errors import TrainError
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.predictions import Predictions
@@ -61,8 +58,6 @@ T = TypeVar("T")
 
 _TELL_S = 5.0
 
-USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
-"""What a user can mend: shown as a sentence, never as a traceback."""
 _KINDS = errors_in(*USER_ERRORS)
 
 

@@ -257,10 +257,11 @@ momenta = [0.95, 0.85, 0.95]
 
 def _job(folder: Path) -> Iterator[Case]:
     from thawline.cluster.job import job as jobs
+    from thawline.cluster.job.checks import check
     from thawline.cluster.job.tables import flat
 
     def read(file: Path) -> str:
-        job = jobs.check(jobs.load(file))
+        job = check(jobs.load(file))
         document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         said = [(_at(document, name), value) for name, value in flat(job).items()]
         same = all(plain is None or _plain(plain) == _plain(value) for plain, value in said)

@@ -109,7 +109,8 @@ def run(page: list[Block], folder: Path) -> Iterator[str]:
                 exec(compile("\n" * block.line + block.code, block.page, "exec"), names)
             printed = said.getvalue()
         elif block.language == "toml":
-            from thawline.cluster.job.job import check, from_dict
+            from thawline.cluster.job.checks import check
+            from thawline.cluster.job.job import from_dict
 
             check(from_dict(tomllib.loads(block.code)))
         elif "printed" in block.marks:

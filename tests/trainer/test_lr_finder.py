@@ -19,6 +19,7 @@ from tests.kit.runs import digits_manifest, thawline, write_job
 from tests.kit.toy import learner, loaders, same, snapshot
 from thawline.cluster.cli import main
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import Job
 from thawline.cluster.run.run import job_learner
@@ -390,7 +391,7 @@ def test_the_verb_prints_what_the_finder_finds_and_leaves_only_the_plot(job: Pat
     flags = ["--fit.recipe", "fine_tune", "--data.global_batch", "8"]
     ran = thawline("lr-find", job, "--out", out, *flags)
     assert ran.returncode == 0, ran.stderr
-    with closing(job_learner(jobs.check(override(jobs.load(job), flags)), LocalContext())) as learn:
+    with closing(job_learner(check(override(jobs.load(job), flags)), LocalContext())) as learn:
         found = lr_find(learn, lr=slice(1.0), freeze_to=-1)
     printed = json.loads(ran.stdout)
     assert printed.pop("phase") == "frozen"

@@ -50,13 +50,51 @@ def test_help_is_the_verbs_own(verb: str, told: Told) -> None:
     assert re.findall(r"^  (\w+) ", phases, re.MULTILINE) == [field.name for field in fields(PhaseJob)]
 
 
-def test_help_waits_for_nothing_heavy() -> None:
-    code = (
-        "import sys\nsys.argv[1:] = ['show', '--help']\nfrom thawline.cluster.cli.main import main\n"
-        "try:\n    main()\nfinally:\n    print({'torch', 'ray', 'pyarrow', 'numpy', 'matplotlib'} & {*sys.modules})"
-    )
+STATUS = """
+import ray.job_submission, socket
+from types import SimpleNamespace
+from thawline.cluster.jobs import client, log_records, token
+token.use_token = lambda: None
+socket.create_connection = lambda *_, **__: SimpleNamespace(close=lambda: None)
+rows = [
+    {"kind": "train", "step": 8, "epoch": 2.0, "loss": 0.5, "images_per_s": 9.0},
+    {"kind": "valid", "step": 8, "valid_loss": 0.25, "error_rate": 0.125},
+]
+info = dict(submission_id="a.1", status=SimpleNamespace(value="RUNNING"), metadata={"thawline": "a"}, message="")
+info |= dict(driver_exit_code=None, start_time=1000, end_time=None, runtime_env={})
+there = SimpleNamespace(
+    list_jobs=lambda: [SimpleNamespace(**info)],
+    get_job_logs=lambda known: "\\n".join(map(log_records.encode, rows)),
+)
+client.Cluster._open = lambda self: there
+"""
+"""In place of a cluster on which job `a` runs; Ray's own client is imported as it would be."""
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "status", "said", "heavy"),
+    [
+        ("--help", "", 0, "thawline VERB --help", "torch ray pyarrow numpy matplotlib rich"),
+        ("show --help", "", 0, "--out FILE", "torch ray pyarrow numpy matplotlib rich"),
+        ("index --help", "", 0, "SOURCE", "torch ray pyarrow numpy matplotlib rich"),
+        ("status a --address http://h:1", STATUS, 3, '"valid_loss": 0.25, "error_rate": 0.125}', "torch matplotlib"),
+    ],
+)
+def test_what_needs_no_torch_waits_for_none(words: str, before: str, status: int, said: str, heavy: str) -> None:
+    code = f"""
+import sys
+sys.argv[1:] = {words.split()}
+{before}
+from thawline.cluster.cli.main import main
+try:
+    main()
+finally:
+    print(sorted({{*{heavy.split()}}} & {{*sys.modules}}))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "set()"), done.stderr
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from thawline.cluster.errors import JobError
+from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
-from thawline.cluster.job.job import Augment, Data, Fit, Job, Optim, PhaseJob, check
+from thawline.cluster.job.job import Augment, Data, Fit, Job, Optim, PhaseJob
 
 JOB = Job(manifest="pets.parquet")
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.kit.images import grown
 from thawline.cluster.errors import JobError
+from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import (
     Augment,
@@ -22,7 +23,6 @@ from thawline.cluster.job.job import (
     Model,
     Optim,
     PhaseJob,
-    check,
     differences,
     from_dict,
     from_toml,

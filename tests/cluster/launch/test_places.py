@@ -10,6 +10,7 @@ import pytest
 from thawline.cluster.driver import Watcher
 from thawline.cluster.errors import JobError, LaunchError
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import Job
 from thawline.cluster.jobs import log_records
@@ -65,24 +66,24 @@ def test_what_to_ask_for_instead_is_what_there_is_room_for(
 
 def test_workers_may_be_a_number_or_two() -> None:
     for given, least, most in (("workers = 3", 3, 3), ("workers = [1, 4]", 1, 4)):
-        job = jobs.check(jobs.from_dict({"manifest": "a.parquet"} | tomllib.loads(given)))
+        job = check(jobs.from_dict({"manifest": "a.parquet"} | tomllib.loads(given)))
         assert (job.least_workers, job.most_workers) == (least, most)
         assert jobs.from_dict(tomllib.loads(jobs.to_toml(job))) == job
     parsed = override(Job(manifest="a.parquet"), ["--workers", "2", "6"])
     assert parsed.workers == (2, 6)
     for pair in ((3, 2), (0, 2)):
         with pytest.raises(JobError, match="workers="):
-            jobs.check(Job(manifest="a.parquet", workers=pair))
+            check(Job(manifest="a.parquet", workers=pair))
     with pytest.raises(JobError, match=r"workers=\(1, 40\)|global_batch=64 over workers=40"):
-        jobs.check(Job(manifest="a.parquet", workers=(1, 40)))
+        check(Job(manifest="a.parquet", workers=(1, 40)))
 
 
 def test_custom_resources_are_numbers_above_zero() -> None:
     job = jobs.from_dict({"manifest": "a.parquet", "cluster": {"resources": {"fast_disk": 1}}})
-    assert jobs.check(job).cluster.resources == {"fast_disk": 1.0}
+    assert check(job).cluster.resources == {"fast_disk": 1.0}
     assert jobs.from_dict(tomllib.loads(jobs.to_toml(job))) == job
     with pytest.raises(JobError, match=r"cluster\.resources"):
-        jobs.check(jobs.from_dict({"manifest": "a.parquet", "cluster": {"resources": {"fast_disk": 0}}}))
+        check(jobs.from_dict({"manifest": "a.parquet", "cluster": {"resources": {"fast_disk": 0}}}))
     with pytest.raises(JobError, match="names with numbers in"):
         jobs.from_dict({"manifest": "a.parquet", "cluster": {"resources": {"fast_disk": "1"}}})
 

@@ -273,7 +273,8 @@ import torch, torch.distributed as dist
 from dataclasses import replace
 from thawline.cluster.job import job as jobs
 from thawline.cluster.launch.launch import ProcessContext
-from thawline.cluster.run.run import USER_ERRORS, run
+from thawline.cluster.errors import USER_ERRORS
+from thawline.cluster.run.run import run
 from thawline.cluster.run.folder import run_dir
 
 rank = int(os.environ["RANK"])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.kit.images import first
-from thawline.cluster.job.job import Data, Fit, Job, PhaseJob, check, from_toml
+from thawline.cluster.job.checks import check
+from thawline.cluster.job.job import Data, Fit, Job, PhaseJob, from_toml
 from thawline.cluster.job.recipes import phases, stages
 from thawline.cluster.run.folder import image_spec
 from thawline.cluster.run.run import job_loaders, job_spec

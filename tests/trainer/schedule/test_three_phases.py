@@ -12,6 +12,7 @@ import torch
 from tests.kit.runs import digits_manifest, planned_hash, result, start_torchrun, torchrun, wait_for_step, write_job
 from tests.kit.toy import same
 from thawline.cluster.job import job as jobs
+from thawline.cluster.job.checks import check
 from thawline.cluster.run.run import run
 from thawline.trainer.checkpoints import format as checkpoint
 from thawline.trainer.context import LocalContext
@@ -83,8 +84,8 @@ def go(job: jobs.Job, *, last: int = 0) -> dict[str, Any]:
 
 
 def test_stopped_in_each_phase_it_equals_the_unbroken_run_bit_by_bit(tmp_path: Path, manifest: Path) -> None:
-    whole = jobs.check(jobs.load(three_phases(tmp_path / "whole", manifest)))
-    broken = jobs.check(jobs.load(three_phases(tmp_path / "broken", manifest)))
+    whole = check(jobs.load(three_phases(tmp_path / "whole", manifest)))
+    broken = check(jobs.load(three_phases(tmp_path / "broken", manifest)))
     unbroken = go(whole)
     assert (unbroken["status"], unbroken["steps"]) == ("finished", STEPS)
     phases = []
