@@ -42,7 +42,7 @@ from thawline.dataio.batch import ImageBatch
 from thawline.dataio.hashing import hash64
 from thawline.dataio.stream.renderer import default_threads
 from thawline.trainer import optim
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.saver import snapshot
 from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner

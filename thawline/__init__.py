@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
     from thawline.trainer.analysis.diagnosis import diagnose
     from thawline.trainer.analysis.thresholds import sweep
-    from thawline.trainer.checkpoints.format import Best
+    from thawline.trainer.checkpoints.checkpoint import Best
     from thawline.trainer.context import LocalContext, RunContext
     from thawline.trainer.errors import TrainError
     from thawline.trainer.learner import Learner

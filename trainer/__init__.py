@@ -7,7 +7,7 @@ from thawline.late import late
 if TYPE_CHECKING:
     from thawline.trainer.analysis.diagnosis import diagnose
     from thawline.trainer.analysis.thresholds import sweep
-    from thawline.trainer.checkpoints.format import Best
+    from thawline.trainer.checkpoints.checkpoint import Best
     from thawline.trainer.context import LocalContext, RunContext
     from thawline.trainer.errors import TrainError
     from thawline.trainer.learner import Learner
@@ -22,7 +22,7 @@ __getattr__ = late(
     {
         "thawline.trainer.analysis.diagnosis": "diagnose",
         "thawline.trainer.analysis.thresholds": "sweep",
-        "thawline.trainer.checkpoints.format": "Best",
+        "thawline.trainer.checkpoints.checkpoint": "Best",
         "thawline.trainer.context": "LocalContext RunContext",
         "thawline.trainer.errors": "TrainError",
         "thawline.trainer.learner": "Learner",

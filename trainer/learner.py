@@ -16,8 +16,9 @@ from torch import nn
 
 from thawline.dataio.batch import Augmented, Loader
 from thawline.trainer import optim
-from thawline.trainer.checkpoints import format as checkpoint
-from thawline.trainer.checkpoints.format import Best
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.checkpoint import Best
+from thawline.trainer.checkpoints.format import Whose
 from thawline.trainer.checkpoints.keeper import Keeper
 from thawline.trainer.context import LocalContext, RunContext, Sink
 from thawline.trainer.ema import Ema
@@ -58,7 +59,7 @@ class Learner:
     batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
     log_every: steps a window; the device is read once in each. checkpoint_every_s, keep, best: see keeper, checkpoint.
-    run: what must be equal for this run to go on from a checkpoint, by name, as JSON has it; see checkpoint.Whose.
+    run: what must be equal for this run to go on from a checkpoint, by name, as JSON has it; see format.Whose.
     With no context it is one process on the model's device, and nothing is written to disk.
     """
 
@@ -94,7 +95,7 @@ class Learner:
             train, context.device, loss, optimizer, precision=precision, clip=clip, compile=compile, window=log_every
         )
         model = place(_normed(model, batch_norm, context.device), settings.precision, context.device)
-        whose = checkpoint.Whose(run or {}, train.classes)
+        whose = Whose(run or {}, train.classes)
         keeper = Keeper(context, every_s=checkpoint_every_s, keep=keep, best=best, whose=whose)
         self.session = Session(
             model, train, valid, settings, context, keeper, Recorder(sinks=sinks), _meter(meter, train), seed=seed

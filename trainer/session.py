@@ -21,7 +21,8 @@ from thawline.dataio.hashing import hash64
 from thawline.dataio.store.root import Root
 from thawline.models import groups
 from thawline.trainer import optim
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.format import Saved
 from thawline.trainer.checkpoints.keeper import Keeper
 from thawline.trainer.checkpoints.restore import progress_of, weights_of
 from thawline.trainer.checkpoints.saver import Written
@@ -102,7 +103,7 @@ class Session:
         weights = {"model": self.model.state_dict()}
         return weights if self.ema is None else {**weights, "ema": self.ema.state_dict()}
 
-    def load_weights(self, saved: checkpoint.Saved) -> None:
+    def load_weights(self, saved: Saved) -> None:
         """Take the weights of a checkpoint. Raises CheckpointError, and changes nothing, where they do not fit."""
         weights, average = weights_of(saved, self.model, classes=self.train.classes, averaged=self.ema is not None)
         self.model.load_state_dict(weights)
@@ -236,12 +237,12 @@ class Session:
             self.context.publish(self.recorder.rows)
         return True
 
-    def _newest(self) -> tuple[checkpoint.Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
+    def _newest(self) -> tuple[Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
         """The checkpoint to go on from, its state, and what was skipped before it. Raises CheckpointError."""
         saved, skipped = checkpoint.newest(self.keeper.root, whose=self.keeper.whose)
         return saved, None if saved is None else saved.load("state"), skipped
 
-    def _check_alike(self, saved: checkpoint.Saved | None) -> None:
+    def _check_alike(self, saved: Saved | None) -> None:
         everywhere = world.gather(None if saved is None else saved.step)
         if len(set(everywhere)) > 1:
             raise CheckpointError(

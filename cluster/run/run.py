@@ -40,7 +40,7 @@ from thawline.dataio.table import census
 from thawline.dataio.table.splits import SIDES
 from thawline.models.bodies import normalisation
 from thawline.trainer.analysis.diagnosis import diagnose
-from thawline.trainer.checkpoints.format import Best
+from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.context import RunContext, Sink
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction

@@ -328,7 +328,8 @@ def _pair(folder: Path, path: str, name: str) -> tuple[str, str]:
 def _checkpoint(folder: Path) -> Iterator[Case]:
     import torch
 
-    from thawline.trainer.checkpoints import format as checkpoint
+    from thawline.trainer.checkpoints import checkpoint
+    from thawline.trainer.checkpoints.format import name_of
 
     def content(step: int) -> dict[str, dict[str, Any]]:
         torch.manual_seed(step)
@@ -345,7 +346,7 @@ def _checkpoint(folder: Path) -> Iterator[Case]:
 
     for step in (1, 2):
         checkpoint.save(folder, step, content(step), keep=2, metrics={"loss": step / 8})
-    for file in sorted(Path(folder, checkpoint.name_of(2)).iterdir()):
+    for file in sorted(Path(folder, name_of(2)).iterdir()):
         yield Case(file, read, text=file.suffix == ".json")
 
 

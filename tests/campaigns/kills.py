@@ -36,7 +36,7 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.run import run as life
 from thawline.cluster.run.folder import run_dir
 from thawline.dataio.cores import usable_cores
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.context import LocalContext
 
 PRELOADED = ["thawline.cluster.run.run", "thawline.trainer.analysis.plots", "nvidia.dali.fn", "nvidia.dali.pipeline"]

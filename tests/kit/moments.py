@@ -18,7 +18,7 @@ import numpy as np
 
 from thawline.dataio.store import atomic
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.learner import Learner
 from thawline.trainer.step import recovery
 

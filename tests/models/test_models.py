@@ -20,7 +20,7 @@ from tests.kit.images import grown
 from thawline import models
 from thawline.models import weights
 from thawline.models.heads import AdaptiveConcatPool2d, classification_head
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.format import Whose
 
 untrained = partial(models.create, weights="none")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.kit.toy import Spy, ToyModel, Watched, learner, loaders, same, snapshot
 from thawline.trainer import Best, Find, Phase, Recipe, lr_find
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.errors import CheckpointError, RecipeError
 from thawline.trainer.learner import Learner
 from thawline.trainer.schedule.phases import fine_tune_phases

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
-from thawline.trainer.checkpoints.format import NOBODY, Best, Whose
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.checkpoint import Best
+from thawline.trainer.checkpoints.format import NOBODY, Whose, name_of
 from thawline.trainer.checkpoints.saver import Saver, Written
 from thawline.trainer.context import RunContext
 from thawline.trainer.step import world
@@ -36,7 +37,7 @@ class Keeper:
 
     def place(self, step: int) -> str | None:
         """Where the checkpoint of a step lies, from the run's folder; None where none are kept."""
-        return f"checkpoints/{checkpoint.name_of(step)}" if self.wanted else None
+        return f"checkpoints/{name_of(step)}" if self.wanted else None
 
     def due(self) -> bool:
         """Whether this rank, if it is the one that writes, has time for another, or little time left."""

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
-from thawline.trainer.checkpoints.format import NOBODY, Best, Parts, Whose
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.checkpoint import Best
+from thawline.trainer.checkpoints.format import NOBODY, Parts, Whose
 from thawline.trainer.errors import CheckpointError
 
 _PLAIN = (int, float, str, bool, bytes, type(None))

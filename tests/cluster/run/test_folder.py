@@ -29,7 +29,7 @@ from thawline.dataio.errors import ManifestError, SourceError
 from thawline.dataio.store.atomic import whole
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.recorder import write_parquet
 
 pytest_plugins = ["tests.kit.stores"]

@@ -14,7 +14,7 @@ import torch
 
 from tests.campaigns.kills import Campaign, Hit, Trial, differences, leftovers, verdict
 from tests.kit.moments import KINDS, PARTS, Kill
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,7 @@ from thawline.cluster.launch.launch import in_process
 from thawline.cluster.observe.settings import Metrics
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.loader import ImageLoader
-from thawline.trainer.checkpoints import format as checkpoint
-from thawline.trainer.checkpoints import keeper
+from thawline.trainer.checkpoints import checkpoint, keeper
 from thawline.trainer.errors import CheckpointError
 
 VALID = 60  # of 300 digits

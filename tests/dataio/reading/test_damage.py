@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.format import FORMAT, Saved
 from thawline.trainer.errors import CheckpointError
 
 GOOD, SPOILT = 3, 7
@@ -235,7 +236,7 @@ DAMAGES: dict[str, Damage] = {
     "the manifest has a number of 9,999 digits": partial(edit, lambda text: text.replace("7", "7" * 9999, 1)),
     "the manifest has an infinite number": partial(edit, lambda text: text.replace('"step": 7', '"step": 1e999')),
     "the format before this one": old_format,
-    "a newer format": partial(forge, lambda about: about.update(format=checkpoint.FORMAT + 1)),
+    "a newer format": partial(forge, lambda about: about.update(format=FORMAT + 1)),
     "no format": partial(forge, lambda about: about.pop("format")),
     "another step, with a right sum": partial(forge, lambda about: about.update(step=9)),
     "a step in words, with a right sum": partial(forge, lambda about: about.update(step="seven")),
@@ -301,7 +302,7 @@ def test_what_is_damaged_is_never_loaded_and_the_one_before_it_is(tmp_path: Path
     assert Trap.calls == 0
 
 
-def loads(found: checkpoint.Saved, name: str) -> bool:
+def loads(found: Saved, name: str) -> bool:
     try:
         found.load(name)
     except CheckpointError:

@@ -19,7 +19,7 @@ from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 
 
 @pytest.fixture

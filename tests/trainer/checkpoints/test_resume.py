@@ -9,8 +9,7 @@ import pytest
 
 from tests.kit.toy import Spy, ToyLoader, ToyModel, Watched, learner, loaders, same, snapshot
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
-from thawline.trainer.checkpoints import keeper, saver
+from thawline.trainer.checkpoints import checkpoint, keeper, saver
 from thawline.trainer.errors import CheckpointError
 from thawline.trainer.learner import Learner
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.checkpoints.test_format import largest_file, no_space
+from tests.trainer.checkpoints.test_checkpoint import largest_file, no_space
 from thawline.dataio.store import atomic
 from thawline.dataio.store.atomic import Sink
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.saver import Saver, Written, snapshot
 
 pytest_plugins = ["tests.kit.stores"]
@@ -279,7 +279,7 @@ def test_a_kill_between_the_parts_and_the_manifest_leaves_an_unfinished_folder_t
         writer.save(1, model_parts(model, 1))
         assert done(writer) == [(1, None)]
         with monkeypatch.context() as patch:
-            patch.setattr("thawline.trainer.checkpoints.format.whole", no_manifest)
+            patch.setattr("thawline.trainer.checkpoints.checkpoint.whole", no_manifest)
             writer.save(2, model_parts(model, 2))
             writer.wait()
             with pytest.raises(Killed):

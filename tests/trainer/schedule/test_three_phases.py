@@ -14,7 +14,7 @@ from tests.kit.toy import same
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import check
 from thawline.cluster.run.run import run
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.context import LocalContext
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.kit.toy import ToyModel, Watched, ids_of, learner, loaders, same, snapshot
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.errors import DivergedError
 from thawline.trainer.learner import Learner
 from thawline.trainer.step.guard import FP16_IN_A_ROW, Guard

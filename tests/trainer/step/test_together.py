@@ -17,7 +17,7 @@ from tests.kit.ranks import GLOBAL_BATCH, Here, Outcome, exact_loss, worlds_of
 from tests.kit.toy import Spy, ToyLoader, ToyModel, same, snapshot
 from thawline.dataio.batch import ImageBatch
 from thawline.dataio.errors import QuarantineError
-from thawline.trainer.checkpoints import format as checkpoint
+from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.errors import DivergedError, MemoryLimitError, PeerError
 from thawline.trainer.learner import Learner
 

@@ -18,8 +18,9 @@ import torch
 from thawline.dataio.store import atomic
 from thawline.dataio.store.atomic import Sink
 from thawline.dataio.store.root import Root
-from thawline.trainer.checkpoints import format as checkpoint
-from thawline.trainer.checkpoints.format import Best, Whose
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.checkpoint import Best
+from thawline.trainer.checkpoints.format import Whose, manifest_text
 from thawline.trainer.errors import CheckpointError
 
 pytest_plugins = ["tests.kit.stores"]
@@ -197,7 +198,7 @@ def test_one_that_says_nothing_of_its_run_is_anybody_s(folder: Path) -> None:
     """As those from before checkpoints said so."""
     manifest = folder / "step_00000007/manifest.json"
     about = {key: value for key, value in json.loads(manifest.read_text()).items() if key not in ("run", "classes")}
-    manifest.write_bytes(checkpoint._manifest({key: value for key, value in about.items() if key != "sha256"}))
+    manifest.write_bytes(manifest_text({key: value for key, value in about.items() if key != "sha256"}))
     saved, skipped = checkpoint.newest(folder, whose=OURS)
     assert saved is not None
     assert (saved.step, skipped) == (7, [])
@@ -280,7 +281,7 @@ def test_a_kill_after_any_file_leaves_the_old_or_the_new_and_the_next_save_tidie
         renamed += 1
 
     with monkeypatch.context() as patch:
-        patch.setattr("thawline.trainer.checkpoints.format.whole", until)
+        patch.setattr("thawline.trainer.checkpoints.checkpoint.whole", until)
         if files_written < 3:
             with pytest.raises(Killed):
                 checkpoint.save(folder, step, new, keep=5)
