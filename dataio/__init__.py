@@ -18,13 +18,14 @@ if TYPE_CHECKING:
         by_function,
         by_parent,
         by_regex,
+        from_lists,
         label,
         mask_path,
         points_by_columns,
         points_by_function,
     )
     from thawline.dataio.table.manifest import Manifest
-    from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+    from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
     from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
 
 __getattr__ = late(
@@ -39,10 +40,10 @@ __getattr__ = late(
         "thawline.dataio.stream.mix": "Mix",
         "thawline.dataio.stream.renderer": "choose_engine",
         "thawline.dataio.table.labels": (
-            "by_column by_function by_parent by_regex label mask_path points_by_columns points_by_function"
+            "by_column by_function by_parent by_regex from_lists label mask_path points_by_columns points_by_function"
         ),
         "thawline.dataio.table.manifest": "Manifest",
-        "thawline.dataio.table.sources": "Table from_csv from_file from_folder from_lists from_table",
+        "thawline.dataio.table.sources": "Table from_csv from_file from_folder from_table",
         "thawline.dataio.table.splits": "by_folder hold_out k_fold random_split split stratified",
     },
 )

@@ -1,5 +1,7 @@
 """What happens to one sample, and what do batches look like? For people: text and pictures, no training."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.dataio.table.targets import VOID
+from thawline.dataio.table.tasks import TASKS
 
 _SIDES = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -40,13 +43,13 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     lines = [
         f"{side} sample: {epoch}position {position}, id {work.ids[0]}",
         f"  file       {work.paths[0]}  {len(work.encoded[0]):,} bytes",
-        f"  target     {_target_words(_target(work, spec), loader.classes, work.size_px)}",
+        f"  target     {DRAWINGS[loader.task].words(_target(work, spec), loader.classes, work.size_px)}",
         f"  decoded    ({height}, {width}, 3) uint8 RGB, upright",
         f"  prefilter  {f'({filter_h}, {filter_w}, 3): the warp alone would alias' if filter_h else 'not needed'}",
         f"  warp       ({work.size_px}, {work.size_px}, 3) uint8, one bilinear interpolation, {spec.border} border",
         "             the model's corners see x,y = " + "  ".join(f"{x:.1f},{y:.1f}" for x, y in seen),
         *(f"             [{row[0]:9.4f} {row[1]:9.4f} {row[2]:9.4f}]" for row in matrix),
-        *([f"  mirrored   {_mirror_words(loader, geometry)}"] if loader.task == "points" else []),
+        *([f"  mirrored   {_mirror_words(loader, geometry)}"] if TASKS[loader.task].sided else []),
         *([f"  saturation {saturation:.3f}"] if spec.max_saturation else []),
         f"  lighting   y = {scale:.3f} x {'+' if shift >= 0 else '-'} {abs(shift):.3f}, then (y - mean) / std",
         f"engine: {loader.engine} on {loader.renderer.device} ({loader.renderer.choice.reason})",
@@ -94,28 +97,13 @@ def show_batch(loader: ImageLoader, *, rows: int = 3, cols: int = 4) -> Figure:
         if len(images) >= wanted:
             break
     images, targets = images[:wanted], targets[:wanted]
-    if loader.task in ("points", "mask"):
-        figure = grid(images, [""] * len(images), cols=cols)
+    drawing = DRAWINGS[loader.task]
+    titles = ["" if drawing.over else drawing.words(it, loader.classes, loader.spec.size_px) for it in targets]
+    figure = grid(images, titles, cols=cols)
+    if drawing.over:
         for axes, target in zip(figure.axes, targets, strict=False):
-            (_draw_points if loader.task == "points" else _draw_mask)(axes, target, len(loader.classes))
-        return figure
-    titles = [_target_words(target, loader.classes, loader.spec.size_px) for target in targets]
-    return grid(images, titles, cols=cols)
-
-
-def _draw_points(axes: Axes, target: NDArray[np.float32], classes: int) -> None:
-    """Points in the model's coordinates, a colour each; what lies outside the picture is not drawn."""
-    height, width = axes.images[0].get_size()
-    x, y = (target[:, 0] + 1) / 2 * width - 0.5, (target[:, 1] + 1) / 2 * height - 0.5
-    axes.scatter(x, y, c=np.arange(classes), cmap="tab10", vmin=0, vmax=10, s=14, edgecolors="white", linewidths=0.6)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
-
-
-def _draw_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
-    """The mask half transparent over its image, a colour a class, nothing where there is none."""
-    shown = np.ma.masked_equal(target, VOID)
-    axes.imshow(shown, cmap="tab10", vmin=0, vmax=max(9, classes - 1), alpha=0.5, interpolation="nearest")
+            drawing.over(axes, target, len(loader.classes))
+    return figure
 
 
 def grid(
@@ -138,20 +126,6 @@ def _target(work: Work, spec: ImageSpec) -> Any:
     return work.targets[0] if work.masks is None else render_mask(work, 0, spec).numpy()
 
 
-def _target_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
-    """A class; the classes; the points in pixels of what the model sees; or a mask's share of each class."""
-    if np.ndim(target) == 0:
-        return classes[int(target)]
-    if np.ndim(target) == 1:
-        return ", ".join(name for name, on in zip(classes, target, strict=True) if on) or "(none)"
-    if target.shape == (len(classes), 2):
-        placed = (target + 1) / 2 * size_px
-        there = [f"{name} {x:.1f},{y:.1f}" for name, (x, y) in zip(classes, placed, strict=True) if not np.isnan(x)]
-        return "; ".join(there) or "(none)"
-    shares = [(np.mean(target == i), name) for i, name in [*enumerate(classes), (VOID, "no class")]]
-    return f"{target.shape} " + ", ".join(f"{name} {share:.0%}" for share, name in shares if share)
-
-
 def _mirror_words(loader: ImageLoader, geometry: Geometry) -> str:
     """Whether the first sample is a mirror image, and whose names that changes."""
     if not geometry.mirrored[0]:
@@ -162,3 +136,61 @@ def _mirror_words(loader: ImageLoader, geometry: Geometry) -> str:
 
 def _shape(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+# What targets look like -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How people are shown a target of one task."""
+
+    words: Callable[[Any, tuple[str, ...], int], str]
+    """(target as the model gets it, classes, size_px) -> in one line."""
+    over: Callable[[Axes, Any, int], None] | None = None
+    """(axes that show the image, target, number of classes): draws it there; None for what is words alone."""
+
+
+def _class_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    return classes[int(target)]
+
+
+def _classes_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    return ", ".join(name for name, yes in zip(classes, target, strict=True) if yes) or "(none)"
+
+
+def _points_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    """Points in pixels of what the model sees."""
+    placed = (target + 1) / 2 * size_px
+    there = [f"{name} {x:.1f},{y:.1f}" for name, (x, y) in zip(classes, placed, strict=True) if not np.isnan(x)]
+    return "; ".join(there) or "(none)"
+
+
+def _mask_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    """A mask's share of each class."""
+    shares = [(np.mean(target == i), name) for i, name in [*enumerate(classes), (VOID, "no class")]]
+    return f"{target.shape} " + ", ".join(f"{name} {share:.0%}" for share, name in shares if share)
+
+
+def _draw_points(axes: Axes, target: NDArray[np.float32], classes: int) -> None:
+    """Points in the model's coordinates, a colour each; what lies outside the picture is not drawn."""
+    height, width = axes.images[0].get_size()
+    x, y = (target[:, 0] + 1) / 2 * width - 0.5, (target[:, 1] + 1) / 2 * height - 0.5
+    axes.scatter(x, y, c=np.arange(classes), cmap="tab10", vmin=0, vmax=10, s=14, edgecolors="white", linewidths=0.6)
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+
+
+def _draw_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
+    """The mask half transparent over its image, a colour a class, nothing where there is none."""
+    shown = np.ma.masked_equal(target, VOID)
+    axes.imshow(shown, cmap="tab10", vmin=0, vmax=max(9, classes - 1), alpha=0.5, interpolation="nearest")
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "single_label": Drawing(_class_words),
+    "multi_label": Drawing(_classes_words),
+    "points": Drawing(_points_words, _draw_points),
+    "mask": Drawing(_mask_words, _draw_mask),
+}
+"""By the tasks' names, see tasks.py."""

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from thawline.models.errors import UnknownModelError
-from thawline.models.heads import classification_head
+from thawline.models.heads import head_of
 from thawline.models.tiny import FEATURES, tiny_body
 from thawline.models.tiny import NAME as TINY
 from thawline.models.weights import load_file, load_imagenet
@@ -37,7 +37,7 @@ class Classifier(nn.Module):
     pretrained: bool
     """Whether the body has been trained before: frozen, it gives the head something to learn from."""
 
-    def __init__(self, body: nn.Sequential, head: nn.Sequential, *, name: str, classes: int) -> None:
+    def __init__(self, body: nn.Sequential, head: nn.Module, *, name: str, classes: int) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
@@ -85,6 +85,7 @@ def create(
     name: str,
     classes: int,
     *,
+    task: str = "single_label",
     weights: str | Path = "imagenet",
     dropout: float = 0.5,
     seed: int | None = None,
@@ -98,15 +99,16 @@ def create(
     "none", and `origin` says so.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
-    Raises: UnknownModelError, ModelError (no classes, a wrong dropout), WeightsError.
+    Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a task without a head), WeightsError.
     """
     check_name(name)
+    make_head = head_of(task)
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
         body, features = _untrained_body(name)
-        head = classification_head(features, classes, dropout=dropout)
+        head = make_head(features, classes, dropout=dropout)
     model = Classifier(body, head, name=name, classes=classes)
     if weights == "imagenet" and name == TINY:
         model.origin = "random weights: nobody trained it on ImageNet"

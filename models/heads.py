@@ -1,4 +1,6 @@
-"""What turns a body's feature map into the task's outputs? fastai's heads."""
+"""What turns a body's feature map into the task's outputs? fastai's heads, and which of them a task has."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,4 +44,22 @@ def classification_head(features: int, outputs: int, *, dropout: float = 0.5) ->
     for layer in head:
         if isinstance(layer, nn.Linear):
             nn.init.kaiming_normal_(layer.weight)
+    return head
+
+
+TASKS: dict[str, Callable[..., nn.Module] | None] = {
+    "single_label": classification_head,
+    "multi_label": classification_head,
+    "points": None,
+    "mask": None,
+}
+"""(features, outputs, dropout=) -> the head of each task; None where there is none, and a model is the user's own."""
+
+
+def head_of(task: str) -> Callable[..., nn.Module]:
+    """How the head of a task is made, see `TASKS`. Raises ModelError where there is none."""
+    head = TASKS.get(task)
+    if head is None:
+        known = " or ".join(name for name, head in TASKS.items() if head)
+        raise ModelError(f"task={task!r} has no head here: no model can be built; give {known}, or a model of your own")
     return head

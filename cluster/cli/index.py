@@ -13,8 +13,9 @@ from rich.progress import Progress
 from thawline.cluster.cli.index_options import IndexOptions
 from thawline.dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
 from thawline.dataio.store import files
-from thawline.dataio.table import census, duplicates, labels, lists, sources, splits
+from thawline.dataio.table import census, counts, duplicates, labels, lists, sources, splits
 from thawline.dataio.table.manifest import Manifest
+from thawline.dataio.table.tasks import TASKS
 
 _MANIFESTS = (".parquet", ".arrow")
 
@@ -64,16 +65,16 @@ def _table(source: str, o: IndexOptions) -> sources.Table:
 
 def described(manifest: Manifest) -> str:
     """What to tell of a manifest that was made: its summary, its classes, and what was left out or looks wrong."""
-    counts = census.count(manifest)
+    by_side = census.count(manifest)
     return "\n".join(
         filter(
             None,
             (
                 replace(manifest, notes=()).summary(),
-                *census.table(counts, manifest.classes),
+                *counts.table(by_side, manifest.classes),
                 *manifest.notes,
-                *census.lacking(counts, manifest.classes),
-                *census.too_many(counts, manifest.classes),
+                *counts.lacking(by_side, manifest.classes),
+                *counts.too_many(by_side, manifest.classes),
                 duplicates.report(manifest),
             ),
         )
@@ -127,9 +128,9 @@ def _labeller(words: str, delimiter: str | None) -> tuple[labels.Labeller, str |
         return labels.by_parent(), None
     if kind in ("regex", "path-regex") and value:
         return labels.by_regex(value, whole_path=kind == "path-regex"), None
-    if kind in ("column", "points-column", "mask-column") and value:
-        task = {"points-column": "points", "mask-column": "mask"}.get(kind)
-        return labels.by_column(value, delimiter=delimiter), task
+    of_columns = {task.option: name for name, task in TASKS.items()}
+    if kind in of_columns and value:
+        return labels.by_column(value, delimiter=delimiter), None if kind == "column" else of_columns[kind]
     if kind == "mask" and value:
         return labels.mask_path(value), None
     if kind == "points" and value:

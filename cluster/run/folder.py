@@ -31,6 +31,7 @@ from thawline.dataio.store import files
 from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.census import check_sides
+from thawline.dataio.table.tasks import TASKS
 
 Result = dict[str, Any]
 """What `result.json` holds."""
@@ -118,12 +119,7 @@ def _look(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]
     with _refusals(folder):
         _check_writable(folder)
     manifest = loaded.manifest
-    if manifest.task not in ("single_label", "multi_label"):
-        raise LaunchError(
-            f"{job.manifest} is for task {manifest.task}, and a job trains single_label and multi_label: there is no "
-            "model for it; look at it with `thawline show`, or train a model of your own from Python on "
-            "dataio.loaders"
-        )
+    _check_task(job, manifest.task)
     check_sides(manifest, loaded.valid, names=[job.manifest, job.data.valid or job.manifest])
     batch_of(job, samples=len(manifest.part("train")))
     for each in loaded.manifests:
@@ -209,13 +205,25 @@ def epochs_of(folder: Root) -> str:
         return f"{folder.full('rows.parquet')} cannot be read ({why}): the result stands without its epochs"
 
 
+def _check_task(job: Job, task: str) -> None:
+    """Raises LaunchError for a task that `models.create` builds no model for."""
+    from thawline.models.heads import TASKS as HEADS  # brings torch, for which `thawline status` need not wait
+
+    if HEADS[task] is None:
+        trained = " and ".join(name for name, head in HEADS.items() if head)
+        raise LaunchError(
+            f"{job.manifest} is for task {task}, and a job trains {trained}: there is no model for it; look at it with "
+            "`thawline show`, or train a model of your own from Python on dataio.loaders"
+        )
+
+
 def spare_images(out: Path | None, loaded: Loaded) -> None:
     """Raises StorageError where a picture would be written over one of the job's own images or masks."""
     if out is None or not out.exists():
         return
     for manifest in loaded.manifests:
         names = [place.as_posix().removeprefix(f"{manifest.root}/") for place in (out.absolute(), out.resolve())]
-        for column in ("path", "label") if manifest.task == "mask" else ("path",):
+        for column in ("path", "label") if TASKS[manifest.task].masks else ("path",):
             rows = manifest.rows[column]
             if pc.any(pc.is_in(rows, pa.array(names, rows.type))).as_py():
                 raise StorageError(f"--out {out} is one of the job's images: it would be lost; give another file")

@@ -48,6 +48,7 @@ class Loaded:
         self._model = create(
             model.name,
             len(classes),
+            task=self.manifest.task,
             weights=model.weights,
             dropout=model.dropout,
             seed=self.job.seed,

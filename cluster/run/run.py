@@ -36,8 +36,9 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
 from thawline.dataio.stream.mix import Mix
 from thawline.dataio.stream.renderer import default_threads
-from thawline.dataio.table import census
+from thawline.dataio.table import census, counts
 from thawline.dataio.table.splits import SIDES
+from thawline.dataio.table.tasks import TASKS
 from thawline.models.bodies import normalisation
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.checkpoints.checkpoint import Best
@@ -401,10 +402,10 @@ def _class_warnings(learner: Learner) -> list[str]:
     train, valid = learner.train, learner.valid
     if learner.context.rank or not (isinstance(train, ImageLoader) and isinstance(valid, ImageLoader)):
         return []
-    if train.task not in census.TASKS:
+    if TASKS[train.task].names is None:
         return []
     sides = {"train": train, "valid": valid}
-    return census.lacking({side: census.count_part(of.part, of.classes) for side, of in sides.items()}, train.classes)
+    return counts.lacking({side: census.count_part(of.part, of.classes) for side, of in sides.items()}, train.classes)
 
 
 def _last_metrics(learner: Learner) -> dict[str, float]:

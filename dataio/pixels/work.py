@@ -40,7 +40,7 @@ class Work:
     ids: NDArray[np.int64]
     """(n,)"""
     targets: NDArray[np.int64] | NDArray[np.float32]
-    """(n, ...): see targets.make_targets; not looked at where there are masks, which engines turn into targets."""
+    """(n, ...): see targets.py; not looked at where there are masks, which engines turn into targets."""
     size_px: int
     """The side of what the model sees."""
     positions: NDArray[np.int64]

@@ -33,6 +33,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import check_shard, parsed
 from thawline.dataio.table.manifest import Manifest, Shard, build, columns
 from thawline.dataio.table.part import Part, Rows
+from thawline.dataio.table.tasks import TASKS
 
 SHARD_BYTES = 512 << 20
 """Five seconds of a 100 MB/s link: what a kill, or a broken download, costs at most."""
@@ -308,10 +309,8 @@ def _shrunk(image: NDArray[np.uint8], rows: Rows, i: int, how: _How, task: str) 
         "orientation": 1,
         "codec": "dali",
     }
-    if task == "points":
-        factors = (width / picture.width, height / picture.height)
-        label = rows.labels[i].as_py()
-        changed["label"] = [None if at is None else at * factors[j % 2] for j, at in enumerate(label)]
+    if resized := TASKS[task].resized:
+        changed["label"] = resized(rows.labels[i].as_py(), (width / picture.width, height / picture.height))
     return _Sample(data, None, changed)
 
 

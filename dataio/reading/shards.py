@@ -33,6 +33,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import parsed
 from thawline.dataio.table.manifest import Manifest, columns
 from thawline.dataio.table.part import Rows
+from thawline.dataio.table.tasks import TASKS
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
@@ -52,7 +53,7 @@ def schema(task: str) -> pa.Schema:
         pa.field(field.name, pa.string() if pa.types.is_dictionary(field.type) else field.type)
         for field in columns(task)
     ]
-    names = ("data", "mask") if task == "mask" else ("data",)
+    names = ("data", "mask") if TASKS[task].masks else ("data",)
     return pa.schema([*fields, *(pa.field(name, pa.large_binary()) for name in names), ("data_hash", pa.uint64())])
 
 
@@ -66,7 +67,7 @@ def open_reader(
     Raises: ShardError for shards that are missing, not what was packed, another pack's, or that the cache cannot hold.
     """
     if not manifest.shards:
-        return FileReader(Root.of(manifest.root), masks=manifest.task == "mask")
+        return FileReader(Root.of(manifest.root), masks=TASKS[manifest.task].masks)
     home = Root.of(manifest.home)
     if not home.remote:
         return ShardReader(manifest, [home.folder / shard.name for shard in manifest.shards])
@@ -101,7 +102,7 @@ class ShardReader:
             release,
             remedy,
         )
-        self._masks = manifest.task == "mask"
+        self._masks = TASKS[manifest.task].masks
         self._firsts = [shard.first for shard in manifest.shards]
         self._open: list[_Mapped | None] = [None] * len(paths)
         self._lock = threading.Lock()

@@ -19,6 +19,7 @@ from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine,
 from thawline.dataio.stream.source import Source
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.part import Part
+from thawline.dataio.table.tasks import TASKS
 
 
 @dataclass(kw_only=True)
@@ -175,7 +176,7 @@ def split_loader(
     renderer = Renderer(
         spec=spec,
         local_batch=order.local_batch,
-        masks=manifest.task == "mask",
+        masks=TASKS[manifest.task].masks,
         device=torch.device(device),
         dtype=dtype,
         threads=threads or default_threads(world_size),

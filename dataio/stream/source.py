@@ -24,7 +24,8 @@ from thawline.dataio.stream.plan import Order
 from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.part import Part, Rows
-from thawline.dataio.table.targets import Targets, decode_mask, make_targets, value_table
+from thawline.dataio.table.targets import Targets, View, decode_mask, value_table
+from thawline.dataio.table.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Source(Closing):
                 f"the {len(self.part)} images have no size in the manifest (it was made with verify=False): "
                 "their geometry cannot be drawn; split again with verify=True, or index again"
             )
-        if self.manifest.task == "points" and self.manifest.swap is None:
+        if TASKS[self.manifest.task].sided and self.manifest.swap is None:
             self.spec = self._unmirrored()
         threads = self.reader.threads  # none is started before something is read
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-fetch") if threads > 1 else None
@@ -159,10 +160,10 @@ class Source(Closing):
 
     def _targets(self, rows: Rows, drawn: geometry.Geometry, size_px: int) -> Targets:
         of = self.manifest
-        return make_targets(rows, task=of.task, classes=of.classes, geometry=drawn, size_px=size_px, swap=of.swap)
+        return TASKS[of.task].targets(rows.labels, View(of.classes, drawn, size_px, of.swap))
 
     def _masks(self, encoded: list[Encoded]) -> list[NDArray[np.uint8]] | None:
-        if self.manifest.task != "mask":
+        if not TASKS[self.manifest.task].masks:
             return None
         table = value_table(self.manifest.values)
         return [table[decode_mask(sample.mask)] for sample in encoded if sample.mask is not None]

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from thawline.dataio.errors import quoted
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.splits import SIDES
+from thawline.dataio.table.tasks import TASKS
 
 _NAMED = 3
 
@@ -63,9 +64,10 @@ def report(manifest: Manifest) -> str:
 
 def _contradictions(manifest: Manifest, found: pa.Table) -> str:
     """What to say of equal files that are labelled differently; '' if there are none."""
-    column = "mask_hash" if manifest.task == "mask" else "label"
-    rows = manifest.rows.select(["id", column]).filter(pc.is_in(manifest.rows["id"], found["id"].combine_chunks()))
-    said = {row["id"]: _said(row[column]) for row in rows.to_pylist()}
+    task = TASKS[manifest.task]
+    rows = manifest.rows.select(["id", task.content])
+    rows = rows.filter(pc.is_in(rows["id"], found["id"].combine_chunks()))
+    said = {row["id"]: _said(row[task.content]) for row in rows.to_pylist()}
     first: dict[int, dict[str, str]] = {}
     other: dict[int, dict[str, str]] = {}
     for row in found.to_pylist():
@@ -74,14 +76,13 @@ def _contradictions(manifest: Manifest, found: pa.Table) -> str:
             other.setdefault(row["group"], row)
     if not other:
         return ""
-    what = {"mask": "masks", "points": "points"}.get(manifest.task, "labels")
     pairs = [(first[group], row) for group, row in list(other.items())[:_NAMED]]
     named = ", ".join(
-        " = ".join(quoted(row["path"]) + (f" ({quoted(said[row['id']])})" if what == "labels" else "") for row in pair)
+        " = ".join(quoted(row["path"]) + (f" ({quoted(said[row['id']])})" if task.names else "") for row in pair)
         for pair in pairs
     )
     return (
-        f"WARNING: {len(other):,} files are there under different {what} "
+        f"WARNING: {len(other):,} files are there under different {task.labels_word} "
         f"({named}{', ...' if len(other) > _NAMED else ''}): they teach and test both; keep the right one of each"
     )
 

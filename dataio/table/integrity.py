@@ -19,7 +19,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from thawline.dataio.errors import quoted
+from thawline.dataio.store.outputs import KEY
 from thawline.dataio.table.part import holds
+from thawline.dataio.table.tasks import TASKS
 
 SPLITS = ("train", "valid", "test")
 _CODECS = ("dali", "pillow")
@@ -48,6 +50,15 @@ def parsed(text: bytes) -> dict[str, Any]:
     return about
 
 
+def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
+    """The root that a manifest's schema tells; None for the schema of any other table."""
+    try:
+        root = parsed((metadata or {})[KEY])["root"]
+    except (KeyError, ValueError):
+        return None
+    return root if isinstance(root, str) else None
+
+
 def check_about(about: dict[str, Any]) -> None:
     """Raises ValueError for metadata that mean nothing: root, classes, values, shards."""
     root, classes, values = about["root"], about["classes"], about["values"]
@@ -59,7 +70,7 @@ def check_about(about: dict[str, Any]) -> None:
     if not isinstance(values, list) or not all(_is_int(value, 0, 255) for value in values):
         raise ValueError(f"has values that are no list of pixel values: {shown(values)}")
     _once(values, "pixel value")
-    if len(values) != (len(classes) if about["task"] == "mask" else 0):
+    if len(values) != (len(classes) if TASKS[about["task"]].masks else 0):
         raise ValueError(f"is for {about['task']} and has {len(values)} pixel values for {len(classes)} classes")
     if not isinstance(about["shards"], list):
         raise ValueError(f"has shards that are no list: {shown(about['shards'])}")
@@ -136,7 +147,7 @@ def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
     unknown = usable & (_nulls(columns["width"]) | _nulls(columns["height"]))
     if unknown.sum() < usable.sum():  # files are looked at all together, or not at all
         _refuse(columns, "width", unknown)
-    _refuse(columns, "label", usable & _wrong_labels(columns["label"], task, classes))
+    _refuse(columns, "label", usable & TASKS[task].wrong(columns["label"], classes))
 
 
 _RANGES = (
@@ -146,27 +157,6 @@ _RANGES = (
     ("bytes", 0, 2**63 - 1),
     ("orientation", 1, 8),
 )
-
-
-def _wrong_labels(labels: pa.Array, task: str, classes: list[str]) -> NDArray[np.bool_]:
-    """Which labels do not mean a thing, (N,)."""
-    wrong = _nulls(labels)
-    if task == "mask":
-        return wrong
-    if task == "single_label":
-        return wrong | ~_known(labels, classes)
-    numbers = pc.list_value_length(labels).fill_null(0).to_numpy()
-    inner, owners = labels.flatten(), np.repeat(np.arange(len(labels)), numbers)
-    if task == "multi_label":
-        wrong[owners[~_known(inner, classes)]] = True
-        return wrong
-    wrong[owners[np.isinf(inner.fill_null(0).to_numpy())]] = True
-    return wrong | (numbers % 2 == 1) | (numbers > 2 * len(classes))
-
-
-def _known(labels: pa.Array, classes: list[str]) -> NDArray[np.bool_]:
-    known: NDArray[np.bool_] = pc.is_in(labels, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
-    return known
 
 
 def _refuse(columns: dict[str, pa.Array], name: str, wrong: NDArray[np.bool_], *, why: str = "") -> None:
@@ -247,12 +237,13 @@ def _add_words(digest: xxhash.xxh3_128, column: pa.DictionaryArray) -> None:
         digest.update(pa.array(ranks).take(numbers).fill_null(-1).to_numpy().data)
 
 
-def fingerprint(rows: pa.Table, meaning: str, *, masks: bool) -> str:
+def fingerprint(rows: pa.Table, meaning: str, *, content: str) -> str:
     """xxh3_128 of what decides a run's stream and targets, hexadecimal: not of paths, and in the order of the rows.
 
-    Manifests, packs and runs on disk carry it, so it stays as it is.
+    content: the column that says what the targets are. Manifests, packs and runs on disk carry this number, so it stays
+    as it is.
     """
-    names = ["id", "mask_hash" if masks else "label", "split", "width", "height", "hash", "status"]
+    names = ["id", content, "split", "width", "height", "hash", "status"]
     digest = xxhash.xxh3_128(meaning.encode())
     for start in range(0, rows.num_rows, _HASHED_ROWS):
         piece = rows.select(names).slice(start, _HASHED_ROWS)

@@ -1,15 +1,23 @@
-"""What do the names and numbers of points mean? Which change places in a mirror, and which cannot be meant.
+"""What do the names and numbers of points mean? Lists of numbers as points, pairs in a mirror, and what is no place.
 
 A mirrored left eye looks like a right one. Nobody but the user knows which names are such a pair, so training mirrors
 images with points only where that was said.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from thawline.dataio.errors import quoted
+from thawline.dataio.errors import LabelError, quoted
+from thawline.dataio.table.names import complain_of, some
+
+_FARTHEST_PX = 1e9  # float32 has no end below, but its square has
 
 UNPAIRED = (
     "points: nobody named those that change places in a mirror (thawline index --swap left_eye,right_eye), so no image "
@@ -18,6 +26,49 @@ UNPAIRED = (
 
 Pairs = tuple[tuple[str, str], ...]
 """Names that change places in a mirror image, each in one pair at most; empty where no point has a side."""
+
+
+def read_points(
+    labels: list[Any], paths: pa.ChunkedArray, name: str, known: tuple[str, ...] | None
+) -> tuple[list[list[float]], tuple[str, ...]]:
+    """Lists x0, y0, x1, y1, ... and the names of as many points as the longest has."""
+    complain_of([index for index, value in enumerate(labels) if value is None], paths, name)
+    column = []
+    for index, value in enumerate(labels):
+        try:
+            column.append(_flat(value))
+        except (TypeError, ValueError) as error:
+            raise LabelError(
+                f"{name} gives {quoted(paths[index].as_py())} what is no list of points ({quoted(str(error))}): give x "
+                "and y of each in px, and nothing or NaN for both where the image does not show one"
+            ) from error
+    most = max(map(len, column)) // 2
+    if all(math.isnan(number) for flat in column for number in flat):
+        raise LabelError(
+            f"{name} gives none of the {len(column)} images a point: there is nothing to learn; correct it"
+        )
+    if known is not None and most > len(known):
+        long = [index for index, flat in enumerate(column) if len(flat) > 2 * len(known)]
+        raise LabelError(
+            f"{name} gives {len(long)} images more than the {len(known)} named points ({some(paths, long)}): "
+            "a model for these could not say them; name more, or correct the labels"
+        )
+    return column, known or tuple(f"point {i}" for i in range(most))
+
+
+def _flat(value: Any) -> list[float]:
+    """One image's points, in pairs or one number after another, as x0, y0, x1, y1, ..."""
+    if not isinstance(value, list):
+        raise TypeError(f"{quoted(repr(value))} is not a list")
+    if any(isinstance(item, list) for item in value):
+        value = [number for pair in value for number in (pair if pair is not None else (None, None))]
+    numbers = [math.nan if number is None or number == "" else float(number) for number in value]
+    if len(numbers) % 2:
+        raise ValueError(f"{len(numbers)} numbers are no pairs")
+    for x, y in zip(numbers[::2], numbers[1::2], strict=True):
+        if max(abs(x), abs(y)) > _FARTHEST_PX or math.isnan(x) != math.isnan(y):
+            raise ValueError(f"({x}, {y}) is not a point")
+    return numbers
 
 
 def check_pairs(pairs: Sequence[Sequence[str]], names: Sequence[str]) -> Pairs:
@@ -51,7 +102,7 @@ def _shown(pair: Sequence[str]) -> str:
     return quoted(repr(pair if isinstance(pair, str) else ",".join(map(str, pair))))
 
 
-def told(
+def warnings(
     points: NDArray[np.float64], sizes: NDArray[np.int64], *, names: Sequence[str], paths: Sequence[str]
 ) -> tuple[str, ...]:
     """Sentences on coordinates that hardly are what they say, loud ones.
@@ -93,3 +144,25 @@ def _counted(which: NDArray[np.bool_], paths: Sequence[str]) -> str:
     rows = np.flatnonzero(which.any(axis=1))
     first = ", ".join(quoted(paths[row]) for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
     return f"{which.sum():,} points in {len(rows):,} images ({first})"
+
+
+def resized(label: list[float | None], factors: tuple[float, float]) -> list[float | None]:
+    """x0, y0, x1, y1, ... in an image whose width and height were multiplied by these."""
+    return [None if at is None else at * factors[j % 2] for j, at in enumerate(label)]
+
+
+def points(labels: pa.Array, count: int) -> NDArray[np.float64]:
+    """Lists x0, y0, x1, y1, ... as (n, count, 2) float64 px, NaN where a list is shorter or a value null."""
+    out = np.full((len(labels), 2 * count), np.nan)
+    values = labels.flatten().fill_null(np.nan).to_numpy(zero_copy_only=False)
+    lengths = labels.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    row = np.repeat(np.arange(len(labels)), lengths)
+    out[row, np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)] = values
+    return out.reshape(len(labels), count, 2)
+
+
+def remarks(rows: pa.Table, *, names: Sequence[str]) -> Iterator[str]:
+    """`warnings` on the points of a manifest's usable rows."""
+    sizes = np.stack([rows[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height")], 1)
+    placed = points(rows["label"].combine_chunks(), len(names))
+    yield from warnings(placed, sizes, names=names, paths=rows["path"].to_pylist())

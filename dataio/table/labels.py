@@ -1,37 +1,26 @@
 """What is each image?
 
 A labeller is a function from one row to what the row shows: a text, a list of texts, points, or the path of a mask.
-`label` runs it over a table, checks every answer and fixes the task. No file is opened: verify.py looks at masks.
+`label` runs it over a table and fixes the task, whose record (tasks.py) reads what it gave. No file is opened.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from thawline.dataio.errors import LabelError, listed, quoted
+from thawline.dataio.errors import LabelError, SourceError, listed, quoted
 from thawline.dataio.table.keypoints import Pairs, check_pairs
-from thawline.dataio.table.masks import check_apart
-from thawline.dataio.table.names import check_lines, complain_of, is_missing, some, texts
-from thawline.dataio.table.sources import Table, tidy
+from thawline.dataio.table.names import check_lines, some
+from thawline.dataio.table.sources import Table, from_paths
+from thawline.dataio.table.tasks import TASKS, Labels
 
 Row = Mapping[str, Any]
-
-LABEL_TYPES = {
-    "single_label": pa.string(),
-    "multi_label": pa.list_(pa.string()),
-    "points": pa.list_(pa.float32()),  # x0, y0, x1, y1, ... in px of the upright image; NaN for a point not there
-    "mask": pa.string(),  # the mask file's path, as the image's
-}
-"""How each task's labels lie in tables and manifests."""
-
-_FARTHEST_PX = 1e9  # float32 has no end below, but its square has
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,9 @@ def points_by_columns(columns: Sequence[str]) -> Labeller:
         raise LabelError(
             f"{name} has {len(columns)} columns that do not pair up: give x and y for every point, once each"
         )
-    names = [_point_name(x, y) or f"point {i}" for i, (x, y) in enumerate(_pairs(columns))]
+    names = [
+        _point_name(x, y) or f"point {i}" for i, (x, y) in enumerate(zip(columns[::2], columns[1::2], strict=True))
+    ]
     if len(set(names)) < len(names):
         names = [f"point {i}" for i in range(len(names))]
     return Labeller(lambda row: [_cell(row, column) for column in columns], name, "points", tuple(names))
@@ -204,49 +195,58 @@ def label(
     name = str(getattr(labeller, "name", None) or getattr(labeller, "__name__", labeller))
     labels = [_one(labeller, name, row) for row in _each(table.rows)]
     task = task or getattr(labeller, "task", None) or _task(labels)
-    if task in ("single_label", "multi_label"):
+    if task not in TASKS:
+        raise LabelError(f"task {quoted(repr(task))} is not known: give {', '.join(TASKS)}")
+    if TASKS[task].names:
         check_lines(labels, table.rows["path"], name)
     if skip_unlabelled:
         table, labels = _labelled(table, labels, name, task)
-    if task not in LABEL_TYPES:
-        raise LabelError(f"task {quoted(repr(task))} is not known: give {', '.join(LABEL_TYPES)}")
-    vocabulary = _vocabulary(classes or getattr(labeller, "classes", None), values, task)
-    counted = values is None and task == "mask" and vocabulary is not None
+    known = _vocabulary(classes or getattr(labeller, "classes", None), values, task)
+    counted = values is None and TASKS[task].masks and known is not None
     if values is not None:
-        vocabulary = vocabulary or tuple(map(str, values))
-    elif vocabulary is not None and counted:
-        values = range(len(vocabulary))
-    paths = table.rows["path"]
-    column: list[Any]
-    told: list[str] = []
-    if task == "points":
-        column, vocabulary = _points(labels, paths, name, vocabulary)
-    else:
-        column, told = texts(labels, paths, name, task, vocabulary)
-    if task == "mask":
-        column = tidy(column, table.root, name)
-        check_apart(column, paths.to_pylist(), name)
+        known = known or tuple(map(str, values))
+    elif known is not None and counted:
+        values = range(len(known))
+    column, known, notes = TASKS[task].read(Labels(labels, table.rows["path"], table.root, name, known))
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
-    rows = rows.append_column("label", pa.array(column, LABEL_TYPES[task]))
     return replace(
         table,
-        rows=rows,
+        rows=rows.append_column("label", pa.array(column, TASKS[task].column)),
         task=task,
-        classes=vocabulary,
+        classes=known,
         values=None if values is None else tuple(map(int, values)),
         counted=counted,
-        swap=_swap(swap, vocabulary, task),
-        notes=(*table.notes, *told),
+        swap=_swap(swap, known, task),
+        notes=(*table.notes, *notes),
     )
+
+
+def from_lists(
+    paths: Sequence[str | Path],
+    labels: Sequence[Any] | None = None,
+    *,
+    root: str | Path | None = None,
+    task: str | None = None,
+    classes: Sequence[str] | None = None,
+    values: Sequence[int] | None = None,
+) -> Table:
+    """Pair paths with labels: a text or a list of texts each, the path of a mask (task="mask"), or (k, 2) points in px
+    of the upright image (task="points"). The table comes labelled, `label` explains task, classes and values; without
+    labels it is as every other source's.
+
+    Raises: SourceError as `from_csv`, or when the lengths differ; LabelError as `label`.
+    """
+    table = from_paths(paths, root=root)
+    if labels is None:
+        return table
+    if len(paths) != len(labels):
+        raise SourceError(f"{len(paths)} paths but {len(labels)} labels: they cannot be paired; give one label a path")
+    return label(table, by_list(labels), task=task, classes=classes, values=values)
 
 
 def _labelled(table: Table, labels: list[Any], name: str, task: str) -> tuple[Table, list[Any]]:
     """What is left of a table and its labels without the images that have none."""
-    kept = [
-        index  # a point that is not there is a label
-        for index, value in enumerate(labels)
-        if not (value is None if task == "points" else is_missing(value))
-    ]
+    kept = [index for index, value in enumerate(labels) if not TASKS[task].missing(value)]
     lost = sorted(set(range(len(labels))) - set(kept))
     if not lost or not kept:  # none at all is told as a mistake
         return table, labels
@@ -267,7 +267,7 @@ def _vocabulary(classes: Sequence[str] | None, values: Sequence[int] | None, tas
         raise LabelError(f"the classes ({listed(given)}) repeat or lack a name: give each one once")
     if values is None:
         return given
-    if task != "mask":
+    if not TASKS[task].masks:
         raise LabelError(f"values are the pixel values of masks, and the task is {task}: leave them out")
     if not values or len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):
         raise LabelError(
@@ -282,41 +282,10 @@ def _task(labels: list[Any]) -> str:
     return "multi_label" if any(isinstance(value, list) for value in labels) else "single_label"
 
 
-# Points ---------------------------------------------------------------------------------------------------
-
-
-def _points(
-    labels: list[Any], paths: pa.ChunkedArray, name: str, known: tuple[str, ...] | None
-) -> tuple[list[list[float]], tuple[str, ...]]:
-    """Lists x0, y0, x1, y1, ... and the names of as many points as the longest has."""
-    complain_of([index for index, value in enumerate(labels) if value is None], paths, name)
-    column = []
-    for index, value in enumerate(labels):
-        try:
-            column.append(_flat(value))
-        except (TypeError, ValueError) as error:
-            raise LabelError(
-                f"{name} gives {quoted(paths[index].as_py())} what is no list of points ({quoted(str(error))}): give x "
-                "and y of each in px, and nothing or NaN for both where the image does not show one"
-            ) from error
-    most = max(map(len, column)) // 2
-    if all(math.isnan(number) for flat in column for number in flat):
-        raise LabelError(
-            f"{name} gives none of the {len(column)} images a point: there is nothing to learn; correct it"
-        )
-    if known is not None and most > len(known):
-        long = [index for index, flat in enumerate(column) if len(flat) > 2 * len(known)]
-        raise LabelError(
-            f"{name} gives {len(long)} images more than the {len(known)} named points ({some(paths, long)}): "
-            "a model for these could not say them; name more, or correct the labels"
-        )
-    return column, known or tuple(f"point {i}" for i in range(most))
-
-
 def _swap(pairs: Sequence[tuple[str, str]] | None, names: tuple[str, ...] | None, task: str) -> Pairs | None:
     if pairs is None:
         return None
-    if task != "points":
+    if not TASKS[task].sided:
         raise LabelError(f"swap names points that change places in a mirror, and the task is {task}: leave it out")
     try:
         return check_pairs(pairs, names or ())
@@ -325,25 +294,6 @@ def _swap(pairs: Sequence[tuple[str, str]] | None, names: tuple[str, ...] | None
             f"swap cannot be used ({error}): a mirrored image would get wrong names; name two points that change "
             "places, each once, such as left_eye,right_eye"
         ) from error
-
-
-def _flat(value: Any) -> list[float]:
-    """One image's points, in pairs or one number after another, as x0, y0, x1, y1, ..."""
-    if not isinstance(value, list):
-        raise TypeError(f"{quoted(repr(value))} is not a list")
-    if any(isinstance(item, list) for item in value):
-        value = [number for pair in value for number in (_plain(pair) if pair is not None else (None, None))]
-    numbers = [math.nan if number is None or number == "" else float(number) for number in value]
-    if len(numbers) % 2:
-        raise ValueError(f"{len(numbers)} numbers are no pairs")
-    for x, y in _pairs(numbers):
-        if max(abs(x), abs(y)) > _FARTHEST_PX or math.isnan(x) != math.isnan(y):
-            raise ValueError(f"({x}, {y}) is not a point")
-    return numbers
-
-
-def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
-    return zip(items[::2], items[1::2], strict=True)
 
 
 def _point_name(x: str, y: str) -> str:

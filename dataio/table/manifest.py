@@ -28,8 +28,8 @@ from thawline.dataio.store.outputs import KEY, check_output
 from thawline.dataio.store.root import Root
 from thawline.dataio.table import integrity, lists
 from thawline.dataio.table.keypoints import Pairs, check_pairs
-from thawline.dataio.table.labels import LABEL_TYPES
 from thawline.dataio.table.part import Part, holds
+from thawline.dataio.table.tasks import TASKS
 
 VERSION = 2
 _ARROW_MAGIC = b"ARROW1"
@@ -211,7 +211,7 @@ class Manifest:
         if self._fingerprint:
             return self._fingerprint
         meaning = [self.task, self.classes, self.values, *([] if self.swap is None else [self.swap])]
-        return integrity.fingerprint(self.rows, json.dumps(meaning), masks=self.task == "mask")
+        return integrity.fingerprint(self.rows, json.dumps(meaning), content=TASKS[self.task].content)
 
     def quarantined(self) -> pa.Table:
         """The rows that cannot be used: path and status, a row each."""
@@ -222,11 +222,10 @@ class Manifest:
         usable = self.usable()
         counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
         shown = ", ".join(map(quoted, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
-        kind = {"points": "points", "mask": "values"}.get(self.task, "classes")
         lines = [
             f"{int(usable.sum()):,} images: "
             + ", ".join(f"{counts[name]:,} {name}" for name in sorted(filter(None, counts))),
-            f"{len(self.classes)} {kind} ({self.task}): {shown}",
+            f"{len(self.classes)} {TASKS[self.task].classes_word} ({self.task}): {shown}",
         ]
         width, height = (pc.min_max(self.rows[name]).as_py() for name in ("width", "height"))
         if width["min"] is not None:
@@ -253,7 +252,7 @@ def columns(task: str) -> pa.Schema:
     fields = {
         "id": pa.int64(),
         "path": pa.large_string(),
-        "label": LABEL_TYPES[task],
+        "label": TASKS[task].column,
         "split": word,
         "width": pa.int32(),
         "height": pa.int32(),
@@ -264,7 +263,7 @@ def columns(task: str) -> pa.Schema:
         "codec": word,
         "status": reason,
     }
-    return pa.schema({**fields, "mask_hash": pa.uint64()} if task == "mask" else fields)
+    return pa.schema({**fields, "mask_hash": pa.uint64()} if TASKS[task].masks else fields)
 
 
 def build(
@@ -289,15 +288,6 @@ def build(
     return Manifest(rows, root, task, tuple(classes), tuple(values), swap=swap, notes=tuple(notes))
 
 
-def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
-    """The root that a manifest's schema tells; None for the schema of any other table."""
-    try:
-        root = integrity.parsed((metadata or {})[KEY])["root"]
-    except (KeyError, ValueError):
-        return None
-    return root if isinstance(root, str) else None
-
-
 def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: str | Path) -> None:
     """Raises ManifestError unless the rows can be meant, and are those that `about` was written with."""
     try:
@@ -312,11 +302,10 @@ def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: st
     else:  # as older ones are; their fingerprint says nothing of paths and codecs, and rows count as they lie
         same = about["fingerprint"] in ("", replace(manifest, rows=stored).fingerprint())
     if not same:
-        kind = {"points": "points-column:", "mask": "mask-column:"}.get(manifest.task, "column:")
         raise ManifestError(
             f"manifest {file} was changed after thawline wrote it (its checksum is another): a run could not say what "
             f"it trained on; index the images again, or, if the change was meant, this table: thawline index {file} "
-            f"--path-column path --label {kind}label --valid column:split --out NEW.parquet"
+            f"--path-column path --label {TASKS[manifest.task].option}:label --valid column:split --out NEW.parquet"
         )
 
 
@@ -404,11 +393,11 @@ def _about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, A
         version, task, _, _ = int(about["version"]), about["task"], about["root"], about["classes"]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"{file} is not a thawline manifest; make one with thawline index") from error
-    if version != VERSION or not isinstance(task, str) or task not in LABEL_TYPES:
+    if version != VERSION or not isinstance(task, str) or task not in TASKS:
         age = "an older" if version < VERSION else "a newer"
         raise ManifestError(
             f"manifest {file} (version {version}, task {integrity.shown(task)}) is from {age} thawline: this one reads "
-            f"version {VERSION} for {', '.join(LABEL_TYPES)}; index again, or install the thawline that made it"
+            f"version {VERSION} for {', '.join(TASKS)}; index again, or install the thawline that made it"
         )
     about = {"fingerprint": "", "shards": [], "values": [], **about}
     try:

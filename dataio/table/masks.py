@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 
 from thawline.dataio.errors import LabelError, SplitError, listed, quoted
 from thawline.dataio.pixels.pictures import hush_pillow
+from thawline.dataio.table.counts import lacking
 from thawline.dataio.table.targets import VOID
 
 MASK_CHECKS = pa.schema(
@@ -118,6 +119,23 @@ def check_values(
         loud = "" if strange == [VOID] else "WARNING: "
         told.append(f"{loud}mask {nobodys}: left out of training and metrics")
     return tuple(told)
+
+
+def remarks(
+    rows: pa.Table, checks: pa.Table, *, classes: Sequence[str], values: Sequence[int], counted: bool
+) -> Iterator[str]:
+    """What to say of the masks of a manifest's usable rows, whose values alone do not show what they mean.
+
+    Raises: SplitError as `check_values`.
+    """
+    if checks["mask_values"].null_count:  # nobody looked
+        return
+    teaching = "train" in pc.unique(rows["split"]).to_pylist()
+    pixels = totals(checks)
+    yield from check_values(pixels, classes=classes, values=values, counted=counted, teaching=teaching)
+    shown = [value for value in values if pixels[value]]  # what no mask shows has been said
+    counts = by_side(checks, rows["split"].to_numpy().astype(object), shown)
+    yield from lacking(counts, [classes[values.index(value)] for value in shown], stratify=False)
 
 
 def _few(items: Sequence[object]) -> str:

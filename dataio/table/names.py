@@ -19,33 +19,14 @@ _TOLD = 3
 _NO_NAMES = ("nan", "null", "none", "<na>", "na", "n/a", "nat")
 
 
-def texts(
-    labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, known: tuple[str, ...] | None
+def class_names(
+    labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, known: tuple[str, ...] | None, *, lists: bool
 ) -> tuple[list[Any], list[str]]:
-    """Labels as texts or lists of texts (or the paths of masks), each checked, and what to tell of them.
+    """Labels as names of classes, or lists of them, each checked and in one spelling; and what to say of them.
 
     name: of the labeller. known: the fixed vocabulary, if there is one. Raises LabelError.
     """
-    _check_kinds(labels, paths, name)
-    column = [None if is_missing(value) else _text(value) for value in labels]
-    missing = [index for index, value in enumerate(column) if value is None]
-    if len(missing) == len(column) or not any(column):
-        raise LabelError(
-            f"{name} gives none of the {len(column)} images a label (tried {some(paths, range(len(column)))}): "
-            "there is nothing to learn; correct it, or label in another way"
-        )
-    complain_of(missing, paths, name)
-    lists = task == "multi_label"
-    others = [index for index, value in enumerate(column) if isinstance(value, list) != lists]
-    if others:
-        got, wanted = ("one text", "a list") if lists else ("a list", "one text")
-        raise LabelError(
-            f"{name} gives {len(others)} of {len(column)} images {got} ({some(paths, others)}) where {task} needs "
-            f"{wanted}: give all of them the same kind"
-        )
-    if task == "mask":
-        return column, []
-    column, told = _classes(column, known)
+    column, notes = _classes(texts(labels, paths, name, task, lists=lists), known)
     occurring = list(dict.fromkeys(_each_label(column)))
     if known is not None:
         strange = sorted(set(occurring) - set(known))
@@ -59,7 +40,28 @@ def texts(
             f"{name} gives one class only: all {len(column)} images are {quoted(repr(occurring[0]))}, so there is "
             "nothing to learn; give images of at least two classes"
         )
-    return column, told
+    return column, notes
+
+
+def texts(labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, *, lists: bool) -> list[Any]:
+    """Labels as texts, or as lists of texts. Raises LabelError where one is missing, or of another kind."""
+    _check_kinds(labels, paths, name)
+    column = [None if is_missing(value) else _text(value) for value in labels]
+    missing = [index for index, value in enumerate(column) if value is None]
+    if len(missing) == len(column) or not any(column):
+        raise LabelError(
+            f"{name} gives none of the {len(column)} images a label (tried {some(paths, range(len(column)))}): "
+            "there is nothing to learn; correct it, or label in another way"
+        )
+    complain_of(missing, paths, name)
+    others = [index for index, value in enumerate(column) if isinstance(value, list) != lists]
+    if others:
+        got, wanted = ("one text", "a list") if lists else ("a list", "one text")
+        raise LabelError(
+            f"{name} gives {len(others)} of {len(column)} images {got} ({some(paths, others)}) where {task} needs "
+            f"{wanted}: give all of them the same kind"
+        )
+    return column
 
 
 def check_lines(labels: list[Any], paths: pa.ChunkedArray, name: str) -> None:

@@ -84,7 +84,7 @@ class Part:
             hashes=hashes,
             sizes=filled("bytes"),
             pillow=holds(column("codec"), "pillow"),
-            mask_hashes=filled("mask_hash") if self.task == "mask" else np.zeros_like(hashes),
+            mask_hashes=filled("mask_hash") if "mask_hash" in self.table.column_names else np.zeros_like(hashes),
         )
 
 

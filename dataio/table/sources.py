@@ -1,8 +1,8 @@
 """Which images are there?
 
-A source lists paths and nothing more: no image is opened (verify.py) or labelled (labels.py; `from_lists`
-only hands its labels on). Folders are walked in folders.py, lists are read in lists.py. Row order is the same on every
-machine, since the row number becomes the sample's id, and all randomness is a function of that id.
+A source lists paths and nothing more: no image is opened (verify.py) or labelled (labels.py, where lists of paths and
+labels are paired, too). Folders are walked in folders.py, files of rows are read in lists.py. Row order is the same on
+every machine, since the row number becomes the sample's id, and all randomness is a function of that id.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from thawline.dataio.errors import SourceError, listed, quoted
 from thawline.dataio.store.folders import look
 from thawline.dataio.store.root import Root
+from thawline.dataio.table.integrity import root_of
 from thawline.dataio.table.keypoints import Pairs
 from thawline.dataio.table.lists import JSONS, contents, csv_rows, ending, json_rows, table_rows, usual_separator
+from thawline.dataio.table.paths import as_texts, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,6 @@ _BESIDE = (
 """What lies beside pictures and is none."""
 
 _STORE = re.compile(r"\w[\w+.-]*://[^/]*")
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _INDEX_NAMES = ("", "index", "Unnamed: 0", "__index_level_0__")
 _LOOKED_AT = 50
 
@@ -49,10 +49,10 @@ class Table:
     """Images, one a row, before they are checked and split.
 
     `rows` has `path` (string, posix, relative to root, or absolute when outside a local one), the columns of its
-    source, and after labelling `label` (typed as labels.LABEL_TYPES has it). `task` is None until then. `root` is an
-    absolute folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a
-    mask's classes, one for each; None where both are still to be found in the data. `counted`: nobody gave any, so they
-    are 0, 1, 2, ... `swap` are the points that change places in a mirror image; None where nobody said. `notes` tell
+    source, and after labelling `label` (typed as tasks.py has it). `task` is None until then. `root` is an absolute
+    folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a mask's
+    classes, one for each; None where both are still to be found in the data. `counted`: nobody gave any, so they are
+    0, 1, 2, ... `swap` are the points that change places in a mirror image; None where nobody said. `notes` tell
     people, a line each, what was seen, left out or changed on the way; where it may hurt they begin with WARNING.
     """
 
@@ -97,7 +97,7 @@ def from_folder(
             f"give a folder with files that end in {' '.join(map(quoted, endings[:20]))}"
         )
     notes = (found.note(), _left_out(others, images, loud=tuple(extensions) == IMAGE_EXTENSIONS))
-    return Table(pa.table({"path": _strings(images)}), root.text, notes=tuple(filter(None, notes)))
+    return Table(pa.table({"path": as_texts(images)}), root.text, notes=tuple(filter(None, notes)))
 
 
 def _left_out(others: list[str], images: list[str], *, loud: bool) -> str:
@@ -169,8 +169,6 @@ def from_file(
 
     Raises: SourceError as `from_csv`.
     """
-    from thawline.dataio.table.manifest import root_of  # manifest.py stands on this file
-
     home, name = Root.holding(file)
     if ending(name) in JSONS:
         rows, own = json_rows(contents(home, name, "file of JSON lines"), str(file)), home.text
@@ -211,82 +209,10 @@ def from_table(
     return _table(rows, column, "the data frame", root=root, home=None, folder=folder, suffix=suffix)
 
 
-def from_lists(
-    paths: Sequence[str | Path],
-    labels: Sequence[Any] | None = None,
-    *,
-    root: str | Path | None = None,
-    task: str | None = None,
-    classes: Sequence[str] | None = None,
-    values: Sequence[int] | None = None,
-) -> Table:
-    """Pair paths with labels: a text or a list of texts each, the path of a mask (task="mask"), or (k, 2) points in px
-    of the upright image (task="points"). The table comes labelled, `label` explains task, classes and values; without
-    labels it is as every other source's.
-
-    Raises: SourceError as `from_csv`, or when the lengths differ; LabelError as `label`.
-    """
-    from thawline.dataio.table.labels import by_list, label  # labels.py stands on this file
-
-    rows = pa.table({"path": _strings([str(path) for path in paths])})
-    table = _table(rows, "path", "the list of paths", root=root, home=None)
-    if labels is None:
-        return table
-    if len(paths) != len(labels):
-        raise SourceError(f"{len(paths)} paths but {len(labels)} labels: they cannot be paired; give one label a path")
-    return label(table, by_list(labels), task=task, classes=classes, values=values)
-
-
-def tidy(paths: Iterable[Any], root: str, source: str) -> list[str]:
-    """Return posix paths relative to root, or absolute ones when they lie outside a local root.
-
-    Raises: SourceError for what is no path, or one that does not lie where the root says.
-    """
-    place = Root.of(root)
-    clean = _below_uri if place.remote else _below_folder
-    beginning = root.partition("?")[0].rstrip("/")
-    tidied = []
-    backslashes: bool | None = None  # whether they are Windows' slashes: unless a file has one in its name
-    for row, path in enumerate(paths):
-        if not isinstance(path, str) or not path or "\0" in path:
-            raise SourceError(
-                f"{source} has no usable path in row {row + 1} ({quoted(repr(path))}): fill it in, or drop the row"
-            )
-        if "\\" in path and not place.remote:
-            if backslashes is None:
-                backslashes = not place.exists(path)
-            if backslashes and _DRIVE.match(path):
-                raise SourceError(
-                    f"{source} has a path of Windows in row {row + 1} ({quoted(path)}), and that drive is not here: "
-                    f"write paths from {root} on, or give --root and cut off what lies above it"
-                )
-            path = path.replace("\\", "/") if backslashes else path
-        name = clean(path, beginning)
-        if name is None:
-            raise SourceError(
-                f"{source} has a path in row {row + 1} that is not below the root {root} ({quoted(path)}): a manifest "
-                "has one root; give one that holds them all, or index each store by itself"
-            )
-        tidied.append(name)
-    return tidied
-
-
-def _below_folder(path: str, root: str) -> str | None:
-    if path.startswith("file://"):
-        path = urlsplit(path).path
-    if "://" in path:
-        return None
-    full = posixpath.normpath(path if path.startswith("/") else f"{root}/{path}")
-    return full.removeprefix(f"{root}/")
-
-
-def _below_uri(path: str, root: str) -> str | None:
-    if "://" in path:
-        if not path.startswith(f"{root}/"):
-            return None
-        path = path[len(root) + 1 :]
-    path = posixpath.normpath(path)
-    return None if path.startswith(("/", "../")) or path in (".", "..") else path
+def from_paths(paths: Sequence[str | Path], *, root: str | Path | None = None) -> Table:
+    """List these images, in this order. Raises: SourceError as `from_csv`."""
+    rows = pa.table({"path": as_texts([str(path) for path in paths])})
+    return _table(rows, "path", "the list of paths", root=root, home=None)
 
 
 def _table(
@@ -334,7 +260,7 @@ def _table(
             f"{source} names {len(repeated)} paths more than once ({', '.join(map(quoted, repeated[:3]))}): "
             "an image could be in train and in valid; keep one row an image"
         )
-    return Table(rows.drop_columns([column]).add_column(0, "path", _strings(paths)), place.text)
+    return Table(rows.drop_columns([column]).add_column(0, "path", as_texts(paths)), place.text)
 
 
 def _check_paths(rows: pa.Table, column: str, source: str, *, named: bool) -> None:
@@ -392,10 +318,3 @@ def _path_column(column: str | None, names: list[str], source: str) -> str:
     if column is None or column not in names:
         raise SourceError(f"{source} has no column {quoted(repr(column))}; it has {listed(names)}: name one of these")
     return column
-
-
-def _strings(values: list[str]) -> pa.Array:
-    try:
-        return pa.array(values, pa.string())
-    except UnicodeEncodeError as error:
-        raise SourceError(f"the file name {quoted(repr(error.object))} is not UTF-8: rename the file") from error

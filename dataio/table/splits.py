@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from thawline.dataio.errors import QuarantineError, SplitError, kind_of, listed, quoted
 from thawline.dataio.pixels import probe
 from thawline.dataio.pixels.pictures import MAX_PIXELS
-from thawline.dataio.table import census, keypoints, masks
+from thawline.dataio.table import masks
 from thawline.dataio.table.labels import Row
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.sources import Table
-from thawline.dataio.table.targets import points
+from thawline.dataio.table.tasks import TASKS, Meaning, Task
 from thawline.dataio.table.verify import check_files
 
 Sides = NDArray[np.bool_] | NDArray[np.object_]
@@ -268,8 +268,9 @@ def split(
         raise SplitError(f"max_bad={max_bad} is no share of the files: give 0 for none to 1 for any")
     splitter = once_a_row(splitter)
     _check_sides(_sides(splitter, rows))
-    checks = _checks(table, verify=verify, max_pixels=max_pixels, progress=progress)
-    status = _status(table, checks)
+    task = TASKS[table.task]
+    checks = _checks(table, task, verify=verify, max_pixels=max_pixels, progress=progress)
+    status = _status(table, task, checks)
     usable = status == "ok"
     _check_quarantine(table, status, max_bad)
     sides = np.full(rows.num_rows, None, object)
@@ -277,9 +278,11 @@ def split(
     _check_sides(sides[usable])
     status[usable & _is(sides, None)] = LEFT_OUT
     used = pa.array(status == "ok")
-    values = masks.found_values(checks.filter(used)) if table.task == "mask" and table.values is None else table.values
-    classes = table.classes or _classes(rows["label"].filter(used), table.task, values)
-    if len(classes) < (2 if table.task in ("single_label", "mask") else 1):
+    values = table.values
+    if task.masks and values is None:
+        values = masks.found_values(checks.filter(used))
+    classes = table.classes or _classes(rows["label"].filter(used), task, values)
+    if len(classes) < task.least_classes:
         raise SplitError(
             f"the {pc.sum(used).as_py()} usable images show {len(classes)} classes ({listed(classes)}): there is "
             "nothing to learn; give usable images of more classes"
@@ -288,7 +291,9 @@ def split(
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
     unasked = (UNASKED,) if verify and not probe.installed() else ()
     made = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
-    return replace(made, notes=(*table.notes, *_told(made, checks.filter(used), counted=table.counted), *unasked))
+    meaning = Meaning(made.classes, made.values, made.swap, table.counted)
+    remarks = task.remarks(made.rows.filter(used), checks.filter(used), meaning)
+    return replace(made, notes=(*table.notes, *remarks, *unasked))
 
 
 # Drawing --------------------------------------------------------------------------------------------------
@@ -411,9 +416,11 @@ def _check_sides(sides: NDArray[np.object_]) -> None:
             )
 
 
-def _checks(table: Table, *, verify: bool, max_pixels: int, progress: Callable[[int, int], None] | None) -> pa.Table:
+def _checks(
+    table: Table, task: Task, *, verify: bool, max_pixels: int, progress: Callable[[int, int], None] | None
+) -> pa.Table:
     paths = table.rows["path"].to_pylist()
-    drawn = table.rows["label"].to_pylist() if table.task == "mask" else None
+    drawn = table.rows["label"].to_pylist() if task.masks else None
     if verify:
         return check_files(table.root, paths, masks=drawn, max_pixels=max_pixels, progress=progress)
     if drawn is not None and table.values is None:
@@ -422,10 +429,10 @@ def _checks(table: Table, *, verify: bool, max_pixels: int, progress: Callable[[
     return pa.table({**{name: pa.nulls(len(paths)) for name in names}, "status": ["ok"] * len(paths)})
 
 
-def _status(table: Table, checks: pa.Table) -> NDArray[np.object_]:
+def _status(table: Table, task: Task, checks: pa.Table) -> NDArray[np.object_]:
     """Why each file cannot be used, or 'ok'; a mask without a pixel of any class teaches nothing."""
     status: NDArray[np.object_] = checks["status"].to_numpy().astype(object)
-    if table.task == "mask" and table.values is not None and checks["mask_values"].null_count < len(status):
+    if task.masks and table.values is not None and checks["mask_values"].null_count < len(status):
         names, wanted = table.rows["label"], ", ".join(map(str, table.values))
         for row in np.flatnonzero(~masks.showing(checks, table.values) & (status == "ok")):
             status[row] = f"its mask {names[int(row)].as_py()}: no pixel has one of the values {wanted}"
@@ -452,26 +459,8 @@ def _check_quarantine(table: Table, status: NDArray[np.object_], max_bad: float)
         )
 
 
-def _told(made: Manifest, checks: pa.Table, *, counted: bool) -> Iterator[str]:
-    """What to tell of points and masks, whose numbers alone do not show what they mean. Raises SplitError."""
-    rows = made.rows.filter(pa.array(made.usable()))
-    if made.task == "mask" and not checks["mask_values"].null_count:
-        teaching = "train" in pc.unique(rows["split"]).to_pylist()
-        pixels, options = masks.totals(checks), {"counted": counted, "teaching": teaching}
-        yield from masks.check_values(pixels, classes=made.classes, values=made.values, **options)
-        shown = [value for value in made.values if pixels[value]]  # what no mask shows is told by then
-        counts = masks.by_side(checks, rows["split"].to_numpy().astype(object), shown)
-        names = [made.classes[made.values.index(value)] for value in shown]
-        yield from census.lacking(counts, names, stratify=False)
-    if made.task == "points":
-        sizes = np.stack([rows[name].fill_null(0).to_numpy().astype(np.int64) for name in ("width", "height")], 1)
-        placed = points(rows["label"].combine_chunks(), len(made.classes))
-        yield from keypoints.told(placed, sizes, names=made.classes, paths=rows["path"].to_pylist())
-        if made.swap is None:
-            yield keypoints.UNPAIRED
-
-
-def _classes(labels: pa.ChunkedArray, task: str, values: tuple[int, ...] | None) -> tuple[str, ...]:
-    if task == "mask":
+def _classes(labels: pa.ChunkedArray, task: Task, values: tuple[int, ...] | None) -> tuple[str, ...]:
+    """The vocabulary that occurs: class names, sorted, or a mask's values by their numbers."""
+    if task.names is None:
         return tuple(map(str, values or ()))
-    return tuple(sorted((labels if task == "single_label" else pc.list_flatten(labels)).unique().to_pylist()))
+    return tuple(sorted(task.names(labels.combine_chunks()).unique().to_pylist()))

@@ -1,4 +1,4 @@
-"""What shall the model say of each image? Labels of a manifest to arrays, for the tasks that need no pixels.
+"""What shall the model say of each image? Labels of a manifest to arrays; which of these a task wants, tasks.py says.
 
 A mask is a picture: engines warp it (reference.py, dali.py), and this file only reads it.
 """
@@ -6,6 +6,7 @@ A mask is a picture: engines warp it (reference.py, dali.py), and this file only
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,7 @@ from PIL import Image, ImageOps
 from thawline.dataio.errors import EngineError, ManifestError
 from thawline.dataio.pixels.geometry import Geometry
 from thawline.dataio.pixels.pictures import MOST_PIXELS, check_pixels, hush_pillow, why_undecodable
-from thawline.dataio.table.keypoints import Pairs, partners
-from thawline.dataio.table.part import Rows
+from thawline.dataio.table.keypoints import Pairs, partners, points
 
 VOID = 255
 """The value of a mask's pixels that belong to no class: never trained on, never counted."""
@@ -25,46 +25,53 @@ VOID = 255
 Targets = NDArray[np.int64] | NDArray[np.float32]
 
 
-def make_targets(
-    rows: Rows, *, task: str, classes: tuple[str, ...], geometry: Geometry, size_px: int, swap: Pairs | None = None
-) -> Targets:
-    """The targets of n samples as the model sees them.
+@dataclass(frozen=True)
+class View:
+    """How the model sees n samples."""
 
-    single_label: (n,) int64 indices into the classes. multi_label: (n, C) float32 zeros and ones. points: (n, K, 2)
-    float32 x, y, where [-1, 1] is the model's square and what crop or augmentation left outside lies beyond; NaN where
-    there is none. mask: (n,) int64 zeros, since the engine makes them.
-    swap: points that change places where an image is mirrored.
-    Raises: ManifestError when a label is not among the classes.
-    """
-    if task == "points":
-        placed = geometry.place(points(rows.labels, len(classes)), size_px=size_px)
-        if swap:
-            placed = np.where(geometry.mirrored[:, None, None], placed[:, partners(classes, swap)], placed)
-        return placed.astype(np.float32)
-    if task == "mask":
-        return np.zeros(len(rows), np.int64)
-    single = task == "single_label"
-    indices = pc.index_in(rows.labels if single else rows.labels.flatten(), pa.array(classes, pa.string()))
-    if indices.null_count:
-        raise ManifestError(
-            f"{indices.null_count} labels are not among the {len(classes)} classes: the manifest "
-            "was changed since it was made; make it again with thawline index"
-        )
-    if single:
-        return indices.to_numpy().astype(np.int64)
-    targets = np.zeros((len(rows), len(classes)), np.float32)
-    targets[pc.list_parent_indices(rows.labels).to_numpy(), indices.to_numpy()] = 1
+    classes: tuple[str, ...]
+    geometry: Geometry
+    size_px: int
+    swap: Pairs | None = None
+    """Points that change places where an image is mirrored."""
+
+
+def class_indices(labels: pa.Array, view: View) -> Targets:
+    """Names of classes as indices into the classes, (n,) int64. Raises ManifestError for one that is not among them."""
+    return _indices(labels, view).to_numpy().astype(np.int64)
+
+
+def class_flags(labels: pa.Array, view: View) -> Targets:
+    """Lists of names as zeros and ones, (n, C) float32. Raises ManifestError for one that is not among the classes."""
+    targets = np.zeros((len(labels), len(view.classes)), np.float32)
+    targets[pc.list_parent_indices(labels).to_numpy(), _indices(labels.flatten(), view).to_numpy()] = 1
     return targets
 
 
-def points(labels: pa.Array, count: int) -> NDArray[np.float64]:
-    """Lists x0, y0, x1, y1, ... as (n, count, 2) float64 px, NaN where a list is shorter or a value null."""
-    out = np.full((len(labels), 2 * count), np.nan)
-    values = labels.flatten().fill_null(np.nan).to_numpy(zero_copy_only=False)
-    lengths = labels.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    row = np.repeat(np.arange(len(labels)), lengths)
-    out[row, np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)] = values
-    return out.reshape(len(labels), count, 2)
+def _indices(names: pa.Array, view: View) -> pa.Array:
+    indices = pc.index_in(names, pa.array(view.classes, pa.string()))
+    if indices.null_count:
+        raise ManifestError(
+            f"{indices.null_count} labels are not among the {len(view.classes)} classes: the manifest "
+            "was changed since it was made; make it again with thawline index"
+        )
+    return indices
+
+
+def placed_points(labels: pa.Array, view: View) -> Targets:
+    """Points as (n, K, 2) float32 x, y: [-1, 1] is the model's square, and what crop or augmentation left outside lies
+    beyond; NaN where there is none.
+    """
+    placed = view.geometry.place(points(labels, len(view.classes)), size_px=view.size_px)
+    if view.swap:
+        mirrored = view.geometry.mirrored[:, None, None]
+        placed = np.where(mirrored, placed[:, partners(view.classes, view.swap)], placed)
+    return placed.astype(np.float32)
+
+
+def drawn_by_the_engine(labels: pa.Array, view: View) -> Targets:
+    """(n,) int64 zeros in the place of masks, which engines warp with their images."""
+    return np.zeros(len(labels), np.int64)
 
 
 def value_table(values: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -15,8 +15,7 @@ from tests.kit.hostile import saved
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import split_loader
 from thawline.dataio.stream.renderer import EngineName
-from thawline.dataio.table.labels import by_function, label
-from thawline.dataio.table.sources import from_lists
+from thawline.dataio.table.labels import by_function, from_lists, label
 from thawline.dataio.table.splits import by_function as divide
 from thawline.dataio.table.splits import split
 

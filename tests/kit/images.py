@@ -22,8 +22,8 @@ from thawline.dataio.pixels.reference import ReferenceEngine, decode
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.loader import ImageLoader
+from thawline.dataio.table.labels import from_lists
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.sources import from_lists
 from thawline.dataio.table.splits import by_folder, split
 
 Pixels = NDArray[np.uint8]

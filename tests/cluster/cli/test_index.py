@@ -21,7 +21,7 @@ from thawline.cluster.cli import main
 from thawline.cluster.cli.index import described, make_manifest
 from thawline.dataio.errors import DataError, LabelError, ManifestError, QuarantineError, SourceError, SplitError
 from thawline.dataio.store.outputs import check_output
-from thawline.dataio.table import census
+from thawline.dataio.table import counts
 from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.manifest import Manifest
 
@@ -89,10 +89,10 @@ def test_the_command_tells_of_classes_by_side_and_of_what_it_left_out(tmp_path: 
 
 def test_of_many_classes_the_largest_and_the_smallest_are_shown() -> None:
     names = tuple(f"c{i:02}" for i in range(30))
-    shown = census.table({"train": np.arange(30), "valid": np.ones(30, np.int64)}, names)
+    shown = counts.table({"train": np.arange(30), "valid": np.ones(30, np.int64)}, names)
     assert [line.split()[0] for line in shown[1:]] == [*reversed(names[20:]), "...", *reversed(names[:10])]
     assert shown[11] == "  ... 10 more ..."
-    assert [line.split() for line in census.table({"test": np.array([1, 1000])}, ("a", "b\x1b"))] == [
+    assert [line.split() for line in counts.table({"test": np.array([1, 1000])}, ("a", "b\x1b"))] == [
         ["test"],
         [r"b\x1b", "1,000"],
         ["a", "1"],

@@ -144,7 +144,7 @@ SOURCES = {
     "Arrow table": Source(
         lambda base: sources.from_table(arrow(base), path_column="file", root=base), None, lists=True
     ),
-    "list": Source(lambda base: sources.from_lists([Path(file) for file in FILES], root=base), columns=False),
+    "list": Source(lambda base: labels.from_lists([Path(file) for file in FILES], root=base), columns=False),
 }
 
 CATS = ["cat", "dog", "cat", "cat", "dog", "dog", "cat", "dog"]

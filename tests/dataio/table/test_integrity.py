@@ -217,7 +217,7 @@ def test_metadata_that_are_no_metadata_are_a_sentence(tmp_path: Path, text: str)
     for kind in FORMATS:
         with pytest.raises(ManifestError, match="is not a thawline manifest; make one with thawline index"):
             Manifest.load(write(table, tmp_path / f"m.{kind}"))
-    assert manifest.root_of(table.schema.metadata) is None
+    assert integrity.root_of(table.schema.metadata) is None
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from thawline.dataio.table.keypoints import UNPAIRED
-from thawline.dataio.table.labels import label, points_by_function
-from thawline.dataio.table.sources import from_lists
+from thawline.dataio.table.labels import from_lists, label, points_by_function
 from thawline.dataio.table.splits import random_split, split
 
 NAN = float("nan")

@@ -14,8 +14,8 @@ import pytest
 
 from thawline.dataio.errors import LabelError, SourceError
 from thawline.dataio.table import labels
-from thawline.dataio.table.labels import label
-from thawline.dataio.table.sources import Table, from_lists
+from thawline.dataio.table.labels import from_lists, label
+from thawline.dataio.table.sources import Table
 
 NAN = math.nan
 

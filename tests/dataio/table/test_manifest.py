@@ -19,12 +19,13 @@ from thawline.dataio.errors import ManifestError
 from thawline.dataio.pixels.geometry import centred
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.table import manifest as manifests
-from thawline.dataio.table.labels import by_parent, label, mask_path
+from thawline.dataio.table.labels import by_parent, from_lists, label, mask_path
 from thawline.dataio.table.manifest import Manifest, Shard
 from thawline.dataio.table.part import Rows
-from thawline.dataio.table.sources import Table, from_folder, from_lists
+from thawline.dataio.table.sources import Table, from_folder
 from thawline.dataio.table.splits import by_function, random_split, split
-from thawline.dataio.table.targets import VOID, decode_mask, make_targets, value_table
+from thawline.dataio.table.targets import VOID, View, decode_mask, value_table
+from thawline.dataio.table.tasks import TASKS as KINDS
 
 FORMATS = ("parquet", "arrow")
 NAN = math.nan
@@ -120,7 +121,7 @@ def targets_of(manifest: Manifest, numbers: list[int]) -> np.ndarray:
     """Targets of these places in the training part, as a model of 8 x 8 px would get them of images squished to it."""
     taken: Rows = manifest.part("train").take(np.array(numbers))
     place = centred(ImageSpec(presize_px=8, size_px=8, presize="squish"), widths=taken.widths, heights=taken.heights)
-    return make_targets(taken, task=manifest.task, classes=manifest.classes, geometry=place, size_px=8)
+    return KINDS[manifest.task].targets(taken.labels, View(manifest.classes, place, 8))
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -19,7 +19,8 @@ from thawline.dataio.errors import LabelError, SourceError, listed, quoted
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table import lists
-from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+from thawline.dataio.table.labels import from_lists
+from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -22,9 +22,9 @@ from thawline.dataio.pixels.spec import Border, ImageSpec, Presize
 from thawline.dataio.show import denormalise, explain, show_batch
 from thawline.dataio.stream.loader import ImageLoader, loaders
 from thawline.dataio.stream.renderer import EngineName
-from thawline.dataio.table.keypoints import UNPAIRED
+from thawline.dataio.table.keypoints import UNPAIRED, points
 from thawline.dataio.table.manifest import Manifest, build
-from thawline.dataio.table.targets import VOID, decode_mask, points, value_table
+from thawline.dataio.table.targets import VOID, decode_mask, value_table
 from thawline.dataio.table.verify import check_files
 
 pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")

@@ -1,0 +1,81 @@
+"""What do counts of images by class and side say, and what about them deserves a warning? Sentences from numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thawline.dataio.errors import listed, quoted
+
+Counts = Mapping[str, NDArray[np.int64]]
+"""By side, those that there are: images of each class, (C,)."""
+
+_SHOWN = 10  # largest and smallest classes of a table
+_NAME = 40  # characters
+_FEW = 3  # images a class below which a label rule is suspected
+
+
+def table(counts: Counts, classes: Sequence[str]) -> list[str]:
+    """A line a class, the largest first, its images on each side; of many the ten largest and the ten smallest."""
+    if not counts:
+        return []
+    total = np.sum(list(counts.values()), axis=0)
+    order = np.argsort(-total, kind="stable").tolist()
+    more = len(order) - 2 * _SHOWN
+    shown = order if more < 2 else [*order[:_SHOWN], *order[-_SHOWN:]]
+    names = [_short(classes[i]) for i in shown]
+    width = max(map(len, names))
+    lines = [f"  {'':{width}}" + "".join(f"{side:>11}" for side in counts)]
+    lines += [
+        f"  {name:{width}}" + "".join(f"{int(n[i]):>11,}" for n in counts.values())
+        for i, name in zip(shown, names, strict=True)
+    ]
+    return lines if more < 2 else [*lines[: _SHOWN + 1], f"  ... {more:,} more ...", *lines[_SHOWN + 1 :]]
+
+
+def lacking(counts: Counts, classes: Sequence[str], *, stratify: bool = True) -> list[str]:
+    """A warning for classes that training or validation would never see; a test alone needs neither.
+
+    stratify: whether the images can be divided by class.
+    """
+    lines = []
+    words = {"train": ("training", "cannot be learned"), "valid": ("validation", "are measured by no metric")}
+    for side, (word, consequence) in words.items():
+        if side not in counts or "train" not in counts:
+            continue
+        missing = np.flatnonzero(counts[side] == 0)
+        if len(missing):
+            total = np.sum([n[missing] for n in counts.values()], axis=0)
+            remedy = (
+                "divide by class (--valid stratified:0.2)"
+                if stratify and total.min() >= 5
+                else "give more images of them"
+            )
+            lines.append(
+                f"WARNING: no {word} images of {len(missing):,} of {len(classes):,} classes "
+                f"({_some([classes[i] for i in missing.tolist()])}): they {consequence}; {remedy}"
+            )
+    return lines
+
+
+def too_many(counts: Counts, classes: Sequence[str]) -> list[str]:
+    """A warning where there are about as many classes as images."""
+    total = np.sum([*counts.values(), np.zeros(len(classes), np.int64)], axis=0)
+    images, found = int(total.sum()), int((total > 0).sum())
+    if found and (images == found or (found >= _SHOWN and images < _FEW * found)):
+        return [
+            f"WARNING: {images:,} images have {found:,} classes, {images / found:.1f} images a class: the rule of "
+            "--label seems to tell images apart, not classes; correct it"
+        ]
+    return []
+
+
+def _some(names: list[str]) -> str:
+    return listed([_short(name) for name in names], most=5)
+
+
+def _short(name: str) -> str:
+    plain = quoted(name)
+    return plain if len(plain) <= _NAME else f"{plain[: _NAME - 3]}..."

@@ -1,0 +1,212 @@
+"""What is each kind of label? A record a task: how labels lie in tables, which are wrong, what the model gets, words.
+
+A task has a record on each floor, in a plain dict under the same name: here, in models/heads.py and trainer/tasks.py,
+and one in explanation.py draws its targets. A new task is an entry in each; nobody else asks for a task by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from thawline.dataio.table import keypoints, masks, names
+from thawline.dataio.table.keypoints import Pairs
+from thawline.dataio.table.paths import tidy
+from thawline.dataio.table.targets import Targets, View, class_flags, class_indices, drawn_by_the_engine, placed_points
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a labeller says of a table's images, before it is checked."""
+
+    values: list[Any]
+    """One an image; lists, tuples and arrays are lists down to the numbers."""
+    paths: pa.ChunkedArray
+    root: str
+    labeller: str
+    """Its name, for messages."""
+    classes: tuple[str, ...] | None
+    """The vocabulary, where it is fixed."""
+
+
+Column = tuple[list[Any], tuple[str, ...] | None, Sequence[str]]
+"""Labels as they lie in a table, the vocabulary as far as it is known now, and sentences for people."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the labels of a manifest mean: see manifest.Manifest; and whether `values` are 0, 1, 2, ... by default."""
+
+    classes: tuple[str, ...]
+    values: tuple[int, ...]
+    swap: Pairs | None
+    counted: bool
+
+
+def _no_remarks(rows: pa.Table, checks: pa.Table, meaning: Meaning) -> Iterator[str]:
+    yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One kind of label."""
+
+    column: pa.DataType
+    """How labels lie in tables and manifests."""
+    read: Callable[[Labels], Column]
+    """Checks what a labeller said. Raises LabelError, SourceError."""
+    wrong: Callable[[pa.Array, Sequence[str]], NDArray[np.bool_]]
+    """(labels of a manifest, its classes) -> which mean nothing, (n,)."""
+    targets: Callable[[pa.Array, View], Targets]
+    """Labels of n samples -> what the model shall say of them as it sees them, (n, ...)."""
+    missing: Callable[[Any], bool] = names.is_missing
+    """Whether a labeller said nothing of an image."""
+    remarks: Callable[[pa.Table, pa.Table, Meaning], Iterator[str]] = _no_remarks
+    """(usable rows, what was found in their files, what labels mean) -> sentences on what hardly is meant so."""
+    names: Callable[[pa.Array], pa.Array] | None = None
+    """Where labels are names of classes: all names in n labels, one after another."""
+    least_classes: int = 1
+    """Fewer leave nothing to learn."""
+    masks: bool = False
+    """A label is the path of one more file, a picture of the classes; its hash is in the column `mask_hash`."""
+    sided: bool = False
+    """The names have sides: images are mirrored only where it was said which change places."""
+    resized: Callable[[Any, tuple[float, float]], Any] | None = None
+    """(label, factors of width and height) -> the label in the resized image; None where it stays as it is."""
+    option: str = "column"
+    """What `thawline index --label` calls a column of these labels."""
+    labels_word: str = "labels"
+    classes_word: str = "classes"
+
+    @property
+    def content(self) -> str:
+        """The column that says what a target is."""
+        return "mask_hash" if self.masks else "label"
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def _read_names(labels: Labels, *, task: str, lists: bool) -> Column:
+    column, notes = names.class_names(labels.values, labels.paths, labels.labeller, task, labels.classes, lists=lists)
+    return column, labels.classes, notes
+
+
+def _read_points(labels: Labels) -> Column:
+    column, classes = keypoints.read_points(labels.values, labels.paths, labels.labeller, labels.classes)
+    return column, classes, ()
+
+
+def _read_masks(labels: Labels) -> Column:
+    texts = names.texts(labels.values, labels.paths, labels.labeller, "mask", lists=False)
+    column = tidy(texts, labels.root, labels.labeller)
+    masks.check_apart(column, labels.paths.to_pylist(), labels.labeller)
+    return column, labels.classes, ()
+
+
+# Checking -------------------------------------------------------------------------------------------------
+
+
+def _nulls(labels: pa.Array) -> NDArray[np.bool_]:
+    nulls: NDArray[np.bool_] = labels.is_null().to_numpy(zero_copy_only=False).copy()
+    return nulls
+
+
+def _unknown(texts: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
+    known: NDArray[np.bool_] = pc.is_in(texts, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
+    return ~known
+
+
+def _wrong_name(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
+    return _nulls(labels) | _unknown(labels, classes)
+
+
+def _wrong_names(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
+    wrong = _nulls(labels)
+    wrong[_owners(labels)[_unknown(labels.flatten(), classes)]] = True
+    return wrong
+
+
+def _wrong_points(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
+    wrong, counts = _nulls(labels), _lengths(labels)
+    wrong[_owners(labels)[np.isinf(labels.flatten().fill_null(0).to_numpy())]] = True
+    return wrong | (counts % 2 == 1) | (counts > 2 * len(classes))
+
+
+def _wrong_path(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
+    return _nulls(labels)
+
+
+def _lengths(lists: pa.Array) -> NDArray[np.int32]:
+    counts: NDArray[np.int32] = pc.list_value_length(lists).fill_null(0).to_numpy()
+    return counts
+
+
+def _owners(lists: pa.Array) -> NDArray[np.int64]:
+    """For each item of n lists, which list it is in."""
+    return np.repeat(np.arange(len(lists)), _lengths(lists))
+
+
+# Remarks --------------------------------------------------------------------------------------------------
+
+
+def _mask_remarks(rows: pa.Table, checks: pa.Table, meaning: Meaning) -> Iterator[str]:
+    yield from masks.remarks(rows, checks, classes=meaning.classes, values=meaning.values, counted=meaning.counted)
+
+
+def _point_remarks(rows: pa.Table, checks: pa.Table, meaning: Meaning) -> Iterator[str]:
+    yield from keypoints.remarks(rows, names=meaning.classes)
+    if meaning.swap is None:
+        yield keypoints.UNPAIRED
+
+
+TASKS: dict[str, Task] = {
+    "single_label": Task(
+        column=pa.string(),
+        read=partial(_read_names, task="single_label", lists=False),
+        wrong=_wrong_name,
+        targets=class_indices,
+        names=lambda labels: labels,
+        least_classes=2,
+    ),
+    "multi_label": Task(
+        column=pa.list_(pa.string()),
+        read=partial(_read_names, task="multi_label", lists=True),
+        wrong=_wrong_names,
+        targets=class_flags,
+        names=lambda labels: labels.flatten(),
+    ),
+    "points": Task(
+        column=pa.list_(pa.float32()),  # x0, y0, x1, y1, ... in px of the upright image; NaN for a point not there
+        read=_read_points,
+        wrong=_wrong_points,
+        targets=placed_points,
+        missing=lambda value: value is None,  # a list of points that are not there is a label
+        remarks=_point_remarks,
+        sided=True,
+        resized=keypoints.resized,
+        option="points-column",
+        labels_word="points",
+        classes_word="points",
+    ),
+    "mask": Task(
+        column=pa.string(),  # the mask file's path, as the image's
+        read=_read_masks,
+        wrong=_wrong_path,
+        targets=drawn_by_the_engine,
+        remarks=_mask_remarks,
+        least_classes=2,
+        masks=True,
+        option="mask-column",
+        labels_word="masks",
+        classes_word="values",
+    ),
+}
+"""By name, as manifests have it."""
