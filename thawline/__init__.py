@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         by_function,
         by_parent,
         by_regex,
+        from_lists,
         label,
         mask_path,
         points_by_columns,
         points_by_function,
     )
     from thawline.dataio.table.manifest import Manifest
-    from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_lists, from_table
+    from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
     from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
     from thawline.models.bodies import Classifier, create, normalisation
     from thawline.models.errors import ModelError, UnknownModelError, WeightsError

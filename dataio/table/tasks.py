@@ -1,7 +1,7 @@
 """What is each kind of label? A record a task: how labels lie in tables, which are wrong, what the model gets, words.
 
 A task has a record on each floor, in a plain dict under the same name: here, in models/heads.py and trainer/tasks.py,
-and one in explanation.py draws its targets. A new task is an entry in each; nobody else asks for a task by its name.
+and one in dataio/show.py draws its targets. A new task is an entry in each; nobody else asks for a task by its name.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ ONLY_IN = {
     "ray.train": ("cluster/launch/ray_train.py", "cluster/launch/ray_policies.py"),
     "apex": ("trainer/optim.py",),
 }
-CIRCULAR = ("dataio", "cluster")
+CIRCULAR = ("cluster",)
 """Packages whose circles are still to be opened."""
 
 

@@ -73,7 +73,7 @@ def sweep(
     values = []
     for threshold in tried.tolist():
         text = asked.also(threshold=threshold).call
-        counted = build.one(text, task="multi_label", classes=targets.shape[1])
+        counted = build.one(text, task=predictions.task, classes=targets.shape[1])
         counted.update(probabilities, targets)
         values.append(float(counted.compute()))
     best = np.array(values) * sign

@@ -5,7 +5,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,55 +16,14 @@ from torchmetrics import classification as tm
 
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.metrics.names import DEFAULTS, IGNORED, Asked, parse, snake
-from thawline.trainer.metrics.states import ErrorRate, PointError, RocAuc, by_class, matrix_bytes
+from thawline.trainer.metrics.names import Asked, parse, snake
+from thawline.trainer.metrics.states import by_class, matrix_bytes
+from thawline.trainer.tasks import TASKS, MetricKind
 
 _MOST_BYTES = 4 << 30
 """What a metric may take on the device: a matrix over 23,000 classes, or 1,000 thresholds of 130,000."""
 _BYTES_AN_ENTRY = 32
 """For each of as many bins or thresholds as a number asks for: what torchmetrics holds of them meanwhile."""
-
-_TASK = {"single_label": "multiclass", "multi_label": "multilabel", "mask": "multiclass"}
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How a metric is made."""
-
-    made_by: type[Metric]
-    takes: Mapping[str, Any] = field(default_factory=dict)
-    """What a text may give, in this order, and what it is otherwise; None: as made_by has it."""
-    settled: Mapping[str, Any] = field(default_factory=dict)
-
-
-_MICRO = {"average": "micro"}
-_AVERAGE = {"average": "macro"}
-_CUT = {"threshold": 0.5, "average": "macro"}
-_HOUSE: Mapping[str, Mapping[str, _Kind]] = {
-    "single_label": {
-        "error_rate": _Kind(ErrorRate, settled=_MICRO),
-        "accuracy": _Kind(tm.MulticlassAccuracy, settled=_MICRO),
-        "top_k": _Kind(tm.MulticlassAccuracy, {"top_k": 5}, _MICRO),
-        "f_beta": _Kind(tm.MulticlassFBetaScore, {"beta": 1.0, **_AVERAGE}),
-        "precision": _Kind(tm.MulticlassPrecision, _AVERAGE),
-        "recall": _Kind(tm.MulticlassRecall, _AVERAGE),
-        "roc_auc": _Kind(RocAuc),
-    },
-    "multi_label": {
-        "accuracy_multi": _Kind(tm.MultilabelAccuracy, {"threshold": 0.5}, _MICRO),
-        "f_beta": _Kind(tm.MultilabelFBetaScore, {"beta": 1.0, **_CUT}),
-        "precision": _Kind(tm.MultilabelPrecision, _CUT),
-        "recall": _Kind(tm.MultilabelRecall, _CUT),
-        "roc_auc": _Kind(RocAuc),
-    },
-    "points": {"mse": _Kind(PointError, settled={"power": 2}), "mae": _Kind(PointError, settled={"power": 1})},
-    "mask": {
-        "jaccard": _Kind(tm.MulticlassJaccardIndex, _AVERAGE),
-        "dice": _Kind(tm.MulticlassF1Score, _AVERAGE),
-        "accuracy": _Kind(tm.MulticlassAccuracy, settled=_MICRO),
-        "error_rate": _Kind(ErrorRate, settled=_MICRO),
-    },
-}
 
 
 def one(text: str, *, task: str, classes: int) -> Metric:
@@ -83,7 +42,7 @@ def one(text: str, *, task: str, classes: int) -> Metric:
 
 def house_names() -> list[str]:
     """The house's own names, of every task."""
-    return [name for house in _HOUSE.values() for name in house]
+    return [name for task in TASKS.values() for name in task.own_metrics()]
 
 
 @cache
@@ -104,38 +63,37 @@ def by_column() -> Mapping[str, type[Metric]]:
     return {snake(name): kind for name, kind in _theirs().items()}
 
 
-def _known(asked: Asked, task: str, classes: int) -> _Kind:
+def _known(asked: Asked, task: str, classes: int) -> MetricKind:
     """The kind of metric that was asked for, all that the task settles filled in."""
-    if task not in _HOUSE:
-        raise RecipeError(f"task={quoted(task)!r} has no metrics: give {', '.join(_HOUSE)}, or your own metrics")
-    own = _HOUSE[task]
+    if task not in TASKS:
+        raise RecipeError(f"task={quoted(task)!r} has no metrics: give {', '.join(TASKS)}, or your own metrics")
+    own = TASKS[task].own_metrics()
     if asked.name in own:
         kind = own[asked.name]
     elif asked.name in _theirs():
         made_by = _theirs()[asked.name]
         words = [p.name for p in inspect.signature(made_by).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        kind = _Kind(made_by, dict.fromkeys(words))
+        kind = MetricKind(made_by, dict.fromkeys(words))
     else:
         raise RecipeError(_unknown(asked, task))
-    settled = {"task": _TASK.get(task), "num_classes": classes, "num_labels": classes, "validate_args": False}
-    if task == "mask":
-        settled |= {"ignore_index": IGNORED, "input_format": "index"}
+    settled = {**TASKS[task].settled, "num_classes": classes, "num_labels": classes, "validate_args": False}
     kind = replace(kind, made_by=by_class(kind.made_by))
     takes = inspect.signature(kind.made_by).parameters
-    settled = {key: value for key, value in settled.items() if key in takes and value is not None}
+    settled = {key: value for key, value in settled.items() if key in takes}
     free = {key: value for key, value in kind.takes.items() if key not in settled}
     return replace(kind, takes=free, settled={**kind.settled, **settled})
 
 
 def _unknown(asked: Asked, task: str) -> str:
-    own = ", ".join(_HOUSE[task])
-    other = [name for name in _HOUSE if asked.name in _HOUSE[name]]
+    own = ", ".join(TASKS[task].own_metrics())
+    other = [name for name, each in TASKS.items() if asked.name in each.own_metrics()]
     if other:
         return (
             f"metric {quoted(asked.text)!r} is for task {' or '.join(other)} and this one is {task}, so it would count "
             f"nothing sensible; give {own}, or a torchmetrics class that fits"
         )
-    lower = {name.lower(): name for name in (*_theirs(), *_HOUSE[task])}  # the house's own come last: they win
+    # ours come last: they win
+    lower = {name.lower(): name for name in (*_theirs(), *TASKS[task].own_metrics())}
     near = [lower[name] for name in difflib.get_close_matches(asked.name.lower(), lower, n=3)]
     instead = (
         " or ".join(near) + " (the nearest names)" if near else f"{own}, or a class of torchmetrics.classification"
@@ -143,7 +101,7 @@ def _unknown(asked: Asked, task: str) -> str:
     return f"metric {quoted(asked.text)!r} is not known, so it cannot be counted; give {instead}"
 
 
-def _make(kind: _Kind, asked: Asked) -> Metric:
+def _make(kind: MetricKind, asked: Asked) -> Metric:
     takes = list(kind.takes)
     given = [*takes[: len(asked.places)], *(key for key, _ in asked.named)]
     if len(asked.places) > len(takes) or len(set(given)) < len(given) or not set(given) <= set(takes):
@@ -170,7 +128,7 @@ def _make(kind: _Kind, asked: Asked) -> Metric:
         ) from error
 
 
-def _check_size(kind: _Kind, asked: Asked, arguments: Mapping[str, Any]) -> None:
+def _check_size(kind: MetricKind, asked: Asked, arguments: Mapping[str, Any]) -> None:
     """Raises RecipeError for a metric that would take more than _MOST_BYTES, before any of it is there."""
     given = [value for value in (*asked.places, *(value for _, value in asked.named)) if isinstance(value, int)]
     needs = _BYTES_AN_ENTRY * max(given, default=0)
@@ -198,13 +156,16 @@ def _try(metric: Metric, text: str, task: str, classes: int) -> None:
             wrong = f"its {name} is averaged over ranks, a mean of means"
         elif isinstance(getattr(metric, name), list) and getattr(reduction, "__name__", "") != "dim_zero_cat":
             wrong = f"its {name} is a list that torchmetrics does not gather"
+    samples = TASKS[task].trial
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = copy.deepcopy(metric)
             trial.distributed_available_fn = lambda: False  # a rank that fails elsewhere would leave this one waiting
-            trial.update(*_samples(task, classes))
-            value = trial.compute()
+            value: object = torch.zeros(())
+            if samples is not None:
+                trial.update(*samples(classes))
+                value = trial.compute()
         if not isinstance(value, Tensor) or value.numel() != 1:
             wrong = "it gives more than one number"
     except Exception as error:  # torchmetrics has no one kind of error for inputs of another kind
@@ -212,21 +173,8 @@ def _try(metric: Metric, text: str, task: str, classes: int) -> None:
     if wrong:
         raise RecipeError(
             f"metric {quoted(text)!r} does not fit task {task} with {classes} classes ({wrong}), so a validation would "
-            f"fail or mislead; give one that does, such as {', '.join(DEFAULTS[task])}"
+            f"fail or mislead; give one that does, such as {', '.join(TASKS[task].metrics)}"
         )
-
-
-def _samples(task: str, classes: int) -> tuple[Tensor, Tensor]:
-    """Four made-up samples in the form that metrics are given; no random state is touched."""
-    scores = torch.arange(4.0 * classes, dtype=torch.float64).mul(0.7).sin().reshape(4, classes)
-    if task == "single_label":
-        return scores.softmax(1), torch.arange(4) % classes
-    if task == "multi_label":
-        return scores.sigmoid(), (scores > 0.2).long()
-    if task == "points":
-        return torch.arange(24.0).sin().reshape(4, 3, 2), torch.arange(24.0).cos().reshape(4, 3, 2)
-    labels = torch.arange(64).reshape(4, 4, 4)
-    return labels % classes, torch.where(labels % 9 == 0, IGNORED, labels // 2 % classes)
 
 
 def _sentence(error: BaseException) -> str:

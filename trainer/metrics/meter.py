@@ -20,6 +20,7 @@ from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics import names as metric_names
 from thawline.trainer.metrics.build import one
 from thawline.trainer.metrics.states import gathered
+from thawline.trainer.tasks import TASKS
 
 
 def as_metrics_take(outputs: Tensor, targets: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
@@ -30,16 +31,11 @@ def as_metrics_take(outputs: Tensor, targets: Tensor, *, task: str) -> tuple[Ten
     probabilities stay apart where float32 rounds them to 1.
 
     single_label: (N, C) logits -> softmax, float64; targets (N,). multi_label: (N, C) logits -> sigmoid, float64;
-    targets (N, C) -> int64, one above 0.5. points: as they are. mask: (N, C, H, W) logits -> (N, H, W) classes;
-    targets (N, H, W) -> int64.
+    targets (N, C) -> int64, one above 0.5. mask: (N, C, H, W) logits -> (N, H, W) classes; targets (N, H, W) -> int64.
+    points, and a task without a record: as they are.
     """
-    if task == "single_label":
-        return outputs.double().softmax(1), targets
-    if task == "multi_label":
-        return outputs.double().sigmoid(), (targets > 0.5).long()
-    if task == "mask":
-        return outputs.argmax(1), targets.long()
-    return outputs, targets
+    record = TASKS.get(task)
+    return record.measured(outputs, targets) if record else (outputs, targets)
 
 
 class TaskMetrics(MetricCollection):
@@ -85,11 +81,11 @@ def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
     Raises:
         RecipeError: a text that is none, or does not fit the task; two of the same column.
     """
-    if task not in metric_names.DEFAULTS:
-        known = ", ".join(metric_names.DEFAULTS)
+    if task not in TASKS:
+        known = ", ".join(TASKS)
         raise RecipeError(f"task={task!r} has no default metrics: give {known}, or your own metrics")
     metrics: dict[str, Metric] = {}
-    for text in names or metric_names.DEFAULTS[task]:
+    for text in names or TASKS[task].metrics:
         column = metric_names.parse(text).column
         if column in metrics:
             raise RecipeError(

@@ -16,13 +16,6 @@ from thawline.trainer.errors import RecipeError
 IGNORED = 255
 """A mask's value for pixels that no class is asked of, as in Pascal VOC."""
 
-DEFAULTS = {
-    "single_label": ("error_rate", "accuracy"),
-    "multi_label": ("accuracy_multi",),
-    "points": ("mse",),
-    "mask": ("jaccard", "accuracy"),
-}
-
 
 @dataclass(frozen=True)
 class Asked:

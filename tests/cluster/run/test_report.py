@@ -45,7 +45,7 @@ def page_of(folder: Path, *, slope: float) -> str:
     ids = valid.part.ids
     eye = [[0.8, 0.1, 0.1]] * len(ids)
     zeros, losses = np.zeros(len(ids), np.int64), np.full(len(ids), 0.2, np.float32)
-    outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses).table(CLASSES)
+    outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses, "single_label").table(CLASSES)
     write_report(Root.of(folder), result, to_table(rows), outcomes, valid)
     train.close()
     valid.close()

@@ -72,10 +72,10 @@ class Plain:
 def test_views_that_lack_a_sample_leave_it_out_and_multi_label_losses_are_the_mean_over_classes() -> None:
     targets = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
     nothing = np.zeros(3, np.float32)
-    first = Predictions(
-        np.array([3, 5, 9]), targets, np.array([[0.5, 0.5], [0.2, 0.8], [0.6, 0.4]], np.float32), nothing
-    )
-    second = Predictions(np.array([3, 9]), targets[[0, 2]], np.array([[0.7, 0.1], [0.8, 0.8]], np.float32), nothing[:2])
+    one = np.array([[0.5, 0.5], [0.2, 0.8], [0.6, 0.4]], np.float32)
+    first = Predictions(np.array([3, 5, 9]), targets, one, nothing, "multi_label")
+    other = np.array([[0.7, 0.1], [0.8, 0.8]], np.float32)
+    second = Predictions(np.array([3, 9]), targets[[0, 2]], other, nothing[:2], "multi_label")
     found = average(first, [second], beta=0.5)
     assert found.ids.tolist() == [3, 9]
     np.testing.assert_allclose(found.probabilities, [[0.6, 0.3], [0.7, 0.6]], atol=1e-6)

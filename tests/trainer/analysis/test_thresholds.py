@@ -20,7 +20,7 @@ def predictions() -> Predictions:
     random = np.random.default_rng(4)
     targets = (random.uniform(size=(N, C)) < [0.5, 0.3, 0.1, 0.02]).astype(np.float32)
     probabilities = 1 / (1 + np.exp(-(2 * targets - 2 + random.normal(size=(N, C)))))
-    return Predictions(np.arange(N), targets, probabilities.astype(np.float32), np.zeros(N, np.float32))
+    return Predictions(np.arange(N), targets, probabilities.astype(np.float32), np.zeros(N, np.float32), "multi_label")
 
 
 def counts(p: Predictions, threshold: float) -> tuple[NDArray[Any], ...]:
@@ -64,7 +64,7 @@ def test_every_value_of_the_sweep_equals_a_numpy_count(metric: str, predictions:
 
 def test_of_equally_good_thresholds_the_middle_one_is_taken() -> None:
     targets = np.array([[1, 0], [0, 1]], np.float32)
-    p = Predictions(np.arange(2), targets, 0.2 + 0.6 * targets, np.zeros(2, np.float32))
+    p = Predictions(np.arange(2), targets, 0.2 + 0.6 * targets, np.zeros(2, np.float32), "multi_label")
     assert sweep(p, thresholds=[0.9, 0.7, 0.5, 0.3, 0.1]).best == 0.5
     assert sweep(p, "f_beta", thresholds=[0.1, 0.4, 0.6, 0.9]).best == 0.4
 
@@ -78,7 +78,9 @@ def test_the_figure_shows_the_sweep_and_marks_the_best(predictions: Predictions)
 
 
 def test_what_cannot_be_swept_gets_a_sentence(predictions: Predictions) -> None:
-    single = Predictions(np.arange(2), np.zeros(2, np.int64), np.ones((2, 3), np.float32), np.zeros(2, np.float32))
+    single = Predictions(
+        np.arange(2), np.zeros(2, np.int64), np.ones((2, 3), np.float32), np.zeros(2, np.float32), "single_label"
+    )
     with pytest.raises(RecipeError, match=r"targets of shape \(2,\) have no labels.*multi_label"):
         sweep(single)
     with pytest.raises(RecipeError, match=r"thresholds=\[\] leaves nothing"):

@@ -15,10 +15,10 @@ from torch.multiprocessing.spawn import spawn
 
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses import default_loss
-from thawline.trainer.metrics.build import _HOUSE
 from thawline.trainer.metrics.meter import Meter, build, default_metrics
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.metrics.states import ErrorRate, PointError
+from thawline.trainer.tasks import TASKS
 
 LOGITS = [
     [0.6734, 0.2576],
@@ -319,7 +319,7 @@ def test_no_other_name_than_those_told_reads_the_device_in_update(task: str) -> 
     outputs, targets = shapes.get(task, ((8, 6, 4, 4), (8, 4, 4)))
     kind = torch.int64 if task in ("single_label", "mask") else torch.float32
     waiting = []
-    for name in _HOUSE[task]:
+    for name in TASKS[task].own_metrics():
         metrics = build([name], task=task, classes=6)
         with FakeTensorMode(allow_non_fake_inputs=True):
             for metric in metrics.values():

@@ -7,9 +7,9 @@ import torch
 
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics import names as metric_names
-from thawline.trainer.metrics.build import _HOUSE
 from thawline.trainer.metrics.direction import higher
 from thawline.trainer.metrics.meter import build
+from thawline.trainer.tasks import TASKS
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,10 @@ def test_a_column_is_the_text_in_snake_case(text: str, column: str) -> None:
 
 
 def test_every_name_of_the_house_is_built_for_its_tasks() -> None:
-    for task, names in _HOUSE.items():
+    for task, record in TASKS.items():
+        names = record.own_metrics()
         assert list(build(list(names), task=task, classes=6)) == sorted(names)
-        assert set(metric_names.DEFAULTS[task]) <= set(names)
+        assert set(record.metrics) <= set(names)
     assert list(build([], task="single_label", classes=2)) == ["accuracy", "error_rate"]
 
 

@@ -102,6 +102,6 @@ def test_views_of_what_lies_elsewhere_in_each_are_not_averaged(task: str, shape:
 
 def test_outputs_that_are_none_of_the_tasks_have_no_table() -> None:
     targets, heat = np.zeros((2, K, 2), np.float32), np.zeros((2, K, 7, 7), np.float32)
-    found = Predictions(np.arange(2), targets, heat, np.zeros(2, np.float32))
+    found = Predictions(np.arange(2), targets, heat, np.zeros(2, np.float32), "points")
     with pytest.raises(RecipeError, match=r"^outputs of shape \(2, 2, 7, 7\) for targets of shape \(2, 2, 2\) and 2"):
         found.table(NAMES[:K])

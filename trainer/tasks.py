@@ -1,0 +1,257 @@
+"""What does a task ask of training? Its loss, its metrics, what the model's outputs say, what is written of a sample.
+
+A record a task, in a plain dict under the name that dataio/table/tasks.py and models/heads.py have it by. N are
+samples, C classes, K points. A task without a record trains, too: then loss and metrics are the user's own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thawline.trainer.metrics.names import IGNORED
+from thawline.trainer.step.step import LossFunction
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """How a metric is made."""
+
+    made_by: type["Metric"]
+    takes: Mapping[str, Any] = field(default_factory=dict)
+    """What a text may give, in this order, and what it is otherwise; None: as made_by has it."""
+    settled: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _as_they_are(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return outputs, targets
+
+
+def _plain_rows(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    return {"target": targets.tolist(), "prediction": outputs.tolist()}
+
+
+def _no_metrics() -> Mapping[str, MetricKind]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one kind of target is trained, measured and told by."""
+
+    loss: LossFunction | None = None
+    """(outputs, targets) -> losses (N,) float32, whatever precision the outputs have; None where it is the user's."""
+    smoothed: Callable[[float], LossFunction] | None = None
+    """The same with this share of each label spread over all classes; None where labels have no total to spread."""
+    metrics: tuple[str, ...] = ()
+    """What is measured where nobody chose: texts, see metric_names."""
+    own_metrics: Callable[[], Mapping[str, MetricKind]] = _no_metrics
+    """The metrics that have a name of ours; called, since torchmetrics takes two seconds to import."""
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that every class of torchmetrics gets which takes them."""
+    measured: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _as_they_are
+    """Outputs and targets as metrics take them, see metrics.as_metrics_take."""
+    trial: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    """Four made-up samples of that many classes in the form that metrics take; no random state is touched."""
+    probabilities: Callable[[Tensor], Tensor] = lambda outputs: outputs
+    """What the outputs say, see predictions.Predictions."""
+    averaged_losses: Callable[[NDArray[np.float64], NDArray[Any]], NDArray[np.float64]] | None = None
+    """(probabilities averaged over views, targets) -> losses (N,); None where the mean over views means nothing."""
+    rows: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]] = _plain_rows
+    """(targets, probabilities, classes) -> the columns of a prediction table that are the task's own."""
+
+
+# Losses ---------------------------------------------------------------------------------------------------
+
+
+def _cross_entropy(label_smoothing: float, logits: Tensor, targets: Tensor) -> Tensor:
+    """targets: (N,) int64, or (N, C) of shares that sum to 1, as MixUp makes them."""
+    return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+
+
+def _binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over C classes; targets: (N, C) of zeros and ones."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=1)
+
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def _losses_of_one_label(mixed: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
+    return -np.log(np.maximum(mixed[np.arange(len(targets)), targets], _TINY))
+
+
+def _losses_of_several(mixed: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
+    losses: NDArray[np.float64] = -np.log(np.maximum(np.where(targets > 0.5, mixed, 1 - mixed), _TINY)).mean(axis=1)
+    return losses
+
+
+# Metrics --------------------------------------------------------------------------------------------------
+
+_MICRO = {"average": "micro"}
+_AVERAGE = {"average": "macro"}
+_CUT = {"threshold": 0.5, "average": "macro"}
+
+
+def _metrics_of_one_label() -> Mapping[str, MetricKind]:
+    from torchmetrics import classification as tm
+
+    from thawline.trainer.metrics.states import ErrorRate, RocAuc
+
+    return {
+        "error_rate": MetricKind(ErrorRate, settled=_MICRO),
+        "accuracy": MetricKind(tm.MulticlassAccuracy, settled=_MICRO),
+        "top_k": MetricKind(tm.MulticlassAccuracy, {"top_k": 5}, _MICRO),
+        "f_beta": MetricKind(tm.MulticlassFBetaScore, {"beta": 1.0, **_AVERAGE}),
+        "precision": MetricKind(tm.MulticlassPrecision, _AVERAGE),
+        "recall": MetricKind(tm.MulticlassRecall, _AVERAGE),
+        "roc_auc": MetricKind(RocAuc),
+    }
+
+
+def _metrics_of_several_labels() -> Mapping[str, MetricKind]:
+    from torchmetrics import classification as tm
+
+    from thawline.trainer.metrics.states import RocAuc
+
+    return {
+        "accuracy_multi": MetricKind(tm.MultilabelAccuracy, {"threshold": 0.5}, _MICRO),
+        "f_beta": MetricKind(tm.MultilabelFBetaScore, {"beta": 1.0, **_CUT}),
+        "precision": MetricKind(tm.MultilabelPrecision, _CUT),
+        "recall": MetricKind(tm.MultilabelRecall, _CUT),
+        "roc_auc": MetricKind(RocAuc),
+    }
+
+
+def _metrics_of_points() -> Mapping[str, MetricKind]:
+    from thawline.trainer.metrics.states import PointError
+
+    return {
+        "mse": MetricKind(PointError, settled={"power": 2}),
+        "mae": MetricKind(PointError, settled={"power": 1}),
+    }
+
+
+def _metrics_of_masks() -> Mapping[str, MetricKind]:
+    from torchmetrics import classification as tm
+
+    from thawline.trainer.metrics.states import ErrorRate
+
+    return {
+        "jaccard": MetricKind(tm.MulticlassJaccardIndex, _AVERAGE),
+        "dice": MetricKind(tm.MulticlassF1Score, _AVERAGE),
+        "accuracy": MetricKind(tm.MulticlassAccuracy, settled=_MICRO),
+        "error_rate": MetricKind(ErrorRate, settled=_MICRO),
+    }
+
+
+def _scores(classes: int) -> Tensor:
+    return torch.arange(4.0 * classes, dtype=torch.float64).mul(0.7).sin().reshape(4, classes)
+
+
+def _tried_masks(classes: int) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(64).reshape(4, 4, 4)
+    return labels % classes, torch.where(labels % 9 == 0, IGNORED, labels // 2 % classes)
+
+
+# Rows of predictions --------------------------------------------------------------------------------------
+
+
+def _rows_of_one_label(targets: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    names = np.array(classes, dtype=object)
+    return {
+        "target": list(names[targets]),
+        "prediction": list(names[probabilities.argmax(1)]),
+        "probability": probabilities.max(1),
+    }
+
+
+def _rows_of_several(targets: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    names = np.array(classes, dtype=object)
+    return {
+        "target": [list(names[row > 0]) for row in targets],
+        "prediction": [list(names[row > 0.5]) for row in probabilities],
+        "probability": probabilities.max(1),
+    }
+
+
+def _rows_of_points(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    distance = np.hypot(*np.moveaxis(outputs - targets, -1, 0))
+    named = [zip(row, classes, strict=True) for row in distance.tolist()]
+    known = [[(d, name) for d, name in row if not np.isnan(d)] for row in named]
+    places, far = pa.list_(pa.list_(pa.float32())), pa.list_(pa.float32())
+    return {
+        "target": pa.array(_points_or_null(targets), places),
+        "prediction": pa.array(_points_or_null(outputs), places),
+        "distance": pa.array([[None if np.isnan(d) else d for d in row] for row in distance.tolist()], far),
+        "mean_distance": pa.array([sum(d for d, _ in row) / len(row) if row else None for row in known], pa.float64()),
+        "farthest": pa.array([max(row)[1] if row else None for row in known], pa.string()),
+    }
+
+
+def _points_or_null(points: NDArray[Any]) -> list[list[list[float] | None]]:
+    return [[None if np.isnan(x) or np.isnan(y) else [x, y] for x, y in row] for row in points.tolist()]
+
+
+def _rows_of_masks(targets: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    names = np.array(classes, dtype=object)
+    columns: dict[str, Any] = {"target": [], "prediction": [], "accuracy": []}
+    for target, scores in zip(targets, probabilities, strict=True):
+        predicted, counts = scores.argmax(0), target != IGNORED
+        columns["target"].append(list(names[np.unique(target[counts])]))
+        columns["prediction"].append(list(names[np.unique(predicted)]))
+        columns["accuracy"].append(float((predicted == target)[counts].mean()) if counts.any() else None)
+    return {**columns, "accuracy": pa.array(columns["accuracy"], pa.float64())}
+
+
+TASKS: dict[str, Task] = {
+    "single_label": Task(
+        loss=partial(_cross_entropy, 0.0),
+        smoothed=lambda share: partial(_cross_entropy, share),
+        metrics=("error_rate", "accuracy"),
+        own_metrics=_metrics_of_one_label,
+        settled={"task": "multiclass"},
+        measured=lambda outputs, targets: (outputs.double().softmax(1), targets),
+        trial=lambda classes: (_scores(classes).softmax(1), torch.arange(4) % classes),
+        probabilities=lambda outputs: outputs.softmax(1),
+        averaged_losses=_losses_of_one_label,
+        rows=_rows_of_one_label,
+    ),
+    "multi_label": Task(
+        loss=_binary_cross_entropy,
+        metrics=("accuracy_multi",),
+        own_metrics=_metrics_of_several_labels,
+        settled={"task": "multilabel"},
+        measured=lambda outputs, targets: (outputs.double().sigmoid(), (targets > 0.5).long()),
+        trial=lambda classes: (_scores(classes).sigmoid(), (_scores(classes) > 0.2).long()),
+        probabilities=lambda outputs: outputs.sigmoid(),
+        averaged_losses=_losses_of_several,
+        rows=_rows_of_several,
+    ),
+    "points": Task(
+        metrics=("mse",),
+        own_metrics=_metrics_of_points,
+        trial=lambda classes: (torch.arange(24.0).sin().reshape(4, 3, 2), torch.arange(24.0).cos().reshape(4, 3, 2)),
+        rows=_rows_of_points,
+    ),
+    "mask": Task(
+        metrics=("jaccard", "accuracy"),
+        own_metrics=_metrics_of_masks,
+        settled={"task": "multiclass", "ignore_index": IGNORED, "input_format": "index"},
+        measured=lambda outputs, targets: (outputs.argmax(1), targets.long()),
+        trial=_tried_masks,
+        probabilities=lambda outputs: outputs.softmax(1),
+        rows=_rows_of_masks,
+    ),
+}
+"""By name, as loaders have it."""
