@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast test-cluster kills chaos fuzz likeness check docs bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills crash-points chaos fuzz likeness check docs bench prometheus clean help
 .SECONDARY:
 
 DEMO := .venv/.ready-samples
@@ -42,6 +42,10 @@ test-fast: $(TEST)  ## the tests that start neither Ray nor other processes
 N ?= 100
 kills: $(TEST)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one
 	$(BIN)/python -m tests.campaigns.kills $(N)
+
+EVERY ?= 1
+crash-points: $(TEST)  ## a run cut short at every (EVERY=1) write, sync, rename, removal, by an error and by a kill: all equal
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.crash_points --every $(EVERY)
 
 test-cluster: $(TEST)  ## whole jobs on a Ray cluster of this machine: submit, stop, take up, move, two at once (7 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster

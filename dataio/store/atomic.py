@@ -18,6 +18,9 @@ import xxhash
 
 from thawline.dataio.store.root import Root
 
+_BUFFER_BYTES = 1 << 20
+"""Of a file that is written in many small pieces, as torch and Arrow do."""
+
 
 class Sink(io.RawIOBase):
     """Passes bytes on, counts and hashes them."""
@@ -52,7 +55,7 @@ def whole(root: Root, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128)
 def _in_folder(folder: Path, name: str) -> Iterator[IO[bytes]]:
     _make_folder(folder)
     temporary = folder / f".{name}.{uuid.uuid4().hex[:12]}.tmp"  # another writer may be at the same file
-    out = temporary.open("xb")
+    out = io.BufferedWriter(_create(temporary), _BUFFER_BYTES)
     alive = _lock(str(temporary))
     try:
         yield out
@@ -91,6 +94,10 @@ def _in_store(root: Root, name: str) -> Iterator[pa.NativeFile]:
         raise
 
 
+def _create(file: Path) -> io.RawIOBase:
+    return io.FileIO(file, "xb")
+
+
 def sweep(root: Root, *, of: str | None = None) -> None:
     """Remove from a local folder what writers that were killed have left, of one file or of all. Raises OSError."""
     if root.remote:
@@ -114,6 +121,8 @@ def _lock(temporary: str) -> int | None:
 
 def _make_folder(folder: Path) -> None:
     """A folder is an entry in the one above it, which has to reach the disk as well."""
+    if folder.is_dir():
+        return
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in made:

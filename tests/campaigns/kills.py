@@ -224,7 +224,8 @@ def _rows(run: Path) -> list[dict[str, Any]]:
     """The windows and validations of a run, without the columns that a clock fills."""
     table = pq.read_table(run / "rows.parquet")
     timed = [name for name in table.column_names if name.endswith("_s") or name in ("data_wait_fraction", "straggler")]
-    return [row for row in table.drop_columns(timed).to_pylist() if row["kind"] in ("train", "valid")]
+    rows = [row for row in table.drop_columns(timed).to_pylist() if row["kind"] in ("train", "valid")]
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def _other_weights(unbroken: Path, other: Path) -> list[str]:
