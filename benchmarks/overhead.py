@@ -46,6 +46,7 @@ from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.saver import snapshot
 from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step.step import Precision, PrecisionName, autocast, choose_precision, place
 from thawline.trainer.step.window import Window
 
@@ -240,13 +241,13 @@ def bare_loop(
     """A function that trains for `steps` steps as plainly as torch allows, and returns their mean loss."""
     device = data[0].inputs.device
     place(network, precision, device)
-    recipe, following = optim.Recipe(), cycle(data)
+    settings, following = OptimSettings(), cycle(data)
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=LR,
-        betas=(recipe.momentum, recipe.beta2),
-        eps=recipe.eps,
-        weight_decay=recipe.weight_decay,
+        betas=(settings.momentum, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
         fused=True,
     )
 

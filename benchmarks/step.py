@@ -29,6 +29,7 @@ from thawline.models.bodies import create
 from thawline.models.groups import freeze
 from thawline.trainer import optim
 from thawline.trainer.losses import default_loss
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.reduction import Compile
 from thawline.trainer.step.step import Precision, PrecisionName, StepSettings, choose_precision, eval_step, place
@@ -150,7 +151,7 @@ def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, comp
         device=device,
         precision=precision,
         loss=default_loss("single_label"),
-        recipe=optim.Recipe(),
+        optim_settings=OptimSettings(),
         global_batch=len(data.ids),
         compile=compile,
     )

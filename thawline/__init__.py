@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from thawline.trainer.learner import Learner
     from thawline.trainer.lr_finder import Found, lr_find
     from thawline.trainer.metrics.predictions import Predictions
-    from thawline.trainer.optim import Recipe
+    from thawline.trainer.optim_settings import OptimSettings
     from thawline.trainer.schedule.phases import Find, Phase
     from thawline.trainer.schedule.shapes import OneCycle, spread
 
@@ -65,7 +65,7 @@ __getattr__ = late(
             "normalisation parameter_groups unfreeze"
         ),
         "thawline.trainer": (
-            "Best Find Found Learner LocalContext OneCycle Phase Predictions Recipe RunContext "
+            "Best Find Found Learner LocalContext OneCycle OptimSettings Phase Predictions RunContext "
             "TrainError diagnose lr_find spread sweep"
         ),
     },
@@ -88,9 +88,9 @@ __all__ = [
     "Mix",
     "ModelError",
     "OneCycle",
+    "OptimSettings",
     "Phase",
     "Predictions",
-    "Recipe",
     "RunContext",
     "Table",
     "TrainError",

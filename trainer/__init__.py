@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from thawline.trainer.learner import Learner
     from thawline.trainer.lr_finder import Found, lr_find
     from thawline.trainer.metrics.predictions import Predictions
-    from thawline.trainer.optim import Recipe
+    from thawline.trainer.optim_settings import OptimSettings
     from thawline.trainer.schedule.phases import Find, Phase
     from thawline.trainer.schedule.shapes import OneCycle, spread
 
@@ -28,7 +28,7 @@ __getattr__ = late(
         "thawline.trainer.learner": "Learner",
         "thawline.trainer.lr_finder": "Found lr_find",
         "thawline.trainer.metrics.predictions": "Predictions",
-        "thawline.trainer.optim": "Recipe",
+        "thawline.trainer.optim_settings": "OptimSettings",
         "thawline.trainer.schedule.phases": "Find Phase",
         "thawline.trainer.schedule.shapes": "OneCycle spread",
     },
@@ -41,9 +41,9 @@ __all__ = [
     "Learner",
     "LocalContext",
     "OneCycle",
+    "OptimSettings",
     "Phase",
     "Predictions",
-    "Recipe",
     "RunContext",
     "TrainError",
     "diagnose",

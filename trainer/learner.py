@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from thawline.dataio.batch import Augmented, Loader
-from thawline.trainer import optim
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.checkpoints.format import Whose
@@ -28,6 +27,7 @@ from thawline.trainer.lr_finder import Found, lr_find
 from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
 from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
+from thawline.trainer.optim_settings import OptimName, OptimSettings
 from thawline.trainer.phase_run import PhaseRun
 from thawline.trainer.progress import Progress
 from thawline.trainer.recorder import Recorder
@@ -49,7 +49,7 @@ class Learner:
 
     model: any module with `groups()` (see models.groups), called with a batch's inputs: it takes images (N, 3, H, W) to
     (N, C), for points to (N, K, 2), for masks to (N, C, H, W).
-    optimizer: a name, or an optim.Recipe. precision: see step.choose_precision.
+    optimizer: a name, or OptimSettings. precision: see step.choose_precision.
     loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
     meter: what is measured, or what makes that when it is first asked for; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
@@ -69,7 +69,7 @@ class Learner:
         train: Loader,
         valid: Loader,
         *,
-        optimizer: optim.Name | optim.Recipe = "adamw",
+        optimizer: OptimName | OptimSettings = "adamw",
         precision: PrecisionName = "auto",
         loss: LossFunction | None = None,
         label_smoothing: float = 0.0,
@@ -325,7 +325,7 @@ def _settings(
     train: Loader,
     device: torch.device,
     loss: LossFunction,
-    optimizer: optim.Name | optim.Recipe,
+    optimizer: OptimName | OptimSettings,
     *,
     precision: PrecisionName,
     clip: float | None,
@@ -336,7 +336,7 @@ def _settings(
         device=device,
         precision=choose_precision(precision, device),
         loss=loss,
-        recipe=optim.Recipe(name=optimizer) if isinstance(optimizer, str) else optimizer,
+        optim_settings=(OptimSettings(name=optimizer) if isinstance(optimizer, str) else optimizer).check(),
         global_batch=train.global_batch,
         clip=clip,
         compile=compile,

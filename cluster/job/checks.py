@@ -48,16 +48,12 @@ def check_together(job: Job) -> None:
     _check_phases(job)
     _check_recipes(job)
     _check_read(job)
-    fit, optim, workers = job.fit, job.optim, job.most_workers
+    job.optim.check(where="optim.")
+    fit, workers = job.fit, job.most_workers
     if fit.compile == "reduce-overhead" and workers > 1:
         raise JobError(
             f"fit.compile='reduce-overhead' with workers={workers}: torch skips CUDA graphs for BatchNorm under DDP "
             "(pytorch#139207), so nothing would come of it; give fit.compile='max-autotune-no-cudagraphs'"
-        )
-    if optim.nesterov and (optim.name != "sgd" or optim.momentum == 0):
-        raise JobError(
-            f"optim.nesterov with optim.name={optim.name!r} and optim.momentum={optim.momentum}: only sgd with a "
-            "momentum has such steps; give optim.name='sgd' and optim.momentum=0.9, or no nesterov"
         )
 
 

@@ -23,6 +23,7 @@ from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
+from thawline.trainer.optim_settings import OptimSettings
 
 _COUNT = at_least(0, "a count is not negative")
 _SHARE = between(0, 1, "it is a share; 0 is none of it")
@@ -128,26 +129,6 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Optim:
-    """What turns gradients into steps."""
-
-    name: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """lamb needs NVIDIA's apex."""
-    engine: Literal["torch", "apex"] = "torch"
-    """Whose adamw and sgd."""
-    weight_decay: Annotated[float, at_least(0, "weights would grow by themselves")] = 0.01
-    """Decoupled; never on norms and biases."""
-    momentum: Annotated[float, below_one("the moments would never settle")] = 0.9
-    """sgd's, or the others' first beta, where the recipe does not set it."""
-    nesterov: bool = False
-    """Look ahead along the momentum; sgd only."""
-    beta2: Annotated[float, below_one("the moments would never settle")] = 0.99
-    """Decay of the mean square of gradients; not sgd."""
-    eps: Annotated[float, above_zero("a step could divide by zero")] = 1e-5
-    """Added to its root; not sgd."""
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """What a kill may cost."""
 
@@ -235,7 +216,7 @@ class Job:
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
     fit: Fit = field(default_factory=Fit)
-    optim: Optim = field(default_factory=Optim)
+    optim: OptimSettings = field(default_factory=OptimSettings)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     metrics: Metrics = field(default_factory=Metrics)
     cluster: Cluster = field(default_factory=Cluster)

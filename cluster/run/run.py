@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,7 +46,6 @@ from thawline.trainer.context import RunContext, Sink
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.predictions import Predictions
-from thawline.trainer.optim import Recipe
 from thawline.trainer.recorder import write_parquet
 from thawline.trainer.step import world
 from thawline.trainer.step.sentences import errors_in
@@ -229,7 +228,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         model,
         train,
         valid,
-        optimizer=Recipe(**asdict(job.optim)),
+        optimizer=job.optim,
         precision=job.fit.precision,
         label_smoothing=job.fit.label_smoothing,
         meter=lambda: _meter(job, train),

@@ -12,6 +12,7 @@ from thawline.models import create
 from thawline.trainer import optim
 from thawline.trainer.ema import Ema
 from thawline.trainer.losses import default_loss
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.step import PrecisionName, StepSettings, choose_precision, place
 
@@ -55,7 +56,7 @@ def resnet(*, dropout: float = 0.5) -> nn.Module:
 
 
 def how(precision: PrecisionName, **options: Any) -> StepSettings:
-    defaults = {"loss": SINGLE, "recipe": optim.Recipe(), "global_batch": 16}
+    defaults = {"loss": SINGLE, "optim_settings": OptimSettings(), "global_batch": 16}
     return StepSettings(device=CUDA, precision=choose_precision(precision, CUDA), **{**defaults, **options})
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.gpu.steps import CUDA, SINGLE, make_stepper, no_waiting, plain, random_batch, taking, weights_of
 from thawline.dataio.batch import ImageBatch
 from thawline.trainer import optim
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
@@ -43,11 +44,11 @@ def plain_steps(wrap: Callable[[nn.Module], Reduction]) -> tuple[Reduction, Call
     """A function that takes a step of `Plain`, all parts put together by hand."""
     precision = choose_precision("fp32", CUDA)
     model = place(plain(), precision, CUDA).train()
-    optimizer = optim.build([list(model.named_parameters())], optim.Recipe(), device=CUDA)
+    optimizer = optim.build([list(model.named_parameters())], OptimSettings(), device=CUDA)
     optim.set_hyper(optimizer, [1e-3], 0.9)
     reduction, scaler = wrap(model), torch.amp.GradScaler("cuda", enabled=False)
     guard, batch = Guard(model, CUDA), random_batch("fp32")
-    settings = StepSettings(CUDA, precision, SINGLE, optim.Recipe(), global_batch=16)
+    settings = StepSettings(CUDA, precision, SINGLE, OptimSettings(), global_batch=16)
 
     def step() -> Tensor:
         return train_step(
@@ -105,7 +106,9 @@ def two_ranks(rank: int, port: int, folder: str) -> None:
     dist.init_process_group(BACKENDS, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     precision = choose_precision("fp32", device)
     model, window, whole = place(plain(), precision, device).train(), Window(), random_batch("fp32")
-    options = StepSettings(device=device, precision=precision, loss=SINGLE, recipe=optim.Recipe(), global_batch=16)
+    options = StepSettings(
+        device=device, precision=precision, loss=SINGLE, optim_settings=OptimSettings(), global_batch=16
+    )
     stepper = Stepper(model, options, splits=1, on_split=lambda splits: None)
     optim.set_hyper(stepper.optimizer, [1e-3, 1e-3], 0.9)
     half = slice(8 * rank, 8 * rank + 8)

@@ -5,8 +5,8 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
 - dataio and models are floor 1, trainer 2, cluster 3, benchmarks 4; a package imports itself and lower floors only,
   so dataio and models never see one another, and nobody imports tests or benchmarks;
 - within a package no chain of imports comes back to where it began;
-- of dataio, trainer knows the Batch and the Loader protocol, hashing, errors, and where files lie and appear whole; of
-  models, groups and errors;
+- of dataio, trainer knows the Batch and the Loader protocol, hashing, errors, ranges, and where files lie and
+  appear whole; of models, groups and errors;
 - nvidia.dali, ray, ray.train and apex are imported where ONLY_IN says.
 """
 
@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = {"dataio": 1, "models": 1, "trainer": 2, "cluster": 3, "benchmarks": 4}
 TRAINER_KNOWS = (
-    *("dataio.batch", "dataio.hashing", "dataio.errors"),
+    *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.ranges"),
     *("dataio.store.files", "dataio.store.root", "dataio.store.atomic", "dataio.store.private"),
     *("models.groups", "models.errors"),
 )

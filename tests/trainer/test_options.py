@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kit.toy import Spy, ToyModel, Watched, learner, loaders, same, snapshot
-from thawline.trainer import Best, Find, Phase, Recipe, lr_find
+from thawline.trainer import Best, Find, OptimSettings, Phase, lr_find
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.errors import CheckpointError, RecipeError
 from thawline.trainer.learner import Learner
@@ -155,13 +155,18 @@ def test_phases_count_epochs_steps_or_samples_and_each_ends_with_a_validation() 
 
 def test_flat_cosine_leaves_momentum_to_the_recipe() -> None:
     spy = Spy()
-    learn = learner(sinks=[spy], log_every=1, optimizer=Recipe(name="sgd", momentum=0.7, nesterov=True))
+    learn = learner(sinks=[spy], log_every=1, optimizer=OptimSettings(name="sgd", momentum=0.7, nesterov=True))
     learn.fit_flat_cos(2, 1e-2)
     lrs = [float(row["lr"] or 0) for row in learn.recorder.of_kind("train")]
     np.testing.assert_allclose(lrs[:8], 1e-2)  # three quarters of ten steps, rounded up
     assert lrs[8] < lrs[7]
     assert lrs[9] < lrs[8]
     assert {row["momentum"] for row in learn.recorder.of_kind("train")} == {None}
+
+
+def test_settings_that_make_no_optimiser_are_refused_at_once() -> None:
+    with pytest.raises(RecipeError, match=r"eps=0\.0 is out of range"):
+        learner(optimizer=OptimSettings(eps=0.0))
 
 
 # Micro-batches, BatchNorm ------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class Stepper:
         self.splits, self._on_split = splits, on_split
         self.parameters = groups.parameter_groups(model)
         # A fresh optimiser: what is frozen has changed, and moments of other gradients would mislead it.
-        self.optimizer = optim.build(self.parameters, settings.recipe, device=settings.device)
+        self.optimizer = optim.build(self.parameters, settings.optim_settings, device=settings.device)
         self.scaler = torch.amp.GradScaler(settings.device.type, enabled=settings.precision.scaled)
         tolerated = FP16_IN_A_ROW if settings.precision.scaled else 0
         self.guard = Guard(model, settings.device, tolerated=tolerated, window=settings.window)

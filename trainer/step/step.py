@@ -19,6 +19,7 @@ from thawline.dataio.batch import Batch
 from thawline.trainer import optim
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import RecipeError
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step.guard import Guard
 from thawline.trainer.step.reduction import Compile, Reduction
 
@@ -49,7 +50,7 @@ class StepSettings:
     device: torch.device
     precision: Precision
     loss: LossFunction
-    recipe: optim.Recipe
+    optim_settings: OptimSettings
     global_batch: int
     clip: float | None = None
     """The largest norm of a step's gradients."""

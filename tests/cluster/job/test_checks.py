@@ -8,7 +8,9 @@ import pytest
 from thawline.cluster.errors import JobError
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
-from thawline.cluster.job.job import Augment, Data, Fit, Job, Optim, PhaseJob
+from thawline.cluster.job.job import Augment, Data, Fit, Job, PhaseJob
+from thawline.trainer.errors import RecipeError
+from thawline.trainer.optim_settings import OptimSettings
 
 JOB = Job(manifest="pets.parquet")
 
@@ -114,7 +116,7 @@ def test_what_a_phase_s_recipe_would_not_read_is_refused(recipe: Any, phase: dic
     ],
 )
 def test_values_that_contradict_one_another_are_refused(args: list[str], sentence: str) -> None:
-    with pytest.raises(JobError, match=sentence):
+    with pytest.raises((JobError, RecipeError), match=sentence):
         check(override(JOB, args))
 
 
@@ -156,5 +158,5 @@ def test_the_ends_of_the_ranges_pass() -> None:
     assert check(phased) == phased
     warm = replace(JOB, fit=Fit("constant", warmup=1.0))
     assert check(warm) == warm
-    sgd = replace(JOB, optim=Optim("sgd", nesterov=True, beta2=0.0))
+    sgd = replace(JOB, optim=OptimSettings("sgd", nesterov=True, beta2=0.0))
     assert check(sgd) == sgd

@@ -21,7 +21,6 @@ from thawline.cluster.job.job import (
     Fit,
     Job,
     Model,
-    Optim,
     PhaseJob,
     differences,
     from_dict,
@@ -32,6 +31,7 @@ from thawline.cluster.job.job import (
 )
 from thawline.cluster.run.folder import image_spec
 from thawline.dataio.pixels.spec import PRESETS, ImageSpec
+from thawline.trainer.optim_settings import OptimSettings
 
 JOB = Job(manifest="pets.parquet")
 
@@ -53,7 +53,7 @@ def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
         fit=Fit(
             lr=(1e-6, 0.1 + 0.2), div=25.0, pct_start=None, metrics=("accuracy", "f_beta(beta=2)"), compile="default"
         ),
-        optim=Optim("sgd", engine="apex", nesterov=True, momentum=1 / 3),
+        optim=OptimSettings("sgd", engine="apex", nesterov=True, momentum=1 / 3),
         checkpoint=Checkpoint(best="f_beta"),
     )
     phased = replace(JOB, fit=Fit(recipe="constant", lr="find", warmup=0.1, clip=1.0), phases=EVERY)

@@ -16,7 +16,7 @@ from thawline.dataio.errors import ManifestError
 from thawline.trainer import lr_find
 from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.errors import CheckpointError
-from thawline.trainer.optim import Recipe
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
@@ -67,7 +67,7 @@ def one_step(here: Here, *, frozen_statistics: bool) -> dict[str, Tensor]:
     reduction, stream = Reduction(model, CPU, busy=Busy(CPU)), here.data()[0].stream()
     train_step(
         lambda: next(stream),
-        settings=StepSettings(CPU, choose_precision("fp32", CPU), exact_loss, Recipe("sgd"), GLOBAL_BATCH),
+        settings=StepSettings(CPU, choose_precision("fp32", CPU), exact_loss, OptimSettings("sgd"), GLOBAL_BATCH),
         reduction=reduction,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.5, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),

@@ -13,7 +13,7 @@ from tests.kit.toy import ToyModel, same, samples, snapshot
 from thawline.dataio.batch import Batch, ImageBatch
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses import default_loss
-from thawline.trainer.optim import Recipe
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
 from thawline.trainer.step.recovery import Stepper
@@ -57,7 +57,7 @@ def step(
 ) -> Tensor:
     return train_step(
         lambda: batch,
-        settings=StepSettings(CPU, precision, loss, Recipe("sgd"), global_batch, clip=clip),
+        settings=StepSettings(CPU, precision, loss, OptimSettings("sgd"), global_batch, clip=clip),
         reduction=Reduction(model, CPU, busy=Busy(CPU)),
         optimizer=torch.optim.SGD(model.parameters(), lr=lr, fused=True),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
@@ -282,8 +282,8 @@ def test_a_step_reads_every_one_of_its_settings() -> None:
             read.add(name)
             return super().__getattribute__(name)
 
-    recipe = Recipe("sgd")
-    settings = Spied(device=CPU, precision=FP32, loss=exact_loss, recipe=recipe, global_batch=6)
+    settings_of_sgd = OptimSettings("sgd")
+    settings = Spied(device=CPU, precision=FP32, loss=exact_loss, optim_settings=settings_of_sgd, global_batch=6)
     stepper = Stepper(ToyModel(), settings, splits=1, on_split=lambda splits: None)
     read.discard("__class__")
     stepper.step(lambda: make_batch(dtype=torch.float32), seed=1)
