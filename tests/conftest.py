@@ -1,5 +1,6 @@
 """What do several test files share? Manifests that are made once a session, and must not be changed."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,14 @@ def one_dali() -> Iterator[None]:
         patch.setattr(probe, "Children", lambda: shared)
         yield
     probe.Children.close(shared)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nobody pulls the plug while tests run, and they write thousands of files: the disk need not be waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

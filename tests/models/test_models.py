@@ -278,12 +278,12 @@ def test_files_older_than_the_batch_counter_load(reference: nn.Module, tmp_path:
 
 def test_our_own_file_brings_its_head_only_where_the_classes_agree(tmp_path: Path) -> None:
     file = tmp_path / "ours.pth"
-    ours = untrained("resnet18", 3, seed=1)
+    ours = untrained("tiny", 3, seed=1)
     torch.save(ours.state_dict(), file)
-    same = models.create("resnet18", 3, weights=str(file), seed=2)
+    same = models.create("tiny", 3, weights=str(file), seed=2)
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in ours.state_dict().items())
     assert same.origin == f"{file}: body and head"
-    fresh, wider = (models.create("resnet18", 5, weights=w, seed=2) for w in ("none", file))
+    fresh, wider = (models.create("tiny", 5, weights=w, seed=2) for w in ("none", file))
     assert same_body(wider, ours.eval().body)
     assert all(torch.equal(p, q) for p, q in zip(fresh.head.parameters(), wider.head.parameters(), strict=True))
     assert "body only" in wider.origin
@@ -325,9 +325,9 @@ WRAPPERS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
 
 @pytest.mark.parametrize("how", WRAPPERS)
 def test_a_state_dict_is_understood_however_it_was_wrapped(tmp_path: Path, how: str) -> None:
-    ours = untrained("resnet18", 3, seed=1).state_dict()
+    ours = untrained("tiny", 3, seed=1).state_dict()
     torch.save(WRAPPERS[how](ours), tmp_path / "x.pt")
-    model = models.create("resnet18", 3, weights=tmp_path / "x.pt", seed=2)
+    model = models.create("tiny", 3, weights=tmp_path / "x.pt", seed=2)
     assert model.origin == f"{tmp_path}/x.pt: body and head"
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in ours.items())
 
@@ -348,7 +348,7 @@ def last_weight(model: models.Classifier) -> torch.Tensor:
 def a_run(tmp_path: Path) -> Path:
     """The folder of a run of three classes with two checkpoints, and a third that is not finished."""
     for step, seed in ((5, 1), (10, 2)):
-        parts = {"model": untrained("resnet18", 3, seed=seed).state_dict(), "state": {"rows": []}}
+        parts = {"model": untrained("tiny", 3, seed=seed).state_dict(), "state": {"rows": []}}
         whose = Whose({"seed": 7}, ("ape", "bee", "cat"))
         checkpoint.save(tmp_path / "run/checkpoints", step, parts, keep=3, whose=whose)
     (tmp_path / "run/checkpoints/step_00000015").mkdir()
@@ -365,27 +365,27 @@ def a_run(tmp_path: Path) -> Path:
     ],
 )
 def test_a_run_and_a_checkpoint_are_weights_and_know_their_classes(a_run: Path, given: str, seed: int) -> None:
-    expected = untrained("resnet18", 3, seed=seed).state_dict()
-    same = models.create("resnet18", 3, weights=a_run / given, class_names=("ape", "bee", "cat"), seed=4)
+    expected = untrained("tiny", 3, seed=seed).state_dict()
+    same = models.create("tiny", 3, weights=a_run / given, class_names=("ape", "bee", "cat"), seed=4)
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in expected.items())
-    other = models.create("resnet18", 3, weights=a_run / given, class_names=("ape", "cat", "bee"), seed=4)
+    other = models.create("tiny", 3, weights=a_run / given, class_names=("ape", "cat", "bee"), seed=4)
     assert same_body(other, same.eval().body)
-    assert torch.equal(last_weight(other), last_weight(untrained("resnet18", 3, seed=4)))
+    assert torch.equal(last_weight(other), last_weight(untrained("tiny", 3, seed=4)))
     assert other.origin.endswith("it was trained on other classes ('bee' in the place of 'cat')")
 
 
 def test_the_averaged_weights_of_a_checkpoint_are_taken_before_those_that_were_trained(tmp_path: Path) -> None:
-    trained, other = (untrained("resnet18", 3, seed=seed) for seed in (1, 2))
+    trained, other = (untrained("tiny", 3, seed=seed) for seed in (1, 2))
     averaged = dict(other.named_parameters())  # trainer's Ema averages no buffers
     parts = {"model": trained.state_dict(), "ema": averaged}
-    model = models.create("resnet18", 3, weights=checkpoint.save_model(tmp_path, "best", parts))
+    model = models.create("tiny", 3, weights=checkpoint.save_model(tmp_path, "best", parts))
     assert all(torch.equal(value, averaged[key]) for key, value in model.named_parameters())
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.named_buffers())
 
 
 def test_a_head_whose_classes_nobody_knows_is_not_taken_for_ours(tmp_path: Path) -> None:
-    torch.save(untrained("resnet18", 3, seed=1).state_dict(), tmp_path / "x.pt")
-    model = models.create("resnet18", 3, weights=tmp_path / "x.pt", class_names=("ape", "bee", "cat"))
+    torch.save(untrained("tiny", 3, seed=1).state_dict(), tmp_path / "x.pt")
+    model = models.create("tiny", 3, weights=tmp_path / "x.pt", class_names=("ape", "bee", "cat"))
     assert "x.pt: body only; the head is as initialised, since the file does not say which classes" in model.origin
 
 
@@ -404,7 +404,7 @@ def test_a_folder_without_weights_and_a_checkpoint_that_changed_get_a_sentence(a
         (a_run, "model.pt changed since it was written: its weights would be wrong"),
     ):
         with pytest.raises(models.WeightsError, match=said):
-            models.create("resnet18", 3, weights=given)
+            models.create("tiny", 3, weights=given)
 
 
 class Bomb:
@@ -557,4 +557,4 @@ def test_weights_that_hold_themselves_end_in_a_sentence(tmp_path: Path) -> None:
     state["state_dict"] = state
     torch.save(state, tmp_path / "x.pt")
     with pytest.raises(models.WeightsError, match="holds no state dict"):
-        models.create("resnet18", 3, weights=tmp_path / "x.pt")
+        models.create("tiny", 3, weights=tmp_path / "x.pt")

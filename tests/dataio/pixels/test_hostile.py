@@ -213,7 +213,7 @@ def test_a_model_trains_through_them(manifest: Manifest) -> None:
         return batch
 
     train, valid = loaders(manifest, SPEC, global_batch=9)
-    model = models.create("resnet18", 2, weights="none", seed=0)
+    model = models.create("tiny", 2, weights="none", seed=0)
     learn = trainer.Learner(model, train, valid, batch_transform=watch, log_every=1)
     learn.fit_one_cycle(1, 1e-3)
     assert {*seen} == {*manifest.part("train").ids.tolist()}

@@ -53,14 +53,20 @@ def ids_at(step: int) -> list[int]:
     return [int(ids_of(22)[int(row)]) for row in rows]
 
 
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run without a bad step, with a checkpoint of each of its steps."""
+    folder = tmp_path_factory.mktemp("healthy")
+    on_disk(folder, log_every=1).fit_one_cycle(2, 1e-2)
+    return folder
+
+
 @pytest.mark.parametrize("how", ["nan", "infinite loss", "gradients"])
 @pytest.mark.parametrize("step", [0, 1, 3, 5, 7])
 def test_what_is_no_number_ends_the_run_with_everything_as_before_that_step(
-    tmp_path: Path, step: int, how: str
+    tmp_path: Path, healthy: Path, step: int, how: str
 ) -> None:
     """The window has three steps: weights, moments and statistics go back to before the bad one, wherever it stands."""
-    healthy = on_disk(tmp_path / "healthy", log_every=1)
-    healthy.fit_one_cycle(2, 1e-2)
     learn = on_disk(tmp_path / "ill", loss=spoilt(step, how))
     with pytest.raises(DivergedError) as caught:
         learn.fit_one_cycle(2, 1e-2)
@@ -73,7 +79,7 @@ def test_what_is_no_number_ends_the_run_with_everything_as_before_that_step(
     saved, skipped = checkpoint.newest(tmp_path / "ill/checkpoints")
     assert saved is not None
     assert (saved.step, skipped) == (step, [])
-    before = checkpoint.load_model(tmp_path / "healthy/checkpoints", f"step_{step:08d}")
+    before = checkpoint.load_model(healthy / "checkpoints", f"step_{step:08d}")
     assert same(saved.load("model"), before.load("model"))
     state, plain = saved.load("state"), before.load("state")
     assert state["progress"]["stream_hash"] == plain["progress"]["stream_hash"]
