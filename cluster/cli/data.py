@@ -19,8 +19,8 @@ class Sample(Verb):
     """Write sample images to train on."""
 
     what: Positional[Literal["digits", "pets"]]
-    """digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to fetch; what
-    was interrupted is continued."""
+    """digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to download; an
+    interrupted download goes on."""
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
     """Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet."""
 
@@ -94,19 +94,19 @@ class Pack(Verb):
     from an object store. An interrupted pack goes on when it is started again."""
 
     manifest: Annotated[Positional[str], arg(metavar="MANIFEST")]
-    """The manifest, as thawline index made it."""
+    """A manifest, as `thawline index` made it."""
     dest: Annotated[Positional[str], arg(metavar="DEST")]
-    """A folder, or a URI such as s3://bucket/photos; manifest.arrow in it is what to train on."""
-    max_side_px: int | None = None
-    """Make larger images smaller, so that their longer side has this many pixels."""
+    """A folder, or a URI such as s3://bucket/photos; train on the manifest.arrow in it."""
+    max_side_px: Annotated[int | None, arg(metavar="INT")] = None
+    """Scale larger images down, so that their longer side has this many pixels."""
     quality: int = 92
-    """Of the JPEGs that become smaller."""
+    """Quality of the JPEGs that are scaled down, 1 to 100."""
     shard_mib: int = 512
-    """Size of a shard, about."""
+    """Size of a shard in MiB, about."""
     max_bad: float = 0.01
-    """Share of the images that may turn out missing or changed since they were indexed."""
+    """Share of the images that may be missing or changed since they were indexed."""
     check: bool = False
-    """Write nothing: read what was packed there and report damage (exit 1)."""
+    """Write nothing: read what was packed there and report damage (exit status 1)."""
 
     def run(self) -> int:
         """Print the path of the shards' manifest."""

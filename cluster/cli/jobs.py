@@ -33,11 +33,11 @@ class Submit(JobVerb):
     address: Address = ""
     """The cluster's dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given."""
     follow: Flag = False
-    """Show the job's rows until it is over; the exit status is then the job's."""
+    """Show the epoch table until the job is over; the exit status is then the job's."""
     fresh: Flag = False
     """Begin anew, and move what is in the run's folder aside."""
     package: Literal["ship", "installed"] = "ship"
-    """ship: send this machine's thawline along. installed: take what the cluster's machines have."""
+    """ship: send this machine's thawline along. installed: use the one on the cluster's machines."""
 
     def run(self) -> int:
         """Print the result as JSON where the job has ended."""
@@ -110,7 +110,7 @@ class Logs(Verb):
     address: Address = ""
     """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
     follow: Flag = False
-    """Until it is over; the exit status is then the job's."""
+    """Show what comes until the job is over; the exit status is then the job's."""
 
     def run(self) -> int:
         """Print it."""
@@ -135,7 +135,7 @@ class Stop(Verb):
     address: Address = ""
     """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
     now: Flag = False
-    """Within seconds, and without a checkpoint."""
+    """End it within seconds, without a checkpoint."""
 
     def run(self) -> int:
         """0 where it stopped as asked."""

@@ -45,25 +45,25 @@ class Data(Sizes):
     """Which pixels reach the model, and how many at a time."""
 
     global_batch: Annotated[int, at_least(2, "BatchNorm cannot train on one image")] = 64
-    """Images a step, over all workers; a smaller training split cuts the default."""
+    """Images a step, over all workers; the default is cut to a smaller training split."""
     engine: Literal["auto", "dali", "reference"] = "auto"
-    """What decodes and warps."""
+    """Engine that decodes and warps."""
     threads: Annotated[int, Range(lambda v: v >= 0, "_ >= 0, where 0 chooses", "a count is not negative")] = 0
     """Decoding threads a worker; 0 = choose."""
     valid: str = ""
-    """Another manifest, whose validation images to take; it must have the same classes."""
+    """Another manifest with the same classes, whose validation images to use instead."""
     root: str = ""
-    """The folder that holds the images, if they moved since indexing."""
+    """Folder that holds the images, if they moved since indexing."""
     mean: tuple[float, float, float] | None = None
     """Subtracted from the channels, 0 to 1; None = the model's own."""
     std: tuple[float, float, float] | None = None
     """Divides the channels; None = the model's own."""
     max_quarantined: Annotated[float, between(0, 1, "it is a share of the training images")] = 0.01
-    """Share of the training images that may turn out unusable while training."""
+    """Share of the training images that may prove unusable while training."""
     cache: str = ""
-    """Folder for shards fetched from an object store; empty = the user's cache folder."""
+    """Folder for shards from an object store; empty = the user's cache folder."""
     cache_gib: Annotated[float, Range(lambda v: v > 0, "_ > 0", "no shard would find room")] = 100.0
-    """How large that folder may become."""
+    """Size that the cache may grow to, in GiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Augment(Mixing, Augmentation):
     """
 
     preset: Literal["default", "satellite", "plain", "digits"] = "default"
-    """A start from which the other fields differ."""
+    """Values for all fields that are not given."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Model:
     """What is trained."""
 
     name: Annotated[str, given("a backbone such as 'resnet34'", "there is nothing to train")] = "resnet34"
-    """A backbone of torchvision."""
+    """Architecture: a backbone of torchvision, or tiny."""
     weights: Annotated[str, given("none, imagenet or a file", "it would be no choice")] = "imagenet"
-    """none, imagenet, or a file, or the folder of a run or a checkpoint."""
+    """Weights to start from: none, imagenet, a file, or the folder of a run or a checkpoint."""
     dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
-    """Before the last layer; half of it before the layer ahead."""
+    """Dropout before the last layer; half of it before the layer ahead."""
 
 
 RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
@@ -97,35 +97,35 @@ class Fit:
     """How long, how fast, and how exact."""
 
     recipe: RecipeName = "fine_tune"
-    """fastai's words, fastai's numbers."""
+    """Schedule, with fastai's numbers."""
     epochs: Annotated[int, at_least(1, "nothing would be trained")] = 5
     """Passes over the training images with everything trainable."""
     frozen_epochs: Annotated[int, _COUNT] = 1
-    """Passes before them with only the head trainable; fine_tune only."""
+    """Passes before those with only the head trainable; fine_tune only."""
     lr: Annotated[float | tuple[float, float] | Literal["find"], _RATE] = 3e-3
-    """Learning rate, or two: first layers' and head's; or find."""
+    """Learning rate; or two, of the first layers and of the head; or find."""
     div: Annotated[float | None, _DIV] = None
-    """lr starts at lr / div; None = the recipe's own."""
+    """Start at lr / div; None = the recipe's own."""
     pct_start: Annotated[float | None, _PCT] = None
-    """Share of the steps in which lr rises, or is flat; None = the recipe's own."""
+    """Share of the steps in which lr rises or stays flat; None = the recipe's own."""
     warmup: Annotated[float, _SHARE] = 0.0
-    """Share of the steps in which lr rises along a line; flat_cos and constant only."""
+    """Share of the steps in which lr rises linearly; flat_cos and constant only."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"] = "auto"
-    """Of the forward and backward pass."""
+    """Number format of the forward and backward pass."""
     accumulate: Annotated[int, at_least(1, "a step has at least one micro-batch; 1 is the whole")] = 1
-    """Micro-batches in which a worker takes its images of a step, one after another, to save memory."""
+    """Micro-batches into which a worker splits its images of a step, to save memory."""
     clip: Annotated[float | None, above_zero("no gradient would be left, or none be clipped")] = None
-    """The largest norm of all gradients together; None = as they are."""
+    """Largest norm of all gradients together; None = no limit."""
     ema: Annotated[float, below_one("at 1 the average would never move; 0 is none")] = 0.0
-    """Decay of an average of the weights, which is what is measured; 0 = none."""
+    """Decay of an average of the weights, which is then what is measured; 0 = none."""
     label_smoothing: Annotated[float, below_one("at 1 no label would be left; 0 is none")] = 0.0
     """Share of every label that is spread over all classes."""
     compile: Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"] = "off"
-    """torch.compile's mode."""
+    """Mode of torch.compile."""
     batch_norm: Literal["train", "sync", "frozen"] = "train"
-    """Statistics of a worker's batch, of all, or none new."""
+    """BatchNorm's statistics: each worker's own, of all workers (sync), or unchanged (frozen)."""
     metrics: Annotated[tuple[str, ...], given("names such as 'accuracy'", "nothing is called so")] = ()
-    """What validation measures, such as "f_beta(beta=2)"; empty = the task's own."""
+    """Metrics of the validation, such as "f_beta(beta=2)"; empty = the task's own."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class Checkpoint:
     every_s: Annotated[float, at_least(0, "it is a time between two checkpoints")] = 60.0
     """Seconds between checkpoints."""
     keep: Annotated[int, at_least(1, "a killed run could not resume")] = 3
-    """Newest checkpoints kept."""
+    """Newest checkpoints to keep."""
     best: str = ""
-    """A metric; the checkpoint that is best by it is kept, too."""
+    """Metric by which the best checkpoint is kept, too."""
 
 
 @dataclass(frozen=True)
@@ -148,33 +148,33 @@ class PhaseJob:
     """
 
     name: str | None = None
-    """In rows and on the console; None = the recipe's."""
+    """Name in rows and on the console; None = the recipe's."""
     recipe: RecipeName | None = None
-    """None = fit.recipe."""
+    """Schedule; None = fit.recipe."""
     epochs: Annotated[float | None, _LENGTH] = None
-    """Passes over the training images."""
+    """Length in passes over the training images."""
     steps: Annotated[int | None, _LENGTH] = None
-    """Of the global batch."""
+    """Length in steps of the global batch."""
     samples: Annotated[int | None, _LENGTH] = None
-    """Up to the next whole step."""
+    """Length in samples, up to the next whole step."""
     freeze_to: int | None = None
-    """The first trainable layer group: 0 = all of them train, -1 = the head; not fine_tune."""
+    """First layer group that trains: 0 = all of them, -1 = the head; not fine_tune."""
     frozen_epochs: Annotated[float | None, at_least(0, "a length is not negative")] = None
-    """fine_tune only; None = 1."""
+    """Passes before with only the head trainable; None = 1; fine_tune only."""
     lr: Annotated[float | tuple[float, float] | Literal["find"] | None, _RATE] = None
-    """None = fit.lr."""
+    """Learning rate, as fit.lr; None = fit.lr."""
     div: Annotated[float | None, _DIV] = None
-    """None = fit.div."""
+    """Start at lr / div; None = fit.div."""
     div_final: Annotated[float | None, at_least(1, "the phase would end above its own maximum")] = None
-    """lr ends at lr / div_final; not constant."""
+    """End at lr / div_final; not constant."""
     pct_start: Annotated[float | None, _PCT] = None
-    """None = fit.pct_start."""
+    """Share of the steps in which lr rises or stays flat; None = fit.pct_start."""
     momenta: Annotated[tuple[float, float, float] | None, below_one("the moments would never settle")] = None
-    """Of a cycle: at its start, its middle, its end."""
+    """Momentum at the start, the middle and the end of a cycle."""
     warmup: Annotated[float | None, _SHARE] = None
-    """None = fit.warmup."""
+    """Share of the steps in which lr rises linearly; None = fit.warmup."""
     size_px: Annotated[int | None, SIDE] = None
-    """Side of the training images from here on; None = as before, at first data.size_px."""
+    """Side of the training images from here on; None = as before; at first data.size_px."""
 
 
 @dataclass(frozen=True)
@@ -189,29 +189,29 @@ class Job:
             "no run folder can be called so",
         ),
     ] = "run"
-    """The run's folder under storage; the same name resumes."""
+    """Name of the run, and of its folder under storage; the same name resumes."""
     manifest: Annotated[
         str, given("the file that `thawline index` or `thawline pack` writes", "there is nothing to train on")
     ] = ""
-    """What `thawline index` or `thawline pack` wrote: .parquet or .arrow, a file or a URI."""
+    """Manifest that `thawline index` or `thawline pack` wrote: a .parquet or .arrow file, or its URI."""
     storage: Annotated[str, given("a folder or a URI", "the run would have no place")] = "runs"
-    """A folder, or a URI that pyarrow.fs understands."""
+    """Where runs are kept: a folder, or a URI such as s3://bucket/runs."""
     seed: Annotated[
         int, Range(lambda v: 0 <= v < 2**63, "0 <= _ < 2**63", "the random numbers are counted in 63 bits")
     ] = 42
-    """Decides order, augmentation and initial weights."""
+    """Seed of the order, the augmentation and the initial weights."""
     workers: Annotated[int | tuple[int, int], at_least(1, "nobody would train")] = 1
-    """Processes, one a GPU; or two: as many as there is room for between them."""
+    """Worker processes, one a GPU; or two numbers: as many as there is room for, between them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
+    """Device to train on."""
     log_every: Annotated[int, at_least(1, "a window has at least one step")] = 10
     """Steps in a logging window."""
     failures: Annotated[int, _COUNT] = 3
-    """Worker failures to survive."""
+    """Worker failures that the run survives."""
     preemptions: Annotated[
         int, Range(lambda v: v >= -1, "_ >= -1, where -1 is any number", "a count is not negative")
     ] = -1
-    """Machines taken away with notice that are survived; -1 = any number."""
+    """Preempted machines (taken away with notice) that the run survives; -1 = any number."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)

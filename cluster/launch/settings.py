@@ -19,18 +19,18 @@ class Cluster:
         dict[str, float],
         Range(lambda v: all(0 < n < inf for n in v.values()), "numbers above 0", "none would be taken"),
     ] = field(default_factory=dict)
-    """Ray's custom resources that each worker takes."""
+    """Custom resources of Ray's that each worker takes."""
     accelerator_type: str = ""
-    """Such as "H100", as Ray calls it; empty = any."""
+    """Accelerator that each worker needs, as Ray calls it, such as H100; empty = any."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
-    """Of the workers onto machines."""
+    """How the workers are placed onto machines."""
     wait_s: Annotated[float, at_least(0, "it is a time")] = 0.0
-    """How long a cluster that is too small may take to grow."""
+    """Seconds that a cluster that is too small may take to grow."""
     start_s: Annotated[float, _PATIENCE] = 30.0
-    """How long workers may take to be placed, before it is tried anew."""
+    """Seconds that workers may take to be placed before it is tried again."""
     resize_s: Annotated[float, _PATIENCE] = 30.0
-    """Elastic: seconds between two looks at whether there is room for more workers."""
+    """Seconds between two checks, of an elastic job, whether there is room for more workers."""
     first_step_s: Annotated[float, _PATIENCE] = 1800.0
-    """How long ranks wait for one another until the first step is through."""
+    """Seconds that ranks wait for one another until the first step is done."""
     hang_s: Annotated[float, _PATIENCE] = 180.0
-    """And afterwards."""
+    """Seconds that ranks wait for one another afterwards."""

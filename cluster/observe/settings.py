@@ -13,8 +13,8 @@ class Metrics:
     """Where Prometheus finds a worker."""
 
     port: Annotated[int, _PORT] = 9400
-    """Of the first worker on a machine, the next takes the next; 0 = any free port."""
+    """Port of the first worker on a machine; the next worker takes the next one; 0 = any free port."""
     host: Annotated[str, given("an address such as 127.0.0.1", "nothing could listen")] = "127.0.0.1"
-    """The address to listen on; 0.0.0.0 = every one."""
+    """Address to listen on; 0.0.0.0 = all of the machine's."""
     sd_port: Annotated[int, _PORT] = 9399
-    """On a cluster: of the driver's list of workers (http_sd); 0 = any free port."""
+    """Port, on a cluster, of the driver's list of workers (http_sd); 0 = any free port."""

@@ -42,8 +42,8 @@ class Sizes:
     size_px: Annotated[int, SIDE] = 224
     """Side of the square that the model sees."""
     stages: tuple[tuple[float, int], ...] = ()
-    """Progressive resizing: ((0, 128), (3, 224)) makes the side 128 from epoch 0 and 224 from epoch 3. Epochs may be
-    fractions; the last side is size_px, which whoever uses the model afterwards goes by. Empty: size_px throughout."""
+    """Progressive resizing: ((0, 128), (3, 224)) is side 128 from epoch 0 and 224 from epoch 3, which may be fractions;
+    the last side is size_px. Empty: size_px throughout."""
     presize_px: int = 460
     """Side of the square that augmentation is thought to work on: fastai's item size. Nothing is resampled to it, since
     one warp goes straight from the decoded image to size_px; it only has to be large enough to make that honest."""
