@@ -40,9 +40,9 @@ def one(text: str, *, task: str, classes: int) -> Metric:
     return metric
 
 
-def house_names() -> list[str]:
-    """The house's own names, of every task."""
-    return [name for task in TASKS.values() for name in task.own_metrics()]
+def house_metrics() -> Mapping[str, type[Metric]]:
+    """The classes behind the house's own names, of every task."""
+    return {name: kind.made_by for task in TASKS.values() for name, kind in task.own_metrics().items()}
 
 
 @cache

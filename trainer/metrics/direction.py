@@ -1,10 +1,14 @@
 """Is more of a metric better? By its text or its column; what is chosen by a metric needs to know."""
 
 from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING
 
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics.names import parse, snake
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 _LOWER_IS_BETTER = ("error_rate", "mse", "mae", "loss", "valid_loss", "train_loss")
 
@@ -14,18 +18,24 @@ def higher(metric: str) -> bool | None:
     column = parse(metric).column if "(" in metric else snake(metric)
     if any(column == name or column.startswith(f"{name}_") for name in _LOWER_IS_BETTER):
         return False
-    from thawline.trainer.metrics.build import by_column, house_names  # torchmetrics takes two seconds to import
+    from thawline.trainer.metrics.build import by_column, house_metrics  # torchmetrics takes two seconds to import
 
-    if any(column == name or column.startswith(f"{name}_") for name in house_names()):
-        return True
+    for name, kind in house_metrics().items():
+        if column == name or column.startswith(f"{name}_"):
+            return _said(kind)
     for end in range(len(column), 0, -1):  # the longest class name that the column begins with
         if (found := by_column().get(column[:end])) and column[end : end + 1] in ("", "_"):
-            better = found.higher_is_better
-            if better is None:  # of F1Score and the like torchmetrics does not say, but of what they make
-                made = by_column().get(f"multiclass_{column[:end]}") or by_column().get(f"multilabel_{column[:end]}")
-                better = made.higher_is_better if made else None
-            return better if isinstance(better, bool) else None
+            if found.higher_is_better is not None:
+                return _said(found)
+            # of F1Score and the like torchmetrics does not say, but of what they make
+            made = by_column().get(f"multiclass_{column[:end]}") or by_column().get(f"multilabel_{column[:end]}")
+            return _said(made) if made else None
     return None
+
+
+def _said(kind: "type[Metric]") -> bool | None:
+    better = kind.higher_is_better
+    return better if isinstance(better, bool) else None
 
 
 def direction(metric: str) -> bool:
