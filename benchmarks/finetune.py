@@ -35,7 +35,7 @@ from thawline.benchmarks.harness import (
 from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.loader import loaders
 from thawline.dataio.stream.renderer import EngineName, default_threads
-from thawline.dataio.table.splits import Sides, Splitter
+from thawline.dataio.table.draws import Sides, Splitter
 from thawline.models.bodies import create
 from thawline.trainer.learner import Learner
 from thawline.trainer.step.step import PrecisionName, choose_precision

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
     from thawline.dataio.stream.renderer import choose_engine
+    from thawline.dataio.table.draws import k_fold, random_split, stratified
     from thawline.dataio.table.labels import (
         by_column,
         by_function,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     )
     from thawline.dataio.table.manifest import Manifest
     from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
-    from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
+    from thawline.dataio.table.splits import by_folder, hold_out, split
 
 __getattr__ = late(
     __name__,
@@ -39,12 +40,13 @@ __getattr__ = late(
         "thawline.dataio.stream.loader": "ImageLoader loaders split_loader",
         "thawline.dataio.stream.mix": "Mix",
         "thawline.dataio.stream.renderer": "choose_engine",
+        "thawline.dataio.table.draws": "k_fold random_split stratified",
         "thawline.dataio.table.labels": (
             "by_column by_function by_parent by_regex from_lists label mask_path points_by_columns points_by_function"
         ),
         "thawline.dataio.table.manifest": "Manifest",
         "thawline.dataio.table.sources": "Table from_csv from_file from_folder from_table",
-        "thawline.dataio.table.splits": "by_folder hold_out k_fold random_split split stratified",
+        "thawline.dataio.table.splits": "by_folder hold_out split",
     },
 )
 

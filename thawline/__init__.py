@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
     from thawline.dataio.stream.renderer import choose_engine
+    from thawline.dataio.table.draws import k_fold, random_split, stratified
     from thawline.dataio.table.labels import (
         by_column,
         by_function,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     )
     from thawline.dataio.table.manifest import Manifest
     from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
-    from thawline.dataio.table.splits import by_folder, hold_out, k_fold, random_split, split, stratified
+    from thawline.dataio.table.splits import by_folder, hold_out, split
     from thawline.models.bodies import Classifier, create, normalisation
     from thawline.models.errors import ModelError, UnknownModelError, WeightsError
     from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze

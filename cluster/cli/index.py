@@ -13,7 +13,7 @@ from rich.progress import Progress
 from thawline.cluster.cli.index_options import IndexOptions
 from thawline.dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
 from thawline.dataio.store import files
-from thawline.dataio.table import census, counts, duplicates, labels, lists, sources, splits
+from thawline.dataio.table import census, counts, draws, duplicates, labels, lists, sources, splits
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.tasks import TASKS
 
@@ -187,7 +187,7 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, str]] | None:
     return [(one, other) for one, other in pairs]
 
 
-def _splitter(valid: str, test: str | None, seed: int) -> splits.Splitter:
+def _splitter(valid: str, test: str | None, seed: int) -> draws.Splitter:
     if test == "all":
         return lambda rows: np.full(rows.num_rows, "test", object)
     if test is None:
@@ -205,7 +205,7 @@ def _splitter(valid: str, test: str | None, seed: int) -> splits.Splitter:
     return splits.hold_out(_divide(test, seed, flag="--test"), _divide(valid, seed, flag="--valid"))
 
 
-def _divide(words: str, seed: int, *, flag: str) -> splits.Splitter:
+def _divide(words: str, seed: int, *, flag: str) -> draws.Splitter:
     """The splitter of one flag."""
     kind, value = _kind(words)
     if kind in ("fraction", "stratified"):
@@ -216,7 +216,7 @@ def _divide(words: str, seed: int, *, flag: str) -> splits.Splitter:
         return splits.by_folder(value)
     fold = re.fullmatch(r"(\d+)/(\d+)", value)
     if kind in ("fold", "stratified-fold") and fold:
-        return splits.k_fold(int(fold[2]), int(fold[1]), seed=seed, stratify=kind != "fold")
+        return draws.k_fold(int(fold[2]), int(fold[1]), seed=seed, stratify=kind != "fold")
     raise SplitError(
         f"{flag} {quoted(repr(words))} is not known: give a fraction such as 0.2, stratified:F, fold:I/K, "
         "stratified-fold:I/K, column:NAME or folder:NAME"
@@ -238,6 +238,6 @@ def _fraction(words: str, flag: str) -> float:
         raise SplitError(f"{flag} has {quoted(repr(words))} for a fraction: give a number such as 0.2") from None
 
 
-def _draw(kind: str, valid: float, seed: int, *, test: float = 0.0) -> splits.Splitter:
-    draw = splits.stratified if kind == "stratified" else splits.random_split
+def _draw(kind: str, valid: float, seed: int, *, test: float = 0.0) -> draws.Splitter:
+    draw = draws.stratified if kind == "stratified" else draws.random_split
     return draw(valid=valid, test=test, seed=seed)

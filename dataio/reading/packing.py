@@ -31,8 +31,9 @@ from thawline.dataio.reading.shards import hashed, open_reader, schema
 from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import check_shard, parsed
-from thawline.dataio.table.manifest import Manifest, Shard, build, columns
+from thawline.dataio.table.manifest import Manifest, Shard, build
 from thawline.dataio.table.part import Part, Rows
+from thawline.dataio.table.schema import columns
 from thawline.dataio.table.tasks import TASKS
 
 SHARD_BYTES = 512 << 20

@@ -31,8 +31,9 @@ from thawline.dataio.store import cache as caches
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import parsed
-from thawline.dataio.table.manifest import Manifest, columns
+from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.part import Rows
+from thawline.dataio.table.schema import columns
 from thawline.dataio.table.tasks import TASKS
 
 Progress = Callable[[int, int], None]

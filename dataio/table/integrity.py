@@ -1,10 +1,10 @@
 """Is a manifest's table what was written, and can every row of it be meant?
 
 That a file opens says little: a table that was edited keeps its metadata, and where one bit of an offset is wrong,
-Arrow reads memory that is not the table's. So whatever is loaded is validated in full (by manifest.py), its values are
-held against what they can be, and all of it against the checksum that was written with it. That takes half a second for
-ten million rows, so nothing is remembered between two openings. What is wrong is a ValueError here, without a subject:
-manifest.py makes it a sentence. Nothing here stops somebody who writes a new checksum with his changes.
+Arrow reads memory that is not the table's. So whatever is loaded is validated in full (by manifest_file.py), its values
+are held against what they can be, and all of it against the checksum that was written with it. That takes half a second
+for ten million rows, so nothing is remembered between two openings. What is wrong is a ValueError here, without a
+subject: manifest.py makes it a sentence. Nothing here stops somebody who writes a new checksum with his changes.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _once(items: list[Any], what: str) -> None:
 
 
 def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
-    """Raises ValueError for what cannot be. `rows`: as manifest.columns has them, in order of id, a chunk a column."""
+    """Raises ValueError for what cannot be. `rows`: as schema.columns has them, in order of id, a chunk a column."""
     columns = {name: _one(rows[name]) for name in rows.column_names}
     for name, column in columns.items():
         words = column.dictionary.to_pylist() if pa.types.is_dictionary(column.type) else []

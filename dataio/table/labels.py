@@ -201,12 +201,8 @@ def label(
         check_lines(labels, table.rows["path"], name)
     if skip_unlabelled:
         table, labels = _labelled(table, labels, name, task)
-    known = _vocabulary(classes or getattr(labeller, "classes", None), values, task)
-    counted = values is None and TASKS[task].masks and known is not None
-    if values is not None:
-        known = known or tuple(map(str, values))
-    elif known is not None and counted:
-        values = range(len(known))
+    given = classes or getattr(labeller, "classes", None)
+    known, numbers = _vocabulary(given, values, task)
     column, known, notes = TASKS[task].read(Labels(labels, table.rows["path"], table.root, name, known))
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
     return replace(
@@ -214,8 +210,8 @@ def label(
         rows=rows.append_column("label", pa.array(column, TASKS[task].column)),
         task=task,
         classes=known,
-        values=None if values is None else tuple(map(int, values)),
-        counted=counted,
+        values=numbers,
+        counted=values is None and numbers is not None,
         swap=_swap(swap, known, task),
         notes=(*table.notes, *notes),
     )
@@ -261,12 +257,15 @@ def _labelled(table: Table, labels: list[Any], name: str, task: str) -> tuple[Ta
 # Vocabularies ---------------------------------------------------------------------------------------------
 
 
-def _vocabulary(classes: Sequence[str] | None, values: Sequence[int] | None, task: str) -> tuple[str, ...] | None:
+def _vocabulary(
+    classes: Sequence[str] | None, values: Sequence[int] | None, task: str
+) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
+    """The classes as far as they are fixed, and the pixel values of a mask's: 0, 1, 2, ... where nobody gave any."""
     given = None if classes is None else tuple(map(str, classes))
     if given is not None and (len(set(given)) < len(given) or "" in given):
         raise LabelError(f"the classes ({listed(given)}) repeat or lack a name: give each one once")
     if values is None:
-        return given
+        return given, tuple(range(len(given))) if given and TASKS[task].masks else None
     if not TASKS[task].masks:
         raise LabelError(f"values are the pixel values of masks, and the task is {task}: leave them out")
     if not values or len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):
@@ -275,7 +274,7 @@ def _vocabulary(classes: Sequence[str] | None, values: Sequence[int] | None, tas
         )
     if given is not None and len(given) != len(values):
         raise LabelError(f"{len(given)} classes but {len(values)} values: give each class its pixel value")
-    return given
+    return given or tuple(map(str, values)), tuple(map(int, values))
 
 
 def _task(labels: list[Any]) -> str:

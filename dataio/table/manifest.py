@@ -1,8 +1,6 @@
-"""What is a checked data set, and how does it lie on disk?
+"""What is a checked data set? A table with one row an image, classes and a task.
 
-A manifest is a table with one row an image, classes and a task. On disk it is a Parquet file that any tool reads, or an
-Arrow file (.arrow) that is mapped into memory: ten million rows then open at once and are shared by all ranks of a
-machine. It holds no pixels (shards.py may, beside it) and no order (plan.py).
+It holds no pixels (shards may, beside it) and no order (plan.py). How it lies on disk, manifest_file.py says.
 """
 
 from __future__ import annotations
@@ -18,21 +16,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from thawline.dataio.errors import ManifestError, SourceError, kind_of, quoted
+from thawline.dataio.errors import ManifestError, kind_of, quoted
 from thawline.dataio.store import files
-from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.outputs import KEY, check_output
 from thawline.dataio.store.root import Root
-from thawline.dataio.table import integrity, lists
+from thawline.dataio.table import integrity
 from thawline.dataio.table.keypoints import Pairs, check_pairs
+from thawline.dataio.table.manifest_file import VERSION, place, read_about, read_table, write_table
 from thawline.dataio.table.part import Part, holds
+from thawline.dataio.table.schema import columns, in_order
 from thawline.dataio.table.tasks import TASKS
 
-VERSION = 2
-_ARROW_MAGIC = b"ARROW1"
 _UNSURE = ("PPM", "BMP", "TIFF", "JPEG2000")
 
 
@@ -81,7 +77,7 @@ class Manifest:
         Raises: ManifestError when the file cannot be written, or is there and no manifest.
         """
         check_output(file)
-        rows, (root, name) = _in_order(self.rows), _place(file)
+        rows = in_order(self.rows)
         about = {
             "version": VERSION,
             "task": self.task,
@@ -93,19 +89,7 @@ class Manifest:
             **({} if self.swap is None else {"swap": self.swap}),
         }
         about["checksum"] = integrity.checksum(rows, about)
-        rows = rows.replace_schema_metadata({KEY: json.dumps(about)})
-        try:
-            sweep(root, of=name)
-            with whole(root, name) as sink:
-                if name.endswith(".parquet"):
-                    pq.write_table(rows, sink, compression="zstd")
-                else:
-                    _write_arrow(rows, sink)
-        except OSError as error:
-            raise ManifestError(
-                f"manifest {file} cannot be written ({error.strerror or error}): nothing was changed; "
-                "give a file in a folder that you may write to"
-            ) from error
+        write_table(rows.replace_schema_metadata({KEY: json.dumps(about)}), file)
 
     @classmethod
     def load(cls, file: str | Path, *, root: str | Path | None = None) -> Manifest:
@@ -115,8 +99,8 @@ class Manifest:
             cannot be; and for rows or metadata that are not those that were written.
         """
         file = files.plain(file)
-        rows = _open(file)
-        about = _about(rows.schema.metadata, file)
+        rows = read_table(file)
+        about = read_about(rows.schema.metadata, file)
         wanted = columns(about["task"])
         missing = [name for name in wanted.names if name not in rows.column_names]
         if missing:
@@ -132,13 +116,13 @@ class Manifest:
                 "made; make it again with thawline index"
             ) from error
         manifest = cls(
-            _in_order(rows),
+            in_order(rows),
             Root.of(about["root"] if root is None else root).text,
             about["task"],
             tuple(about["classes"]),
             tuple(about["values"]),
             tuple(Shard(**shard) for shard in about["shards"]),
-            _place(file)[0].text,
+            place(file)[0].text,
             _pairs(about, file),
         )
         _check(manifest, about, rows, file)
@@ -246,26 +230,6 @@ class Manifest:
         return _equals(self.rows["status"], "ok")
 
 
-def columns(task: str) -> pa.Schema:
-    """Return the schema of a manifest's rows."""
-    word, reason = (pa.dictionary(index, pa.string()) for index in (pa.int8(), pa.int32()))
-    fields = {
-        "id": pa.int64(),
-        "path": pa.large_string(),
-        "label": TASKS[task].column,
-        "split": word,
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "bytes": pa.int64(),
-        "hash": pa.uint64(),
-        "format": word,
-        "orientation": pa.int8(),
-        "codec": word,
-        "status": reason,
-    }
-    return pa.schema({**fields, "mask_hash": pa.uint64()} if TASKS[task].masks else fields)
-
-
 def build(
     columns_by_name: dict[str, Any],
     *,
@@ -284,7 +248,7 @@ def build(
         if not isinstance(column, pa.Array | pa.ChunkedArray):
             column = pa.array(column, kind.value_type if pa.types.is_dictionary(kind) else kind)
         arrays.append(column.cast(kind))
-    rows = _in_order(pa.table(arrays, schema))
+    rows = in_order(pa.table(arrays, schema))
     return Manifest(rows, root, task, tuple(classes), tuple(values), swap=swap, notes=tuple(notes))
 
 
@@ -327,81 +291,6 @@ def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
         ) from error
 
 
-def _in_order(rows: pa.Table) -> pa.Table:
-    """In one chunk a column, so that any row is reached without a search; by id."""
-    if any(column.num_chunks > 1 for column in rows.columns):
-        rows = rows.unify_dictionaries().combine_chunks()
-    ids = rows["id"].to_numpy()
-    return rows if (np.diff(ids) > 0).all() else rows.sort_by("id").combine_chunks()
-
-
 def _equals(column: pa.ChunkedArray, word: str) -> NDArray[np.bool_]:
     """Which rows of a dictionary column hold the word; decoding ten million texts would cost a second."""
     return holds(column.chunk(0), word) if column.num_chunks else np.zeros(0, np.bool_)
-
-
-def _place(file: str | Path) -> tuple[Root, str]:
-    """The root of a manifest's file, and its name there; behind a link, of what it leads to."""
-    return Root.holding(file if "://" in str(file) else Path(file).expanduser().resolve())
-
-
-def _write_arrow(rows: pa.Table, sink: Any) -> None:
-    rows = rows.unify_dictionaries().combine_chunks()
-    with pa.ipc.new_file(sink, rows.schema) as writer:
-        writer.write_table(rows)
-
-
-def _open(file: str | Path) -> pa.Table:
-    """The table, validated in full: one wrong offset, and Arrow would read memory that is not the table's."""
-    try:
-        root, name = _place(file)
-        if root.remote:
-            source = pa.BufferReader(root.buffer(name))
-        else:
-            file = Path(file).expanduser()
-            if file.is_dir() or (file.is_file() and lists.ending(file) in (*lists.TEXTS, *lists.JSONS)):
-                raise ManifestError(
-                    f"no manifest at {file}, but a {'folder' if file.is_dir() else 'list'}, which has no classes and "
-                    "splits: index it first with thawline index, and give what that writes"
-                )
-            if not file.is_file():
-                raise ManifestError(f"no manifest at {file}: check the path, or make one with thawline index")
-            source = pa.memory_map(str(file))
-        magic = source.read(len(_ARROW_MAGIC))
-        source.seek(0)
-        if magic == _ARROW_MAGIC:
-            arrow = pa.ipc.open_file(source)
-            _about(arrow.schema.metadata, file)  # before the rows: a large stranger is refused at once
-            rows = arrow.read_all()
-        else:
-            with pq.ParquetFile(source) as parquet:
-                _about(parquet.schema_arrow.metadata, file)
-                rows = parquet.read()
-        rows.validate(full=True)
-        return rows
-    except (pa.ArrowException, OSError, ValueError, SourceError) as error:
-        raise ManifestError(
-            f"{file} cannot be read ({quoted(str(error))}): it is no manifest, or a broken one; make one with thawline "
-            "index"
-        ) from error
-
-
-def _about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, Any]:
-    """What the metadata say, checked. Raises ManifestError."""
-    try:
-        about = integrity.parsed((metadata or {})[KEY])
-        version, task, _, _ = int(about["version"]), about["task"], about["root"], about["classes"]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ManifestError(f"{file} is not a thawline manifest; make one with thawline index") from error
-    if version != VERSION or not isinstance(task, str) or task not in TASKS:
-        age = "an older" if version < VERSION else "a newer"
-        raise ManifestError(
-            f"manifest {file} (version {version}, task {integrity.shown(task)}) is from {age} thawline: this one reads "
-            f"version {VERSION} for {', '.join(TASKS)}; index again, or install the thawline that made it"
-        )
-    about = {"fingerprint": "", "shards": [], "values": [], **about}
-    try:
-        integrity.check_about(about)
-    except ValueError as error:
-        raise ManifestError(f"manifest {file} {error}: it is damaged; make it again with thawline index") from error
-    return about

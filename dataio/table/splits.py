@@ -1,7 +1,8 @@
 """Which images are for training, which for validation, which for the test at the end?
 
 A splitter is a function from rows to sides: booleans, True for valid, or the names 'train', 'valid' and 'test', None
-for a row that is left out. `split` runs it over the usable rows and makes the manifest.
+for a row that is left out. Draws are in draws.py. `split` checks the files, divides the usable ones and makes the
+manifest.
 """
 
 from __future__ import annotations
@@ -15,33 +16,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from numpy.typing import NDArray
 
 from thawline.dataio.errors import QuarantineError, SplitError, kind_of, listed, quoted
 from thawline.dataio.pixels import probe
 from thawline.dataio.pixels.pictures import MAX_PIXELS
 from thawline.dataio.table import masks
+from thawline.dataio.table.draws import Draw, Sides, Splitter, named
 from thawline.dataio.table.labels import Row
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.sources import Table
 from thawline.dataio.table.tasks import TASKS, Meaning, Task
 from thawline.dataio.table.verify import check_files
-
-Sides = NDArray[np.bool_] | NDArray[np.object_]
-Splitter = Callable[[pa.Table], Sides]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A splitter whose answer for a row depends on which others there are, so that it draws anew among the usable."""
-
-    draw: Splitter
-
-    def __call__(self, rows: pa.Table) -> Sides:
-        """The side of each row."""
-        return self.draw(rows)
-
 
 SIDES = ("train", "valid", "test")
 WORDS = {
@@ -56,73 +42,6 @@ UNASKED = (
     "training with DALI would be slow; index again where DALI is"
 )
 LEFT_OUT = "left out by the split"
-
-
-def random_split(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
-    """Draw exactly int(valid * n) and int(test * n) of n rows, a function of the seed and the rows' paths alone.
-
-    Rows stand in the order of a hash of (seed, path); the first are for validation, the last for the test. So neither
-    side depends on the other, and where a few files come or go, as many of the old rows change sides at most.
-
-    Raises: SplitError for a fraction outside (0, 1), nothing left for training, or a negative seed.
-    Source: the count is that of fastai's RandomSplitter.
-    """
-    _check_fractions(valid, test, seed)
-
-    def draw(rows: pa.Table) -> Sides:
-        n, order = rows.num_rows, _shuffled(rows, seed)
-        return _named(n, order[: int(valid * n)], order[n - int(test * n) :])
-
-    return Draw(draw)
-
-
-def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
-    """Draw as many rows as `random_split`, and of each class its share: largest remainders first.
-
-    The classes are labels, or combinations of labels (multi_label). Within a class, rows stand as in `random_split`.
-
-    Raises: as `random_split`; when called on rows, SplitError for labels that are no classes.
-    Source: largest remainders, Hamilton's method of apportionment.
-    """
-    _check_fractions(valid, test, seed)
-
-    def draw(rows: pa.Table) -> Sides:
-        n, codes = rows.num_rows, _codes(rows)
-        sizes = np.bincount(codes)
-        chosen = _shares(valid, sizes, int(valid * n), room=sizes)
-        tested = _shares(test, sizes, int(test * n), room=sizes - chosen)
-        order, place = _class_by_class(codes, _shuffled(rows, seed))
-        drawn = codes[order]
-        return _named(n, order[place < chosen[drawn]], order[place >= (sizes - tested)[drawn]])
-
-    return Draw(draw)
-
-
-def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Splitter:
-    """Take for validation fold number `fold`, 0 to k - 1, of k: over all folds every row is on the valid side once.
-
-    Folds differ by one row at most. With stratify, so do the rows of each class in them. Rows stand as in
-    `random_split`, so that few change their fold where a few files come or go.
-
-    Raises: SplitError for fewer than two folds, a fold that is not there, or a negative seed.
-    """
-    if k < 2 or not 0 <= fold < k:
-        raise SplitError(f"there is no fold {fold} of {k}: folds count from 0 and are two or more; give 0 to {k - 1}")
-    _check_seed(seed)
-
-    def draw(rows: pa.Table) -> Sides:
-        n = rows.num_rows
-        codes = _codes(rows) if stratify else np.zeros(n, np.int64)
-        order, place = _class_by_class(codes, _shuffled(rows, seed))
-        sizes = np.bincount(codes)
-        ends = np.cumsum(sizes)
-        # Rows that each fold takes of each class, (k, C): dealt out class after class, so that totals are even, too.
-        dealt = _below(ends, k) - _below(ends - sizes, k)
-        last = np.cumsum(dealt, axis=0)
-        drawn = codes[order]
-        return _named(n, order[((last - dealt)[fold][drawn] <= place) & (place < last[fold][drawn])])
-
-    return Draw(draw)
 
 
 def by_column(name: str) -> Splitter:
@@ -168,7 +87,7 @@ def by_folder(valid: str = "valid", *, test: str | None = "test") -> Splitter:
             pc.match_substring(slashed, f"/{name}/").to_numpy() if name else np.zeros(rows.num_rows, np.bool_)
             for name in (valid, test)
         )
-        return _named(rows.num_rows, inside, tested & ~inside)
+        return named(rows.num_rows, inside, tested & ~inside)
 
     return look
 
@@ -277,7 +196,15 @@ def split(
     sides[usable] = _sides(splitter, rows if usable.all() else rows.filter(pa.array(usable)))
     _check_sides(sides[usable])
     status[usable & _is(sides, None)] = LEFT_OUT
-    used = pa.array(status == "ok")
+    made = _manifest(table, task, checks, sides, status)
+    return made if probe.installed() or not verify else replace(made, notes=(*made.notes, UNASKED))
+
+
+def _manifest(
+    table: Table, task: Task, checks: pa.Table, sides: NDArray[np.object_], status: NDArray[np.object_]
+) -> Manifest:
+    """The manifest of images that were checked and divided. Raises SplitError for fewer classes than can be learnt."""
+    rows, used = table.rows, pa.array(status == "ok")
     values = table.values
     if task.masks and values is None:
         values = masks.found_values(checks.filter(used))
@@ -289,91 +216,11 @@ def split(
         )
     columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
-    unasked = (UNASKED,) if verify and not probe.installed() else ()
+    assert table.task is not None
     made = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
     meaning = Meaning(made.classes, made.values, made.swap, table.counted)
     remarks = task.remarks(made.rows.filter(used), checks.filter(used), meaning)
-    return replace(made, notes=(*table.notes, *remarks, *unasked))
-
-
-# Drawing --------------------------------------------------------------------------------------------------
-
-
-def _check_fractions(valid: float, test: float, seed: int) -> None:
-    if not 0 < valid < 1:
-        raise SplitError(f"valid={valid} is not between 0 and 1: one side would be empty; give a fraction such as 0.2")
-    if not 0 <= test < 1 or valid + test >= 1:
-        raise SplitError(
-            f"test={test} beside valid={valid} leaves nothing to train on: give fractions that sum below 1"
-        )
-    _check_seed(seed)
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise SplitError(f"seed={seed} is negative: the hash that draws takes none; give 0 or more")
-
-
-def _named(n: int, valid: NDArray[Any], test: NDArray[Any] | None = None) -> NDArray[np.object_]:
-    """Sides of n rows, from row numbers or masks."""
-    sides = np.full(n, "train", object)
-    sides[valid] = "valid"
-    if test is not None:
-        sides[test] = "test"
-    return sides
-
-
-def _codes(rows: pa.Table) -> NDArray[np.int64]:
-    """The class of each row, (n,), numbered as the classes sort."""
-    labels = rows["label"]
-    if pa.types.is_list(labels.type) and pa.types.is_string(labels.type.value_type):
-        labels = pa.chunked_array([["\0".join(sorted(set(tags))) for tags in labels.to_pylist()]], pa.string())
-    elif not pa.types.is_string(labels.type):
-        raise SplitError(
-            "points are no classes: they cannot be stratified by; draw with random_split, or split by column"
-        )
-    names = sorted(labels.unique().to_pylist())
-    if len(names) == rows.num_rows:
-        raise SplitError(
-            f"each of the {len(names)} labels is one image's alone (as masks are): they cannot be stratified by; draw "
-            "with random_split, or split by column"
-        )
-    codes: NDArray[np.int64] = pc.index_in(labels, pa.array(names, pa.string())).to_numpy().astype(np.int64)
-    return codes
-
-
-def _shuffled(rows: pa.Table, seed: int) -> NDArray[np.int64]:
-    """All rows, (n,), by a hash of the seed and each one's path: where one comes or goes, the others keep their order.
-
-    10 million take 5 s.
-    """
-    paths = rows["path"].cast(pa.large_binary()).to_pylist()
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(path, seed) for path in paths), np.uint64, len(paths))
-    return np.argsort(hashes, kind="stable")
-
-
-def _class_by_class(codes: NDArray[np.int64], order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All rows, one class after another, each class's in this order; and each one's place in its class, from 0."""
-    order = order[np.argsort(codes[order], kind="stable")]
-    sizes = np.bincount(codes)
-    return order, np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-
-
-def _below(ends: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """(k, C): how many of the numbers from 0 to below each end leave the remainders 0 to k - 1."""
-    return (ends - np.arange(k)[:, None] + k - 1) // k
-
-
-def _shares(fraction: float, sizes: NDArray[np.int64], total: int, *, room: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Whole numbers near fraction * sizes that sum to total, none above room."""
-    quotas = fraction * sizes
-    shares = np.minimum(np.floor(quotas).astype(np.int64), room)
-    by_remainder = np.argsort(shares - quotas, kind="stable")
-    while (lacking := total - int(shares.sum())) > 0:
-        open_classes = by_remainder[shares[by_remainder] < room[by_remainder]]
-        shares[open_classes[:lacking]] += 1
-    shares[by_remainder[::-1][: -lacking or 0]] -= 1  # floating point: floor(f * n) may exceed its share of int(f * N)
-    return shares
+    return replace(made, notes=(*table.notes, *remarks))
 
 
 # Checking -------------------------------------------------------------------------------------------------
@@ -390,7 +237,7 @@ def _sides(splitter: Splitter, rows: pa.Table) -> NDArray[np.object_]:
             f"return ({rows.num_rows},) bool, True for valid, or the sides' names as objects"
         )
     if sides.dtype == np.bool_:
-        return _named(rows.num_rows, sides)
+        return named(rows.num_rows, sides)
     strange = set(sides.tolist()) - {*SIDES, None}
     if strange:
         raise SplitError(

@@ -1,4 +1,4 @@
-"""Is a task a record on every floor, and nothing more? One of boxes comes from outside, without an edit to the package."""
+"""Is a task a record on every floor, and nothing more? One of boxes comes from outside, with no edit to the package."""
 
 import ast
 from collections.abc import Iterator, Sequence

@@ -21,7 +21,7 @@ from PIL import Image
 
 from thawline.cluster.cli import main
 from thawline.dataio.store import root
-from thawline.dataio.table import labels, sources, splits
+from thawline.dataio.table import draws, labels, sources, splits
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import Table
 
@@ -91,7 +91,7 @@ class Label:
 class Split:
     """Which side the images are on: the splitter, its words, and by hand eight letters: train, valid, x for test."""
 
-    splitter: splits.Splitter
+    splitter: draws.Splitter
     words: tuple[str, ...] | None
     expected: str
     columns: bool = False
@@ -256,28 +256,28 @@ LABELS = {
 
 # by the hash of seed 5 and their paths, the rows stand in the order 3 1 6 5 4 7 0 2
 SPLITS = {
-    "random": Split(splits.random_split(valid=0.25, seed=5), ("--valid", "0.25", "--seed", "5"), "tvtvtttt"),
+    "random": Split(draws.random_split(valid=0.25, seed=5), ("--valid", "0.25", "--seed", "5"), "tvtvtttt"),
     "random with a test": Split(
-        splits.random_split(valid=0.25, test=0.3, seed=5),
+        draws.random_split(valid=0.25, test=0.3, seed=5),
         ("--valid", "0.25", "--test", "0.3", "--seed", "5"),
         "xvxvtttt",
     ),
     # cats stand in the order 3 6 0 2, dogs 1 5 4 7
     "stratified": Split(
-        splits.stratified(valid=0.5, test=0.25, seed=5),
+        draws.stratified(valid=0.5, test=0.25, seed=5),
         ("--valid", "stratified:0.5", "--test", "0.25", "--seed", "5"),
         "tvxvtvvx",
         halves=True,
     ),
     "stratified twice": Split(
-        splits.stratified(valid=0.25, test=0.5, seed=5),
+        draws.stratified(valid=0.25, test=0.5, seed=5),
         ("--valid", "stratified:0.25", "--test", "stratified:0.5", "--seed", "5"),
         "xvxvxttx",
         halves=True,
     ),
-    "fold": Split(splits.k_fold(4, 1, seed=5), ("--valid", "fold:1/4", "--seed", "5"), "tttttvvt"),
+    "fold": Split(draws.k_fold(4, 1, seed=5), ("--valid", "fold:1/4", "--seed", "5"), "tttttvvt"),
     "stratified fold": Split(
-        splits.k_fold(4, 1, seed=5, stratify=True),
+        draws.k_fold(4, 1, seed=5, stratify=True),
         ("--valid", "stratified-fold:1/4", "--seed", "5"),
         "tttttvvt",
         halves=True,
@@ -294,7 +294,7 @@ SPLITS = {
     ),
     # the other rows stand in the order 3 6 5 4 7 2, and two are in fold 0 of 3
     "hold out": Split(
-        splits.hold_out(splits.by_folder("test"), then=splits.k_fold(3, 0, seed=5)),
+        splits.hold_out(splits.by_folder("test"), then=draws.k_fold(3, 0, seed=5)),
         ("--valid", "fold:0/3", "--test", "folder:test", "--seed", "5"),
         "xxtvttvt",
     ),

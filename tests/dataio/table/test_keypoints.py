@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from thawline.dataio.table.draws import random_split
 from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.labels import from_lists, label, points_by_function
-from thawline.dataio.table.splits import random_split, split
+from thawline.dataio.table.splits import split
 
 NAN = float("nan")
 LABELS: list[list[tuple[float, float]]] = [

@@ -19,11 +19,13 @@ from thawline.dataio.errors import ManifestError
 from thawline.dataio.pixels.geometry import centred
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.table import manifest as manifests
+from thawline.dataio.table.draws import random_split
 from thawline.dataio.table.labels import by_parent, from_lists, label, mask_path
 from thawline.dataio.table.manifest import Manifest, Shard
 from thawline.dataio.table.part import Rows
+from thawline.dataio.table.schema import columns
 from thawline.dataio.table.sources import Table, from_folder
-from thawline.dataio.table.splits import by_function, random_split, split
+from thawline.dataio.table.splits import by_function, split
 from thawline.dataio.table.targets import VOID, View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS as KINDS
 
@@ -192,7 +194,7 @@ def test_manifest_survives_the_disk(tmp_path: Path, task: str, kind: str) -> Non
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     loaded = Manifest.load(file)
     assert rows_of(loaded) == rows_of(manifest)
-    assert loaded.rows.schema.equals(manifests.columns(task), check_metadata=True)
+    assert loaded.rows.schema.equals(columns(task), check_metadata=True)
     assert all(column.num_chunks == 1 for column in loaded.rows.columns)
     for name in ("root", "task", "classes", "values", "shards"):
         assert getattr(loaded, name) == getattr(manifest, name)
@@ -215,10 +217,10 @@ def test_a_checked_manifest_with_holes_survives_with_all_its_columns(tmp_path: P
 
 def test_an_arrow_manifest_is_mapped_and_not_read(tmp_path: Path) -> None:
     n = 200_000
-    columns: dict[str, Any] = {name: pa.nulls(n) for name in manifests.columns("single_label").names}
-    columns |= {"id": np.arange(n), "path": [f"{i}.jpg" for i in range(n)], "label": ["a", "b"] * (n // 2)}
-    columns |= {"split": ["train"] * n, "status": ["ok"] * n}
-    manifests.build(columns, root="/data", task="single_label", classes=("a", "b")).save(tmp_path / "m.arrow")
+    made: dict[str, Any] = {name: pa.nulls(n) for name in columns("single_label").names}
+    made |= {"id": np.arange(n), "path": [f"{i}.jpg" for i in range(n)], "label": ["a", "b"] * (n // 2)}
+    made |= {"split": ["train"] * n, "status": ["ok"] * n}
+    manifests.build(made, root="/data", task="single_label", classes=("a", "b")).save(tmp_path / "m.arrow")
     before = pa.total_allocated_bytes()
     loaded = Manifest.load(tmp_path / "m.arrow")
     assert pa.total_allocated_bytes() - before < 100_000, "a few MB lie in the file"

@@ -16,9 +16,10 @@ from PIL import Image
 
 from thawline.dataio.errors import QuarantineError, SplitError
 from thawline.dataio.table import splits
+from thawline.dataio.table.draws import Splitter, k_fold, random_split, stratified
 from thawline.dataio.table.labels import Row, by_parent, by_regex, label, mask_path, points_by_function
 from thawline.dataio.table.sources import Table, from_folder
-from thawline.dataio.table.splits import Splitter, k_fold, random_split, split, stratified
+from thawline.dataio.table.splits import split
 
 
 def rows_of(count: int, **columns: Any) -> pa.Table:
