@@ -106,14 +106,17 @@ def _section(prefix: str, owner: type, heading: str) -> list[str]:
 
 
 def meanings(owner: type) -> dict[str, str]:
-    """What the source says of each field: the comment behind it, or the text below it."""
+    """What the source says of each field, inherited ones too: the comment behind it, or the text below it."""
+    said: dict[str, str] = {}
+    for base in owner.__bases__:
+        if is_dataclass(base):
+            said |= meanings(base)
     source = inspect.cleandoc("\n" + inspect.getsource(owner))
     comments = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    said = {}
     body = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)).body
     for node, below in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
