@@ -1,4 +1,4 @@
-"""Does NVIDIA's own apex step as the papers say? The checks of tests/trainer/test_optim.py, on its kernels."""
+"""Does NVIDIA's own apex step as the papers say? The checks of tests/trainer/test_apex.py, on its kernels."""
 
 import copy
 
@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.test_optim import (
-    APEX_RECIPES,
-    assert_close,
-    feed,
-    make_grads,
-    make_groups,
-    numpy_steps,
-    ours,
-    rising,
-)
+from tests.kit.optimisers import assert_close, feed, make_grads, make_groups, numpy_steps, ours, rising
+from tests.trainer.test_apex import APEX_RECIPES
 from thawline.trainer import optim
 
 pytestmark = [
