@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaigns.fuzz import GOOD, KINDS, campaign, outcomes
+from tests.campaigns.fuzz import GOOD, campaign, outcomes
+from tests.campaigns.mutations import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kit.gallery import fax_tiff
+from tests.kit.encoders import fax_tiff
 from tests.kit.hostile import saved
 from tests.kit.images import photo
 from thawline.dataio.pixels import probe
