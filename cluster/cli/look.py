@@ -20,7 +20,7 @@ class Explain(JobVerb):
 
     def run(self) -> int:
         """Print it."""
-        from thawline.cluster.run.run import side_loaders
+        from thawline.cluster.run.vision import side_loaders
         from thawline.dataio.show import explain
 
         loaders = side_loaders(self.fields, _alone(self.fields))
@@ -40,7 +40,7 @@ class Show(JobVerb):
         from thawline.cluster.run import figures
         from thawline.cluster.run.folder import spare_images
         from thawline.cluster.run.loaded import Loaded
-        from thawline.cluster.run.run import side_loaders
+        from thawline.cluster.run.vision import side_loaders
         from thawline.dataio.show import show_batch
 
         out = figures.check_out(self.out)
@@ -64,7 +64,7 @@ class LrFind(JobVerb):
         from thawline.cluster.run import figures
         from thawline.cluster.run.folder import spare_images
         from thawline.cluster.run.loaded import Loaded
-        from thawline.cluster.run.run import job_learner
+        from thawline.cluster.run.vision import job_learner
         from thawline.trainer.lr_finder import lr_find
         from thawline.trainer.schedule.phases import Find
 
@@ -120,7 +120,7 @@ class Doctor(Verb):
 
 def _alone(job: Any) -> Any:
     """The context of a verb that looks at data in this process."""
-    from thawline.cluster.launch.launch import local_device
+    from thawline.cluster.run.machine import local_device
     from thawline.trainer.context import LocalContext
 
     return LocalContext(device=local_device(job))

@@ -20,36 +20,11 @@ from thawline.cluster.launch.ranks import Place
 from thawline.cluster.launch.ray_train import BACKENDS, on_ray
 from thawline.cluster.run.folder import Result, run_dir
 from thawline.cluster.run.loaded import Loaded
-from thawline.cluster.run.preflight import check_cores
+from thawline.cluster.run.machine import check_cores, check_gpus, choose_device, local_device
 from thawline.cluster.run.run import run
 from thawline.cluster.run.signals import stop_on_signal
 from thawline.trainer.context import LocalContext
 from thawline.trainer.rows import Row
-
-
-def choose_device(job: Job) -> str:
-    """cpu or cuda. Raises LaunchError for a GPU that is not there."""
-    has_gpu = torch.cuda.is_available()
-    if job.device == "cuda" and not has_gpu:
-        raise LaunchError(
-            "device='cuda', but torch sees no GPU here: nothing could train; see `thawline doctor`, or --device cpu"
-        )
-    return job.device if job.device != "auto" else "cuda" if has_gpu else "cpu"
-
-
-def local_device(job: Job, local_rank: int = 0) -> torch.device:
-    """The device of this machine's process number `local_rank`. Raises as `choose_device` does."""
-    name = choose_device(job)
-    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
-
-
-def check_gpus(job: Job) -> None:
-    """Raises LaunchError when the job's workers train on GPUs and there are fewer of them."""
-    if choose_device(job) == "cuda" and job.least_workers > (gpus := torch.cuda.device_count()):
-        raise LaunchError(
-            f"workers={job.workers}, but this machine has {gpus} GPUs: the rest would never start; "
-            f"give --workers {gpus} or fewer"
-        )
 
 
 def launch(job: Job, *, address: str = "", fresh: bool = False, loaded: Loaded | None = None) -> Result:

@@ -5,13 +5,12 @@ Cheap by intent, the cheapest first: a mistake should cost a moment, not the imp
 
 from dataclasses import replace
 
-from thawline.cluster.errors import LaunchError
 from thawline.cluster.job.checks import check_together
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch import ranks
 from thawline.cluster.run.folder import Result, image_spec, look
 from thawline.cluster.run.loaded import Loaded
-from thawline.dataio.cores import usable_cores
+from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
 from thawline.dataio.store.private import use_compile_cache
 
 
@@ -36,7 +35,6 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
     use_compile_cache()
     import torch
 
-    from thawline.cluster.launch.launch import check_gpus, choose_device
     from thawline.dataio.stream.renderer import choose_engine
     from thawline.trainer.step.step import choose_precision
 
@@ -53,7 +51,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
 def check_recipe(job: Job, loaded: Loaded) -> None:
     """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
     from thawline.cluster.job.recipes import phases
-    from thawline.cluster.run.run import mixing
+    from thawline.cluster.run.vision import mixing
     from thawline.models.bodies import check_name
 
     check_name(job.model.name)
@@ -68,13 +66,3 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
         if job.checkpoint.best:
             check_measured(job.checkpoint.best, metrics)
             direction(job.checkpoint.best)
-
-
-def check_cores(job: Job) -> None:
-    """Raises LaunchError when there are more workers than cores: on GPUs, too, each needs one to feed it."""
-    cores = usable_cores()
-    if job.least_workers > cores:
-        raise LaunchError(
-            f"workers={job.workers}, but this machine has {cores} CPU cores: the rest would never start; "
-            f"give --workers {cores} or fewer"
-        )

@@ -33,6 +33,7 @@ from tests.kit.moments import KINDS, PARTS, SITES, Kill, Marks, install, moment
 from tests.kit.runs import digits_manifest, planned_hash, result, write_job
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.job import Job
+from thawline.cluster.run import outcome
 from thawline.cluster.run import run as life
 from thawline.cluster.run.folder import run_dir
 from thawline.dataio.cores import usable_cores
@@ -97,7 +98,7 @@ def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     marks = Marks(marks_file)
     inside = partial(moment, marks, kill)
     install(inside, marks)
-    setattr(life, "_picture", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
+    setattr(outcome, "_picture", lambda *args: None)  # noqa: B010  # seconds of drawing, after the training
     with inside("run"):
         life.run(job, LocalContext(run_dir=run_dir(job)))
 

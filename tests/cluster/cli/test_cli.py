@@ -257,8 +257,8 @@ def test_a_picture_is_looked_for_a_place_before_the_work(
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
-        patch.setattr("thawline.cluster.run.run.job_loaders", work)
-        patch.setattr("thawline.cluster.run.run.side_loaders", work)
+        patch.setattr("thawline.cluster.run.vision.job_loaders", work)
+        patch.setattr("thawline.cluster.run.vision.side_loaders", work)
         for verb in ("show", "lr-find"):
             for out, said in (
                 ("a.exe", "no kind of picture"),

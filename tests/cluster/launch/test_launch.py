@@ -17,8 +17,8 @@ import torch
 from thawline.cluster.errors import LaunchError
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch import ray_connection
-from thawline.cluster.launch.launch import ProcessContext, check_gpus, choose_device
-from thawline.cluster.run.preflight import check_cores
+from thawline.cluster.launch.launch import ProcessContext
+from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
 from thawline.cluster.run.signals import exit_status, stop_on_signal
 
 JOB = Job(manifest="m.parquet")

@@ -13,7 +13,7 @@ from thawline.cluster.cli.main import VERBS
 from thawline.cluster.cli.verbs import parse, with_job
 from thawline.cluster.errors import JobError, StorageError
 from thawline.cluster.job.job import Job, from_toml
-from thawline.cluster.run import run
+from thawline.cluster.run import run, vision
 from thawline.cluster.run.folder import look, spare_images
 from thawline.cluster.run.loaded import Loaded
 from thawline.dataio.errors import ManifestError, SourceError
@@ -41,7 +41,7 @@ def job_on(folder: Path, name: str, **words: Any) -> Job:
 
 def test_a_manifest_of_test_images_is_explained_and_training_says_what_it_lacks(folder: Path) -> None:
     job = job_on(folder, "test.parquet", test="all")
-    (loader,) = run.side_loaders(job, LocalContext())
+    (loader,) = vision.side_loaders(job, LocalContext())
     assert explain(loader).startswith("test sample: position 0, id 0\n")
     assert [len(batch.ids) for batch in loader.stream()] == [8]
     with pytest.raises(
@@ -49,7 +49,7 @@ def test_a_manifest_of_test_images_is_explained_and_training_says_what_it_lacks(
     ):
         look(job)
     both = job_on(folder, "both.parquet", valid="0.25", test="0.25")
-    sides = [explain(loader).partition(":")[0] for loader in run.side_loaders(both, LocalContext())]
+    sides = [explain(loader).partition(":")[0] for loader in vision.side_loaders(both, LocalContext())]
     assert sides == ["training sample", "validation sample", "test sample"]
 
 

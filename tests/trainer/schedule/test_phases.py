@@ -11,7 +11,7 @@ from thawline.cluster.job.checks import check
 from thawline.cluster.job.job import Data, Fit, Job, PhaseJob, from_toml
 from thawline.cluster.job.recipes import phases, stages
 from thawline.cluster.run.folder import image_spec
-from thawline.cluster.run.run import job_loaders, job_spec
+from thawline.cluster.run.vision import job_loaders, job_spec
 from thawline.dataio.errors import SpecError
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.table.manifest import Manifest

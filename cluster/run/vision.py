@@ -1,0 +1,187 @@
+"""What does a run train? A job's images, loaders, model, learner and metrics, made for one rank.
+
+When they begin, go on and end is the life of a run, see run. Here nothing is written, and no rank waits for another.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from thawline.cluster.job import job as jobs
+from thawline.cluster.job.checks import batch_of
+from thawline.cluster.job.job import Job
+from thawline.cluster.job.recipes import stages
+from thawline.cluster.run.folder import image_spec
+from thawline.cluster.run.loaded import Loaded
+from thawline.cluster.run.memory import check_memory, kept_by_forward
+from thawline.dataio.pixels.spec import ImageSpec
+from thawline.dataio.store.root import Root
+from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
+from thawline.dataio.stream.mix import Mix
+from thawline.dataio.stream.renderer import default_threads
+from thawline.dataio.table.splits import SIDES
+from thawline.models.bodies import normalisation
+from thawline.trainer.checkpoints.checkpoint import Best
+from thawline.trainer.context import RunContext, Sink
+from thawline.trainer.learner import Learner
+from thawline.trainer.metrics.direction import direction
+from thawline.trainer.step.step import choose_precision
+
+if TYPE_CHECKING:
+    from thawline.trainer.metrics.meter import Meter
+
+_TELL_S = 5.0
+
+
+def job_spec(job: Job, *, samples: int) -> ImageSpec:
+    """What a job's model shall see: `image_spec`, normalised as the model expects unless the job says otherwise.
+
+    samples: training images, by which the sizes of the job's phases are put where the phases begin.
+    Raises SpecError, RecipeError.
+    """
+    mean, std = normalisation(job.model.name)
+    spec = replace(image_spec(job), mean=job.data.mean or mean, std=job.data.std or std)
+    staged = stages(job, samples=samples)
+    return replace(spec, stages=staged, size_px=staged[-1][1]) if staged else spec
+
+
+def job_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> tuple[ImageLoader, ImageLoader]:
+    """The training and validation loaders of a job for one rank. loaded: the job's, where there is one.
+
+    Raises DataError; JobError, LaunchError for a batch that is larger than the training split, or than the memory.
+    """
+    loaded = loaded or Loaded(job)
+    samples = len(loaded.manifest.part("train"))
+
+    def tell(text: str) -> None:
+        if context.rank == 0:
+            context.publish([{"kind": "note", "text": text}])
+
+    job = _fitted(job, samples=samples, tell=tell)
+    train, other = loaders(
+        loaded.manifest, job_spec(job, samples=samples), valid=loaded.valid, **_loading(job, context)
+    )
+    check_memory([train, other], ranks_here=ranks_here(context), tell=tell)
+    return train, other
+
+
+def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
+    """The job with a batch that the training images are enough for. Raises JobError where another was asked for."""
+    batch = batch_of(job, samples=samples)
+    if batch < job.data.global_batch:
+        tell(f"data.global_batch: {batch} in place of {job.data.global_batch}, since there are no more training images")
+    return replace(job, data=replace(job.data, global_batch=batch))
+
+
+def side_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> list[ImageLoader]:
+    """A loader for each side that the job's images are on, for looking at them alone. Raises DataError."""
+    loaded = loaded or Loaded(job)
+    manifest, valid = loaded.manifest, loaded.valid
+    of = {side: valid if valid is not None and side == "valid" else manifest for side in SIDES}
+    there = [side for side in SIDES if side in of[side].sides()] or ["train"]  # none at all is told by `part`
+    if there[0] == "train":
+        job = _fitted(job, samples=len(of["train"].part("train")), tell=lambda text: None)
+    options = _loading(job, context) | {"epoch_samples": len(of[there[0]].part(there[0]))}
+    spec = job_spec(job, samples=options["epoch_samples"])
+    found = [split_loader(of[side], spec, side, **options) for side in there]
+    check_memory(found, ranks_here=ranks_here(context))
+    return found
+
+
+def _loading(job: Job, context: RunContext) -> dict[str, Any]:
+    """How a job's images are loaded, whichever they are."""
+    return {
+        "global_batch": job.data.global_batch,
+        "seed": job.seed,
+        "rank": context.rank,
+        "world_size": context.world_size,
+        "device": context.device,
+        "dtype": choose_precision(job.fit.precision, context.device).input_dtype,
+        "engine": job.data.engine,
+        "max_quarantined": job.data.max_quarantined,
+        "cache": job.data.cache or None,
+        "cache_gib": job.data.cache_gib,
+        "progress": _told(context),
+        "threads": job.data.threads or default_threads(ranks_here(context)),
+    }
+
+
+def _told(context: RunContext) -> Callable[[int, int], None]:
+    """Tells whoever watches, every few seconds, how far the shards have come from an object store."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if context.rank == 0 and time.monotonic() - last > _TELL_S:
+            last = time.monotonic()
+            text = f"fetching shards: {done / 2**30:.1f} of {total / 2**30:.1f} GiB"
+            context.publish([{"kind": "note", "text": text}])
+
+    return tell
+
+
+def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), loaded: Loaded | None = None) -> Learner:
+    """A job's learner on its data, on this rank. Not collective: any rank may fail on its own, with USER_ERRORS."""
+    loaded = loaded or Loaded(job)
+    train, valid = job_loaders(job, context, loaded=loaded)
+    model = loaded.take_model()
+    if context.device.type == "cpu":
+        kept_bytes = kept_by_forward(model, train.spec.size_px, parts=job.fit.accumulate)
+        check_memory([train], ranks_here=ranks_here(context), kept_bytes=kept_bytes)
+    job = replace(job, data=replace(job.data, global_batch=train.global_batch))
+    return Learner(
+        model,
+        train,
+        valid,
+        optimizer=job.optim,
+        precision=job.fit.precision,
+        label_smoothing=job.fit.label_smoothing,
+        meter=lambda: _meter(job, train),
+        accumulate=job.fit.accumulate,
+        clip=job.fit.clip,
+        ema=job.fit.ema,
+        compile=job.fit.compile,
+        batch_norm=job.fit.batch_norm,
+        batch_transform=mixing(job, classes=len(train.classes), rank=context.rank, world_size=context.world_size),
+        seed=job.seed,
+        context=context,
+        sinks=sinks,
+        log_every=job.log_every,
+        checkpoint_every_s=job.checkpoint.every_s,
+        keep=job.checkpoint.keep,
+        run=_whose(job, context),
+        best=Best(best, higher=direction(best)) if (best := job.checkpoint.best) else None,
+    )
+
+
+def _whose(job: Job, context: RunContext) -> dict[str, object]:
+    """What a checkpoint must have in common with this run: settings, and the data that `open_run` found."""
+    folder = Root.of(context.run_dir)
+    there = folder.listing()
+    data = {"data": folder.read("manifest.hash").decode().strip()} if "manifest.hash" in there else {}
+    return {**jobs.identity(job), "phases": len(job.phases), **data}
+
+
+def _meter(job: Job, train: ImageLoader) -> "Meter":
+    # torchmetrics takes two seconds to import, which a run that goes on can do without
+    from thawline.trainer.metrics.meter import Meter, build
+
+    return Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes)))
+
+
+def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = None) -> Mix | None:
+    """MixUp and CutMix, if the job asks for either. Raises SpecError."""
+    mixup, cutmix = job.augment.mixup, job.augment.cutmix
+    if not (mixup or cutmix):
+        return None
+    world = {"rank": rank, "world_size": world_size or job.most_workers}
+    return Mix(mixup=mixup, cutmix=cutmix, classes=classes, global_batch=job.data.global_batch, seed=job.seed, **world)
+
+
+def ranks_here(context: RunContext) -> int:
+    """Ranks that share this machine's cores; torchrun and Ray both say so in the environment."""
+    if context.world_size == 1:  # what the environment says is then another job's
+        return 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size))
