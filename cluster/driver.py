@@ -1,9 +1,9 @@
 """What does `thawline submit` run on a cluster? A driver: `python -m thawline.cluster.driver`, beside job.toml.
 
-The driver prints the run's rows as records (see rows) for whoever follows its log, and a last one with the outcome. The
-folder that it is started in is Ray's, which unpacks it anew, in its place, for another node of the same machine: torch
-cannot be imported from a folder that is gone. So job.toml is read, and then the driver goes to a folder of its own,
-before it imports anything large.
+The driver prints the run's rows as records (see log_records) for whoever follows its log, and a last one with the
+outcome. The folder that it is started in is Ray's, which unpacks it anew, in its place, for another node of the same
+machine: torch cannot be imported from a folder that is gone. So job.toml is read, and then the driver goes to a folder
+of its own, before it imports anything large.
 """
 
 import os

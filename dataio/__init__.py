@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from thawline.dataio.show import explain, show_batch
     from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.stream.render import render
     from thawline.dataio.stream.renderer import choose_engine
     from thawline.dataio.table.draws import k_fold, random_split, stratified
     from thawline.dataio.table.labels import (
@@ -39,6 +40,7 @@ __getattr__ = late(
         "thawline.dataio.show": "explain show_batch",
         "thawline.dataio.stream.loader": "ImageLoader loaders split_loader",
         "thawline.dataio.stream.mix": "Mix",
+        "thawline.dataio.stream.render": "render",
         "thawline.dataio.stream.renderer": "choose_engine",
         "thawline.dataio.table.draws": "k_fold random_split stratified",
         "thawline.dataio.table.labels": (
@@ -80,6 +82,7 @@ __all__ = [
     "points_by_columns",
     "points_by_function",
     "random_split",
+    "render",
     "show_batch",
     "split",
     "split_loader",

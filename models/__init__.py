@@ -1,4 +1,4 @@
-"""Vision models: pretrained bodies, fastai's heads, and the layer groups that fine-tuning works on."""
+"""Vision models: bodies, heads, the layer groups that fine-tuning works on, and the bundles that runs leave."""
 
 from typing import TYPE_CHECKING
 
@@ -6,19 +6,23 @@ from thawline.late import late
 
 if TYPE_CHECKING:
     from thawline.models.bodies import Classifier, create, normalisation
-    from thawline.models.errors import ModelError, UnknownModelError, WeightsError
+    from thawline.models.bundle import Bundle, load
+    from thawline.models.errors import BundleError, ModelError, UnknownModelError, WeightsError
     from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
 
 __getattr__ = late(
     __name__,
     {
         "thawline.models.bodies": "Classifier create normalisation",
-        "thawline.models.errors": "ModelError UnknownModelError WeightsError",
+        "thawline.models.bundle": "Bundle load",
+        "thawline.models.errors": "BundleError ModelError UnknownModelError WeightsError",
         "thawline.models.groups": "freeze freeze_to layer_groups parameter_groups unfreeze",
     },
 )
 
 __all__ = [
+    "Bundle",
+    "BundleError",
     "Classifier",
     "ModelError",
     "UnknownModelError",
@@ -27,6 +31,7 @@ __all__ = [
     "freeze",
     "freeze_to",
     "layer_groups",
+    "load",
     "normalisation",
     "parameter_groups",
     "unfreeze",

@@ -1,8 +1,9 @@
 """Which errors can happen while a model is made?
 
 ModelError
-├── UnknownModelError    a backbone name that torchvision does not have
-└── WeightsError         no network, a wrong checksum, a file that does not fit
+├── UnknownModelError    a body that `create` does not know
+├── WeightsError         no network, a wrong checksum, a file that does not fit
+└── BundleError          what a run left is not there, incomplete, changed or of another version
 """
 
 
@@ -16,3 +17,7 @@ class UnknownModelError(ModelError):
 
 class WeightsError(ModelError):
     """Weights cannot be fetched, read or fitted."""
+
+
+class BundleError(ModelError):
+    """A bundle cannot be read."""

@@ -71,7 +71,7 @@ def load_file(model: nn.Module, file: str | Path, *, classes: Sequence[str] | No
         return f"{path}: body; the file has no head of ours, so the head is as initialised"
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     body = {key.removeprefix("body."): value for key, value in _without(state, "head.").items()}
-    misfits = _misfits(model.get_submodule("head"), head)
+    misfits = differences(model.get_submodule("head"), head)
     why = f"its {_first(misfits)}" if misfits else _other_classes(found.classes, classes)
     if not why:
         _check_numbers(head, where=path)
@@ -108,7 +108,7 @@ def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _load_body(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
     body = model.get_submodule("body")
-    misfits = _misfits(body, state)
+    misfits = differences(body, state)
     if misfits:
         raise WeightsError(
             f"{where} does not fit the model's body: {_first(misfits)}; give weights of the same backbone"
@@ -127,7 +127,7 @@ def _check_numbers(state: Mapping[str, Tensor], *, where: str) -> None:
             )
 
 
-def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+def differences(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """How a state dict differs from a module's, a phrase a key. Empty: it can be loaded."""
     own = module.state_dict()
     shapes = [

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thawline.dataio.show import explain, show_batch
     from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.stream.render import render
     from thawline.dataio.stream.renderer import choose_engine
     from thawline.dataio.table.draws import k_fold, random_split, stratified
     from thawline.dataio.table.labels import (
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
     from thawline.dataio.table.splits import by_folder, hold_out, split
     from thawline.models.bodies import Classifier, create, normalisation
-    from thawline.models.errors import ModelError, UnknownModelError, WeightsError
+    from thawline.models.bundle import Bundle
+    from thawline.models.errors import BundleError, ModelError, UnknownModelError, WeightsError
     from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
     from thawline.trainer.analysis.diagnosis import diagnose
     from thawline.trainer.analysis.thresholds import sweep
@@ -59,11 +61,11 @@ __getattr__ = late(
             "Batch DataError ImageLoader ImageSpec Loader Manifest Mix Table by_column by_folder "
             "by_function by_parent by_regex choose_engine explain from_csv from_file from_folder "
             "from_lists from_table hold_out k_fold label loaders mask_path pack points_by_columns "
-            "points_by_function random_split show_batch split split_loader stratified"
+            "points_by_function random_split render show_batch split split_loader stratified"
         ),
         "thawline.models": (
-            "Classifier ModelError UnknownModelError WeightsError create freeze freeze_to layer_groups "
-            "normalisation parameter_groups unfreeze"
+            "Bundle BundleError Classifier ModelError UnknownModelError WeightsError create freeze freeze_to "
+            "layer_groups normalisation parameter_groups unfreeze"
         ),
         "thawline.trainer": (
             "Best Find Found Learner LocalContext OneCycle OptimSettings Phase Predictions RunContext "
@@ -75,6 +77,8 @@ __getattr__ = late(
 __all__ = [
     "Batch",
     "Best",
+    "Bundle",
+    "BundleError",
     "Classifier",
     "DataError",
     "Find",
@@ -126,6 +130,7 @@ __all__ = [
     "points_by_columns",
     "points_by_function",
     "random_split",
+    "render",
     "run",
     "show_batch",
     "split",

@@ -1,9 +1,11 @@
-"""What does a run come to? Its result, its rows and predictions, its report: written when it has ended, by rank 0."""
+"""What does a run come to? Rows, predictions, the bundle, result, report: written when it has ended, by rank 0."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import pyarrow as pa
+from torch import Tensor
 
 from thawline.cluster import doctor
 from thawline.cluster.cli.console import diagnosis_lines
@@ -12,8 +14,10 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.run.folder import Result, write_text
 from thawline.cluster.words import as_json, finite
 from thawline.dataio.store import files
+from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
+from thawline.models.bundle import FOLDER, Description, packed
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner
@@ -34,13 +38,15 @@ def outcome(job: Job, context: RunContext, learner: Learner, predictions: Predic
             learner.note(note)
     if context.rank == 0:
         folder = Root.of(context.run_dir)
-        outcomes = _write(folder, learner, result, predictions)
+        outcomes = _write(folder, job, learner, result, predictions)
         if outcomes is not None:
             _picture(folder, learner, result, outcomes)
     return result
 
 
-def _write(folder: Root, learner: Learner, result: Result, predictions: Predictions | None) -> pa.Table | None:
+def _write(
+    folder: Root, job: Job, learner: Learner, result: Result, predictions: Predictions | None
+) -> pa.Table | None:
     """The files of a run that has ended; `result.json` last, so that where it stands, the run is whole.
 
     Returns a row a validation image, as `Predictions.table` has them; None of a run that was stopped.
@@ -51,6 +57,10 @@ def _write(folder: Root, learner: Learner, result: Result, predictions: Predicti
             return None
         outcomes = predictions.table(learner.valid.classes)
         write_parquet(outcomes, folder.full("valid.parquet"))
+        sweep(folder.child(FOLDER))
+        for name, data in packed(_measured(learner), _described(job, learner, result)).items():
+            with whole(folder.child(FOLDER), name) as sink:
+                sink.write(data)
         write_text(folder, "result.json", as_json(result, indent=2) + "\n")
         return outcomes
     except OSError as error:
@@ -58,6 +68,33 @@ def _write(folder: Root, learner: Learner, result: Result, predictions: Predicti
             f"{folder} cannot take the results ({files.why_refused(error)}): the weights are in its last checkpoint; "
             "make room and start the run again, which then writes the results alone"
         ) from error
+
+
+def _measured(learner: Learner) -> dict[str, Tensor]:
+    """The weights that the last validation measured: the averaged ones, where there are any."""
+    parts = learner.session.weights()
+    return {**parts["model"], **parts.get("ema", {})}
+
+
+def _described(job: Job, learner: Learner, result: Result) -> Description:
+    """What the bundle says of its model. Its images are those of the last validation, whatever stage that was in."""
+    valid = learner.valid
+    assert isinstance(valid, ImageLoader)
+    spec = asdict(valid.spec)
+    image = {name: spec[name] for name in ("presize_px", "presize", "border", "mean", "std")}
+    return Description(
+        model=job.model.name,
+        options={"dropout": job.model.dropout},
+        outputs=len(valid.classes),
+        task=valid.task,
+        classes=tuple(valid.classes),
+        values=valid.source.manifest.values,
+        image={"size_px": valid.size_px(learner.progress.step), **image},
+        engine=str(result["engine"]),
+        precision=str(result["precision"]),
+        step=learner.progress.step,
+        metrics=result["metrics"],
+    )
 
 
 def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table) -> None:

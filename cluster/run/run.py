@@ -43,7 +43,7 @@ def run(
 ) -> Result:
     """Train as the job says, or go on, or return the result of a run that has finished. Collective.
 
-    held: who started this process holds the run's folder (see storage.hold), else rank 0 does until the end.
+    held: who started this process holds the run's folder (see folder.hold), else rank 0 does until the end.
     fresh: begin anew, and move what stands in the folder aside.
     loaded: the job's, where this process has read some of it already.
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".

@@ -78,8 +78,8 @@ _quiet, _large = threading.Lock(), threading.Lock()
 
 
 @dataclass(slots=True)
-class _Check:
-    """A row of `CHECKS` and `MASK_CHECKS`; what could not be found out is None."""
+class Check:
+    """A row of `CHECKS` and `MASK_CHECKS`, see `check_files`; what could not be found out is None."""
 
     width: int | None = None
     height: int | None = None
@@ -123,7 +123,7 @@ def check_files(
     pairs = list(zip(paths, [None] * len(paths) if masks is None else masks, strict=True))
     groups = (pairs[start : start + _GROUP] for start in range(0, len(pairs), _GROUP))
     threads, stop = threads or usable_cores(), threading.Event()
-    checks: list[_Check] = []
+    checks: list[Check] = []
     tables = [schema.empty_table()]
     # the filters of warnings belong to the process, so a worker must not restore them: one change around all
     with _quiet, warnings.catch_warnings(), probe.dali() as ask:
@@ -144,7 +144,7 @@ def check_files(
     return pa.concat_tables([*tables, _table(checks, schema)]).combine_chunks()
 
 
-def _table(checks: list[_Check], schema: pa.Schema) -> pa.Table:
+def _table(checks: list[Check], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array([getattr(check, f.name) for check in checks], f.type) for f in schema], schema)
 
 
@@ -162,13 +162,13 @@ class _Asked:
 class _Shown:
     """A file that Pillow decoded, and what it shows: (H, W, 3) uint8."""
 
-    check: _Check
+    check: Check
     data: bytes
     pixels: NDArray[np.uint8]
 
 
-def _check_group(asked: _Asked, pairs: list[tuple[str, str | None]]) -> list[_Check]:
-    checks, waiting, pixels = list[_Check](), list[_Shown](), 0
+def _check_group(asked: _Asked, pairs: list[tuple[str, str | None]]) -> list[Check]:
+    checks, waiting, pixels = list[Check](), list[_Shown](), 0
     for path, mask in pairs:
         if asked.stop.is_set():
             break
@@ -187,13 +187,24 @@ def _check_group(asked: _Asked, pairs: list[tuple[str, str | None]]) -> list[_Ch
     return checks
 
 
-def _check(asked: _Asked, path: str) -> tuple[_Check, _Shown | None]:
+def check_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Check:
+    """What `check_files` finds of a file with these bytes. Raises ResourceError when DALI cannot be asked."""
+    with _quiet, warnings.catch_warnings(), probe.dali() as ask:
+        check, shown = _decoded(data, max_pixels)
+        if shown is not None:
+            _ask_dali(ask, [shown])
+    return check
+
+
+def _check(asked: _Asked, path: str) -> tuple[Check, _Shown | None]:
     data = _read(asked.root, path)
-    if isinstance(data, str):
-        return _Check(status=data), None
-    check = _Check(bytes=len(data), hash=xxhash.xxh3_64_intdigest(data))
+    return (Check(status=data), None) if isinstance(data, str) else _decoded(data, asked.max_pixels)
+
+
+def _decoded(data: bytes, max_pixels: int) -> tuple[Check, _Shown | None]:
+    check = Check(bytes=len(data), hash=xxhash.xxh3_64_intdigest(data))
     try:
-        return check, _Shown(check, data, _decode(data, check, asked.max_pixels))
+        return check, _Shown(check, data, _decode(data, check, max_pixels))
     except Exception as error:  # see reference.decode
         check.status = _reason(error, data)
     return check, None
@@ -207,7 +218,7 @@ def _read(root: Root, path: str) -> bytes | str:
         return files.why_unreadable(error)
 
 
-def _decode(data: bytes, check: _Check, max_pixels: int) -> NDArray[np.uint8]:
+def _decode(data: bytes, check: Check, max_pixels: int) -> NDArray[np.uint8]:
     """Decode with Pillow, fill in what that tells, and return the pixels. Raises whatever Pillow raises; ValueError."""
     hush_pillow()
     with Image.open(io.BytesIO(data)) as image:
@@ -267,7 +278,7 @@ def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
     return all((np.maximum(a[part], b[part]) - np.minimum(a[part], b[part])).max() <= levels for part in parts)
 
 
-def _check_mask(asked: _Asked, name: str, check: _Check) -> None:
+def _check_mask(asked: _Asked, name: str, check: Check) -> None:
     """Fill in what the mask tells; the image cannot be used without it."""
     data = _read(asked.root, name)
     why: str | None = None

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.kit.runs import digits_manifest, planned_hash, start, thawline, write_job
+from thawline import models
 from thawline.cluster import doctor
 from thawline.cluster.errors import StorageError
 from thawline.cluster.job import job as jobs
@@ -29,6 +30,7 @@ from thawline.dataio.errors import ManifestError, SourceError
 from thawline.dataio.store.atomic import whole
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
+from thawline.models import bundle
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.recorder import write_parquet
 
@@ -329,7 +331,8 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     assert "waiting up to 30 s to see whether that is alive" in done.stderr
     assert "which is gone: taken over" in done.stderr
     assert "resumed at step" in done.stderr
-    names = ["checkpoints", "job.toml", "manifest.hash", "report.html", "result.json", "rows.parquet", "valid.parquet"]
+    names = ["checkpoints", "job.toml", "manifest.hash", "model"]
+    names += ["report.html", "result.json", "rows.parquet", "valid.parquet"]
     assert sorted(Root.of(folder).listing()) == names
     assert sorted(Root.of(str(tmp_path / "runs/run")).listing()) == names
     digest, weights, losses = outcome(folder)
@@ -338,6 +341,10 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     assert losses == expected_losses
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
+    stored = Root.of(folder).child("model")
+    model, _ = bundle.unpacked({name: stored.read(name) for name in stored.listing()}, where=folder)
+    (ours, _), expected = models.load(tmp_path / "runs/run"), model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
     before = dict(Root.of(folder).walk())
     again = thawline("train", file, *short, *there, **cache)
     assert again.returncode == 0, again.stderr

@@ -28,11 +28,13 @@ from tests.kit.runs import (
     wait_for_step,
     write_job,
 )
+from thawline import models
 from thawline.cluster.errors import LaunchError
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.flags import override
 from thawline.cluster.launch.launch import in_process
 from thawline.cluster.observe.settings import Metrics
+from thawline.dataio import ImageSpec, Manifest, render
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.trainer.checkpoints import checkpoint, keeper
@@ -241,14 +243,31 @@ def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch:
     np.testing.assert_allclose(second.max(0), [1.5e-5, 1.5e-4, 1.5e-3], rtol=1e-9)
 
 
-def test_tiny_learns_digits_without_anybodys_weights(tmp_path: Path, manifest: Path) -> None:
+def test_tiny_learns_digits_and_its_bundle_answers_as_validation_did(tmp_path: Path, manifest: Path) -> None:
     flags = ["--model.name", "tiny", "--model.weights", "imagenet", "--fit.lr", "1e-2", "--fit.epochs", "4"]
-    made = in_process(override(jobs.from_toml(write_job(tmp_path, manifest)), flags))
+    job = override(jobs.from_toml(write_job(tmp_path, manifest)), [*flags, "--fit.ema", "0.5"])
+    larger_later = replace(job.data, size_px=40, stages=((0.0, 32), (9.0, 40)))  # than this run ever comes to
+    made = in_process(replace(job, data=larger_later))
     assert (made["status"], made["model"]) == ("finished", "tiny")
-    images, error = counted_error_rate(tmp_path / "runs/run")
+    run = tmp_path / "runs/run"
+    images, error = counted_error_rate(run)
     assert images == VALID
     assert error == pytest.approx(made["metrics"]["error_rate"])
     assert error < 0.5  # a guess is wrong nine times of ten
+
+    model, about = models.load(run)
+    assert (about.engine, about.precision, about.step) == (made["engine"], made["precision"], made["steps"])
+    assert (about.metrics, about.image["size_px"]) == (made["metrics"], 32)
+    rows = Manifest.load(manifest)
+    paths = dict(zip(rows.rows["id"].to_pylist(), rows.rows["path"].to_pylist(), strict=True))
+    assert about.classes == rows.classes
+    engine: Any = about.engine
+    for row in pq.read_table(run / "valid.parquet").to_pylist()[::6]:
+        pixels = render(Path(rows.root, paths[row["id"]]).read_bytes(), ImageSpec(**about.image), engine=engine)
+        with torch.no_grad():
+            probability, top = model(pixels)[0].softmax(0).max(0)
+        assert about.classes[int(top)] == row["prediction"]
+        assert float(probability) == pytest.approx(row["probability"], abs=1e-6)
 
 
 def test_what_cannot_be_drawn_decides_over_no_result(

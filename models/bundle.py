@@ -1,0 +1,178 @@
+"""What does a finished run leave to whoever uses its model? The bundle: model.safetensors and model.json.
+
+The weights that validation measured, and a description that is enough to go from an image to an answer as validation
+did. Folders of this machine are read here; where a run lies elsewhere, `unpacked` takes the bytes of the two files.
+Predicting is not this file's matter: the pixels are dataio.render's, what outputs mean is the task's.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+import thawline
+from thawline.models import tensors
+from thawline.models.bodies import Classifier, create
+from thawline.models.errors import BundleError, ModelError
+from thawline.models.weights import differences
+
+FOLDER = "model"
+"""The bundle's, in a run's folder."""
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+VERSION = 1
+_FORMAT = "thawline bundle"
+_OPTIONS = ("dropout",)
+"""Of `create`, that a description of this version may give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What model.json says of the model beside it."""
+
+    model: str
+    """The architecture, as `create` takes it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `create`."""
+    outputs: int
+    """How many numbers the head puts out."""
+    task: str
+    classes: tuple[str, ...]
+    """What the outputs mean, in order: class names, or a mask's, or the points'."""
+    values: tuple[int, ...] = ()
+    """A mask's pixel value for each class."""
+    image: Mapping[str, Any]
+    """dataio.ImageSpec's fields, such that its `size_px` and its geometry are those of the last validation."""
+    engine: str
+    """Who decoded and warped in it: dali or reference."""
+    precision: str
+    """What it was computed in: fp32, bf16, ..."""
+    step: int
+    """Training steps behind the weights."""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """What it measured; None where that is no number."""
+    thawline: str = thawline.__version__
+    """The version that wrote it."""
+
+
+class Bundle(NamedTuple):
+    """A model in evaluation mode, on the CPU, and what it is."""
+
+    model: Classifier
+    about: Description
+
+
+def packed(weights: Mapping[str, Tensor], about: Description) -> dict[str, bytes]:
+    """The bundle's files by name, in the order to write them in: whoever finds the description finds all."""
+    data = tensors.to_bytes(weights, about={"format": "pt"})
+    there = {"file": WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    told = {"format": _FORMAT, "version": VERSION, **asdict(about), "weights": there}
+    return {WEIGHTS: data, DESCRIPTION: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
+
+
+def load(where: str | Path) -> Bundle:
+    """The model of a run's folder, or of a bundle's own, as its last validation measured it.
+
+    Raises: BundleError, when there is none, or it is incomplete, changed, of another version, or holds pickled code;
+        UnknownModelError.
+    """
+    folder = Path(where).expanduser()
+    if not (folder / DESCRIPTION).exists() and (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    weights = folder / WEIGHTS
+    try:
+        if not (folder / DESCRIPTION).is_file():
+            raise BundleError(
+                f"{folder} holds no bundle ({DESCRIPTION} is missing): its run has not finished, or an older thawline "
+                "made it; give the folder of a finished run"
+            )
+        about, proof = _described((folder / DESCRIPTION).read_bytes(), where=folder / DESCRIPTION)
+        if not weights.is_file():
+            raise BundleError(f"{weights} is missing: the bundle was copied in part; copy the whole folder")
+        with weights.open("rb") as file:
+            _check(file.read(8), weights.stat().st_size, proof, where=weights)
+            file.seek(0)
+            data = file.read()
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be read ({error.strerror}): check its permissions") from error
+    return _bundle(about, proof, data, where=weights)
+
+
+def unpacked(files: Mapping[str, bytes], *, where: str) -> Bundle:
+    """`load`, of the two files' bytes by name. where: what the bundle is called in errors. Raises as `load` does."""
+    about, proof = _described(files[DESCRIPTION], where=f"{where}/{DESCRIPTION}")
+    _check(files[WEIGHTS][:8], len(files[WEIGHTS]), proof, where=f"{where}/{WEIGHTS}")
+    return _bundle(about, proof, files[WEIGHTS], where=f"{where}/{WEIGHTS}")
+
+
+class _Proof(NamedTuple):
+    """What the weights' file must be."""
+
+    bytes: int
+    sha256: str
+
+
+def _described(text: bytes, *, where: str | Path) -> tuple[Description, _Proof]:
+    """What a model.json says. Raises BundleError."""
+    try:
+        told = json.loads(text)
+        if told["format"] != _FORMAT:
+            raise ValueError(f"format {told['format']!r}")
+        if told["version"] != VERSION:
+            theirs, writer = str(told["version"])[:20], str(told.get("thawline"))[:20]
+            raise BundleError(
+                f"{where} is a bundle of version {theirs}, and thawline {thawline.__version__} reads {VERSION}: its "
+                f"model might be another; install thawline {writer}, which wrote it"
+            )
+        proof = _Proof(int(told["weights"]["bytes"]), str(told["weights"]["sha256"]))
+        known = {each.name: told[each.name] for each in fields(Description)}
+        if strange := set(known["options"]) - set(_OPTIONS):
+            raise ValueError(f"unknown options {', '.join(sorted(strange))[:80]}")
+        lists = {"classes": tuple(map(str, known["classes"])), "values": tuple(map(int, known["values"]))}
+        image = {name: tuple(v) if isinstance(v, list) else v for name, v in known["image"].items()}
+        about = Description(**{**known, **lists, "outputs": int(known["outputs"]), "image": image})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(
+            f"{where} is not a bundle's description ({type(error).__name__}: {str(error)[:80]}): what its model is "
+            "cannot be known; copy the bundle again"
+        ) from error
+    return about, proof
+
+
+def _check(first: bytes, size: int, proof: _Proof, *, where: str | Path) -> None:
+    """Raises BundleError for a file that cannot be the weights, before all of it is read."""
+    # a .safetensors file begins with a length below 2^32 in eight bytes
+    if first.startswith(b"PK\x03\x04") or (first.startswith(b"\x80") and any(first[4:])):
+        raise BundleError(
+            f"{where} is a pickle or a file of torch.save, which may hold code and is never read: a bundle's weights "
+            "are a .safetensors file; copy the bundle again"
+        )
+    if size != proof.bytes:
+        raise BundleError(
+            f"{where} has {size:,} bytes, and the bundle was written with {proof.bytes:,}: it was copied in part, or "
+            "replaced; copy the whole bundle again"
+        )
+
+
+def _bundle(about: Description, proof: _Proof, data: bytes, *, where: str | Path) -> Bundle:
+    if hashlib.sha256(data).hexdigest() != proof.sha256:
+        raise BundleError(
+            f"{where} changed since it was written (its checksum is another): its answers would be wrong; copy the "
+            "bundle again"
+        )
+    # clones: else each would keep the whole file in memory, and a name that is not the model's would go unseen
+    state = {name: tensor.clone() for name, tensor in tensors.from_bytes(data, where=str(where)).items()}
+    try:
+        model = create(about.model, about.outputs, task=about.task, weights="none", seed=0, **about.options)
+    except (ModelError, TypeError) as error:
+        raise BundleError(
+            f"{where}: its model cannot be made here ({error}); install thawline {about.thawline}"
+        ) from error
+    if wrong := differences(model, state):
+        raise BundleError(f"{where} does not fit {about.model} ({wrong[0]}): copy the bundle again")
+    model.load_state_dict(state, assign=True)  # in the precision that they were kept in
+    model.origin, model.pretrained = f"{where}", True
+    return Bundle(model.eval(), about)

@@ -1,0 +1,65 @@
+"""Does `render` show of a file what validation shows of it, by either engine, and nothing of what cannot be used?"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.kit.hostile import pictures, saved
+from tests.kit.images import photo
+from thawline.dataio import (
+    ImageSpec,
+    Manifest,
+    by_folder,
+    by_function,
+    from_folder,
+    label,
+    render,
+    split,
+    split_loader,
+)
+from thawline.dataio.errors import EngineError
+from thawline.dataio.stream.renderer import EngineName
+
+NAMES = (
+    *("rgb.jpg", "cmyk.jpg", "turned6.jpg", "grey16.png", "alpha.png", "palette.png", "1x1.png", "rgb.webp", "lzw.tif"),
+    *("cmyk_not_adobe.jpg", "still.gif", "turned2_by_xmp.jpg", "3x5000.gif"),  # which only Pillow decodes
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """All of NAMES, and a photo that is shrunk so far that it is filtered first, for validation."""
+    folder = tmp_path_factory.mktemp("render")
+    for side in ("train", "valid"):
+        (folder / side).mkdir()
+        for name in NAMES:
+            (folder / side / name).write_bytes(pictures()[name])
+    (folder / "valid/large.jpg").write_bytes(saved(photo(400, 300, seed=1), "JPEG"))
+    table = from_folder(folder, extensions=[".jpg", ".png", ".gif", ".webp", ".tif"])
+    return split(label(table, by_function(lambda row: "even" if len(row["path"]) % 2 else "odd")), by_folder("valid"))
+
+
+@pytest.mark.parametrize("engine", ["dali", "reference"])
+@pytest.mark.parametrize("spec", [ImageSpec(size_px=32, presize_px=40), ImageSpec(size_px=24, presize="pad")])
+def test_an_image_alone_has_the_pixels_that_it_has_in_a_validation_bit_by_bit(
+    manifest: Manifest, engine: EngineName, spec: ImageSpec
+) -> None:
+    paths = dict(zip(manifest.rows["id"].to_pylist(), manifest.rows["path"].to_pylist(), strict=True))
+    with split_loader(manifest, spec, "valid", global_batch=5, engine=engine) as loader:
+        batches = list(loader.stream())
+    ids, images = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("ids", "inputs"))
+    seen = [(paths[i], pixels) for i, pixels in zip(ids.tolist(), images, strict=True)]
+    assert len(seen) == len(NAMES) + 1
+    for path, pixels in seen:
+        alone = render(Path(manifest.root, path).read_bytes(), spec, engine=engine)
+        assert alone.shape == (1, 3, spec.size_px, spec.size_px)
+        assert torch.equal(alone[0], pixels), path
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("cut3.jpg", "truncated"), ("text.jpg", "not an image"), ("bomb.png", "bomb")]
+)
+def test_what_no_run_would_use_is_refused(name: str, why: str) -> None:
+    with pytest.raises(EngineError, match=rf"upload 7 cannot be used \(.*{why}.*\): a model sees nothing of it"):
+        render(pictures()[name], ImageSpec(), name="upload 7")
