@@ -69,7 +69,7 @@ def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     job = check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
     storage.image_spec(job)
     loaded = Loaded(job)
-    finished = storage.look(job, fresh=fresh, loaded=loaded)
+    finished = storage.inspect(job, fresh=fresh, loaded=loaded)
     if finished is not None:
         _tell({"kind": "note", "text": f"{storage.run_dir(job)} has finished: this is its result"})
         return finished

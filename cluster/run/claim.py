@@ -72,7 +72,7 @@ def claimed(
     Raises StorageError when somebody else holds it; OSError, pa.ArrowException when the storage refuses.
     """
     claim = _Claim(root, beat_s, lost or _end)
-    claim.take(tell)
+    claim.acquire(tell)
     try:
         claim.begin()
         yield
@@ -89,19 +89,19 @@ class _Claim:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def take(self, tell: Callable[[str], None]) -> None:
+    def acquire(self, tell: Callable[[str], None]) -> None:
         """Make the claim ours."""
         alone = self._lock()
         try:
-            found = self._read()
-            here = alone and found is not None and found.machine == self._mine.machine
-            if found is not None and not here and self._beats(found, tell):
-                raise self._taken(self._read() or found)
+            holder = self._read()
+            here = alone and holder is not None and holder.machine == self._mine.machine
+            if holder is not None and not here and self._is_alive(holder, tell):
+                raise self._refusal(self._read() or holder)
             self._write()
             if not alone:
                 time.sleep(_SETTLE_S)
                 if (other := self._read()) is not None and other.token != self._mine.token:
-                    raise self._taken(other)
+                    raise self._refusal(other)
         except BaseException:
             with suppress(OSError, pa.ArrowException):  # a full storage: leave nothing half-written
                 if self._fd is not None and self._read() is None:
@@ -109,8 +109,8 @@ class _Claim:
                     self._root.folder.rmdir()
             self._close()
             raise
-        if found is not None:
-            tell(f"{self._root} was held by {found}, which is gone: taken over")
+        if holder is not None:
+            tell(f"{self._root} was held by {holder}, which is gone: taken over")
 
     def begin(self) -> None:
         """Beat from now on."""
@@ -123,8 +123,8 @@ class _Claim:
         if self._thread is not None:
             self._thread.join()
         with suppress(OSError, pa.ArrowException):  # then it is stale, and the next start says so
-            found = self._read()
-            if found is not None and found.token == self._mine.token:
+            holder = self._read()
+            if holder is not None and holder.token == self._mine.token:
                 self._root.remove(FILE)
             if not self._root.remote:
                 self._root.folder.rmdir()  # where nothing was written
@@ -143,34 +143,34 @@ class _Claim:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                found = self._read()
+                holder = self._read()
                 self._close()
-                raise self._taken(found) from None
+                raise self._refusal(holder) from None
             except OSError:  # some file systems of networks have no locks
                 return False
             if _is(self._fd, path):
                 return True
             self._close()  # its holder has removed it meanwhile
 
-    def _beats(self, found: Holder, tell: Callable[[str], None]) -> bool:
+    def _is_alive(self, holder: Holder, tell: Callable[[str], None]) -> bool:
         """Whether somebody is alive behind a claim."""
-        for_s = _MISSED * found.beat_s
-        tell(f"{self._root} is held by {found}: waiting up to {for_s:.0f} s to see whether that is alive")
+        for_s = _MISSED * holder.beat_s
+        tell(f"{self._root} is held by {holder}: waiting up to {for_s:.0f} s to see whether that is alive")
         until = time.monotonic() + for_s
         while time.monotonic() < until:
-            time.sleep(min(1.0, found.beat_s / 2))
+            time.sleep(min(1.0, holder.beat_s / 2))
             seen = self._read()
-            if seen != found:
+            if seen != holder:
                 return seen is not None  # None: it has ended
         return False
 
     def _beat(self) -> None:
         while not self._ended.wait(self._mine.beat_s):
             with suppress(OSError, pa.ArrowException):  # a storage that hiccups: the next beat may pass
-                found = self._read()
-                if found is not None and found.token != self._mine.token:
+                holder = self._read()
+                if holder is not None and holder.token != self._mine.token:
                     self._lost(
-                        f"{self._root} was taken over by {found}, since this process had stood still: it ends here, "
+                        f"{self._root} was taken over by {holder}, since this process had stood still: it ends here, "
                         "so that the two do not write into one another"
                     )
                     return
@@ -182,8 +182,8 @@ class _Claim:
         except FileNotFoundError:
             return None
         try:
-            told = json.loads(data)
-            return Holder(**{field.name: field.type(told[field.name]) for field in fields(Holder)})  # type: ignore[operator]
+            values = json.loads(data)
+            return Holder(**{field.name: field.type(values[field.name]) for field in fields(Holder)})  # type: ignore[operator]
         except (ValueError, TypeError, KeyError, RecursionError):
             return None  # empty, as it is when it was just made
 
@@ -202,7 +202,7 @@ class _Claim:
             os.close(self._fd)
             self._fd = None
 
-    def _taken(self, holder: Holder | None) -> StorageError:
+    def _refusal(self, holder: Holder | None) -> StorageError:
         return StorageError(
             f"{self._root} is held by {holder or 'another process'}: two at once would write into one another; wait "
             "for it, stop it, or give another --name"

@@ -49,7 +49,7 @@ def run_dir(job: Job) -> str:
     return run_root(job).text
 
 
-def look(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
+def inspect(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
     """The run's result if it has finished, else None when the job may begin or go on there. Writes nothing.
 
     fresh: what stands there will be moved aside, so that only the job's data and the storage matter.
@@ -57,7 +57,7 @@ def look(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Resu
     Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
     LaunchError when no job can train on such data; DataError when the manifest cannot be trusted.
     """
-    return _look(job, loaded or Loaded(job), fresh=fresh)[0]
+    return _inspect(job, loaded or Loaded(job), fresh=fresh)[0]
 
 
 def has_begun(job: Job) -> bool:
@@ -98,24 +98,24 @@ def _move_aside(job: Job, tell: Callable[[str], None]) -> None:
     tell(f"what was in {folder} is now in {dest}")
 
 
-class _Found(NamedTuple):
-    """What a run's folder says: its job, its result, and the fingerprints of its manifests ("" where it has none)."""
+class _Contents(NamedTuple):
+    """What a run's folder holds: its job, its result, and the fingerprints of its manifests ("" where it has none)."""
 
     job: Job
     result: Result | None
     fingerprint: str
 
 
-def _look(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]:
-    """`look`'s answer, and unless it is a result, the fingerprints of the job's manifests."""
+def _inspect(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]:
+    """What `inspect` gives, and unless that is a result, the fingerprints of the job's manifests."""
     folder = run_root(job)
-    found = _Found(job, None, "") if fresh else _read(job, folder)
-    _check_settings(folder, found, job)
-    if found.result is not None:
-        if found.fingerprint and not _data_gone(found.job, job):
-            _check_data(folder, found, job, loaded.fingerprint)
-        _check_weights(folder, found.result)
-        return found.result, ""
+    there = _Contents(job, None, "") if fresh else _read(job, folder)
+    _check_settings(folder, there, job)
+    if there.result is not None:
+        if there.fingerprint and not _data_gone(there.job, job):
+            _check_data(folder, there, job, loaded.fingerprint)
+        _check_weights(folder, there.result)
+        return there.result, ""
     with _refusals(folder):
         _check_writable(folder)
     manifest = loaded.manifest
@@ -124,7 +124,7 @@ def _look(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]
     batch_of(job, samples=len(manifest.part("train")))
     for each in loaded.manifests:
         each.check_paths(allowed=job.data.max_quarantined)
-    _check_data(folder, found, job, loaded.fingerprint)
+    _check_data(folder, there, job, loaded.fingerprint)
     return None, loaded.fingerprint
 
 
@@ -141,39 +141,39 @@ def _check_weights(folder: Root, result: Result) -> None:
         )
 
 
-def _read(job: Job, folder: Root) -> _Found:
+def _read(job: Job, folder: Root) -> _Contents:
     """What stands in the folder. Raises StorageError."""
     with _refusals(folder):
         there = folder.listing()
         if not ("result.json" in there or has_begun(job)):
-            return _Found(job, None, "")
+            return _Contents(job, None, "")
         known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
         result = _parsed(folder, "result.json", _as_result) if "result.json" in there else None
         # What was written over it is no text perhaps, and no fingerprint: the data are then others.
         hashed = folder.read("manifest.hash") if "manifest.hash" in there else b""
         fingerprint = hashed.decode(errors="backslashreplace").strip()
     before = job if known is None else jobs.from_dict(known, source=folder.full("job.toml"))
-    return _Found(before, result, fingerprint)
+    return _Contents(before, result, fingerprint)
 
 
-def _check_settings(folder: Root, found: _Found, job: Job) -> None:
-    different = jobs.differences(found.job, job)
+def _check_settings(folder: Root, there: _Contents, job: Job) -> None:
+    different = jobs.differences(there.job, job)
     if different:
-        mixed = "going on would mix the two" if found.result is None else "its result is not this job's"
+        mixed = "going on would mix the two" if there.result is None else "its result is not this job's"
         raise StorageError(f"{folder} holds a run with other settings ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
 
 
-def _check_data(folder: Root, found: _Found, job: Job, fingerprint: str) -> None:
+def _check_data(folder: Root, there: _Contents, job: Job, fingerprint: str) -> None:
     """Raises StorageError unless the run in the folder was on data with this fingerprint."""
-    if found.fingerprint in ("", fingerprint):
+    if there.fingerprint in ("", fingerprint):
         return
-    (was, *was_valid), (now, *now_valid) = found.fingerprint.split(), fingerprint.split()
+    (was, *was_valid), (now, *now_valid) = there.fingerprint.split(), fingerprint.split()
     different = []
     if was != now:
-        different.append(_other("its manifest", found.job.manifest, job.manifest))
+        different.append(_other("its manifest", there.job.manifest, job.manifest))
     if was_valid != now_valid:
-        different.append(_other("data.valid", found.job.data.valid, job.data.valid))
-    mixed = "the stream would change in the middle" if found.result is None else "its result is not this job's"
+        different.append(_other("data.valid", there.job.data.valid, job.data.valid))
+    mixed = "the stream would change in the middle" if there.result is None else "its result is not this job's"
     raise StorageError(f"{folder} holds a run on other data ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
 
 
@@ -196,7 +196,7 @@ def _data_gone(before: Job, job: Job) -> bool:
 
 def epochs_of(folder: Root) -> str:
     """The epoch table of a run that has finished, or a sentence where its rows cannot be read."""
-    from thawline.cluster.cli.console import epoch_table  # with rich, which looking needs not
+    from thawline.cluster.cli.console import epoch_table  # brings rich, which inspecting does not need
 
     try:
         return epoch_table(files.as_table(folder.read("rows.parquet")).to_pylist())
@@ -237,19 +237,19 @@ def open_run(
     tell: Callable[[str], None] = lambda text: None,
     loaded: Loaded | None = None,
 ) -> Result | None:
-    """`look`, and unless the run has finished, begin or go on there: `job.toml` says what runs. Raises as `look` does.
+    """`inspect`, and unless the run has finished, begin or go on there: `job.toml` says what runs. Raises as it does.
 
     holding: what shall hold the folder, see `hold`; None where whoever started this process does.
     """
     folder = run_root(job)
-    finished, fingerprint = _look(job, loaded or Loaded(job), fresh=fresh)
+    finished, fingerprint = _inspect(job, loaded or Loaded(job), fresh=fresh)
     if finished is not None:
         return finished
     if holding is not None:
         holding.enter_context(hold(job, fresh=fresh, tell=tell))
-        found = _read(job, folder)  # another launch may have written there, as long as nobody held it
-        _check_settings(folder, found, job)
-        _check_data(folder, found, job, fingerprint)
+        there = _read(job, folder)  # another launch may have written there, as long as nobody held it
+        _check_settings(folder, there, job)
+        _check_data(folder, there, job, fingerprint)
     with _refusals(folder):
         write_text(folder, "manifest.hash", fingerprint + "\n")
         write_text(folder, "job.toml", jobs.to_toml(job))
@@ -269,23 +269,23 @@ _SHOWN: dict[str, tuple[type, ...]] = {
 
 
 def _as_result(text: str) -> Result:
-    """What a run's result tells. Raises ValueError where it lacks what is shown of it."""
-    told: Result = json.loads(text)
-    if not isinstance(told, dict) or told.get("status") != "finished":
+    """The result in a result.json. Raises ValueError where it lacks what is shown of it."""
+    result: Result = json.loads(text)
+    if not isinstance(result, dict) or result.get("status") != "finished":
         raise ValueError("it does not say that the run has finished")
     for name, kinds in _SHOWN.items():
-        if not isinstance(told.get(name), kinds):
+        if not isinstance(result.get(name), kinds):
             raise ValueError(f"it has no {name}")
-    return told
+    return result
 
 
 def _parsed(folder: Root, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """What a file of the run says. Raises StorageError when it cannot be understood; OSError."""
     try:
-        told = parse(folder.read(name).decode())
-        if not isinstance(told, dict):
-            raise ValueError(f"it holds a {type(told).__name__}")
-        return told
+        table = parse(folder.read(name).decode())
+        if not isinstance(table, dict):
+            raise ValueError(f"it holds a {type(table).__name__}")
+        return table
     except (ValueError, RecursionError) as error:
         raise StorageError(
             f"{folder.full(name)} cannot be understood ({error}): what runs there is not known; {_OTHERWISE}"

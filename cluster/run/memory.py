@@ -21,7 +21,7 @@ from thawline.dataio.stream.loader import ImageLoader
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LARGE_PX = 89_478_485
-"""From so many pixels on, an image is told: Pillow calls it a decompression bomb, and decoded it has 256 MiB."""
+"""An image of so many pixels is worth a note: Pillow calls it a decompression bomb, and decoded it has 256 MiB."""
 _SPREAD = 6.0
 """Standard deviations that a batch's sum may lie above its mean."""
 _COPIES = 7
@@ -169,10 +169,10 @@ def _limits() -> list[tuple[Path, Path, Path]]:
         return []
     group = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
     places = [_CGROUP / group, *(_CGROUP / group).parents]
-    found = [each for each in places if each == _CGROUP or _CGROUP in each.parents]
+    groups = [each for each in places if each == _CGROUP or _CGROUP in each.parents]
     old = _CGROUP / "memory"
     return [
-        *((each / "memory.max", each / "memory.current", each / "memory.stat") for each in found),
+        *((each / "memory.max", each / "memory.current", each / "memory.stat") for each in groups),
         (old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"),
     ]
 

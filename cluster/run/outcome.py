@@ -103,7 +103,7 @@ def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table)
     try:
         for line in diagnosis_lines(diagnose(learner.recorder.table())):
             learner.note(line)
-        from thawline.cluster.run.report import write_report  # with matplotlib, which training needs not
+        from thawline.cluster.run.report import write_report  # brings matplotlib, which training does not need
 
         write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
     except Exception as error:  # a font, a name, a full disk

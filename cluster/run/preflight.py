@@ -8,7 +8,7 @@ from dataclasses import replace
 from thawline.cluster.job.checks import check_together
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch import ranks
-from thawline.cluster.run.folder import Result, image_spec, look
+from thawline.cluster.run.folder import Result, image_spec, inspect
 from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
 from thawline.dataio.store.private import use_compile_cache
@@ -26,7 +26,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
     place = ranks.place() if here else None
     if place is not None:  # so many as there are, whatever the job says
         check_together(replace(job, workers=place.world_size))
-    finished = look(job, fresh=fresh, loaded=loaded)
+    finished = inspect(job, fresh=fresh, loaded=loaded)
     if finished is not None:
         return finished
     if here:

@@ -107,11 +107,11 @@ class Pulse:
         if rank == self._rank:
             return Sign(self._step, "here", True, 0.0)
         try:
-            told: dict[str, Any] = json.loads(self._store.get(f"thawline/pulse/{rank}"))
+            sign: dict[str, Any] = json.loads(self._store.get(f"thawline/pulse/{rank}"))
         except RuntimeError:
             return None
-        age_s = max(0.0, time.time() - told.pop("unix_s"))
-        return Sign(**told, age_s=age_s)
+        age_s = max(0.0, time.time() - sign.pop("unix_s"))
+        return Sign(**sign, age_s=age_s)
 
 
 def sentence(rank: int, step: int, signs: Sequence[Sign | None]) -> str:

@@ -68,8 +68,8 @@ def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:
 
 def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
     """How a series begins and ends, and its least and largest value in between, in words."""
-    told = rows.to_pylist() if column in rows.column_names else []
-    values = [row[column] for row in told if row["kind"] == kind and row[column] is not None]
+    records = rows.to_pylist() if column in rows.column_names else []
+    values = [row[column] for row in records if row["kind"] == kind and row[column] is not None]
     if not values:
         return f"{name} was not recorded"
     return f"{name} from {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"

@@ -80,14 +80,14 @@ def side_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None)
     loaded = loaded or Loaded(job)
     manifest, valid = loaded.manifest, loaded.valid
     of = {side: valid if valid is not None and side == "valid" else manifest for side in SIDES}
-    there = [side for side in SIDES if side in of[side].sides()] or ["train"]  # none at all is told by `part`
-    if there[0] == "train":
+    sides = [side for side in SIDES if side in of[side].sides()] or ["train"]  # where there is none, `part` says so
+    if sides[0] == "train":
         job = _fitted(job, samples=len(of["train"].part("train")), tell=lambda text: None)
-    options = _loading(job, context) | {"epoch_samples": len(of[there[0]].part(there[0]))}
+    options = _loading(job, context) | {"epoch_samples": len(of[sides[0]].part(sides[0]))}
     spec = job_spec(job, samples=options["epoch_samples"])
-    found = [split_loader(of[side], spec, side, **options) for side in there]
-    check_memory(found, ranks_here=ranks_here(context))
-    return found
+    made = [split_loader(of[side], spec, side, **options) for side in sides]
+    check_memory(made, ranks_here=ranks_here(context))
+    return made
 
 
 def _loading(job: Job, context: RunContext) -> dict[str, Any]:
@@ -103,12 +103,12 @@ def _loading(job: Job, context: RunContext) -> dict[str, Any]:
         "max_quarantined": job.data.max_quarantined,
         "cache": job.data.cache or None,
         "cache_gib": job.data.cache_gib,
-        "progress": _told(context),
+        "progress": _progress(context),
         "threads": job.data.threads or default_threads(ranks_here(context)),
     }
 
 
-def _told(context: RunContext) -> Callable[[int, int], None]:
+def _progress(context: RunContext) -> Callable[[int, int], None]:
     """Tells whoever watches, every few seconds, how far the shards have come from an object store."""
     last = time.monotonic()
 

@@ -68,7 +68,7 @@ def test_a_run_lies_below_its_storage_under_its_name(tmp_path: Path, monkeypatch
 
 def test_looking_writes_nothing_and_opening_says_what_runs(job: Job, place: str) -> None:
     for _ in range(2):
-        assert storage.look(job) is None
+        assert storage.inspect(job) is None
     assert Root.of(place).listing() == {}
     for workers in (1, 2):
         changed = replace(job, workers=workers)
@@ -94,12 +94,12 @@ def test_a_run_with_checkpoints_goes_on_with_the_same_settings_only(job: Job) ->
 def test_a_run_goes_on_with_the_same_data_only(job: Job, tmp_path: Path) -> None:
     storage.open_run(job)
     begin(job)
-    assert storage.look(job) is None
+    assert storage.inspect(job) is None
     indexed_anew(job, tmp_path / "other.parquet")
     with pytest.raises(
         StorageError, match=r"other data \(its manifest was .*flat.parquet, and .*other.parquet has other"
     ):
-        storage.look(replace(job, manifest=str(tmp_path / "other.parquet")))
+        storage.inspect(replace(job, manifest=str(tmp_path / "other.parquet")))
 
 
 SHOWN = {"images_per_s": 1.0, "data_wait_fraction": 0, "wall_s": 2.5, "stream_hash": "ab"}
@@ -123,7 +123,7 @@ def indexed_anew(job: Job, file: Path) -> None:
 
 def test_a_finished_run_is_no_other_datas_result(job: Job, tmp_path: Path) -> None:
     finish(job)
-    assert storage.look(job) == RESULT
+    assert storage.inspect(job) == RESULT
     (tmp_path / "other").mkdir()
     indexed_anew(job, tmp_path / "other/flat.parquet")  # of the same name, so that the run is called the same
     for changed, told in (
@@ -134,14 +134,14 @@ def test_a_finished_run_is_no_other_datas_result(job: Job, tmp_path: Path) -> No
         (replace(job, data=replace(job.data, valid=job.manifest)), "data.valid: none -> .*flat.parquet"),
     ):
         with pytest.raises(StorageError, match=rf"{told}\): its result is not this job's; .*--name, or --fresh"):
-            storage.look(changed)
+            storage.inspect(changed)
     shutil.copy(job.manifest, tmp_path / "moved.parquet")
-    assert storage.look(replace(job, manifest=str(tmp_path / "moved.parquet"))) == RESULT, "the same data elsewhere"
+    assert storage.inspect(replace(job, manifest=str(tmp_path / "moved.parquet"))) == RESULT, "the same data elsewhere"
     indexed_anew(job, Path(job.manifest))
     with pytest.raises(StorageError, match=r"its manifest .*flat.parquet was made anew since"):
-        storage.look(job)
+        storage.inspect(job)
     Root.of(storage.run_dir(job)).remove("manifest.hash")
-    assert storage.look(job) == RESULT, "a run from before there was a fingerprint"
+    assert storage.inspect(job) == RESULT, "a run from before there was a fingerprint"
 
 
 def test_fresh_moves_what_is_there_aside_and_begins(job: Job, place: str, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_fresh_moves_what_is_there_aside_and_begins(job: Job, place: str, tmp_pa
     before = dict(Root.of(folder).walk()) if "://" in folder else sorted(Path(folder).rglob("*"))
     indexed_anew(job, Path(job.manifest))
     told: list[str] = []
-    assert storage.look(job, fresh=True) is None
+    assert storage.inspect(job, fresh=True) is None
     with ExitStack() as holding:
         assert storage.open_run(job, holding, fresh=True, tell=told.append) is None
         with pytest.raises(StorageError, match="is held by process"):
@@ -169,12 +169,12 @@ def test_fresh_moves_what_is_there_aside_and_begins(job: Job, place: str, tmp_pa
 def test_a_finished_run_returns_its_result_whether_or_not_its_data_are_still_there(job: Job) -> None:
     finish(job)
     Path(job.manifest).unlink()
-    assert storage.look(job) == RESULT
+    assert storage.inspect(job) == RESULT
     assert storage.open_run(job) == RESULT
     with pytest.raises(ManifestError, match=r"no manifest at .*other.parquet"):
-        storage.look(replace(job, manifest=str(Path(job.manifest).with_name("other.parquet"))))
+        storage.inspect(replace(job, manifest=str(Path(job.manifest).with_name("other.parquet"))))
     with pytest.raises(StorageError, match="seed: 42 -> 1"):
-        storage.look(replace(job, seed=1))
+        storage.inspect(replace(job, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_a_result_is_not_shown_for_the_weights_of_another_step(job: Job, describ
     with pytest.raises(
         StorageError, match=r"weights of checkpoints/step_00000048.*newest is step_00000010.*remove res"
     ):
-        storage.look(job)
+        storage.inspect(job)
     checkpoint.save(Root.of(storage.run_dir(job)).full("checkpoints"), 48, {"model": {"w": torch.ones(1)}}, keep=1)
-    assert storage.look(job) == wanted
+    assert storage.inspect(job) == wanted
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_result_that_lacks_what_is_shown_of_it_is_no_result(job: Job, field: s
     begin(job)
     storage.write_text(storage.run_root(job), "result.json", json.dumps({**RESULT, field: value}))
     with pytest.raises(StorageError, match=r"result.json.* cannot be understood.*--fresh"):
-        storage.look(job)
+        storage.inspect(job)
 
 
 def test_a_fingerprint_that_was_written_over_is_other_data(job: Job) -> None:
@@ -210,7 +210,7 @@ def test_a_fingerprint_that_was_written_over_is_other_data(job: Job) -> None:
     with whole(storage.run_root(job), "manifest.hash") as sink:
         sink.write(b"\xdc\x00\xff")
     with pytest.raises(StorageError, match=r"other data"):
-        storage.look(job)
+        storage.inspect(job)
 
 
 @pytest.mark.parametrize("name", ["job.toml", "result.json"])
@@ -222,7 +222,7 @@ def test_a_file_of_the_run_that_cannot_be_understood_is_named(job: Job, name: st
     with filesystem.open_output_stream(f"{base}/{name}") as out:
         out.write(text)
     with pytest.raises(StorageError, match=rf"{name}.* cannot be understood"):
-        storage.look(job)
+        storage.inspect(job)
 
 
 def test_a_manifest_whose_files_moved_is_refused_before_anything_is_written(job: Job, place: str) -> None:
@@ -235,7 +235,7 @@ def test_a_manifest_whose_files_moved_is_refused_before_anything_is_written(job:
 def test_a_storage_that_is_not_there_is_refused(job: Job, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     nowhere = job.storage.replace("s3://", "s3://no-such-") if "://" in job.storage else str(tmp_path / "file")
-    for check in (storage.look, storage.open_run):
+    for check in (storage.inspect, storage.open_run):
         with pytest.raises(StorageError, match=r"cannot be written \((there is no no-such-|Not a dir).*--storage"):
             check(replace(job, storage=nowhere))
 
@@ -247,7 +247,7 @@ def test_a_folder_without_the_right_to_write_is_refused(
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
     job = Job(manifest=str(tmp_path / "flat.parquet"), storage=str(tmp_path / "runs"))
     with pytest.raises(StorageError, match=r"no folder that this user may write"):
-        storage.look(job)
+        storage.inspect(job)
 
 
 def test_tables_are_written_whole_to_either(place: str) -> None:

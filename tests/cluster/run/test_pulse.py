@@ -1,5 +1,6 @@
 """Who kept the others waiting: the sentence, and a rank that really hangs, named by another with its step."""
 
+import ast
 import sys
 import threading
 import time
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import thawline
 from tests.kit.ranks import Here, Outcome, worlds_of
-from thawline.cluster.run.pulse import Pulse, Sign, _place, sentence
+from thawline.cluster.run.pulse import _MEETINGS, Pulse, Sign, _place, sentence
 from thawline.trainer.step import world
 
 HERE = Sign(7, "here", True, 0.0)
@@ -51,6 +53,12 @@ def test_a_place_is_in_our_code_and_knows_where_ranks_meet(monkeypatch: pytest.M
     thread.join()
     assert waiting == ("trainer/step/world.py, in _exchange", True)
     assert _place(sys._getframe()) == ("outside of thawline's code", False)
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(_MEETINGS))
+def test_where_ranks_are_said_to_meet_there_is_such_a_function(file: str, name: str) -> None:
+    source = (Path(thawline.__file__).parent / file).read_text(encoding="utf-8")
+    assert name in {node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
 
 
 def test_only_a_wait_in_vain_is_explained() -> None:

@@ -14,7 +14,7 @@ from thawline.cluster.cli.verbs import parse, with_job
 from thawline.cluster.errors import JobError, StorageError
 from thawline.cluster.job.job import Job, from_toml
 from thawline.cluster.run import run, vision
-from thawline.cluster.run.folder import look, spare_images
+from thawline.cluster.run.folder import inspect, spare_images
 from thawline.cluster.run.loaded import Loaded
 from thawline.dataio.errors import ManifestError, SourceError
 from thawline.dataio.pixels.spec import ImageSpec
@@ -47,7 +47,7 @@ def test_a_manifest_of_test_images_is_explained_and_training_says_what_it_lacks(
     with pytest.raises(
         ManifestError, match=r"test\.parquet has images for test alone, and training needs some for train"
     ):
-        look(job)
+        inspect(job)
     both = job_on(folder, "both.parquet", valid="0.25", test="0.25")
     sides = [explain(loader).partition(":")[0] for loader in vision.side_loaders(both, LocalContext())]
     assert sides == ["training sample", "validation sample", "test sample"]
