@@ -60,6 +60,7 @@ def _main() -> int:
 def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     from thawline.cluster.job import job as jobs
     from thawline.cluster.job.checks import check
+    from thawline.cluster.job.recipes import image_spec
     from thawline.cluster.launch import ray_train
     from thawline.cluster.observe.discovery import Directory
     from thawline.cluster.run import folder as storage
@@ -67,7 +68,7 @@ def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     from thawline.cluster.run.signals import stop_on_signal
 
     job = check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
-    storage.image_spec(job)
+    image_spec(job)
     loaded = Loaded(job)
     finished = storage.inspect(job, fresh=fresh, loaded=loaded)
     if finished is not None:

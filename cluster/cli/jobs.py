@@ -41,7 +41,7 @@ class Submit(JobVerb):
 
     def run(self) -> int:
         """Print the result as JSON where the job has ended."""
-        from thawline.cluster.run.folder import image_spec
+        from thawline.cluster.job.recipes import image_spec
 
         image_spec(self.fields)
         cluster = _cluster(self.address)

@@ -1,11 +1,12 @@
-"""Which phases is a job, and from which step on have its images another side?"""
+"""What do a job's tables come to? Its phases, and what its images become, from which step on at another side."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from thawline.cluster.job.checks import TAKES
 from thawline.cluster.job.job import Fit, Job, PhaseJob
+from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.plan import Training
 from thawline.trainer.schedule.phases import (
     Find,
@@ -16,6 +17,13 @@ from thawline.trainer.schedule.phases import (
     length,
     one_cycle_phases,
 )
+
+
+def image_spec(job: Job) -> ImageSpec:
+    """The ImageSpec that a job's [data] and [augment] describe, its defaults where they say None. Raises SpecError."""
+    known = {f.name for f in fields(ImageSpec)}
+    values = {**asdict(job.data), **asdict(job.augment)}
+    return ImageSpec(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
 def phases(job: Job) -> tuple[Phase, ...]:

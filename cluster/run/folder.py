@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import NoneType
@@ -26,7 +26,6 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.run import claim
 from thawline.cluster.run.loaded import Loaded
 from thawline.dataio.errors import SourceError
-from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store import files
 from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.root import Root
@@ -310,13 +309,6 @@ def _refusals(folder: Root) -> Iterator[None]:
             f"{folder} cannot be written ({files.why_refused(error)}): checkpoints and results would be lost; "
             "give another --storage"
         ) from error
-
-
-def image_spec(job: Job) -> ImageSpec:
-    """The ImageSpec that a job's [data] and [augment] describe, its defaults where they say None. Raises SpecError."""
-    known = {f.name for f in fields(ImageSpec)}
-    values = {**asdict(job.data), **asdict(job.augment)}
-    return ImageSpec(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
 def write_text(root: Root, name: str, text: str) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from thawline.cluster.job.checks import check_together
 from thawline.cluster.job.job import Job
+from thawline.cluster.job.recipes import image_spec, phases
 from thawline.cluster.launch import ranks
-from thawline.cluster.run.folder import Result, image_spec, inspect
+from thawline.cluster.run.folder import Result, inspect
 from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
 from thawline.dataio.store.private import use_compile_cache
@@ -50,7 +51,6 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
 
 def check_recipe(job: Job, loaded: Loaded) -> None:
     """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
-    from thawline.cluster.job.recipes import phases
     from thawline.cluster.run.vision import mixing
     from thawline.models.bodies import check_name
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Job
-from thawline.cluster.job.recipes import stages
-from thawline.cluster.run.folder import image_spec
+from thawline.cluster.job.recipes import image_spec, stages
 from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.memory import check_memory, kept_by_forward
 from thawline.dataio.pixels.spec import ImageSpec

@@ -29,7 +29,7 @@ from thawline.cluster.job.job import (
     resolved,
     to_toml,
 )
-from thawline.cluster.run.folder import image_spec
+from thawline.cluster.job.recipes import image_spec
 from thawline.dataio.pixels.spec import PRESETS, ImageSpec
 from thawline.trainer.optim_settings import OptimSettings
 

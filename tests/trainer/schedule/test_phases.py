@@ -9,8 +9,7 @@ import pytest
 from tests.kit.images import first
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.job import Data, Fit, Job, PhaseJob, from_toml
-from thawline.cluster.job.recipes import phases, stages
-from thawline.cluster.run.folder import image_spec
+from thawline.cluster.job.recipes import image_spec, phases, stages
 from thawline.cluster.run.vision import job_loaders, job_spec
 from thawline.dataio.errors import SpecError
 from thawline.dataio.pixels.spec import ImageSpec
