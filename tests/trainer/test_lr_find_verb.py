@@ -15,7 +15,7 @@ from thawline.cluster.cli import main
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
-from thawline.cluster.run.run import job_learner
+from thawline.cluster.run.vision import job_learner
 from thawline.trainer.context import LocalContext
 from thawline.trainer.lr_finder import Found, lr_find, read
 
