@@ -38,7 +38,8 @@ from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.draws import Sides, Splitter
 from thawline.models.bodies import create
 from thawline.trainer.learner import Learner
-from thawline.trainer.step.step import PrecisionName, choose_precision
+from thawline.trainer.settings import PrecisionName
+from thawline.trainer.step.step import choose_precision
 
 QUESTION = "how many errors does fine-tuning make, and training from scratch, on few labels of new classes?"
 KNOWN, NEW = "01234", "56789"

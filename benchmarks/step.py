@@ -30,9 +30,9 @@ from thawline.models.groups import freeze
 from thawline.trainer import optim
 from thawline.trainer.losses import default_loss
 from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.settings import Compile, PrecisionName
 from thawline.trainer.step.recovery import Stepper
-from thawline.trainer.step.reduction import Compile
-from thawline.trainer.step.step import Precision, PrecisionName, StepSettings, choose_precision, eval_step, place
+from thawline.trainer.step.step import Precision, StepSettings, choose_precision, eval_step, place
 
 QUESTION = "how fast is a training step on fixed data, the ceiling of the loop?"
 CLASSES = 37

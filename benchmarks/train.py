@@ -37,7 +37,8 @@ from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.verify import check_files
 from thawline.trainer.learner import Learner
 from thawline.trainer.rows import Recorded
-from thawline.trainer.step.step import PrecisionName, choose_precision
+from thawline.trainer.settings import PrecisionName
+from thawline.trainer.step.step import choose_precision
 
 QUESTION = "how much of the ceiling does a real run reach?"
 CLASSES = tuple("0123456789")

@@ -23,6 +23,13 @@ class Range:
     why: str
     """What would happen outside, or what the value is."""
 
+    def check(self, name: str, value: Any, error: type[Exception]) -> None:
+        """Raises `error` for a value of the field `name` that lies outside."""
+        values = value if isinstance(value, tuple) else (value,)
+        if not all(part is None or self.holds(part) for part in values):
+            give = self.give.replace("_", name, 1)
+            raise error(f"{name}={quoted(repr(value))} is out of range: {self.why}; give {give}")
+
 
 def between(low: float, high: float, why: str) -> Range:
     """low and high themselves pass."""
@@ -59,11 +66,9 @@ def check(settings: Any, error: type[Exception], *, where: str = "") -> None:
         if is_dataclass(value):
             check(value, error, where=f"{where}{name}.")
             continue
-        values = value if isinstance(value, tuple) else (value,)
-        for i, part in enumerate(values):
+        for i, part in enumerate(value if isinstance(value, tuple) else ()):
             if is_dataclass(part):
                 check(part, error, where=f"{where}{name}[{i}].")
-        for limits in getattr(hint, "__metadata__", ()):
-            if isinstance(limits, Range) and not all(part is None or limits.holds(part) for part in values):
-                give = limits.give.replace("_", f"{where}{name}", 1)
-                raise error(f"{where}{name}={quoted(repr(value))} is out of range: {limits.why}; give {give}")
+        for known in getattr(hint, "__metadata__", ()):
+            if isinstance(known, Range):
+                known.check(f"{where}{name}", value, error)

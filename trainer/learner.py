@@ -9,7 +9,7 @@ CLI.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -34,14 +34,12 @@ from thawline.trainer.recorder import Recorder
 from thawline.trainer.schedule.phases import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
 from thawline.trainer.schedule.shapes import LearningRate
 from thawline.trainer.session import BatchTransform, Session
+from thawline.trainer.settings import BatchNorms, Compile, PrecisionName, TrainSettings
 from thawline.trainer.step import world
-from thawline.trainer.step.reduction import Compile
-from thawline.trainer.step.step import LossFunction, Precision, PrecisionName, StepSettings, choose_precision, place
+from thawline.trainer.step.step import LossFunction, Precision, StepSettings, choose_precision, place
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter
-
-BatchNorms = Literal["train", "sync", "frozen"]
 
 
 class Learner:
@@ -89,6 +87,7 @@ class Learner:
         best: Best | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
+        TrainSettings(accumulate=accumulate, clip=clip, ema=ema, label_smoothing=label_smoothing).check()
         context = context or LocalContext(device=next(model.parameters()).device)
         loss = loss or default_loss(train.task, label_smoothing=label_smoothing)
         settings = _settings(

@@ -1,6 +1,7 @@
 """Which loss does a task want, unless told otherwise? A value per sample; averaging is the step's affair."""
 
 from thawline.trainer.errors import RecipeError
+from thawline.trainer.settings import SMOOTHING
 from thawline.trainer.step.step import LossFunction
 from thawline.trainer.tasks import TASKS
 
@@ -19,10 +20,7 @@ def default_loss(task: str, *, label_smoothing: float = 0.0) -> LossFunction:
     if record is None or record.loss is None:
         known = " or ".join(name for name, each in TASKS.items() if each.loss)
         raise RecipeError(f"task={task!r} has no default loss: give {known}, or a loss of your own")
-    if not 0 <= label_smoothing < 1:
-        raise RecipeError(
-            f"label_smoothing={label_smoothing} is outside [0, 1): nothing of the labels would be left; give 0.1, say"
-        )
+    SMOOTHING.check("label_smoothing", label_smoothing, RecipeError)
     if not label_smoothing:
         return record.loss
     if record.smoothed is None:

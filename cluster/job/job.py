@@ -24,6 +24,7 @@ from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
 from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.settings import TrainSettings
 
 _COUNT = at_least(0, "a count is not negative")
 _SHARE = between(0, 1, "it is a share; 0 is none of it")
@@ -93,7 +94,7 @@ RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(TrainSettings):
     """How long, how fast, and how exact."""
 
     recipe: RecipeName = "fine_tune"
@@ -110,20 +111,6 @@ class Fit:
     """Share of the steps in which lr rises or stays flat; None = the recipe's own."""
     warmup: Annotated[float, _SHARE] = 0.0
     """Share of the steps in which lr rises linearly; flat_cos and constant only."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"] = "auto"
-    """Number format of the forward and backward pass."""
-    accumulate: Annotated[int, at_least(1, "a step has at least one micro-batch; 1 is the whole")] = 1
-    """Micro-batches into which a worker splits its images of a step, to save memory."""
-    clip: Annotated[float | None, above_zero("no gradient would be left, or none be clipped")] = None
-    """Largest norm of all gradients together; None = no limit."""
-    ema: Annotated[float, below_one("at 1 the average would never move; 0 is none")] = 0.0
-    """Decay of an average of the weights, which is then what is measured; 0 = none."""
-    label_smoothing: Annotated[float, below_one("at 1 no label would be left; 0 is none")] = 0.0
-    """Share of every label that is spread over all classes."""
-    compile: Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"] = "off"
-    """Mode of torch.compile."""
-    batch_norm: Literal["train", "sync", "frozen"] = "train"
-    """BatchNorm's statistics: each worker's own, of all workers (sync), or unchanged (frozen)."""
     metrics: Annotated[tuple[str, ...], given("names such as 'accuracy'", "nothing is called so")] = ()
     """Metrics of the validation, such as "f_beta(beta=2)"; empty = the task's own."""
 

@@ -13,10 +13,10 @@ from thawline.dataio.batch import ImageBatch
 from thawline.trainer import optim
 from thawline.trainer.checkpoints.saver import snapshot
 from thawline.trainer.losses import default_loss
+from thawline.trainer.settings import Compile, PrecisionName
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.recovery import Stepper
-from thawline.trainer.step.reduction import Compile
-from thawline.trainer.step.step import PrecisionName, choose_precision, place
+from thawline.trainer.step.step import choose_precision, place
 from thawline.trainer.step.window import Window
 
 pytestmark = [

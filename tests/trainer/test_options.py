@@ -164,9 +164,12 @@ def test_flat_cosine_leaves_momentum_to_the_recipe() -> None:
     assert {row["momentum"] for row in learn.recorder.of_kind("train")} == {None}
 
 
-def test_settings_that_make_no_optimiser_are_refused_at_once() -> None:
+def test_settings_that_make_no_step_are_refused_at_once() -> None:
     with pytest.raises(RecipeError, match=r"eps=0\.0 is out of range"):
         learner(optimizer=OptimSettings(eps=0.0))
+    for options in ({"accumulate": 0}, {"clip": 0.0}, {"ema": 1.0}, {"label_smoothing": 1.0}):
+        with pytest.raises(RecipeError, match=r"is out of range: .*give"):
+            learner(**options)
 
 
 # Micro-batches, BatchNorm ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,9 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from thawline.dataio.store.private import use_compile_cache
+from thawline.trainer.settings import Compile
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
-
-Compile = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 
 
 @dataclass

@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,10 @@ from thawline.trainer import optim
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.settings import Compile, PrecisionName
 from thawline.trainer.step.guard import Guard
-from thawline.trainer.step.reduction import Compile, Reduction
+from thawline.trainer.step.reduction import Reduction
 
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 

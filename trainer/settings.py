@@ -1,0 +1,38 @@
+"""How is a step computed, besides its schedule and its optimiser? A description that needs no torch."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from thawline.dataio import ranges
+from thawline.dataio.ranges import above_zero, at_least, below_one
+from thawline.trainer.errors import RecipeError
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
+Compile = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+BatchNorms = Literal["train", "sync", "frozen"]
+SMOOTHING = below_one("at 1 no label would be left; 0 is none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What a Learner is told of a step besides its loss and its optimiser, and a job in [fit]."""
+
+    precision: PrecisionName = "auto"
+    """Number format of the forward and backward pass."""
+    accumulate: Annotated[int, at_least(1, "a step has at least one micro-batch; 1 is the whole")] = 1
+    """Micro-batches into which a worker splits its images of a step, to save memory."""
+    clip: Annotated[float | None, above_zero("no gradient would be left, or none be clipped")] = None
+    """Largest norm of all gradients together; None = no limit."""
+    ema: Annotated[float, below_one("at 1 the average would never move; 0 is none")] = 0.0
+    """Decay of an average of the weights, which is then what is measured; 0 = none."""
+    label_smoothing: Annotated[float, SMOOTHING] = 0.0
+    """Share of every label that is spread over all classes."""
+    compile: Compile = "off"
+    """Mode of torch.compile."""
+    batch_norm: BatchNorms = "train"
+    """BatchNorm's statistics: each worker's own, of all workers (sync), or unchanged (frozen)."""
+
+    def check(self) -> Self:
+        """Itself. Raises RecipeError for a value out of range."""
+        ranges.check(self, RecipeError)
+        return self
