@@ -131,9 +131,9 @@ def _run_commands(block: Block, folder: Path) -> Iterator[str]:
 
 
 def _run_command(command: str) -> tuple[int, str]:
-    """Exit status and output. `thawline ...` alone runs in this process, which has imported what it needs."""
+    """Exit status and output. `thawline ...` alone runs in this process, which has imported what it needs; not a run."""
     words = shlex.split(command, comments=True)
-    if words[0] == "thawline" and not re.search(r"[|><;&*$]", re.sub(r"'[^']*'", "", command)):
+    if words[0] == "thawline" and words[1] != "train" and not re.search(r"[|><;&*$]", re.sub(r"'[^']*'", "", command)):
         return _in_process(words)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
