@@ -131,7 +131,7 @@ def _run_commands(block: Block, folder: Path) -> Iterator[str]:
 
 
 def _run_command(command: str) -> tuple[int, str]:
-    """Exit status and output. `thawline ...` alone runs in this process, which has imported what it needs; not a run."""
+    """Exit status and output. `thawline ...` alone is called in this process, which has imported it all; no runs."""
     words = shlex.split(command, comments=True)
     if words[0] == "thawline" and words[1] != "train" and not re.search(r"[|><;&*$]", re.sub(r"'[^']*'", "", command)):
         return _in_process(words)
