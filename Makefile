@@ -82,7 +82,7 @@ $(BIN)/prometheus: | $(BIN)/python
 	&& rm -r $$folder
 
 clean:  ## remove what was built and made here, the runs too
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache data runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist data runs
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 help:  ## this list
