@@ -35,7 +35,7 @@ from thawline.benchmarks.harness import (
 from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.loader import loaders
 from thawline.dataio.stream.renderer import EngineName, default_threads
-from thawline.dataio.table.draws import Sides, Splitter
+from thawline.dataio.table.draws import Splits, Splitter
 from thawline.models.bodies import create
 from thawline.trainer.learner import Learner
 from thawline.trainer.settings import PrecisionName
@@ -190,7 +190,7 @@ def few(labels: int) -> Callable[[int], int]:
 def by_class(training: Callable[[int], int], seed: int) -> Splitter:
     """Of each class so many images as `training` says of their count, drawn by the seed; the others validate."""
 
-    def draw(rows: pa.Table) -> Sides:
+    def draw(rows: pa.Table) -> Splits:
         labels = np.array(rows["label"].to_pylist())
         random, sides = np.random.default_rng(seed), np.full(len(labels), "valid", object)
         for name in np.unique(labels):

@@ -93,7 +93,7 @@ def one_core() -> Iterator[None]:
 
 def batches(manifest: Manifest, *, batch: int) -> Callable[[], list[NDArray[np.uint8]]]:
     """The encoded files of one step after the other, each kept alive for `_ALIVE` calls."""
-    part, reader, steps = manifest.part("train"), open_reader(manifest), count()
+    part, reader, steps = manifest.subset("train"), open_reader(manifest), count()
     plan = Training(n=len(part), global_batch=batch, seed=SEED)
     alive: deque[list[NDArray[np.uint8]]] = deque(maxlen=_ALIVE)
 

@@ -110,8 +110,8 @@ def make_loader(
 def _first(loader: ImageLoader) -> ImageLoader:
     """A batch of the loader's samples to validate on, with its engine and files."""
     order = Once(n=min(loader.samples, loader.global_batch), global_batch=loader.global_batch)
-    part = replace(loader.part, rows=loader.part.rows[: order.n])
-    return replace(loader, order=order, source=replace(loader.source, order=order, part=part), borrowed=True)
+    subset = replace(loader.subset, rows=loader.subset.rows[: order.n])
+    return replace(loader, order=order, source=replace(loader.source, order=order, subset=subset), borrowed=True)
 
 
 def _timings(

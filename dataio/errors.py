@@ -3,7 +3,7 @@
     DataError
     ├── SourceError      no folder, no images, a CSV without the column
     ├── LabelError       a pattern that matches nothing, a missing label, one class only
-    ├── SplitError       a fraction out of range, an empty side
+    ├── SplitError       a fraction out of range, an empty split
     ├── ManifestError    not a manifest, files that moved, an unknown version
     ├── SpecError        an ImageSpec that contradicts itself
     ├── ShardError       packed files that are missing, changed, or do not fit the cache

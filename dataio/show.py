@@ -28,7 +28,7 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     position: in the stream (training) or the row (validation).
     Raises: ManifestError for a position that is not there, or an image that cannot be used any more.
     """
-    side = _SIDES[loader.part.table["split"][int(loader.part.rows[0])].as_py()]
+    side = _SIDES[loader.subset.table["split"][int(loader.subset.rows[0])].as_py()]
     work = _work(loader, position, side)
     spec, geometry = loader.spec, work.geometry
     height, width = decode(work.encoded[0], path=work.paths[0]).shape[:2]
@@ -72,7 +72,7 @@ def _work(loader: ImageLoader, position: int, side: str) -> Work:
         )
     work = loader.source.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
     if not len(work.ids):
-        lost = loader.quarantined[int(loader.part.ids[position])]
+        lost = loader.quarantined[int(loader.subset.ids[position])]
         raise ManifestError(
             f"the {side} image at position {position:,} cannot be used ({lost}), so there is nothing to explain: bring "
             "the file back, index again, or give another position"

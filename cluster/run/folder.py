@@ -29,7 +29,7 @@ from thawline.dataio.errors import SourceError
 from thawline.dataio.store import files
 from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.census import check_sides
+from thawline.dataio.table.census import check_splits
 from thawline.dataio.table.tasks import TASKS
 
 Result = dict[str, Any]
@@ -119,8 +119,8 @@ def _inspect(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, s
         _check_writable(folder)
     manifest = loaded.manifest
     _check_task(job, manifest.task)
-    check_sides(manifest, loaded.valid, names=[job.manifest, job.data.valid or job.manifest])
-    batch_of(job, samples=len(manifest.part("train")))
+    check_splits(manifest, loaded.valid, names=[job.manifest, job.data.valid or job.manifest])
+    batch_of(job, samples=len(manifest.subset("train")))
     for each in loaded.manifests:
         each.check_paths(allowed=job.data.max_quarantined)
     _check_data(folder, there, job, loaded.fingerprint)

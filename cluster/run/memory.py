@@ -74,7 +74,7 @@ def check_memory(
 
 def _roomy(loader: ImageLoader, kept_bytes: float, free: float) -> bool:
     """Whether even a batch of the widest and highest image fits: of ten million rows, the rest would cost seconds."""
-    table = loader.part.table
+    table = loader.subset.table
     width, height = (float(pc.max(table[name]).as_py() or 0) for name in ("width", "height"))
     batch, copies = (loader.order.local_batch, 1) if loader.engine == "dali" else (loader.renderer.threads, _COPIES)
     each = _each(loader, kept_bytes)
@@ -91,12 +91,12 @@ class _Needs:
 
     def __init__(self, loader: ImageLoader, kept_bytes: float) -> None:
         self.loader, self.batch = loader, loader.order.local_batch
-        table, rows = loader.part.table, loader.part.rows
+        table, rows = loader.subset.table, loader.subset.rows
         sides = [table[name].fill_null(0).to_numpy()[rows].astype(np.float64) for name in ("width", "height")]
         area: NDArray[np.float64] = sides[0] * sides[1]
         first = int(area.argmax())
         self.pixels = int(area[first])
-        self.largest = loader.source.reader.where(loader.part.take(np.array([first])), 0)
+        self.largest = loader.source.reader.where(loader.subset.take(np.array([first])), 0)
         self._mean, self._std = 3 * float(area.mean()), 3 * float(area.std())
         most = min(self.batch, len(area))
         self._sums = np.cumsum(3 * np.sort(np.partition(area, len(area) - most)[-most:])[::-1])

@@ -91,7 +91,7 @@ def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
     """Validation images as the model saw them, titled prediction / truth, red where they differ."""
     by_id = {row["id"]: row for row in outcomes.take(which).to_pylist()}
-    work = valid.source.work(np.searchsorted(valid.part.ids, list(by_id)))
+    work = valid.source.work(np.searchsorted(valid.subset.ids, list(by_id)))
     rows = [by_id[int(number)] for number in work.ids]  # a file may have gone since it was predicted
     with ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1) as engine:
         (batch,) = engine.run(iter([work]))

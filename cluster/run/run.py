@@ -178,4 +178,6 @@ def _class_warnings(learner: Learner) -> list[str]:
     if TASKS[train.task].names is None:
         return []
     sides = {"train": train, "valid": valid}
-    return counts.lacking({side: census.count_part(of.part, of.classes) for side, of in sides.items()}, train.classes)
+    return counts.lacking(
+        {side: census.count_subset(of.subset, of.classes) for side, of in sides.items()}, train.classes
+    )

@@ -20,7 +20,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
 from thawline.dataio.stream.mix import Mix
 from thawline.dataio.stream.renderer import default_threads
-from thawline.dataio.table.splits import SIDES
+from thawline.dataio.table.splits import SPLITS
 from thawline.models.bodies import normalisation
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.context import RunContext, Sink
@@ -52,7 +52,7 @@ def job_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) 
     Raises DataError; JobError, LaunchError for a batch that is larger than the training split, or than the memory.
     """
     loaded = loaded or Loaded(job)
-    samples = len(loaded.manifest.part("train"))
+    samples = len(loaded.manifest.subset("train"))
 
     def tell(text: str) -> None:
         if context.rank == 0:
@@ -78,11 +78,11 @@ def side_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None)
     """A loader for each side that the job's images are on, for looking at them alone. Raises DataError."""
     loaded = loaded or Loaded(job)
     manifest, valid = loaded.manifest, loaded.valid
-    of = {side: valid if valid is not None and side == "valid" else manifest for side in SIDES}
-    sides = [side for side in SIDES if side in of[side].sides()] or ["train"]  # where there is none, `part` says so
+    of = {side: valid if valid is not None and side == "valid" else manifest for side in SPLITS}
+    sides = [side for side in SPLITS if side in of[side].splits()] or ["train"]  # where there is none, `part` says so
     if sides[0] == "train":
-        job = _fitted(job, samples=len(of["train"].part("train")), tell=lambda text: None)
-    options = _loading(job, context) | {"epoch_samples": len(of[sides[0]].part(sides[0]))}
+        job = _fitted(job, samples=len(of["train"].subset("train")), tell=lambda text: None)
+    options = _loading(job, context) | {"epoch_samples": len(of[sides[0]].subset(sides[0]))}
     spec = job_spec(job, samples=options["epoch_samples"])
     made = [split_loader(of[side], spec, side, **options) for side in sides]
     check_memory(made, ranks_here=ranks_here(context))

@@ -32,8 +32,8 @@ from thawline.dataio.store.atomic import sweep, whole
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import check_shard, parsed
 from thawline.dataio.table.manifest import Manifest, Shard, build
-from thawline.dataio.table.part import Part, Rows
 from thawline.dataio.table.schema import columns
+from thawline.dataio.table.subset import Rows, Subset
 from thawline.dataio.table.tasks import TASKS
 
 SHARD_BYTES = 512 << 20
@@ -234,11 +234,11 @@ class _Packer:
     def _samples(self, first: int, rows: int) -> Iterator[_Sample]:
         """Of every row of a shard, in order, those that could not be used empty."""
         usable = np.flatnonzero(self.usable[first : first + rows]) + first
-        part = Part(self.manifest.rows, usable, self.manifest.task)
+        subset = Subset(self.manifest.rows, usable, self.manifest.task)
 
         def asked() -> Iterator[tuple[Rows, Rows, int]]:
             for start in range(0, len(usable), _TAKE):
-                taken = part.take(np.arange(start, min(start + _TAKE, len(usable))))
+                taken = subset.take(np.arange(start, min(start + _TAKE, len(usable))))
                 plain = replace(taken, pillow=np.zeros_like(taken.pillow))  # as they are on disk
                 yield from ((taken, plain, i) for i in range(len(taken)))
 

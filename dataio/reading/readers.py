@@ -21,7 +21,7 @@ from thawline.dataio.pixels.pictures import MOST_BYTES
 from thawline.dataio.pixels.reference import decode
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.part import Rows
+from thawline.dataio.table.subset import Rows
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import parsed
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.part import Rows
 from thawline.dataio.table.schema import columns
+from thawline.dataio.table.subset import Rows
 from thawline.dataio.table.tasks import TASKS
 
 Progress = Callable[[int, int], None]

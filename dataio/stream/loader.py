@@ -18,7 +18,7 @@ from thawline.dataio.stream.plan import Once, Order, Training
 from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine, default_threads
 from thawline.dataio.stream.source import Source
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.part import Part
+from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS
 
 
@@ -53,9 +53,9 @@ class ImageLoader(Closing):
         return self.source.spec
 
     @property
-    def part(self) -> Part:
+    def subset(self) -> Subset:
         """The rows of the split."""
-        return self.source.part
+        return self.source.subset
 
     @property
     def samples(self) -> int:
@@ -170,8 +170,8 @@ def split_loader(
     """
     if look:
         manifest.check_paths(allowed=max_quarantined)
-    part = manifest.part(split)
-    shape = {"n": len(part), "global_batch": global_batch, "rank": rank, "world_size": world_size}
+    subset = manifest.subset(split)
+    shape = {"n": len(subset), "global_batch": global_batch, "rank": rank, "world_size": world_size}
     order = Training(**shape, seed=seed) if split == "train" else Once(**shape)
     renderer = Renderer(
         spec=spec,
@@ -187,7 +187,7 @@ def split_loader(
         opened.callback(reader.close)
         source = Source(
             manifest=manifest,
-            part=part,
+            subset=subset,
             order=order,
             spec=spec,
             reader=reader,
@@ -195,4 +195,4 @@ def split_loader(
             max_quarantined=max_quarantined,
         )
         opened.pop_all()
-    return ImageLoader(order=order, source=source, renderer=renderer, epoch_samples=epoch_samples or len(part))
+    return ImageLoader(order=order, source=source, renderer=renderer, epoch_samples=epoch_samples or len(subset))

@@ -23,7 +23,7 @@ from thawline.dataio.reading.readers import Encoded, Reader
 from thawline.dataio.stream.plan import Order
 from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.part import Part, Rows
+from thawline.dataio.table.subset import Rows, Subset
 from thawline.dataio.table.targets import Targets, View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS
 
@@ -40,7 +40,7 @@ class Source(Closing):
     """
 
     manifest: Manifest
-    part: Part
+    subset: Subset
     """Its rows of the split."""
     order: Order
     spec: ImageSpec
@@ -55,9 +55,9 @@ class Source(Closing):
     """What turned out unusable since the manifest was made, id -> file and reason; reading threads add to it."""
 
     def __post_init__(self) -> None:
-        if self.part.take(np.zeros(1, np.int64)).widths[0] < 1:  # all rows were verified, or none
+        if self.subset.take(np.zeros(1, np.int64)).widths[0] < 1:  # all rows were verified, or none
             raise ManifestError(
-                f"the {len(self.part)} images have no size in the manifest (it was made with verify=False): "
+                f"the {len(self.subset)} images have no size in the manifest (it was made with verify=False): "
                 "their geometry cannot be drawn; split again with verify=True, or index again"
             )
         if TASKS[self.manifest.task].sided and self.manifest.swap is None:
@@ -83,12 +83,12 @@ class Source(Closing):
     def quarantine(self, files: Mapping[int, str]) -> None:
         """Use these no more, whoever found them. Raises QuarantineError when they are more than `max_quarantined`."""
         self.lost.update(files)
-        allowed = math.ceil(self.max_quarantined * len(self.part))
+        allowed = math.ceil(self.max_quarantined * len(self.subset))
         if len(self.lost) > allowed:
             named = "; ".join(list(self.lost.values())[:3])
             side = "training" if self.order.endless else "validation"
             raise QuarantineError(
-                f"{len(self.lost)} of {len(self.part)} {side} images turned out unusable since they were indexed "
+                f"{len(self.lost)} of {len(self.subset)} {side} images turned out unusable since they were indexed "
                 f"({named}), more than the {allowed} that max_quarantined={self.max_quarantined:g} allows: mend the "
                 "files, or index again, or give a higher data.max_quarantined"
             )
@@ -133,7 +133,7 @@ class Source(Closing):
         attempts = np.zeros(len(positions), np.int64)
         for _ in range(_ATTEMPTS + 1):
             epochs, index = self.order.at(positions, attempts)
-            rows = self.part.take(index)
+            rows = self.subset.take(index)
             lost = np.isin(rows.ids, list(self.lost))
             if not lost.any():
                 return positions, epochs, rows

@@ -1,1 +1,1 @@
-"""Which images are there, what is each, and on which side does it stand? Rows and their checks; no pixels."""
+"""Which images are there, what is each, and in which split does it stand? Rows and their checks; no pixels."""

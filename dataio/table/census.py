@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from thawline.dataio.errors import ManifestError
 from thawline.dataio.table.counts import Counts
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.part import Part
+from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS
 
 
@@ -23,27 +23,28 @@ def count(manifest: Manifest) -> Counts:
     """Of a manifest's usable images; empty where labels are no names of classes."""
     if TASKS[manifest.task].names is None:
         return {}
-    return {side: count_part(manifest.part(side), manifest.classes) for side in manifest.sides()}
+    return {split: count_subset(manifest.subset(split), manifest.classes) for split in manifest.splits()}
 
 
-def count_part(part: Part, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Of one side's images, (C,); zeros where labels are no names of classes."""
-    names = TASKS[part.task].names
+def count_subset(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Of one split's images, (C,); zeros where labels are no names of classes."""
+    names = TASKS[subset.task].names
     if names is None:
         return np.zeros(len(classes), np.int64)
-    labels = part.table["label"].chunk(0).take(pa.array(part.rows))
+    labels = subset.table["label"].chunk(0).take(pa.array(subset.rows))
     index = pc.index_in(names(labels), pa.array(classes, pa.string())).drop_null().to_numpy()
     return np.bincount(index, minlength=len(classes))
 
 
-def check_sides(manifest: Manifest, valid: Manifest | None = None, *, names: Sequence[str]) -> None:
+def check_splits(manifest: Manifest, valid: Manifest | None = None, *, names: Sequence[str]) -> None:
     """Raises ManifestError unless one manifest has images to train on, and it, or the other, to validate on.
 
     names: what the manifests are called in the sentence.
     """
-    for side, of, name in (("train", manifest, names[0]), ("valid", valid or manifest, names[-1])):
-        if side not in (there := of.sides()):
+    for split, of, name in (("train", manifest, names[0]), ("valid", valid or manifest, names[-1])):
+        if split not in (there := of.splits()):
             raise ManifestError(
-                f"{name} has images for {' and '.join(there) or 'no side'} alone, and training needs some for {side}: "
-                "index them again with --valid (0.2, say) and without --test all; show and explain work as it is"
+                f"{name} has images for {' and '.join(there) or 'no split'} alone, and training needs some for "
+                f"{split}: index them again with --valid (0.2, say) and without --test all; show and explain work with "
+                "it as it is"
             )

@@ -1,4 +1,4 @@
-"""What do counts of images by class and side say, and what about them deserves a warning? Sentences from numbers."""
+"""What do counts of images by class and split say, and what about them deserves a warning? Sentences from numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from thawline.dataio.errors import listed, quoted
 
 Counts = Mapping[str, NDArray[np.int64]]
-"""By side, those that there are: images of each class, (C,)."""
+"""By split, those that there are: images of each class, (C,)."""
 
 _SHOWN = 10  # largest and smallest classes of a table
 _NAME = 40  # characters
@@ -18,7 +18,7 @@ _FEW = 3  # images a class below which a label rule is suspected
 
 
 def table(counts: Counts, classes: Sequence[str]) -> list[str]:
-    """A line a class, the largest first, its images on each side; of many the ten largest and the ten smallest."""
+    """A line a class, the largest first, its images in each split; of many the ten largest and the ten smallest."""
     if not counts:
         return []
     total = np.sum(list(counts.values()), axis=0)
@@ -27,7 +27,7 @@ def table(counts: Counts, classes: Sequence[str]) -> list[str]:
     shown = order if more < 2 else [*order[:_SHOWN], *order[-_SHOWN:]]
     names = [_short(classes[i]) for i in shown]
     width = max(map(len, names))
-    lines = [f"  {'':{width}}" + "".join(f"{side:>11}" for side in counts)]
+    lines = [f"  {'':{width}}" + "".join(f"{split:>11}" for split in counts)]
     lines += [
         f"  {name:{width}}" + "".join(f"{int(n[i]):>11,}" for n in counts.values())
         for i, name in zip(shown, names, strict=True)
@@ -42,10 +42,10 @@ def lacking(counts: Counts, classes: Sequence[str], *, stratify: bool = True) ->
     """
     lines = []
     words = {"train": ("training", "cannot be learned"), "valid": ("validation", "are measured by no metric")}
-    for side, (word, consequence) in words.items():
-        if side not in counts or "train" not in counts:
+    for split, (word, consequence) in words.items():
+        if split not in counts or "train" not in counts:
             continue
-        missing = np.flatnonzero(counts[side] == 0)
+        missing = np.flatnonzero(counts[split] == 0)
         if len(missing):
             total = np.sum([n[missing] for n in counts.values()], axis=0)
             remedy = (
@@ -63,11 +63,11 @@ def lacking(counts: Counts, classes: Sequence[str], *, stratify: bool = True) ->
 def too_many(counts: Counts, classes: Sequence[str]) -> list[str]:
     """A warning where there are about as many classes as images."""
     total = np.sum([*counts.values(), np.zeros(len(classes), np.int64)], axis=0)
-    images, found = int(total.sum()), int((total > 0).sum())
-    if found and (images == found or (found >= _SHOWN and images < _FEW * found)):
+    images, occurring = int(total.sum()), int((total > 0).sum())
+    if occurring and (images == occurring or (occurring >= _SHOWN and images < _FEW * occurring)):
         return [
-            f"WARNING: {images:,} images have {found:,} classes, {images / found:.1f} images a class: the rule of "
-            "--label seems to tell images apart, not classes; correct it"
+            f"WARNING: {images:,} images have {occurring:,} classes, {images / occurring:.1f} images a class: the rule "
+            "of --label seems to tell images apart, not classes; correct it"
         ]
     return []
 

@@ -1,7 +1,7 @@
 """Which rows does a draw pick? At random, by class, or in folds: a function of the seed and the rows' paths alone.
 
 Rows stand in the order of a hash of (seed, path), and each draw takes a stretch of that order. So shares are exact, and
-where a few files come or go, only rows at the ends of the stretch change sides.
+where a few files come or go, only rows at the ends of the stretch change splits.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from thawline.dataio.errors import SplitError
 
-Sides = NDArray[np.bool_] | NDArray[np.object_]
-Splitter = Callable[[pa.Table], Sides]
+Splits = NDArray[np.bool_] | NDArray[np.object_]
+Splitter = Callable[[pa.Table], Splits]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Draw:
 
     draw: Splitter
 
-    def __call__(self, rows: pa.Table) -> Sides:
-        """The side of each row."""
+    def __call__(self, rows: pa.Table) -> Splits:
+        """The split of each row."""
         return self.draw(rows)
 
 
@@ -37,14 +37,14 @@ def random_split(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Sp
     """Draw exactly int(valid * n) and int(test * n) of n rows, a function of the seed and the rows' paths alone.
 
     Rows stand in the order of a hash of (seed, path); the first are for validation, the last for the test. So neither
-    side depends on the other, and where a few files come or go, as many of the old rows change sides at most.
+    split depends on the other, and where a few files come or go, as many of the old rows change splits at most.
 
     Raises: SplitError for a fraction outside (0, 1), nothing left for training, or a negative seed.
     Source: the count is that of fastai's RandomSplitter.
     """
     _check_fractions(valid, test, seed)
 
-    def draw(rows: pa.Table) -> Sides:
+    def draw(rows: pa.Table) -> Splits:
         n, order = rows.num_rows, _shuffled(rows, seed)
         return named(n, order[: int(valid * n)], order[n - int(test * n) :])
 
@@ -61,7 +61,7 @@ def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Spli
     """
     _check_fractions(valid, test, seed)
 
-    def draw(rows: pa.Table) -> Sides:
+    def draw(rows: pa.Table) -> Splits:
         n, codes = rows.num_rows, _codes(rows)
         sizes = np.bincount(codes)
         chosen = _shares(valid, sizes, int(valid * n), room=sizes)
@@ -74,7 +74,7 @@ def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Spli
 
 
 def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Splitter:
-    """Take for validation fold number `fold`, 0 to k - 1, of k: over all folds every row is on the valid side once.
+    """Take for validation fold number `fold`, 0 to k - 1, of k: over all folds every row is in the valid split once.
 
     Folds differ by one row at most. With stratify, so do the rows of each class in them. Rows stand as in
     `random_split`, so that few change their fold where a few files come or go.
@@ -85,7 +85,7 @@ def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Spli
         raise SplitError(f"there is no fold {fold} of {k}: folds count from 0 and are two or more; give 0 to {k - 1}")
     _check_seed(seed)
 
-    def draw(rows: pa.Table) -> Sides:
+    def draw(rows: pa.Table) -> Splits:
         n = rows.num_rows
         codes = _codes(rows) if stratify else np.zeros(n, np.int64)
         order, place = _class_by_class(codes, _shuffled(rows, seed))
@@ -102,7 +102,7 @@ def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Spli
 
 def _check_fractions(valid: float, test: float, seed: int) -> None:
     if not 0 < valid < 1:
-        raise SplitError(f"valid={valid} is not between 0 and 1: one side would be empty; give a fraction such as 0.2")
+        raise SplitError(f"valid={valid} is not between 0 and 1: one split would be empty; give a fraction such as 0.2")
     if not 0 <= test < 1 or valid + test >= 1:
         raise SplitError(
             f"test={test} beside valid={valid} leaves nothing to train on: give fractions that sum below 1"
@@ -116,12 +116,12 @@ def _check_seed(seed: int) -> None:
 
 
 def named(n: int, valid: NDArray[Any], test: NDArray[Any] | None = None) -> NDArray[np.object_]:
-    """Sides of n rows, from row numbers or masks."""
-    sides = np.full(n, "train", object)
-    sides[valid] = "valid"
+    """Splits of n rows, from row numbers or masks."""
+    splits = np.full(n, "train", object)
+    splits[valid] = "valid"
     if test is not None:
-        sides[test] = "test"
-    return sides
+        splits[test] = "test"
+    return splits
 
 
 def _codes(rows: pa.Table) -> NDArray[np.int64]:

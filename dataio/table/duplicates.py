@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from thawline.dataio.errors import quoted
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.splits import SIDES
+from thawline.dataio.table.splits import SPLITS
 from thawline.dataio.table.tasks import TASKS
 
 _NAMED = 3
@@ -44,41 +44,41 @@ def duplicates(manifest: Manifest) -> pa.Table:
 
 
 def report(manifest: Manifest) -> str:
-    """A few lines for people, '' if no image is there twice: loud where a copy is on another side, or labelled
+    """A few lines for people, '' if no image is there twice: loud where a copy is in another split, or labelled
     otherwise.
     """
-    found = duplicates(manifest)
-    if found.num_rows == 0:
+    copies = duplicates(manifest)
+    if copies.num_rows == 0:
         return ""
     groups: dict[int, dict[str, list[str]]] = {}
-    for row in found.to_pylist():
+    for row in copies.to_pylist():
         groups.setdefault(row["group"], {}).setdefault(row["split"], []).append(row["path"])
-    lines = [_contradictions(manifest, found)]
-    lines += [_loud(list(groups.values()), one, other) for one, other in combinations(SIDES, 2)]
-    extra = Counter(dict.fromkeys(SIDES, 0))
-    for sides in groups.values():
-        extra.update({side: len(paths) - 1 for side, paths in sides.items()})
-    within = ", ".join(f"{count:,} in {side}" for side, count in extra.items() if count)
-    return "\n".join([*filter(None, lines), *([f"copies within one side of the split: {within}"] if within else [])])
+    lines = [_contradictions(manifest, copies)]
+    lines += [_loud(list(groups.values()), one, other) for one, other in combinations(SPLITS, 2)]
+    extra = Counter(dict.fromkeys(SPLITS, 0))
+    for splits in groups.values():
+        extra.update({split: len(paths) - 1 for split, paths in splits.items()})
+    within = ", ".join(f"{count:,} in {split}" for split, count in extra.items() if count)
+    return "\n".join([*filter(None, lines), *([f"copies within one split: {within}"] if within else [])])
 
 
-def _contradictions(manifest: Manifest, found: pa.Table) -> str:
+def _contradictions(manifest: Manifest, copies: pa.Table) -> str:
     """What to say of equal files that are labelled differently; '' if there are none."""
     task = TASKS[manifest.task]
     rows = manifest.rows.select(["id", task.content])
-    rows = rows.filter(pc.is_in(rows["id"], found["id"].combine_chunks()))
-    said = {row["id"]: _said(row[task.content]) for row in rows.to_pylist()}
+    rows = rows.filter(pc.is_in(rows["id"], copies["id"].combine_chunks()))
+    labels = {row["id"]: _as_text(row[task.content]) for row in rows.to_pylist()}
     first: dict[int, dict[str, str]] = {}
     other: dict[int, dict[str, str]] = {}
-    for row in found.to_pylist():
+    for row in copies.to_pylist():
         first.setdefault(row["group"], row)
-        if said[row["id"]] != said[first[row["group"]]["id"]]:
+        if labels[row["id"]] != labels[first[row["group"]]["id"]]:
             other.setdefault(row["group"], row)
     if not other:
         return ""
     pairs = [(first[group], row) for group, row in list(other.items())[:_NAMED]]
     named = ", ".join(
-        " = ".join(quoted(row["path"]) + (f" ({quoted(said[row['id']])})" if task.names else "") for row in pair)
+        " = ".join(quoted(row["path"]) + (f" ({quoted(labels[row['id']])})" if task.names else "") for row in pair)
         for pair in pairs
     )
     return (
@@ -87,7 +87,7 @@ def _contradictions(manifest: Manifest, found: pa.Table) -> str:
     )
 
 
-def _said(label: Any) -> str:
+def _as_text(label: Any) -> str:
     """A label as a text that is equal for equal ones, NaN and the order of a list included."""
     if isinstance(label, list):
         return ", ".join(map(str, sorted(label) if all(isinstance(part, str) for part in label) else label))
@@ -95,7 +95,7 @@ def _said(label: Any) -> str:
 
 
 def _loud(groups: list[dict[str, list[str]]], one: str, other: str) -> str:
-    """What to say of copies on two sides; '' if there are none."""
+    """What to say of copies in two splits; '' if there are none."""
     both = [group for group in groups if one in group and other in group]
     if not both:
         return ""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from thawline.dataio.errors import quoted
 from thawline.dataio.store.outputs import KEY
-from thawline.dataio.table.part import holds
+from thawline.dataio.table.subset import holds
 from thawline.dataio.table.tasks import TASKS
 
 SPLITS = ("train", "valid", "test")
@@ -129,8 +129,8 @@ def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
     for name in ("id", "path", "status"):
         _refuse(columns, name, _nulls(columns[name]))
     for name, least, most in _RANGES:
-        found = pc.min_max(columns[name]).as_py()
-        if found["min"] is not None and not least <= found["min"] <= found["max"] <= most:
+        ends = pc.min_max(columns[name]).as_py()
+        if ends["min"] is not None and not least <= ends["min"] <= ends["max"] <= most:
             values = columns[name].fill_null(least).to_numpy()
             _refuse(columns, name, (values < least) | (values > most))
     twice = np.append(np.diff(columns["id"].to_numpy()) == 0, False)

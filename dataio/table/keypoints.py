@@ -76,7 +76,7 @@ def check_pairs(pairs: Sequence[Sequence[str]], names: Sequence[str]) -> Pairs:
 
     Raises: ValueError, with the reason, for what is no pair of two of the names, or a name that comes twice.
     """
-    found = []
+    ordered = []
     for pair in pairs:
         if isinstance(pair, str) or len(pair) != 2 or pair[0] == pair[1]:
             raise ValueError(f"{_shown(pair)} is not a pair of two names")
@@ -84,12 +84,12 @@ def check_pairs(pairs: Sequence[Sequence[str]], names: Sequence[str]) -> Pairs:
         if unknown:
             known = quoted(", ".join(names))
             raise ValueError(f"{quoted(repr(unknown[0]))} is not among the {len(names)} points ({known})")
-        found.append(tuple(sorted(pair, key=list(names).index)))
-    said = [name for pair in found for name in pair]
-    twice = [name for name in said if said.count(name) > 1]
+        ordered.append(tuple(sorted(pair, key=list(names).index)))
+    every = [name for pair in ordered for name in pair]
+    twice = [name for name in every if every.count(name) > 1]
     if twice:
         raise ValueError(f"{quoted(repr(twice[0]))} is in two pairs")
-    return tuple((one, other) for one, other in sorted(found, key=lambda pair: list(names).index(pair[0])))
+    return tuple((one, other) for one, other in sorted(ordered, key=lambda pair: list(names).index(pair[0])))
 
 
 def partners(names: Sequence[str], pairs: Pairs) -> NDArray[np.int64]:

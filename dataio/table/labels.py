@@ -157,13 +157,13 @@ def points_by_function(fn: Callable[[Row], Any]) -> Labeller:
     fewer lack the last ones, and an image may lack all.
     """
 
-    def ask(row: Row) -> Any:
+    def points_of(row: Row) -> Any:
         points = _plain(fn(row))
         if not isinstance(points, list):
             return points
         return [(None, None) if point is None else point for point in points]
 
-    return Labeller(ask, f"points_by_function({getattr(fn, '__name__', fn)})", "points")
+    return Labeller(points_of, f"points_by_function({getattr(fn, '__name__', fn)})", "points")
 
 
 def label(

@@ -148,10 +148,10 @@ def _separator(data: pa.Buffer, *, default: str) -> str:
         return default
     held = [mark for mark in _SEPARATORS if mark in first]
     try:
-        found = python_csv.Sniffer().sniff(sample, "".join(held)).delimiter if held else default
+        separator = python_csv.Sniffer().sniff(sample, "".join(held)).delimiter if held else default
     except python_csv.Error:
-        found = held[0]
-    return found
+        separator = held[0]
+    return separator
 
 
 def _why(error: Exception, bad: list[csv.InvalidRow]) -> str:

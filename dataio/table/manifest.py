@@ -25,8 +25,8 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.table import integrity
 from thawline.dataio.table.keypoints import Pairs, check_pairs
 from thawline.dataio.table.manifest_file import VERSION, place, read_about, read_table, write_table
-from thawline.dataio.table.part import Part, holds
 from thawline.dataio.table.schema import columns, in_order
+from thawline.dataio.table.subset import Subset, holds
 from thawline.dataio.table.tasks import TASKS
 
 _UNSURE = ("PPM", "BMP", "TIFF", "JPEG2000")
@@ -131,7 +131,7 @@ class Manifest:
         object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
         return manifest
 
-    def part(self, split: str) -> Part:
+    def subset(self, split: str) -> Subset:
         """Return the usable images of 'train', 'valid' or 'test'.
 
         Raises: ManifestError when there are none.
@@ -143,12 +143,12 @@ class Manifest:
                 f"the manifest has no usable images in split {quoted(repr(split))} (its splits: {splits}): there is "
                 "nothing to load; split again with thawline index"
             )
-        return Part(self.rows, rows, self.task)
+        return Subset(self.rows, rows, self.task)
 
-    def sides(self) -> list[str]:
+    def splits(self) -> list[str]:
         """Which of 'train', 'valid' and 'test' have images."""
         there = pc.unique(self.rows["split"]).to_pylist()
-        return [side for side in ("train", "valid", "test") if side in there]
+        return [split for split in ("train", "valid", "test") if split in there]
 
     def check_paths(self, *, most: int = 1000, allowed: float = 0.0) -> None:
         """Look whether the usable files are still where they were; an evenly spaced sample of at most `most`.

@@ -72,12 +72,12 @@ def found_values(checks: pa.Table) -> tuple[int, ...]:
     return tuple(values if len(values) <= 2 else [value for value in values if value != VOID])
 
 
-def by_side(checks: pa.Table, sides: NDArray[np.object_], values: Sequence[int]) -> Mapping[str, NDArray[np.int64]]:
-    """By side, those that there are: how many of these masks show each value, (C,). sides: of each mask, (n,)."""
+def by_split(checks: pa.Table, splits: NDArray[np.object_], values: Sequence[int]) -> Mapping[str, NDArray[np.int64]]:
+    """By split, those that there are: how many of these masks show each value, (C,). splits: of each mask, (n,)."""
     shown = [showing(checks, [value]) for value in values]
     return {
-        side: np.array([(one & (sides == side)).sum() for one in shown], np.int64)
-        for side in dict.fromkeys(sides.tolist())
+        split: np.array([(one & (splits == split)).sum() for one in shown], np.int64)
+        for split in dict.fromkeys(splits.tolist())
     }
 
 
@@ -93,7 +93,7 @@ def showing(checks: pa.Table, values: Sequence[int]) -> NDArray[np.bool_]:
 def check_values(
     pixels: NDArray[np.int64], *, classes: Sequence[str], values: Sequence[int], counted: bool, teaching: bool
 ) -> tuple[str, ...]:
-    """What to tell of classes that no mask shows, and of values that are no class's.
+    """Notes on classes that no mask shows, and on values that are no class's.
 
     pixels: `totals`. counted: the values are 0, 1, 2, ... since nobody gave any. teaching: there are training images.
     Raises: SplitError where some class occurs nowhere and some value is nobody's, which then is that class by mistake:
@@ -114,17 +114,17 @@ def check_values(
             f"{lacking}; and {nobodys}: these pixels would never be trained on; give each class its value in the masks "
             f"with --values{f' {occur}' if same else ', also where a class is only missing here'}"
         )
-    told = [f"WARNING: {lacking}: nothing can be learnt of them"] if never else []
+    notes = [f"WARNING: {lacking}: nothing can be learnt of them"] if never else []
     if strange:
         loud = "" if strange == [VOID] else "WARNING: "
-        told.append(f"{loud}mask {nobodys}: left out of training and metrics")
-    return tuple(told)
+        notes.append(f"{loud}mask {nobodys}: left out of training and metrics")
+    return tuple(notes)
 
 
 def remarks(
     rows: pa.Table, checks: pa.Table, *, classes: Sequence[str], values: Sequence[int], counted: bool
 ) -> Iterator[str]:
-    """What to say of the masks of a manifest's usable rows, whose values alone do not show what they mean.
+    """Notes on the masks of a manifest's usable rows, whose values alone do not show what they mean.
 
     Raises: SplitError as `check_values`.
     """
@@ -134,7 +134,7 @@ def remarks(
     pixels = totals(checks)
     yield from check_values(pixels, classes=classes, values=values, counted=counted, teaching=teaching)
     shown = [value for value in values if pixels[value]]  # what no mask shows has been said
-    counts = by_side(checks, rows["split"].to_numpy().astype(object), shown)
+    counts = by_split(checks, rows["split"].to_numpy().astype(object), shown)
     yield from lacking(counts, [classes[values.index(value)] for value in shown], stratify=False)
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from thawline.dataio.errors import LabelError, listed, quoted
 
-_TOLD = 3
+_SHOWN = 3
 _NO_NAMES = ("nan", "null", "none", "<na>", "na", "n/a", "nat")
 
 
@@ -76,14 +76,14 @@ def check_lines(labels: list[Any], paths: pa.ChunkedArray, name: str) -> None:
 
 
 def _classes(column: list[Any], known: tuple[str, ...] | None) -> tuple[list[Any], list[str]]:
-    """The column with one spelling for each class, and what to tell of it."""
-    changed, told = unify(Counter(_each_label(column)), known)
+    """The column with one spelling for each class, and notes on it."""
+    changed, notes = unify(Counter(_each_label(column)), known)
     if changed:
         column = [
             [changed.get(part, part) for part in value] if isinstance(value, list) else changed.get(value, value)
             for value in column
         ]
-    return column, told
+    return column, notes
 
 
 def _each_label(column: list[Any]) -> Iterator[str]:
@@ -130,7 +130,7 @@ def is_missing(value: Any) -> bool:
 
 
 def unify(counts: Mapping[str, int], known: Sequence[str] | None = None) -> tuple[dict[str, str], list[str]]:
-    """The one spelling of every name that is to be written otherwise, and what to tell people of it, a line each.
+    """The one spelling of every name that is to be written otherwise, and notes for people, a line each.
 
     counts: how many images each name has; of spellings that differ in case, the most frequent stays. Single letters in
     two cases are kept apart, as alphabets have them. known: a fixed vocabulary, whose spelling is taken.
@@ -148,12 +148,12 @@ def unify(counts: Mapping[str, int], known: Sequence[str] | None = None) -> tupl
         name: to for name in counts if name not in fixed and (to := cased.get(spelling[name], spelling[name])) != name
     }
     if changed:
-        told = "; ".join(f"{_visible(a, b)} is {quoted(repr(b))}" for a, b in list(changed.items())[:_TOLD])
+        changes = "; ".join(f"{_visible(a, b)} is {quoted(repr(b))}" for a, b in list(changed.items())[:_SHOWN])
         images = sum(counts[name] for name in changed)
         lines.insert(
             0,
             f"WARNING: {len(changed):,} class names of {images:,} images are normalised in spaces, case or Unicode "
-            f"form ({told}{'; ...' if len(changed) > _TOLD else ''}); --classes keeps those apart that it gives",
+            f"form ({changes}{'; ...' if len(changed) > _SHOWN else ''}); --classes keeps those apart that it gives",
         )
     lines += [
         f"WARNING: {count:,} images have the class {quoted(repr(name))}, which looks like a missing value: index with "
@@ -188,7 +188,7 @@ def _one_case(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
         if names not in letters
         for name in names
     }
-    pairs = ", ".join("/".join(sorted(names)) for names in letters[:_TOLD])
+    pairs = ", ".join("/".join(sorted(names)) for names in letters[:_SHOWN])
     lines = [f"WARNING: single letters in two cases are kept as classes of their own ({pairs})"] if letters else []
     return best, lines
 
@@ -200,9 +200,9 @@ def _as_known(counts: Mapping[str, int], known: Sequence[str]) -> dict[str, str]
     for name in known:
         for table, key in ((plain, _plain(name)), (folded, _plain(name).casefold())):
             table.setdefault(key, []).append(name)
-    found = {}
+    spelling = {}
     for name in counts:
         like = plain.get(name) or folded.get(name.casefold()) or []
         if len(like) == 1:
-            found[name] = like[0]
-    return found
+            spelling[name] = like[0]
+    return spelling

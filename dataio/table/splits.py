@@ -1,6 +1,6 @@
 """Which images are for training, which for validation, which for the test at the end?
 
-A splitter is a function from rows to sides: booleans, True for valid, or the names 'train', 'valid' and 'test', None
+A splitter is a function from rows to splits: booleans, True for valid, or the names 'train', 'valid' and 'test', None
 for a row that is left out. Draws are in draws.py. `split` checks the files, divides the usable ones and makes the
 manifest.
 """
@@ -22,20 +22,20 @@ from thawline.dataio.errors import QuarantineError, SplitError, kind_of, listed,
 from thawline.dataio.pixels import probe
 from thawline.dataio.pixels.pictures import MAX_PIXELS
 from thawline.dataio.table import masks
-from thawline.dataio.table.draws import Draw, Sides, Splitter, named
+from thawline.dataio.table.draws import Draw, Splits, Splitter, named
 from thawline.dataio.table.labels import Row
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.sources import Table
 from thawline.dataio.table.tasks import TASKS, Meaning, Task
 from thawline.dataio.table.verify import check_files
 
-SIDES = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 WORDS = {
     "train": ("train", "training", "false", "0", "0.0", "no", "n", "f"),
     "valid": ("valid", "validation", "val", "true", "1", "1.0", "yes", "y", "t"),
     "test": ("test", "testing"),
 }
-"""What a column may call a side."""
+"""What a column may call a split."""
 
 UNASKED = (
     "DALI is not installed here, so nobody knows which images it shows as Pillow does: all are left to Pillow, and "
@@ -45,12 +45,12 @@ LEFT_OUT = "left out by the split"
 
 
 def by_column(name: str) -> Splitter:
-    """Read the side from a column: `WORDS` in any case, booleans (True is valid), 1 and 0.
+    """Read the split from a column: `WORDS` in any case, booleans (True is valid), 1 and 0.
 
     Raises (when called on rows): SplitError for a missing column or any other value.
     """
 
-    def read(rows: pa.Table) -> Sides:
+    def read(rows: pa.Table) -> Splits:
         if name not in rows.column_names:
             raise SplitError(
                 f"no column {quoted(repr(name))} to split by; there are {listed(rows.column_names)}: name one of these"
@@ -61,17 +61,17 @@ def by_column(name: str) -> Splitter:
             raise SplitError(
                 f"column {quoted(repr(name))} cannot split ({quoted(str(error))}): give one with 'train' and 'valid'"
             ) from error
-        sides = np.full(rows.num_rows, None, object)
-        for side, known in WORDS.items():
-            sides[pc.is_in(words, pa.array(known)).to_numpy()] = side
-        unknown = _is(sides, None)
+        splits = np.full(rows.num_rows, None, object)
+        for split, known in WORDS.items():
+            splits[pc.is_in(words, pa.array(known)).to_numpy()] = split
+        unknown = _is(splits, None)
         if unknown.any():
             values = listed([repr(it) for it in rows[name].filter(pa.array(unknown)).unique().to_pylist()], most=3)
             raise SplitError(
-                f"column {quoted(repr(name))} has values that name no side ({values}) in {unknown.sum()} rows: "
+                f"column {quoted(repr(name))} has values that name no split ({values}) in {unknown.sum()} rows: "
                 "write 'train', 'valid' or 'test' (or false and true)"
             )
-        return sides
+        return splits
 
     return read
 
@@ -81,7 +81,7 @@ def by_folder(valid: str = "valid", *, test: str | None = "test") -> Splitter:
     lies in one called `test`, and all else for training.
     """
 
-    def look(rows: pa.Table) -> Sides:
+    def read(rows: pa.Table) -> Splits:
         slashed = pc.binary_join_element_wise("", rows["path"], "/")
         inside, tested = (
             pc.match_substring(slashed, f"/{name}/").to_numpy() if name else np.zeros(rows.num_rows, np.bool_)
@@ -89,30 +89,30 @@ def by_folder(valid: str = "valid", *, test: str | None = "test") -> Splitter:
         )
         return named(rows.num_rows, inside, tested & ~inside)
 
-    return look
+    return read
 
 
 def by_function(fn: Callable[[Row], Any]) -> Splitter:
     """Take for validation the rows ('path', 'label' and the source's columns) for which `fn` is true.
 
-    Or `fn` answers with the side's name, 'train', 'valid' or 'test'; then None leaves a row out.
+    Or `fn` answers with the split's name, 'train', 'valid' or 'test'; then None leaves a row out.
 
     Raises (when called on rows): SplitError when `fn` fails, or answers with another text.
     """
 
-    def ask(rows: pa.Table) -> Sides:
+    def divide(rows: pa.Table) -> Splits:
         try:
             answers = [fn(row) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()]
         except Exception as error:
             raise SplitError(f"the split function failed with {quoted(repr(error))}: correct the function") from error
-        sides = np.full(len(answers), None, object)
+        splits = np.full(len(answers), None, object)
         if any(isinstance(answer, str) for answer in answers):
-            sides[:] = answers
+            splits[:] = answers
         else:
-            sides[:] = ["valid" if answer else "train" for answer in answers]
-        return sides
+            splits[:] = ["valid" if answer else "train" for answer in answers]
+        return splits
 
-    return ask
+    return divide
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ class _HoldOut:
     test: Splitter
     then: Splitter
 
-    def __call__(self, rows: pa.Table) -> Sides:
-        sides = _sides(self.test, rows)
-        picked = _is(sides, "test" if _is(sides, "test").any() else "valid")
-        sides[picked] = "test"
-        sides[~picked] = _sides(self.then, rows.filter(pa.array(~picked)))
-        return sides
+    def __call__(self, rows: pa.Table) -> Splits:
+        splits = _assigned(self.test, rows)
+        picked = _is(splits, "test" if _is(splits, "test").any() else "valid")
+        splits[picked] = "test"
+        splits[~picked] = _assigned(self.then, rows.filter(pa.array(~picked)))
+        return splits
 
 
 def hold_out(test: Splitter, then: Splitter) -> Splitter:
@@ -145,16 +145,16 @@ def once_a_row(splitter: Splitter) -> Splitter:
         return splitter
     if isinstance(splitter, _HoldOut):
         return _HoldOut(once_a_row(splitter.test), once_a_row(splitter.then))
-    known, sides = pa.chunked_array([], pa.large_string()), np.zeros(0, object)
+    known, splits = pa.chunked_array([], pa.large_string()), np.zeros(0, object)
 
-    def ask(rows: pa.Table) -> Sides:
-        nonlocal known, sides
+    def ask(rows: pa.Table) -> Splits:
+        nonlocal known, splits
         paths = rows["path"].cast(known.type)
         new = pc.invert(pc.is_in(paths, known))
         if pc.any(new).as_py():
-            sides = np.concatenate([sides, _sides(splitter, rows.filter(new))])
+            splits = np.concatenate([splits, _assigned(splitter, rows.filter(new))])
             known = pa.chunked_array([*known.chunks, *paths.filter(new).chunks])
-        return sides[pc.index_in(paths, known).to_numpy()]
+        return splits[pc.index_in(paths, known).to_numpy()]
 
     return ask
 
@@ -177,7 +177,7 @@ def split(
     `max_pixels` are. `verify=False` believes every file, and leaves sizes and hashes null.
     `progress(done, total)` counts files. A manifest has images for train and valid, or for test alone.
 
-    Raises: QuarantineError for more unusable files; SplitError for an unlabelled table, a side without images, no
+    Raises: QuarantineError for more unusable files; SplitError for an unlabelled table, a split without images, no
         usable file, or fewer than two classes (single_label, mask; one for the others) among the usable.
     """
     rows = table.rows
@@ -186,22 +186,22 @@ def split(
     if not max_bad >= 0:  # NaN, too
         raise SplitError(f"max_bad={max_bad} is no share of the files: give 0 for none to 1 for any")
     splitter = once_a_row(splitter)
-    _check_sides(_sides(splitter, rows))
+    _check_splits(_assigned(splitter, rows))
     task = TASKS[table.task]
     checks = _checks(table, task, verify=verify, max_pixels=max_pixels, progress=progress)
     status = _status(table, task, checks)
     usable = status == "ok"
     _check_quarantine(table, status, max_bad)
-    sides = np.full(rows.num_rows, None, object)
-    sides[usable] = _sides(splitter, rows if usable.all() else rows.filter(pa.array(usable)))
-    _check_sides(sides[usable])
-    status[usable & _is(sides, None)] = LEFT_OUT
-    made = _manifest(table, task, checks, sides, status)
+    splits = np.full(rows.num_rows, None, object)
+    splits[usable] = _assigned(splitter, rows if usable.all() else rows.filter(pa.array(usable)))
+    _check_splits(splits[usable])
+    status[usable & _is(splits, None)] = LEFT_OUT
+    made = _manifest(table, task, checks, splits, status)
     return made if probe.installed() or not verify else replace(made, notes=(*made.notes, UNASKED))
 
 
 def _manifest(
-    table: Table, task: Task, checks: pa.Table, sides: NDArray[np.object_], status: NDArray[np.object_]
+    table: Table, task: Task, checks: pa.Table, splits: NDArray[np.object_], status: NDArray[np.object_]
 ) -> Manifest:
     """The manifest of images that were checked and divided. Raises SplitError for fewer classes than can be learnt."""
     rows, used = table.rows, pa.array(status == "ok")
@@ -214,7 +214,7 @@ def _manifest(
             f"the {pc.sum(used).as_py()} usable images show {len(classes)} classes ({listed(classes)}): there is "
             "nothing to learn; give usable images of more classes"
         )
-    columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": sides}
+    columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": splits}
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
     assert table.task is not None
     made = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
@@ -226,39 +226,39 @@ def _manifest(
 # Checking -------------------------------------------------------------------------------------------------
 
 
-def _sides(splitter: Splitter, rows: pa.Table) -> NDArray[np.object_]:
+def _assigned(splitter: Splitter, rows: pa.Table) -> NDArray[np.object_]:
     """What the splitter says, by name."""
-    sides = np.asarray(splitter(rows))
-    if sides.dtype.kind == "U":
-        sides = sides.astype(object)
-    if sides.shape != (rows.num_rows,) or sides.dtype not in (np.bool_, np.object_):
+    splits = np.asarray(splitter(rows))
+    if splits.dtype.kind == "U":
+        splits = splits.astype(object)
+    if splits.shape != (rows.num_rows,) or splits.dtype not in (np.bool_, np.object_):
         raise SplitError(
-            f"the splitter returned {sides.dtype} of shape {sides.shape} for {rows.num_rows} rows: it must "
-            f"return ({rows.num_rows},) bool, True for valid, or the sides' names as objects"
+            f"the splitter returned {splits.dtype} of shape {splits.shape} for {rows.num_rows} rows: it must "
+            f"return ({rows.num_rows},) bool, True for valid, or the splits' names as objects"
         )
-    if sides.dtype == np.bool_:
-        return named(rows.num_rows, sides)
-    strange = set(sides.tolist()) - {*SIDES, None}
+    if splits.dtype == np.bool_:
+        return named(rows.num_rows, splits)
+    strange = set(splits.tolist()) - {*SPLITS, None}
     if strange:
         raise SplitError(
-            f"the splitter returned {quoted(repr(strange.pop()))}: a side is 'train', 'valid', 'test' or None"
+            f"the splitter returned {quoted(repr(strange.pop()))}: a split is 'train', 'valid', 'test' or None"
         )
-    return sides.astype(object)
+    return splits.astype(object)
 
 
-def _is(sides: NDArray[np.object_], side: str | None) -> NDArray[np.bool_]:
-    return np.equal(sides, np.array(side, object)).astype(np.bool_)
+def _is(splits: NDArray[np.object_], split: str | None) -> NDArray[np.bool_]:
+    return np.equal(splits, np.array(split, object)).astype(np.bool_)
 
 
-def _check_sides(sides: NDArray[np.object_]) -> None:
-    counts = Counter(sides.tolist())
-    if counts["test"] == len(sides):
+def _check_splits(splits: NDArray[np.object_]) -> None:
+    counts = Counter(splits.tolist())
+    if counts["test"] == len(splits):
         return
-    for side in ("valid", "train"):
-        if counts[side] == 0:
+    for split in ("valid", "train"):
+        if counts[split] == 0:
             others = ", ".join(f"{count} {name or 'left out'}" for name, count in counts.items())
             raise SplitError(
-                f"the split leaves {side} empty: all {len(sides)} usable images are on the other side ({others}); "
+                f"the split leaves {split} empty: all {len(splits)} usable images are in others ({others}); "
                 "change the fraction, column or folder that divides them"
             )
 

@@ -139,7 +139,7 @@ def _manifest_read(written: str) -> Read:
 
         loaded = Manifest.load(file)
         for split in ("train", "valid"):
-            part = loaded.part(split)
+            part = loaded.subset(split)
             part.take(np.arange(len(part)))
         return "same" if _of(loaded) == written else "other"
 

@@ -48,9 +48,9 @@ def test_a_training_sample_is_told_with_its_id_shapes_and_place(photos: Manifest
     train, _ = pair(photos)
     position = train.samples + 1  # in the second epoch
     work = train.source.work(np.array([position], np.int64))
-    row = int(np.searchsorted(train.part.ids, work.ids[0]))
+    row = int(np.searchsorted(train.subset.ids, work.ids[0]))
     text = explain(train, position=position)
-    rows = train.part.take(np.array([row]))
+    rows = train.subset.take(np.array([row]))
     name = f"{photos.root}/{rows.paths[0]}"
     size = Path(name).stat().st_size
     for words in (
@@ -84,11 +84,11 @@ def test_corners_and_matrix_are_those_of_the_geometry(photos: Manifest) -> None:
 
 def test_a_validation_sample_is_told_without_epoch_and_with_its_prefilter(photos: Manifest) -> None:
     _, valid = pair(photos)
-    rows = {Path(path).stem: row for row, path in enumerate(valid.part.take(np.arange(valid.samples)).paths)}
+    rows = {Path(path).stem: row for row, path in enumerate(valid.subset.take(np.arange(valid.samples)).paths)}
     large = explain(valid, position=rows["4"])
     size = np.array([300], np.int32), np.array([200], np.int32)
     height, width = centred(SPEC, widths=size[0], heights=size[1]).prefilter_px[0]
-    assert f"validation sample: position {rows['4']}, id {valid.part.ids[rows['4']]}" in large
+    assert f"validation sample: position {rows['4']}, id {valid.subset.ids[rows['4']]}" in large
     assert f"prefilter  ({height}, {width}, 3)" in large
     assert "epoch" not in large
     # The centre square of the filtered image.
@@ -108,7 +108,7 @@ def test_a_position_that_is_not_there_and_a_file_that_went_are_sentences(tmp_pat
     ):
         with pytest.raises(ManifestError, match=words):
             explain(loader, position=position)
-    (name,) = valid.part.take(np.array([1])).paths
+    (name,) = valid.subset.take(np.array([1])).paths
     (Path(manifest.root) / name).unlink()
     assert "validation sample: position 0" in explain(valid)
     with pytest.raises(ManifestError, match=rf"^the validation image at position 1 cannot be used \(.*{name}: missing"):

@@ -109,11 +109,11 @@ def test_a_file_that_the_gpus_decoder_refuses_is_quarantined(
     """Cut short behind the manifest's back: the pipeline breaks, and a new one goes on at the same place."""
     pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
     train, _ = loaders(own_flat, SPEC, batch=4, device=CUDA, engine="dali", max_quarantined=0.5)
-    number = int(train.part.ids[3])
+    number = int(train.subset.ids[3])
     file = Path(own_flat.root) / own_flat.rows["path"][number].as_py()
     file.write_bytes(file.read_bytes()[:150])
-    part = replace(train.part, table=own_flat.rows.drop_columns(["hash"]).append_column("hash", [[0] * 16]))
-    trusting = replace(train, source=replace(train.source, part=part))
+    subset = replace(train.subset, table=own_flat.rows.drop_columns(["hash"]).append_column("hash", [[0] * 16]))
+    trusting = replace(train, source=replace(train.source, subset=subset))
     stream = [i for batch in first(trusting, 9) for i in batch.ids.tolist()]
     assert number not in stream
     assert len(stream) == 36

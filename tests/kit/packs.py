@@ -86,11 +86,11 @@ def _mask(i: int) -> bytes:
 
 def loader(manifest: Manifest, reader: Reader, *, engine: Any = "dali", split: str = "train") -> ImageLoader:
     """A loader of four images a step over that reader."""
-    part = manifest.part(split)
-    order = Training(n=len(part), global_batch=4, seed=5) if split == "train" else Once(n=len(part), global_batch=4)
+    subset = manifest.subset(split)
+    order = Training(n=len(subset), global_batch=4, seed=5) if split == "train" else Once(n=len(subset), global_batch=4)
     return ImageLoader(
         order=order,
-        source=Source(manifest=manifest, part=part, order=order, spec=SPEC, reader=reader, seed=5),
+        source=Source(manifest=manifest, subset=subset, order=order, spec=SPEC, reader=reader, seed=5),
         renderer=Renderer(spec=SPEC, local_batch=4, masks=manifest.task == "mask", choice=choose_engine(engine)),
         epoch_samples=8,
     )
@@ -105,8 +105,8 @@ def every(manifest: Manifest) -> list[Any]:
     """(path, what is read) of each image of both splits, training first."""
     reader, found = open_reader(manifest), list[Any]()
     for split in ("train", "valid"):
-        part = manifest.part(split)
-        rows = part.take(np.arange(len(part)))
+        subset = manifest.subset(split)
+        rows = subset.take(np.arange(len(subset)))
         found += [(rows.paths[i], reader.read(rows, i)) for i in range(len(rows))]
     reader.close()
     return found

@@ -135,7 +135,7 @@ def counted_error_rate(run: Path) -> tuple[int, float]:
 
 def planned_hash(manifest: Path, steps: int) -> str:
     """The stream hash of JOB's first `steps` steps, from the plan alone."""
-    part = Manifest.load(manifest).part("train")
+    part = Manifest.load(manifest).subset("train")
     plan = Training(n=len(part.ids), global_batch=24, seed=7)
     digest = ""
     for step in range(steps):

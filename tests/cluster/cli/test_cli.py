@@ -216,7 +216,7 @@ def test_index_by_parent_by_column_and_by_several_labels(thawline: Run, tmp_path
     assert (code, out.strip()) == (0, str(tmp_path / "parent.parquet"))
     made = Manifest.load(tmp_path / "parent.parquet")
     assert made.classes == ("cat", "dog")
-    assert len(made.part("valid").ids) == 2
+    assert len(made.subset("valid").ids) == 2
 
     rows = [f"{name}/{i}.png,{name};{'big' if i else 'small'},{i == 0}" for name in ("cat", "dog") for i in range(5)]
     (folder / "labels.csv").write_text("\n".join(["file,what,valid", *rows]))
@@ -227,7 +227,7 @@ def test_index_by_parent_by_column_and_by_several_labels(thawline: Run, tmp_path
     assert code == 0, err
     made = Manifest.load(tmp_path / "column.parquet")
     assert (made.task, made.classes) == ("multi_label", ("big", "cat", "dog", "small"))
-    assert made.part("valid").take(np.arange(2)).labels.to_pylist() == [["cat", "small"], ["dog", "small"]]
+    assert made.subset("valid").take(np.arange(2)).labels.to_pylist() == [["cat", "small"], ["dog", "small"]]
 
 
 def test_explain_show_and_doctor(thawline: Run, tmp_path: Path, manifest: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_command_tells_of_classes_by_side_and_of_what_it_left_out(tmp_path: 
         "them",
         "WARNING: 1 files are there under different labels (valid/cat/9.png (cat) = valid/dog/0.png (dog)): they teach "
         "and test both; keep the right one of each",
-        "copies within one side of the split: 1 in valid",
+        "copies within one split: 1 in valid",
     ]
 
 
@@ -160,7 +160,7 @@ def test_an_older_manifest_is_replaced_and_what_a_kill_left_of_it_removed(folder
     (tmp_path / ".mine.tmp").touch()
     for name, valid in (("m.parquet", "0.3"), ("m.parquet", "0.5"), ("m.arrow", "0.3"), ("m.arrow", "0.5")):
         make_manifest(folder, valid=valid).save(tmp_path / name)
-        assert len(Manifest.load(tmp_path / name).part("valid")) == 10 * float(valid)
+        assert len(Manifest.load(tmp_path / name).subset("valid")) == 10 * float(valid)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "in", "m.arrow", "m.parquet"]
 
 
@@ -194,7 +194,7 @@ def test_classes_come_from_words_a_text_file_or_another_manifest(folder: Path, t
     shutil.copytree(folder / "dog", tmp_path / "late" / "dog")
     late = make_manifest(tmp_path / "late", classes=str(tmp_path / "one.parquet"), test="all")
     one.check_vocabulary(late)
-    assert len(late.part("test")) == 5
+    assert len(late.subset("test")) == 5
 
 
 def test_a_manifest_is_a_source_again_with_its_own_root(folder: Path, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_masks_without_classes_are_called_by_the_values_that_occur(folder: Path)
     with pytest.raises(QuarantineError, match=r"^9 of 10 files .*: 9 its mask; the first"):
         make_manifest(folder, label="mask:.masks/{stem}.png", values="7,8")
     one = make_manifest(folder, label="mask:.masks/{stem}.png", values="7,8", max_bad=1, test="all")
-    assert one.part("test").ids.tolist() == [9], "a mask of void alone teaches nothing"
+    assert one.subset("test").ids.tolist() == [9], "a mask of void alone teaches nothing"
 
 
 def test_pairs_of_points_come_from_words_or_from_another_manifest(folder: Path, tmp_path: Path) -> None:

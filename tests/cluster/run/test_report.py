@@ -42,7 +42,7 @@ def page_of(folder: Path, *, slope: float) -> str:
     words = {"name": "pets", "model": "resnet18", "status": "finished", "engine": "reference", "device": "cpu"}
     more = {"precision": "fp32", "seed": 1, "steps": 5, "samples_seen": 10, "stream_hash": "ab", "commit": "cd"}
     result = {**numbers, **words, **more, "metrics": metrics, "valid_samples": 3, "versions": {}, "hardware": {}}
-    ids = valid.part.ids
+    ids = valid.subset.ids
     eye = [[0.8, 0.1, 0.1]] * len(ids)
     zeros, losses = np.zeros(len(ids), np.int64), np.full(len(ids), 0.2, np.float32)
     outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses, "single_label").table(CLASSES)

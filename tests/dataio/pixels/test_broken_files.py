@@ -28,7 +28,7 @@ def path_of(manifest: Manifest, number: int) -> Path:
 
 def expected_hash(manifest: Manifest, bad: set[int]) -> str:
     """Of a run in which the files were good in the first epoch and filled, by the rule, in all others."""
-    ids = manifest.part("train").ids
+    ids = manifest.subset("train").ids
     plan, digest = Training(n=len(ids), global_batch=BATCH, seed=7), ""
     for step in range(STEPS):
         attempts = np.zeros(BATCH, np.int64)
@@ -45,8 +45,8 @@ def expected_hash(manifest: Manifest, bad: set[int]) -> str:
 def test_a_file_truncated_and_two_deleted_while_two_workers_train(tmp_path: Path, manifest: Path) -> None:
     data = Manifest.load(manifest)
     plan = Training(n=240, global_batch=BATCH, seed=7)
-    early = data.part("train").ids[plan.at(plan.positions(0))[1]]  # read by now in the first epoch, on either rank
-    truncated, deleted, unseen = int(early[3]), int(early[20]), int(data.part("valid").ids[7])
+    early = data.subset("train").ids[plan.at(plan.positions(0))[1]]  # read by now in the first epoch, on either rank
+    truncated, deleted, unseen = int(early[3]), int(early[20]), int(data.subset("valid").ids[7])
     process = start("train", write_job(tmp_path, manifest), "--workers", "2", "--fit.epochs", str(EPOCHS))
     run = tmp_path / "runs/run"
     wait_for_step(run, 2, process)
@@ -82,7 +82,7 @@ def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path
     """The files come back before the run goes on: it does not take them up in the middle."""
     data = Manifest.load(manifest)
     plan = Training(n=240, global_batch=BATCH, seed=7)
-    victim = int(data.part("train").ids[plan.at(plan.positions(1))[1]][3])
+    victim = int(data.subset("train").ids[plan.at(plan.positions(1))[1]][3])
     file = path_of(data, victim)
     content = file.read_bytes()
     job = write_job(tmp_path, manifest)
@@ -106,7 +106,7 @@ def test_more_broken_files_than_allowed_end_the_run_with_a_sentence(tmp_path: Pa
     job = write_job(tmp_path, manifest)
     process = start("train", job, "--fit.epochs", "9", "--data.max_quarantined", "0.02")
     wait_for_step(tmp_path / "runs/run", 2, process)
-    for number in data.part("train").ids[::7]:
+    for number in data.subset("train").ids[::7]:
         path_of(data, int(number)).unlink()
     _, talk = process.communicate(timeout=200)
     assert process.returncode == 1, talk

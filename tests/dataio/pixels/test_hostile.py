@@ -151,10 +151,10 @@ def streamed(manifest: Manifest) -> dict[str, dict[str, list[ImageBatch]]]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_usable_file_is_streamed_and_no_other(manifest: Manifest, streamed: Any, engine: str) -> None:
     train, valid = (torch.cat([batch.ids for batch in streamed[engine][side]]) for side in ("train", "valid"))
-    n = manifest.part("train").ids.size
+    n = manifest.subset("train").ids.size
     for epoch in (train[:n], train[n : 2 * n]):
-        assert sorted(epoch.tolist()) == manifest.part("train").ids.tolist()
-    assert sorted(valid.tolist()) == manifest.part("valid").ids.tolist()
+        assert sorted(epoch.tolist()) == manifest.subset("train").ids.tolist()
+    assert sorted(valid.tolist()) == manifest.subset("valid").ids.tolist()
     assert {*train.tolist(), *valid.tolist()} == paths_of(manifest, usable=True).keys()
     assert all(batch.inputs.isfinite().all() for side in ("train", "valid") for batch in streamed[engine][side])
 
@@ -216,7 +216,7 @@ def test_a_model_trains_through_them(manifest: Manifest) -> None:
     model = models.create("tiny", 2, weights="none", seed=0)
     learn = trainer.Learner(model, train, valid, batch_transform=watch, log_every=1)
     learn.fit_one_cycle(1, 1e-3)
-    assert {*seen} == {*manifest.part("train").ids.tolist()}
+    assert {*seen} == {*manifest.subset("train").ids.tolist()}
     losses = [float(row["loss"] or 0) for row in learn.recorder.of_kind("train")]
     assert len(losses) == train.steps(1)
     assert np.isfinite(losses).all()

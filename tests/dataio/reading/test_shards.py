@@ -62,7 +62,7 @@ def test_records_lie_in_the_mapped_file_and_nothing_is_copied(tmp_path: Path) ->
     manifest = photos(tmp_path / "loose", task="mask", side=300)
     packed = pack(manifest, tmp_path / "packed", shard_bytes=100_000)
     reader = open_reader(packed)
-    part = packed.part("train")
+    part = packed.subset("train")
     rows = part.take(np.arange(len(part)))
     (places,) = {len(mapped(tmp_path / "packed" / shard.name)) for shard in packed.shards}
     assert places == 0  # nothing is mapped before it is asked for
@@ -91,7 +91,7 @@ def test_threads_read_the_same(tmp_path: Path) -> None:
     expected = [encoded.image.tobytes() for _, encoded in every(packed)]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            reader, part = open_reader(packed), packed.part("train")  # all at once map what nobody has mapped
+            reader, part = open_reader(packed), packed.subset("train")  # all at once map what nobody has mapped
             rows = part.take(np.arange(len(part)))
             read = list(pool.map(lambda i, rows=rows, reader=reader: reader.read(rows, i), range(len(rows))))
             assert [encoded.image.tobytes() for encoded in read] == expected[: len(read)]
@@ -104,7 +104,7 @@ def test_a_row_without_bytes_is_a_reason(tmp_path: Path) -> None:
     rows["status"][9], rows["split"][9] = "ok", "train"  # was quarantined, so it has none
     table = rebuilt(packed, rows).rows
     reader = open_reader(packed)
-    part = Manifest(table, packed.root, packed.task, packed.classes).part("train")
+    part = Manifest(table, packed.root, packed.task, packed.classes).subset("train")
     taken = part.take(np.searchsorted(part.rows, [9]))
     assert reader.read(taken, 0) == "it was not packed: its bytes are missing in the shard"
     assert reader.where(taken, 0) == f"{tmp_path}/packed/shard-00000.arrow: a/09.jpg"
@@ -239,7 +239,7 @@ def test_a_worn_mask_is_a_reason(tmp_path: Path) -> None:
 def test_a_shard_that_is_spoilt_while_it_is_mapped_is_told_and_not_touched(tmp_path: Path, how: str) -> None:
     """Whoever reads a mapped page that the file has no more is killed (SIGBUS)."""
     _, packed = packs(tmp_path, before=False)
-    shard, reader, part = Path(packed.home, packed.shards[0].name), open_reader(packed), packed.part("train")
+    shard, reader, part = Path(packed.home, packed.shards[0].name), open_reader(packed), packed.subset("train")
     rows = part.take(np.arange(1))
     assert isinstance(reader.read(rows, 0), Encoded)
     if how == "emptied":
@@ -257,7 +257,7 @@ def test_a_shard_that_is_spoilt_while_it_is_mapped_is_told_and_not_touched(tmp_p
 
 def test_a_shard_that_is_copied_over_itself_or_touched_is_read_on(tmp_path: Path) -> None:
     _, packed = packs(tmp_path, before=False)
-    shard, reader, part = Path(packed.home, packed.shards[0].name), open_reader(packed), packed.part("train")
+    shard, reader, part = Path(packed.home, packed.shards[0].name), open_reader(packed), packed.subset("train")
     rows = part.take(np.arange(1))
     held = reader.read(rows, 0)
     shutil.copy(shard, tmp_path / "copy")

@@ -43,7 +43,7 @@ def ids_of(loader: ImageLoader, count: int, *, step: int = 0) -> list[list[int]]
 @both_engines
 def test_training_stream_equals_the_plan(flat: Manifest, engine: EngineName) -> None:
     train, _ = pair(flat, engine)
-    ids = flat.part("train").ids
+    ids = flat.subset("train").ids
     assert (train.samples, len(ids)) == (37, 37)
     plan = Training(n=37, global_batch=8, seed=5)
     expected = [ids[plan.at(plan.positions(step))[1]].tolist() for step in range(14)]
@@ -57,7 +57,7 @@ def test_training_stream_equals_the_plan(flat: Manifest, engine: EngineName) -> 
 def test_images_are_drawn_anew_each_epoch_by_seed_epoch_and_id(flat: Manifest, engine: EngineName) -> None:
     train, _ = pair(flat, engine, global_batch=37)
     work = train.source.work(np.arange(30, 45, dtype=np.int64))
-    part = flat.part("train")
+    part = flat.subset("train")
     rows = part.take(np.searchsorted(part.ids, work.ids))
     drawn = geometry.draw(
         SPEC,
@@ -132,7 +132,7 @@ def test_validation_shows_every_sample_once_in_order(
         assert all(0 < len(batch.ids) <= valid.order.local_batch for batch in batches)
         seen += [i for batch in batches for i in batch.ids.tolist()]
         valid.close()
-    assert seen == flat.part("valid").ids.tolist()
+    assert seen == flat.subset("valid").ids.tolist()
 
 
 @both_engines
@@ -173,7 +173,7 @@ def test_half_precision_is_handed_out_when_asked_for(flat: Manifest) -> None:
 
 
 def test_files_that_moved_are_found_before_anything_is_opened(own_flat: Manifest) -> None:
-    one, other = own_flat.part("valid").take(np.arange(2)).paths
+    one, other = own_flat.subset("valid").take(np.arange(2)).paths
     (Path(own_flat.root) / one).unlink()
     pair(own_flat)  # one is within the 1 % (rounded up) that may be lost, and will be filled
     (Path(own_flat.root) / other).unlink()
@@ -299,7 +299,7 @@ def test_an_augmented_view_is_the_training_geometry_of_the_validation_samples(
         assert all(torch.equal(b.targets, p.targets) for b, p in zip(batches, plain, strict=True))
     assert not torch.equal(one[0].inputs, two[0].inputs)
     work = valid.augmented(1).source.work(np.arange(4))
-    rows = valid.part.take(np.arange(4))
+    rows = valid.subset.take(np.arange(4))
     size: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights}
     drawn = geometry.draw(SPEC, seed=5, epochs=np.ones(4, np.int64), ids=rows.ids, **size)
     np.testing.assert_array_equal(work.geometry.homographies, drawn.homographies)
@@ -322,7 +322,7 @@ def test_the_size_follows_the_stream_and_nothing_is_rebuilt(flat: Manifest, engi
 def test_another_manifest_may_be_validated_on_if_its_classes_are_the_same(flat: Manifest, tmp_path: Path) -> None:
     other = flat_manifest(tmp_path / "same", train=4, valid=6)
     _, valid = pair(flat, valid=other)
-    assert valid.part.ids.tolist() == other.part("valid").ids.tolist()
+    assert valid.subset.ids.tolist() == other.subset("valid").ids.tolist()
     with pytest.raises(
         ManifestError, match=r"the manifest to validate on is for multi_label, this one for single_label"
     ):

@@ -85,7 +85,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def filled(manifest: Manifest, bad: set[int], positions: range) -> list[int]:
     """Who stands at each position, from the plan alone: attempt after attempt until one is usable."""
-    ids = manifest.part("train").ids
+    ids = manifest.subset("train").ids
     plan, stream = Training(n=len(ids), global_batch=4, seed=5), list[int]()
     for position in positions:
         attempt = 0
@@ -102,7 +102,7 @@ def test_a_hole_in_the_training_stream_is_filled_by_the_rule_and_the_file_is_nam
 ) -> None:
     spoil, reason = SPOILT[how]
     train, _ = pair(own_flat, engine)
-    victim = int(train.part.ids[5])
+    victim = int(train.subset.ids[5])
     spoil(file_of(own_flat, victim))
     batches = first(train, 9)  # three epochs of twelve
     stream = [i for batch in batches for i in batch.ids.tolist()]
@@ -116,7 +116,7 @@ def test_a_hole_in_the_training_stream_is_filled_by_the_rule_and_the_file_is_nam
 
 def test_the_rule_holds_when_the_next_in_line_is_gone_too(own_flat: Manifest) -> None:
     train, _ = pair(own_flat)
-    bad = {int(i) for i in train.part.ids[[0, 2, 3, 5, 7, 8, 9, 11]]}
+    bad = {int(i) for i in train.subset.ids[[0, 2, 3, 5, 7, 8, 9, 11]]}
     for number in bad:
         file_of(own_flat, number).unlink()
     stream = [i for batch in first(train, 12) for i in batch.ids.tolist()]
@@ -128,7 +128,7 @@ def test_the_rule_holds_when_the_next_in_line_is_gone_too(own_flat: Manifest) ->
 def test_every_world_and_every_continuation_fills_a_hole_alike(own_flat: Manifest) -> None:
     train, _ = pair(own_flat)
     for row in (1, 6):
-        file_of(own_flat, int(train.part.ids[row])).unlink()
+        file_of(own_flat, int(train.subset.ids[row])).unlink()
     whole = first(train, 6)
     ranks = [first(pair(own_flat, rank=rank, world_size=3, global_batch=4)[0], 6) for rank in range(3)]
     for step, parts in enumerate(zip(*ranks, strict=True)):
@@ -141,7 +141,7 @@ def test_every_world_and_every_continuation_fills_a_hole_alike(own_flat: Manifes
 def test_what_others_found_is_not_read_again(own_flat: Manifest) -> None:
     """A file that this rank could read, and another could not: both do without it."""
     train, _ = pair(own_flat)
-    victim = int(train.part.ids[4])
+    victim = int(train.subset.ids[4])
     train.quarantine({victim: "gone elsewhere"})
     stream = [i for batch in first(train, 9) for i in batch.ids.tolist()]
     assert stream == filled(own_flat, {victim}, range(36))
@@ -150,7 +150,7 @@ def test_what_others_found_is_not_read_again(own_flat: Manifest) -> None:
 @both_engines
 def test_validation_leaves_a_broken_file_out_and_says_so(own_flat: Manifest, engine: EngineName) -> None:
     _, valid = pair(own_flat, engine, global_batch=2)
-    ids = valid.part.ids.tolist()
+    ids = valid.subset.ids.tolist()
     truncate(file_of(own_flat, ids[0]))
     file_of(own_flat, ids[1]).unlink()  # so that the first batch has nothing left
     truncate(file_of(own_flat, ids[3]))
@@ -175,7 +175,7 @@ def test_what_only_the_decoder_finds_broken_rebuilds_the_pipeline_where_it_stood
     expected = [batch.ids.tolist() for batch in list(islice(pair(own_flat, engine)[0].stream(), 9))]
     loader = pair(own_flat, engine)[side == "valid"]
     loader = replace(loader, source=replace(loader.source, reader=Trusting(Root.of(own_flat.root))))
-    bad = {int(i) for i in loader.part.ids[[1, 3]]}
+    bad = {int(i) for i in loader.subset.ids[[1, 3]]}
     for number in bad:
         truncate(file_of(own_flat, number))
     batches = list(islice(loader.stream(), 9))
@@ -185,7 +185,7 @@ def test_what_only_the_decoder_finds_broken_rebuilds_the_pipeline_where_it_stood
         assert stream != [i for batch in expected for i in batch]
         assert [len(batch.ids) for batch in batches] == [4] * 9
     else:
-        assert stream == [i for i in loader.part.ids.tolist() if i not in bad]
+        assert stream == [i for i in loader.subset.ids.tolist() if i not in bad]
     assert [i for batch in batches for i in colour_numbers(loader, batch)] == stream
     assert set(loader.quarantined) == bad
     assert all("cannot be decoded" in why for why in loader.quarantined.values())
@@ -206,7 +206,7 @@ def test_more_than_allowed_is_one_sentence_with_the_remedy(own_flat: Manifest) -
 
 def test_when_everything_is_gone_the_stream_says_so(own_flat: Manifest) -> None:
     train, _ = pair(own_flat)
-    for number in train.part.ids:
+    for number in train.subset.ids:
         file_of(own_flat, int(number)).unlink()
     with pytest.raises(QuarantineError, match=r"no usable file was found in 100 attempts.*missing.*bring them back"):
         first(train, 1)
@@ -217,7 +217,7 @@ def test_when_everything_is_gone_the_stream_says_so(own_flat: Manifest) -> None:
 
 def test_a_batch_never_mixes_a_substitutes_pixels_with_anothers_target(own_flat: Manifest) -> None:
     train, _ = pair(own_flat)
-    file_of(own_flat, int(train.part.ids[2])).unlink()
+    file_of(own_flat, int(train.subset.ids[2])).unlink()
     batch: Batch
     for batch in first(train, 12):
         assert colour_numbers(train, batch) == batch.ids.tolist()

@@ -61,14 +61,14 @@ def test_nothing_is_said_without_copies() -> None:
 
 def test_copies_within_a_side_are_counted_and_across_sides_are_loud() -> None:
     quiet = report(manifest([1, 1, 1, 2, 2, 3], ["train", "train", "train", "valid", "valid", "test"]))
-    assert quiet == "copies within one side of the split: 2 in train, 1 in valid"
+    assert quiet == "copies within one split: 2 in train, 1 in valid"
     loud = report(manifest([1, 1, 1, 2, 2, 3, 3], ["train", "valid", "valid", "test", "train", "test", "valid"]))
     advice = "): the metrics would flatter; remove them, or split by a column or folder that keeps copies together"
     assert loud.splitlines() == [
         "WARNING: 2 images of valid are also in train (1.jpg = 0.jpg" + advice,
         "WARNING: 1 images of test are also in train (3.jpg = 4.jpg" + advice,
         "WARNING: 1 images of test are also in valid (5.jpg = 6.jpg" + advice,
-        "copies within one side of the split: 1 in valid",
+        "copies within one split: 1 in valid",
     ]
 
 
@@ -79,5 +79,5 @@ def test_copies_under_other_labels_are_loud() -> None:
     assert report(other).splitlines() == [
         "WARNING: 2 files are there under different labels (0.jpg (a) = 1.jpg (b), 4.jpg (b) = 5.jpg (a)): they teach "
         "and test both; keep the right one of each",
-        "copies within one side of the split: 3 in train",
+        "copies within one split: 3 in train",
     ]

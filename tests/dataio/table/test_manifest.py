@@ -22,10 +22,10 @@ from thawline.dataio.table import manifest as manifests
 from thawline.dataio.table.draws import random_split
 from thawline.dataio.table.labels import by_parent, from_lists, label, mask_path
 from thawline.dataio.table.manifest import Manifest, Shard
-from thawline.dataio.table.part import Rows
 from thawline.dataio.table.schema import columns
 from thawline.dataio.table.sources import Table, from_folder
 from thawline.dataio.table.splits import by_function, split
+from thawline.dataio.table.subset import Rows
 from thawline.dataio.table.targets import VOID, View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS as KINDS
 
@@ -79,7 +79,7 @@ def test_part_holds_usable_rows_in_id_order_whatever_the_order_of_the_table(tmp_
     shuffled.save(tmp_path / "shuffled.parquet")
     for name in ("train", "valid"):
         oracle = [row for row in manifest.rows.to_pylist() if row["split"] == name]
-        for part in (manifest.part(name), Manifest.load(tmp_path / "shuffled.parquet").part(name)):
+        for part in (manifest.subset(name), Manifest.load(tmp_path / "shuffled.parquet").subset(name)):
             assert len(part) == len(oracle) == 4
             assert part.ids.tolist() == [row["id"] for row in oracle]
             taken = part.take(np.array([2, 0, 2]))
@@ -100,18 +100,18 @@ def test_part_holds_usable_rows_in_id_order_whatever_the_order_of_the_table(tmp_
             assert all(array.flags.writeable for array in arrays)  # torch warns of others
             assert [str(array.dtype) for array in arrays] == ["int64", "int32", "int32", "uint64"]
     with pytest.raises(ManifestError, match=r"in split 'test' \(its splits: train, valid\)"):
-        manifest.part("test")
+        manifest.subset("test")
 
 
 def test_what_was_not_verified_has_no_size_and_no_hash() -> None:
-    taken = TASKS["single_label"]().part("train").take(np.arange(3))
+    taken = TASKS["single_label"]().subset("train").take(np.arange(3))
     assert [array.tolist() for array in (taken.widths, taken.heights, taken.hashes)] == [[0, 0, 0]] * 3
 
 
 def test_a_file_for_pillow_alone_is_marked(tmp_path: Path) -> None:
     pictures(tmp_path, 4)
     Image.new("RGB", (9, 9)).save(tmp_path / "cat" / "04.gif")
-    part = split(label(from_folder(tmp_path), by_parent()), random_split(valid=0.25)).part("train")
+    part = split(label(from_folder(tmp_path), by_parent()), random_split(valid=0.25)).subset("train")
     taken = part.take(np.arange(len(part)))
     assert taken.pillow.tolist() == [path.endswith("gif") for path in taken.paths]
 
@@ -121,7 +121,7 @@ def test_a_file_for_pillow_alone_is_marked(tmp_path: Path) -> None:
 
 def targets_of(manifest: Manifest, numbers: list[int]) -> np.ndarray:
     """Targets of these places in the training part, as a model of 8 x 8 px would get them of images squished to it."""
-    taken: Rows = manifest.part("train").take(np.array(numbers))
+    taken: Rows = manifest.subset("train").take(np.array(numbers))
     place = centred(ImageSpec(presize_px=8, size_px=8, presize="squish"), widths=taken.widths, heights=taken.heights)
     return KINDS[manifest.task].targets(taken.labels, View(manifest.classes, place, 8))
 
@@ -160,7 +160,7 @@ def test_masks_are_values_of_classes_or_void(tmp_path: Path) -> None:
         values=(7, 2),
     )
     manifest = split(table, random_split(valid=0.25, seed=0))
-    part = manifest.part("train")
+    part = manifest.subset("train")
     taken = part.take(np.arange(len(part)))
     assert taken.mask_hashes.all()
     found = value_table(manifest.values)[decode_mask(np.fromfile(tmp_path / "3.png", np.uint8))]
@@ -225,7 +225,7 @@ def test_an_arrow_manifest_is_mapped_and_not_read(tmp_path: Path) -> None:
     loaded = Manifest.load(tmp_path / "m.arrow")
     assert pa.total_allocated_bytes() - before < 100_000, "a few MB lie in the file"
     assert loaded.rows.nbytes > 5_000_000
-    assert loaded.part("train").take(np.array([199_999])).paths == ["199999.jpg"]
+    assert loaded.subset("train").take(np.array([199_999])).paths == ["199999.jpg"]
 
 
 def test_moved_images_are_found_at_their_new_root(tmp_path: Path) -> None:

@@ -225,14 +225,14 @@ def test_split_mistakes_are_sentences() -> None:
     table = unlooked(4, side=["train", "maybe", "", "valid"], some=[[1]] * 4, half=["train", "test", "test", "train"])
     for splitter, message in (
         (splits.by_column("nope"), "no column 'nope' to split by; there are path, side, some, half, label"),
-        (splits.by_column("side"), r"name no side \('maybe', ''\) in 2 rows"),
+        (splits.by_column("side"), r"name no split \('maybe', ''\) in 2 rows"),
         (splits.by_column("some"), "column 'some' cannot split"),
         (splits.by_column("half"), r"leaves valid empty: all 4 .* \(2 train, 2 test\)"),
         (splits.by_folder("valid"), "leaves valid empty: all 4 usable images"),
         (splits.by_function(lambda row: True), "leaves train empty"),
         (random_split(valid=0.2), "leaves valid empty"),
         (splits.by_function(lambda row: row["x"]), r"failed with KeyError\('x'\)"),
-        (splits.by_function(lambda row: "Valid"), r"returned 'Valid': a side is 'train', 'valid', 'test' or None"),
+        (splits.by_function(lambda row: "Valid"), r"returned 'Valid': a split is 'train', 'valid', 'test' or None"),
         (lambda rows: np.array([1, 0, 0, 0]), r"returned int64 of shape \(4,\) for 4 rows"),
         (lambda rows: np.array([True]), r"returned bool of shape \(1,\) for 4 rows"),
     ):
@@ -336,7 +336,7 @@ def test_rows_left_out_stay_in_the_manifest_and_give_no_classes() -> None:
     assert manifest.rows["split"].to_pylist() == ["valid", None, "train", "test"]
     assert manifest.quarantined().to_pylist() == [{"path": "1.jpg", "status": "left out by the split"}]
     assert manifest.classes == ("0", "2", "3")
-    assert [len(manifest.part(side)) for side in ("train", "valid", "test")] == [1, 1, 1]
+    assert [len(manifest.subset(side)) for side in ("train", "valid", "test")] == [1, 1, 1]
 
 
 def test_no_usable_file_and_one_usable_class_are_sentences(tmp_path: Path) -> None:

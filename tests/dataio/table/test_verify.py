@@ -144,7 +144,7 @@ def test_a_process_out_of_files_or_memory_blames_no_image(
     why = rf"x\.jpg could not be read \({os.strerror(number)}\), nor could any other"
     with pytest.raises(ResourceError, match=why):
         check_files(tmp_path, ["x.jpg"])
-    rows = replace(flat.part("valid").take(np.zeros(1, np.int64)), paths=["x.jpg"])
+    rows = replace(flat.subset("valid").take(np.zeros(1, np.int64)), paths=["x.jpg"])
     with pytest.raises(ResourceError, match=why):
         FileReader(Root.of(tmp_path)).read(rows, 0)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Rows:
-    """n samples of a part, as the manifest has them."""
+    """n samples, as the manifest has them."""
 
     numbers: NDArray[np.int64]
     """(n,) rows of the manifest."""
@@ -43,10 +43,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """The usable rows of one split, in rising order of id: `take` is what a loader asks.
 
-    `table` has one chunk a column (see manifest.Manifest.rows) and `rows` (N,) are its rows in this part.
+    `table` has one chunk a column (see manifest.Manifest.rows) and `rows` (N,) are those of the subset.
     """
 
     table: pa.Table
@@ -63,7 +63,7 @@ class Part:
         return ids
 
     def take(self, index: NDArray[np.int64]) -> Rows:
-        """The samples at these places of the part, (n,) in [0, N), in this order."""
+        """The samples at these places of the subset, (n,) in [0, N), in this order."""
         numbers = self.rows[index]
         taken = pa.array(numbers)
 
@@ -91,5 +91,5 @@ class Part:
 def holds(words: pa.DictionaryArray, word: str) -> NDArray[np.bool_]:
     """Which of the words it is: by their numbers, since a text a sample costs more than all its other columns."""
     known = words.dictionary.to_pylist()
-    found: NDArray[np.bool_] = words.indices.fill_null(-1).to_numpy() == (known.index(word) if word in known else -2)
-    return found
+    held: NDArray[np.bool_] = words.indices.fill_null(-1).to_numpy() == (known.index(word) if word in known else -2)
+    return held
