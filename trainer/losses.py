@@ -3,7 +3,7 @@
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.settings import SMOOTHING
 from thawline.trainer.step.step import LossFunction
-from thawline.trainer.tasks import TASKS
+from thawline.trainer.tasks import TASKS, record_of
 
 
 def default_loss(task: str, *, label_smoothing: float = 0.0) -> LossFunction:
@@ -16,8 +16,8 @@ def default_loss(task: str, *, label_smoothing: float = 0.0) -> LossFunction:
 
     Source: Szegedy et al., Rethinking the Inception Architecture, 2016, for the smoothing.
     """
-    record = TASKS.get(task)
-    if record is None or record.loss is None:
+    record = record_of(task)
+    if record.loss is None:
         known = " or ".join(name for name, each in TASKS.items() if each.loss)
         raise RecipeError(f"task={task!r} has no default loss: give {known}, or a loss of your own")
     SMOOTHING.check("label_smoothing", label_smoothing, RecipeError)

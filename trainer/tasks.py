@@ -255,3 +255,8 @@ TASKS: dict[str, Task] = {
     ),
 }
 """By name, as loaders have it."""
+
+
+def record_of(task: str) -> Task:
+    """The record of a task; of one that has none, outputs are taken as they are, loss and metrics are the user's."""
+    return TASKS.get(task, Task())

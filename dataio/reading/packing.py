@@ -22,10 +22,10 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
+from thawline.dataio.ahead import read_ahead
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError, ManifestError, QuarantineError, ShardError
 from thawline.dataio.pixels.reference import decode
-from thawline.dataio.pixels.work import read_ahead
 from thawline.dataio.reading.readers import Reader, transcode
 from thawline.dataio.reading.shards import hashed, open_reader, schema
 from thawline.dataio.store.atomic import sweep, whole

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from thawline.dataio.ahead import read_ahead
 from thawline.dataio.batch import Closing, ImageBatch
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.pixels.work import Work, read_ahead
+from thawline.dataio.pixels.work import Work
 from thawline.dataio.reading.shards import Progress, open_reader
 from thawline.dataio.stream.plan import Once, Order, Training
 from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine, default_threads

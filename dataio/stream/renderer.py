@@ -10,12 +10,13 @@ from typing import Literal
 
 import torch
 
+from thawline.dataio.ahead import timed
 from thawline.dataio.batch import Closing, ImageBatch
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.pixels.work import Engine, Mend, Work, timed
+from thawline.dataio.pixels.work import Engine, Mend, Work
 
 EngineName = Literal["auto", "dali", "reference"]
 

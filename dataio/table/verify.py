@@ -22,6 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
+from thawline.dataio.ahead import read_ahead
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError, SourceError
 from thawline.dataio.pixels import probe
@@ -35,7 +36,6 @@ from thawline.dataio.pixels.pictures import (
     to_rgb,
     why_undecodable,
 )
-from thawline.dataio.pixels.work import read_ahead
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.masks import MASK_CHECKS, count_values, why_lossy

@@ -44,6 +44,12 @@ def test_the_import_brings_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_indexing_needs_no_torch() -> None:
+    code = "import sys, thawline.cluster.cli.index; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False", "a mistyped path would be told seconds later"
+
+
 def test_no_module_is_loaded_twice_under_two_names() -> None:
     """The checkout holds `dataio` and, by a link, `thawline/dataio`: both at once would make two of each class."""
     code = (

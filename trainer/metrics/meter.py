@@ -20,7 +20,7 @@ from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics import names as metric_names
 from thawline.trainer.metrics.build import one
 from thawline.trainer.metrics.states import gathered
-from thawline.trainer.tasks import TASKS
+from thawline.trainer.tasks import TASKS, record_of
 
 
 def as_metrics_take(outputs: Tensor, targets: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
@@ -34,8 +34,7 @@ def as_metrics_take(outputs: Tensor, targets: Tensor, *, task: str) -> tuple[Ten
     targets (N, C) -> int64, one above 0.5. mask: (N, C, H, W) logits -> (N, H, W) classes; targets (N, H, W) -> int64.
     points, and a task without a record: as they are.
     """
-    record = TASKS.get(task)
-    return record.measured(outputs, targets) if record else (outputs, targets)
+    return record_of(task).measured(outputs, targets)
 
 
 class TaskMetrics(MetricCollection):

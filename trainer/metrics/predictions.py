@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.step import world
-from thawline.trainer.tasks import TASKS
+from thawline.trainer.tasks import record_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Predictions:
         Raises: RecipeError for outputs whose shape is not the task's.
         """
         try:
-            columns = TASKS[self.task].rows(self.targets, self.probabilities, classes)
+            columns = record_of(self.task).rows(self.targets, self.probabilities, classes)
         except (KeyError, IndexError, ValueError) as error:
             raise RecipeError(
                 f"outputs of shape {self.probabilities.shape} for targets of shape {self.targets.shape} and "
@@ -51,13 +51,12 @@ class Predictions:
 
 def as_predicted(outputs: Tensor, *, task: str) -> Tensor:
     """What a model's outputs say: see `Predictions.probabilities`. Of a task that is not known here, the outputs."""
-    record = TASKS.get(task)
-    return record.probabilities(outputs) if record else outputs
+    return record_of(task).probabilities(outputs)
 
 
 def check_averaged(task: str) -> None:
     """Raises RecipeError for a task of which augmented views cannot be averaged: what they show lies elsewhere."""
-    if task not in TASKS or TASKS[task].averaged_losses is None:
+    if record_of(task).averaged_losses is None:
         raise RecipeError(
             f"tta with task={task!r}: each augmented view may show what is asked for elsewhere, so their mean would be "
             "true of none; use predictions() or validate(), which see the plain images"
@@ -87,7 +86,7 @@ def average(plain: Predictions, views: Sequence[Predictions], *, beta: float) ->
     first, *others = (p.probabilities[np.searchsorted(p.ids, ids)].astype(np.float64) for p in (plain, *views))
     mixed = beta * first + (1 - beta) * np.mean(others, axis=0) if others else first
     targets = plain.targets[np.searchsorted(plain.ids, ids)]
-    averaged_losses = TASKS[plain.task].averaged_losses
+    averaged_losses = record_of(plain.task).averaged_losses
     assert averaged_losses is not None, "see `check_averaged`"
     losses = averaged_losses(mixed, targets)
     return Predictions(ids, targets, mixed.astype(np.float32), losses.astype(np.float32), plain.task)

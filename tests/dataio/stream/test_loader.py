@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.kit.images import EVERYTHING, first, flat_manifest
+from thawline.dataio.ahead import read_ahead
 from thawline.dataio.errors import EngineError, ManifestError, ResourceError, SplitError
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.pixels.work import read_ahead
 from thawline.dataio.stream.loader import ImageLoader, loaders
 from thawline.dataio.stream.plan import Training
 from thawline.dataio.stream.renderer import EngineName, choose_engine, default_threads

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from thawline.dataio.ahead import timed
 from thawline.dataio.pixels.colours import finish
 from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.pixels.work import timed
 from thawline.dataio.stream import loader
 from thawline.dataio.stream.loader import loaders
 from thawline.dataio.stream.renderer import EngineName
@@ -24,8 +24,8 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        for module in ("work", "dali", "reference"):
-            patch.setattr(f"thawline.dataio.pixels.{module}.perf_counter", lambda: self.now)
+        for module in ("ahead", "pixels.dali", "pixels.reference"):
+            patch.setattr(f"thawline.dataio.{module}.perf_counter", lambda: self.now)
 
     def during(self, call: Callable[..., Any], seconds: float, then: Callable[[], None] = lambda: None) -> Any:
         """`call`, taking that long."""

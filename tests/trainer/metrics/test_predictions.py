@@ -105,3 +105,12 @@ def test_outputs_that_are_none_of_the_tasks_have_no_table() -> None:
     found = Predictions(np.arange(2), targets, heat, np.zeros(2, np.float32), "points")
     with pytest.raises(RecipeError, match=r"^outputs of shape \(2, 2, 7, 7\) for targets of shape \(2, 2, 2\) and 2"):
         found.table(NAMES[:K])
+
+
+def test_a_task_without_a_record_is_written_as_it_is() -> None:
+    ratings, said = np.array([1.5, 4.0], np.float32), np.array([[2.0], [3.5]], np.float32)
+    rows = Predictions(np.array([3, 7]), ratings, said, np.array([0.25, 0.25], np.float32), "rating").table(("stars",))
+    assert rows.to_pylist() == [
+        {"id": 3, "target": 1.5, "prediction": [2.0], "loss": 0.25},
+        {"id": 7, "target": 4.0, "prediction": [3.5], "loss": 0.25},
+    ]
