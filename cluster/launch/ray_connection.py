@@ -17,7 +17,7 @@ from thawline.cluster.errors import LaunchError, last_line
 from thawline.cluster.job.job import Job
 from thawline.cluster.jobs import token
 from thawline.cluster.launch.board import NAMESPACE
-from thawline.cluster.run.signals import deaf_to_hangup
+from thawline.cluster.run.signals import ignoring_hangup
 from thawline.cluster.words import quoted
 from thawline.dataio.cores import usable_cores
 
@@ -56,7 +56,7 @@ def connected(job: Job, address: str, folder: Path) -> Iterator[None]:
         if local:
             options |= {"num_cpus": max(job.most_workers, usable_cores()), "include_dashboard": False}
         # Ray puts the folder it is started from first on its workers' path: a user's models/ would shadow ours.
-        with contextlib.chdir(folder), deaf_to_hangup():
+        with contextlib.chdir(folder), ignoring_hangup():
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_cores(job: Job) -> None:
-    """Raises LaunchError when there are more workers than cores: on GPUs, too, each needs one to feed it."""
+    """Raises LaunchError when there are more workers than cores: each needs one to feed it, on GPUs too."""
     cores = usable_cores()
     if job.least_workers > cores:
         raise LaunchError(

@@ -43,9 +43,8 @@ def run(
 ) -> Result:
     """Train as the job says, or go on, or return the result of a run that has finished. Collective.
 
-    held: who started this process holds the run's folder (see folder.hold), else rank 0 does until the end.
-    fresh: begin anew, and move what stands in the folder aside.
-    loaded: the job's, where this process has read some of it already.
+    held: whoever started this process holds the run's folder (see folder.hold); else rank 0 holds it until the end.
+    fresh: begin anew, and move what is in the folder aside. loaded: the job's, where this process has read some of it.
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
     Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins; HangError where
     another rank was waited for in vain.
@@ -87,7 +86,7 @@ def _run(
         resumed = learner.resume()
         _check_same_batch(job, learner)
         if not resumed:
-            _together(lambda: learner.meter)  # a metric that cannot be made shall not cost an epoch
+            _together(lambda: learner.meter)  # a metric that cannot be made must not cost an epoch
         pulse.begin(learner.progress.step)
         if resumed and context.rank == 0:
             context.publish([{"kind": "resumed", "step": learner.progress.step, "unix_s": time.time()}])
@@ -129,7 +128,7 @@ def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack)
         targets = targets_file(job.storage, job.name)
         try:
             write_targets(targets, job.name, endpoints)
-        except OSError as error:  # it serves watching alone: no reason to end a run
+        except OSError as error:  # only watching needs it: no reason to end a run
             learner.note(f"{targets} cannot be written ({files.why_refused(error)}): Prometheus finds no workers by it")
         stack.callback(_forget, targets)
         context.publish([{"kind": "targets", "endpoints": " ".join(endpoints)}])
@@ -146,7 +145,7 @@ def _together(make: Callable[[], T]) -> T:
 
 
 def _check_same_batch(job: Job, learner: Learner) -> None:
-    """Raises StorageError for a run of before the default batch was cut to a small split: its steps were others."""
+    """Raises StorageError for a run begun before the default batch was cut to fit the split: its steps were larger."""
     first = next(iter(learner.recorder.of_kind("train")), None)
     if first is None or not first["step"]:
         return
@@ -171,7 +170,7 @@ def _description(job: Job, context: RunContext, learner: Learner) -> str:
 
 
 def _class_warnings(learner: Learner) -> list[str]:
-    """What `index` said of classes that are not on both sides: whoever trains may not have seen it. On rank 0."""
+    """Classes that one side lacks, as `index` said already: whoever trains may not have seen it. On rank 0 only."""
     train, valid = learner.train, learner.valid
     if learner.context.rank or not (isinstance(train, ImageLoader) and isinstance(valid, ImageLoader)):
         return []

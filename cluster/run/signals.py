@@ -88,7 +88,7 @@ def end_soon(status: int) -> None:
 
 
 @contextlib.contextmanager
-def deaf_to_hangup() -> Iterator[None]:
+def ignoring_hangup() -> Iterator[None]:
     """Processes that are started within, of Ray, ignore SIGHUP: a run that saves because of it still needs them."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -35,9 +35,9 @@ _TELL_S = 5.0
 
 
 def job_spec(job: Job, *, samples: int) -> ImageSpec:
-    """What a job's model shall see: `image_spec`, normalised as the model expects unless the job says otherwise.
+    """What a job's model sees: `image_spec`, normalised as the model expects unless the job says otherwise.
 
-    samples: training images, by which the sizes of the job's phases are put where the phases begin.
+    samples: how many training images there are; with them, each size begins where its phase does.
     Raises SpecError, RecipeError.
     """
     mean, std = normalisation(job.model.name)
@@ -67,7 +67,7 @@ def job_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) 
 
 
 def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
-    """The job with a batch that the training images are enough for. Raises JobError where another was asked for."""
+    """The job with a batch no larger than the training split. Raises JobError where a larger one was asked for."""
     batch = batch_of(job, samples=samples)
     if batch < job.data.global_batch:
         tell(f"data.global_batch: {batch} in place of {job.data.global_batch}, since there are no more training images")
@@ -90,7 +90,7 @@ def side_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None)
 
 
 def _loading(job: Job, context: RunContext) -> dict[str, Any]:
-    """How a job's images are loaded, whichever they are."""
+    """The options of every loader of a job."""
     return {
         "global_batch": job.data.global_batch,
         "seed": job.seed,
@@ -108,7 +108,7 @@ def _loading(job: Job, context: RunContext) -> dict[str, Any]:
 
 
 def _progress(context: RunContext) -> Callable[[int, int], None]:
-    """Tells whoever watches, every few seconds, how far the shards have come from an object store."""
+    """A callback that reports, every few seconds, how much of the shards has come from an object store."""
     last = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -156,7 +156,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
 
 
 def _whose(job: Job, context: RunContext) -> dict[str, object]:
-    """What a checkpoint must have in common with this run: settings, and the data that `open_run` found."""
+    """What a checkpoint must have in common with this run: its settings, and the data that `open_run` wrote down."""
     folder = Root.of(context.run_dir)
     there = folder.listing()
     data = {"data": folder.read("manifest.hash").decode().strip()} if "manifest.hash" in there else {}
