@@ -79,6 +79,10 @@ def load(where: str | Path) -> Bundle:
     Raises: BundleError, when there is none, or it is incomplete, changed, of another version, or holds pickled code;
         UnknownModelError.
     """
+    if "://" in str(where):
+        raise BundleError(
+            f"{where} is a URI, and bundles are read from local folders: copy its {FOLDER}/ here, and load that"
+        )
     folder = Path(where).expanduser()
     if not (folder / DESCRIPTION).exists() and (folder / FOLDER).is_dir():
         folder = folder / FOLDER

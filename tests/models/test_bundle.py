@@ -175,3 +175,8 @@ def test_what_is_no_whole_bundle_gets_a_sentence(written: Path, how: str) -> Non
     with pytest.raises(models.BundleError, match=said) as error:
         models.load(written)
     assert "\n" not in str(error.value)
+
+
+def test_a_uri_is_no_folder_of_this_machine() -> None:
+    with pytest.raises(models.BundleError, match=r"^s3://b/run is a URI, and .*: copy its model/ here"):
+        models.load("s3://b/run")
