@@ -39,7 +39,7 @@ from thawline.dataio.table.draws import Splits, Splitter
 from thawline.models.bodies import create
 from thawline.trainer.learner import Learner
 from thawline.trainer.settings import PrecisionName
-from thawline.trainer.step.step import choose_precision
+from thawline.trainer.step.precision import choose_precision
 
 QUESTION = "how many errors does fine-tuning make, and training from scratch, on few labels of new classes?"
 KNOWN, NEW = "01234", "56789"

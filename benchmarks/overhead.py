@@ -48,7 +48,7 @@ from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner
 from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.settings import PrecisionName
-from thawline.trainer.step.step import Precision, autocast, choose_precision, place
+from thawline.trainer.step.precision import Precision, autocast, choose_precision, place
 from thawline.trainer.step.window import Window
 
 QUESTION = "what does the trainer cost beside a bare loop?"

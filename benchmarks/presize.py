@@ -41,7 +41,7 @@ from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import Border, ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.renderer import default_threads
-from thawline.trainer.step.step import choose_precision
+from thawline.trainer.step.precision import choose_precision
 
 QUESTION = "what does one image cost from JPEG bytes to normalised tensor, and how good are its pixels?"
 WIDTH, HEIGHT = 500, 375  # the usual size of the photos in Pets and ImageNet

@@ -21,8 +21,8 @@ from thawline.benchmarks.train import CLASSES, DataName, make_loader
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.renderer import default_threads
 from thawline.trainer.settings import Compile, PrecisionName
+from thawline.trainer.step.precision import choose_precision
 from thawline.trainer.step.recovery import Stepper
-from thawline.trainer.step.step import choose_precision
 
 QUESTION = "where does a step's time go?"
 WARMUP = 3

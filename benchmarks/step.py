@@ -31,8 +31,9 @@ from thawline.trainer import optim
 from thawline.trainer.losses import default_loss
 from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.settings import Compile, PrecisionName
+from thawline.trainer.step.precision import Precision, choose_precision, place
 from thawline.trainer.step.recovery import Stepper
-from thawline.trainer.step.step import Precision, StepSettings, choose_precision, eval_step, place
+from thawline.trainer.step.step import StepSettings, eval_step
 
 QUESTION = "how fast is a training step on fixed data, the ceiling of the loop?"
 CLASSES = 37

@@ -38,7 +38,7 @@ from thawline.dataio.table.verify import check_files
 from thawline.trainer.learner import Learner
 from thawline.trainer.rows import Recorded
 from thawline.trainer.settings import PrecisionName
-from thawline.trainer.step.step import choose_precision
+from thawline.trainer.step.precision import choose_precision
 
 QUESTION = "how much of the ceiling does a real run reach?"
 CLASSES = tuple("0123456789")

@@ -36,7 +36,8 @@ from thawline.trainer.schedule.shapes import LearningRate
 from thawline.trainer.session import BatchTransform, Session
 from thawline.trainer.settings import BatchNorms, Compile, PrecisionName, TrainSettings
 from thawline.trainer.step import world
-from thawline.trainer.step.step import LossFunction, Precision, StepSettings, choose_precision, place
+from thawline.trainer.step.precision import Precision, choose_precision, place
+from thawline.trainer.step.step import LossFunction, StepSettings
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter

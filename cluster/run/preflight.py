@@ -37,7 +37,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
     import torch
 
     from thawline.dataio.stream.renderer import choose_engine
-    from thawline.trainer.step.step import choose_precision
+    from thawline.trainer.step.precision import choose_precision
 
     if here:
         choose_precision(job.fit.precision, torch.device(choose_device(job)))

@@ -26,7 +26,7 @@ from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.context import RunContext, Sink
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction
-from thawline.trainer.step.step import choose_precision
+from thawline.trainer.step.precision import choose_precision
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter

@@ -37,7 +37,7 @@ from thawline.dataio.pixels.spec import ImageSpec
 from thawline.models.bodies import create
 from thawline.models.groups import parameter_groups
 from thawline.trainer.learner import Learner
-from thawline.trainer.step.step import choose_precision
+from thawline.trainer.step.precision import choose_precision
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,9 @@ from thawline.trainer.ema import Ema
 from thawline.trainer.losses import default_loss
 from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.settings import PrecisionName
+from thawline.trainer.step.precision import choose_precision, place
 from thawline.trainer.step.recovery import Stepper
-from thawline.trainer.step.step import StepSettings, choose_precision, place
+from thawline.trainer.step.step import StepSettings
 
 CUDA = torch.device("cuda", 0)
 SINGLE = default_loss("single_label")

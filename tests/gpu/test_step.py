@@ -15,8 +15,8 @@ from thawline.trainer.checkpoints.saver import snapshot
 from thawline.trainer.losses import default_loss
 from thawline.trainer.settings import Compile, PrecisionName
 from thawline.trainer.step.busy import Busy
+from thawline.trainer.step.precision import choose_precision, place
 from thawline.trainer.step.recovery import Stepper
-from thawline.trainer.step.step import choose_precision, place
 from thawline.trainer.step.window import Window
 
 pytestmark = [

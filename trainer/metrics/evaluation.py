@@ -10,7 +10,8 @@ from torch import nn
 from thawline.dataio.batch import Loader
 from thawline.trainer.metrics.predictions import Predictions, collect
 from thawline.trainer.step import world
-from thawline.trainer.step.step import LossFunction, Precision, eval_step
+from thawline.trainer.step.precision import Precision
+from thawline.trainer.step.step import LossFunction, eval_step
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter

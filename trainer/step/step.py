@@ -1,45 +1,27 @@
 """What happens in one training step? `train_step`: fetch, forward, loss, backward, update, on one page.
 
 No line of it makes the host wait for the device: nothing is read back, nothing is synchronised. Losses come back as
-device tensors; their sum is read once a logging window (see window). The only autocast and loss scaling are here. What
-happens when a rank cannot do its part is stepper's.
+device tensors; their sum is read once a logging window (see window). What happens when a rank cannot do its
+part is recovery's.
 """
 
 import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline.dataio.batch import Batch
 from thawline.trainer import optim
 from thawline.trainer.ema import Ema
-from thawline.trainer.errors import RecipeError
 from thawline.trainer.optim_settings import OptimSettings
-from thawline.trainer.settings import Compile, PrecisionName
+from thawline.trainer.settings import Compile
 from thawline.trainer.step.guard import Guard
+from thawline.trainer.step.precision import Precision, autocast, cast_inputs
 from thawline.trainer.step.reduction import Reduction
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How numbers are represented while the model runs. Optimiser state has the weights' type."""
-
-    name: str
-    autocast: torch.dtype | None
-    scaled: bool
-    """fp16's exponent is too short for gradients, so its loss is scaled; bf16's is float32's."""
-    weights: torch.dtype = torch.float32
-
-    @property
-    def input_dtype(self) -> torch.dtype:
-        """What loaders should write: half the bytes where the first layer would round anyway."""
-        return torch.float32 if self.name == "fp32" else torch.float16
 
 
 @dataclass(frozen=True)
@@ -56,42 +38,6 @@ class StepSettings:
     compile: Compile = "off"
     window: int = 10
     """Steps between two reads of the device."""
-
-
-def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """auto: float32 on a CPU; on a GPU bfloat16 where it has it, else float16. Raises RecipeError."""
-    if name == "auto":
-        name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
-    if name == "fp16" and device.type == "cpu":
-        raise RecipeError("precision='fp16' on a CPU: its gradients cannot be scaled there; give fp32 or bf16")
-    known = {
-        "fp32": Precision("fp32", None, False),
-        "bf16": Precision("bf16", torch.bfloat16, False),
-        "fp16": Precision("fp16", torch.float16, True),
-        "pure_bf16": Precision("pure_bf16", None, False, torch.bfloat16),
-    }
-    if name not in known:
-        raise RecipeError(f"precision={name!r} is not known: give auto, {', '.join(known)}")
-    return known[name]
-
-
-def place(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
-    """The model itself, on the device, channels_last, its weights of the precision's type.
-
-    BatchNorm stays float32: a running mean that moves by a tenth of a small difference would stand still in bfloat16.
-    """
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if precision.weights != torch.float32:
-        model.to(precision.weights)
-        for layer in model.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.float()
-    return model
-
-
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The mixed-precision region of a forward pass."""
-    return torch.autocast(device.type, dtype=precision.autocast, enabled=precision.autocast is not None)
 
 
 def train_step(
@@ -124,7 +70,7 @@ def train_step(
     for number, piece in enumerate(batch.split(micro_batches), start=1):
         with contextlib.nullcontext() if number == micro_batches else reduction.local():
             with autocast(settings.precision, settings.device):
-                outputs = reduction(*_cast(piece.arguments, settings.precision))
+                outputs = reduction(*cast_inputs(piece.arguments, settings.precision))
             each = settings.loss(outputs, piece.targets)
             total = each.sum() / settings.global_batch
             # A loss can be infinite while its gradients are not: times NaN, every rank sees it in their sum.
@@ -168,12 +114,5 @@ def eval_step(model: nn.Module, batch: Batch, *, loss: LossFunction, precision: 
     Returns (logits (N, C), losses (N,)), float32 on the device.
     """
     with autocast(precision, batch.targets.device):
-        logits = model(*_cast(batch.arguments, precision))
+        logits = model(*cast_inputs(batch.arguments, precision))
     return logits.float(), loss(logits, batch.targets)
-
-
-def _cast(arguments: tuple[Tensor, ...], precision: Precision) -> tuple[Tensor, ...]:
-    """Autocast rounds for itself; without it the first layer wants its own type. Integers are indices, and stay."""
-    if precision.weights == torch.float32:
-        return arguments
-    return tuple(each.to(precision.weights) if each.is_floating_point() else each for each in arguments)

@@ -20,8 +20,9 @@ from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
+from thawline.trainer.step.precision import choose_precision
 from thawline.trainer.step.reduction import Reduction
-from thawline.trainer.step.step import StepSettings, choose_precision, train_step
+from thawline.trainer.step.step import StepSettings, train_step
 from thawline.trainer.step.window import Window
 
 pytestmark = pytest.mark.slow

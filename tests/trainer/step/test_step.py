@@ -16,18 +16,10 @@ from thawline.trainer.losses import default_loss
 from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
+from thawline.trainer.step.precision import Precision, autocast, choose_precision, place
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.reduction import Reduction
-from thawline.trainer.step.step import (
-    LossFunction,
-    Precision,
-    StepSettings,
-    autocast,
-    choose_precision,
-    eval_step,
-    place,
-    train_step,
-)
+from thawline.trainer.step.step import LossFunction, StepSettings, eval_step, train_step
 
 CPU = torch.device("cpu")
 FP32 = choose_precision("fp32", CPU)
