@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from thawline.trainer.context import LocalContext, RunContext
     from thawline.trainer.errors import TrainError
     from thawline.trainer.learner import Learner
-    from thawline.trainer.lr_finder import Found, lr_find
+    from thawline.trainer.lr_finder import LrCurve, lr_find
     from thawline.trainer.metrics.predictions import Predictions
     from thawline.trainer.optim_settings import OptimSettings
     from thawline.trainer.schedule.phases import Find, Phase
@@ -68,7 +68,7 @@ __getattr__ = late(
             "layer_groups normalisation parameter_groups unfreeze"
         ),
         "thawline.trainer": (
-            "Best Find Found Learner LocalContext OneCycle OptimSettings Phase Predictions RunContext "
+            "Best Find Learner LocalContext LrCurve OneCycle OptimSettings Phase Predictions RunContext "
             "TrainError diagnose lr_find spread sweep"
         ),
     },
@@ -82,13 +82,13 @@ __all__ = [
     "Classifier",
     "DataError",
     "Find",
-    "Found",
     "ImageLoader",
     "ImageSpec",
     "Job",
     "Learner",
     "Loader",
     "LocalContext",
+    "LrCurve",
     "Manifest",
     "Mix",
     "ModelError",

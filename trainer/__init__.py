@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from thawline.trainer.context import LocalContext, RunContext
     from thawline.trainer.errors import TrainError
     from thawline.trainer.learner import Learner
-    from thawline.trainer.lr_finder import Found, lr_find
+    from thawline.trainer.lr_finder import LrCurve, lr_find
     from thawline.trainer.metrics.predictions import Predictions
     from thawline.trainer.optim_settings import OptimSettings
     from thawline.trainer.schedule.phases import Find, Phase
@@ -26,7 +26,7 @@ __getattr__ = late(
         "thawline.trainer.context": "LocalContext RunContext",
         "thawline.trainer.errors": "TrainError",
         "thawline.trainer.learner": "Learner",
-        "thawline.trainer.lr_finder": "Found lr_find",
+        "thawline.trainer.lr_finder": "LrCurve lr_find",
         "thawline.trainer.metrics.predictions": "Predictions",
         "thawline.trainer.optim_settings": "OptimSettings",
         "thawline.trainer.schedule.phases": "Find Phase",
@@ -37,9 +37,9 @@ __getattr__ = late(
 __all__ = [
     "Best",
     "Find",
-    "Found",
     "Learner",
     "LocalContext",
+    "LrCurve",
     "OneCycle",
     "OptimSettings",
     "Phase",

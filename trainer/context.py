@@ -53,7 +53,7 @@ class RunContext(Protocol):
 
 
 class Sink(Protocol):
-    """Somewhere that numbers go besides the recorder: a Prometheus endpoint, a console."""
+    """Where rows go besides the recorder: a Prometheus endpoint, a console."""
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
         """After every step on every rank. Must take microseconds."""
@@ -92,7 +92,7 @@ class LocalContext:
         return self.stop_requested
 
     def taken_at(self) -> float | None:
-        """Nobody says so here: who ends a process of this machine sends it a signal."""
+        """Never known here: whoever ends a process on this machine sends it a signal."""
         return None
 
     def publish(self, rows: Sequence[Row]) -> None:

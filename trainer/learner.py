@@ -1,6 +1,6 @@
-"""Who trains? `Learner`: the words that a user calls. What changes meanwhile is its session's.
+"""What can a user call? `Learner`: fastai's verbs. What changes while they run, its session owns.
 
-The words are fastai's: fit_one_cycle, fine_tune, freeze, unfreeze, lr_find, save, load. Underneath, a fit is a list of
+They are fit_one_cycle, fine_tune, freeze, unfreeze, lr_find, save, load. Underneath, a fit is a list of
 phases, a phase a number of steps of the infinite stream, and the whole position of a run is (phase, step in phase,
 step): that, the weights, the optimiser and the records are what a checkpoint holds. It knows no decoder, no Ray and no
 CLI.
@@ -17,13 +17,13 @@ from torch import nn
 from thawline.dataio.batch import Augmented, Loader
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
-from thawline.trainer.checkpoints.format import Whose
+from thawline.trainer.checkpoints.format import Origin
 from thawline.trainer.checkpoints.keeper import Keeper
 from thawline.trainer.context import LocalContext, RunContext, Sink
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError, RecipeError
 from thawline.trainer.losses import default_loss
-from thawline.trainer.lr_finder import Found, lr_find
+from thawline.trainer.lr_finder import LrCurve, lr_find
 from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
 from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
@@ -50,7 +50,7 @@ class Learner:
     (N, C), for points to (N, K, 2), for masks to (N, C, H, W).
     optimizer: a name, or OptimSettings. precision: see step.choose_precision.
     loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
-    meter: what is measured, or what makes that when it is first asked for; from the task when not given.
+    meter: what is measured, or a function that makes it when first needed; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
     accumulate: in how many micro-batches each rank takes its part of a step, to need less memory.
     clip: the largest norm of a step's gradients. ema: decay of an average of the weights, which is then what is
@@ -58,7 +58,7 @@ class Learner:
     batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
     log_every: steps a window; the device is read once in each. checkpoint_every_s, keep, best: see keeper, checkpoint.
-    run: what must be equal for this run to go on from a checkpoint, by name, as JSON has it; see format.Whose.
+    run: what must be equal for this run to go on from a checkpoint, by name, as JSON has it; see format.Origin.
     With no context it is one process on the model's device, and nothing is written to disk.
     """
 
@@ -95,8 +95,8 @@ class Learner:
             train, context.device, loss, optimizer, precision=precision, clip=clip, compile=compile, window=log_every
         )
         model = place(_normed(model, batch_norm, context.device), settings.precision, context.device)
-        whose = Whose(run or {}, train.classes)
-        keeper = Keeper(context, every_s=checkpoint_every_s, keep=keep, best=best, whose=whose)
+        origin = Origin(run or {}, train.classes)
+        keeper = Keeper(context, every_s=checkpoint_every_s, keep=keep, best=best, origin=origin)
         self.session = Session(
             model, train, valid, settings, context, keeper, Recorder(sinks=sinks), _meter(meter, train), seed=seed
         )
@@ -156,7 +156,7 @@ class Learner:
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody asked for an end, and the last fit came to it before its own."""
+        """Whether the last fit ended early because somebody asked it to."""
         return self.session.stopped
 
     # What a user calls ------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ class Learner:
         """The layer groups from n on (and BatchNorm) will train in the next fit; -1 is the head alone."""
         self.session.freeze_to(n)
 
-    def lr_find(self, *, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> Found:
-        """Train while the learning rate grows, take it all back, and say which rate suits: see lr_find. Collective."""
+    def lr_find(self, *, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> LrCurve:
+        """Train while the learning rate grows, undo it, and suggest a rate: see lr_finder. Collective."""
         return lr_find(self, start=start, end=end, steps=steps)
 
     def validate(self) -> dict[str, float]:
@@ -235,16 +235,16 @@ class Learner:
     def save(self, name: str) -> None:
         """Keep the weights as they are now under a name, in models/NAME of the run's folder. Collective."""
         session = self.session
-        models, whose, step = session.models_dir, session.keeper.whose, session.progress.step
+        models, origin, step = session.models_dir, session.keeper.origin, session.progress.step
 
         def keep() -> None:
             if session.context.rank == 0:
-                checkpoint.save_model(models, name, session.weights(), step=step, whose=whose)
+                checkpoint.save_model(models, name, session.weights(), step=step, origin=origin)
 
         world.together(keep)  # which also lets nobody look for it before it is there
 
     def load(self, name: str) -> Self:
-        """Take weights up again that `save` kept; schedule, optimiser and records stay as they are. Collective."""
+        """Load weights that `save` kept; schedule, optimiser and records stay as they are. Collective."""
         models = self.session.models_dir
         world.together(lambda: self.session.load_weights(checkpoint.load_model(models, name)))
         return self
@@ -345,7 +345,7 @@ def _settings(
 
 
 def _meter(meter: "Meter | Callable[[], Meter] | None", train: Loader) -> "Callable[[], Meter]":
-    """What makes the meter. torchmetrics takes two seconds to import, which who gives a maker puts off."""
+    """A function that makes the meter. torchmetrics takes two seconds to import; passing a function puts that off."""
     if meter is None:
         from thawline.trainer.metrics.meter import Meter, default_metrics
 

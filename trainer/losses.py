@@ -1,4 +1,4 @@
-"""Which loss does a task want, unless told otherwise? A value per sample; averaging is the step's affair."""
+"""Which loss does a task have by default? One value per sample; the step averages."""
 
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.settings import SMOOTHING

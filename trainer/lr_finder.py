@@ -33,7 +33,7 @@ _WINDOW, _GAP = 15, 0.005
 
 
 class Rehearsing(Protocol):
-    """What of a Learner the finder needs."""
+    """What the finder needs of a Learner."""
 
     @property
     def model(self) -> nn.Module:
@@ -51,8 +51,8 @@ class Rehearsing(Protocol):
 
 
 @dataclass(frozen=True)
-class Found:
-    """The curve, without its ends, and what can be read off it. Raises RecipeError where it is no curve to read."""
+class LrCurve:
+    """The curve without its ends, and the rates read off it. Raises RecipeError if nothing can be read off it."""
 
     lrs: tuple[float, ...]
     """The rate that the ratios of the layer groups are multiplied with, step by step; rising."""
@@ -115,9 +115,11 @@ class Found:
 
     def plot(self) -> "Figure":
         """The loss over the learning rate, with the four suggestions."""
-        from thawline.trainer.analysis.plots import plot_found  # matplotlib takes half a second that a search needs not
+        from thawline.trainer.analysis.plots import (
+            plot_lr_curve,  # matplotlib takes half a second that a search needs not
+        )
 
-        return plot_found(self.table(), self.suggestions())
+        return plot_lr_curve(self.table(), self.suggestions())
 
 
 def lr_find(
@@ -128,7 +130,7 @@ def lr_find(
     steps: int = 100,
     lr: LearningRate = 1.0,
     freeze_to: int | None = None,
-) -> Found:
+) -> LrCurve:
     """Train for up to `steps` steps while lr grows from `start` towards `end`, take it all back, return the curve.
 
     lr: the ratios of the layer groups, as in a fit (slice(0.01, 1.0), say); what is found is in units of it.
@@ -153,13 +155,13 @@ def lr_find(
     return read(raw, start=start, end=end, steps=steps)
 
 
-def read(raw: Sequence[float], *, start: float, end: float, steps: int) -> Found:
+def read(raw: Sequence[float], *, start: float, end: float, steps: int) -> LrCurve:
     """The curve of a sweep whose steps had these losses, without the first tenth of the steps that were asked for and
-    the last 5 that were taken: there the mean has no past, or the loss no future. Raises RecipeError, as `Found`.
+    the last 5 that were taken: there the mean has no past, or the loss no future. Raises RecipeError, as `LrCurve`.
     """
     kept = slice(steps // 10, max(0, len(raw) - _DROPPED_LAST))
     lrs = [rate(step, start=start, end=end, steps=steps) for step in range(len(raw))]
-    return Found(tuple(lrs[kept]), tuple(smooth(raw)[kept]), tuple(raw[kept]))
+    return LrCurve(tuple(lrs[kept]), tuple(smooth(raw)[kept]), tuple(raw[kept]))
 
 
 def rate(step: int, *, start: float, end: float, steps: int) -> float:

@@ -1,6 +1,6 @@
 """How are weights updated? An optimiser over layer groups, and the two numbers a schedule writes into it.
 
-Does not schedule, clip or scale, and does not keep what happened: `schedule.py`, `step.py`, `recorder.py` do.
+Schedules are made in `schedule`, gradients clipped and scaled in `step`, results kept by `recorder`.
 """
 
 import importlib

@@ -51,9 +51,7 @@ class PhaseRun:
         self._measured: Measured | None = None
 
     def run(self) -> Measured | None:
-        """To the phase's end, or until `stopped` is set because somebody asked for it; what the last validation gave.
-        Collective.
-        """
+        """Train to the phase's end, or until somebody asks to stop; what the last validation gave. Collective."""
         session, progress = self.session, self.session.progress
         try:
             if progress.validate_due:  # the run was stopped between an epoch and its validation
@@ -71,7 +69,7 @@ class PhaseRun:
         return self._measured
 
     def _step(self) -> None:
-        """Take the next step of the schedule, on the stream's next batch; see step for what that is."""
+        """Take one step at the schedule's rates on the stream's next batch: see `step.step.train_step`."""
         session, progress = self.session, self.session.progress
         optim.set_hyper(self.stepper.optimizer, *self.schedule.at(progress.phase_step))
         result = self.stepper.step(session.next_batch, seed=session.dropout_seed(progress.step))
@@ -101,7 +99,7 @@ class PhaseRun:
             busy=self.stepper.busy,
             stop=session.context.should_stop(),
             taken_at=session.context.taken_at(),
-            lost=session.quarantine.news("train"),
+            lost=session.quarantine.unrecorded("train"),
             written=session.keeper.finished(),
         )
         session.set_apart("train", reading.lost)
@@ -123,7 +121,7 @@ class PhaseRun:
     def _end_epoch(self) -> None:
         """Measure, record a "valid" row with the epoch's mean training loss beside it, and save where it is due.
 
-        When somebody asks to stop meanwhile, `stopped` is set, and whoever resumes begins with the validation.
+        If somebody asks to stop meanwhile, `stopped` is set, and the resumed run begins with the validation.
         """
         session, began = self.session, time.monotonic()
         at_end = session.progress.phase_step == self.steps
@@ -183,7 +181,7 @@ class PhaseRun:
         }
 
     def _save(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Have rank 0 write a checkpoint in the background. What becomes of it, the next windows tell."""
+        """Have rank 0 write a checkpoint in the background; a later window tells what became of it."""
         parts = {**self.session.weights(), "state": self._state()}
         self.session.keeper.save(self.session.progress.step, parts, metrics or {})
 
@@ -198,7 +196,7 @@ class PhaseRun:
 
 
 def _learning_rate(session: Session, phase: Phase) -> LearningRate:
-    """The phase's, or what the lr finder suggests to it, or has suggested to an earlier one. Collective."""
+    """The phase's own learning rate, or what the lr finder suggests now or suggested earlier. Collective."""
     if not isinstance(phase.lr, Find):
         return phase.lr
     if phase.lr.search and session.progress.phase_step == 0:

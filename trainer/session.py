@@ -1,7 +1,7 @@
 """What changes during a run? `Session`: weights and their average, progress, records, checkpoints, quarantine, stream.
 
-One owner for all of it. A `PhaseRun` works on it, and a `Learner` gives it to the user. It decides nothing: when a step
-is taken, a checkpoint due or an epoch measured is phase_run's.
+It owns all of that. A `PhaseRun` trains with it, and a `Learner` offers it to the user. When to take a step, measure an
+epoch or save, phase_run decides.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError
 from thawline.trainer.metrics.evaluation import Measured, evaluate
 from thawline.trainer.progress import Progress
-from thawline.trainer.quarantine import Quarantine, together_by_id
+from thawline.trainer.quarantine import Quarantine, merge_by_id
 from thawline.trainer.recorder import Recorder
 from thawline.trainer.rows import Recorded
 from thawline.trainer.step import world
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Session:
-    """A run on this rank. The fields down to `seed` stay what they are, though the model's weights do not."""
+    """A run on this rank. The fields down to `seed` are set once; of the model, only the weights change."""
 
     model: nn.Module
     train: Loader
@@ -58,19 +58,19 @@ class Session:
     keeper: Keeper
     recorder: Recorder
     make_meter: "Callable[[], Meter]"
-    """Called when metrics are first asked for: torchmetrics takes two seconds to import."""
+    """Called when metrics are first needed: torchmetrics takes two seconds to import."""
     ema: Ema | None = None
     batch_transform: BatchTransform | None = None
     frozen_norms: bool = False
-    """BatchNorm's statistics stand still."""
+    """BatchNorm's running statistics do not change."""
     seed: int = 42
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
-    """Somebody asked for an end, and the phase under way came to it."""
+    """Somebody asked to stop, and the phase under way did."""
     resuming: bool = False
-    """The next fit goes on with the one whose checkpoint was taken up."""
+    """The next fit continues the one that the checkpoint was made in."""
     optimizer_state: dict[str, Any] | None = None
-    """Of the phase that a checkpoint was in the middle of, until that phase goes on."""
+    """Optimiser and scaler of the phase that the checkpoint was made in, until that phase continues."""
     frozen_to: int = 0
     """The first layer group that trains."""
 
@@ -87,12 +87,12 @@ class Session:
     # The model ----------------------------------------------------------------------------------------------
 
     def freeze_to(self, n: int) -> None:
-        """The layer groups from n on (and BatchNorm) train in what follows."""
+        """Train the layer groups from n on (and BatchNorm), and freeze the others."""
         groups.freeze_to(self.model, n)
         self.frozen_to = n
 
     def training_mode(self) -> None:
-        """As `model.train()`, but for statistics that are to stand still."""
+        """As `model.train()`, except that frozen statistics stay frozen."""
         self.model.train()
         for layer in self.model.modules():
             if self.frozen_norms and isinstance(layer, _BatchNorm):
@@ -125,14 +125,14 @@ class Session:
                 keep=keep,
                 interrupted=interrupted,
             )
-        news = [*self.quarantine.news("valid").items()]
-        self.set_apart("valid", together_by_id([dict(rank) for rank in world.gather(news)]))
+        unrecorded = [*self.quarantine.unrecorded("valid").items()]
+        self.set_apart("valid", merge_by_id([dict(rank) for rank in world.gather(unrecorded)]))
         return measured
 
     # The stream ---------------------------------------------------------------------------------------------
 
     def next_batch(self) -> Batch:
-        """The stream's next, from the cursor on, as it is trained on."""
+        """The stream's next batch, from the cursor on, transformed."""
         if self._stream is None:  # opened at the cursor, once: phases and fits go on in the same stream
             self._stream = self.train.stream(self.progress.step)
         return self._draw(self._stream, self.progress.step)
@@ -166,8 +166,7 @@ class Session:
             self.context.publish([row])
 
     def record_written(self, written: Sequence[Written]) -> None:
-        """Record what became of checkpoints. A storage that refuses is told loudly, and ends no training before its
-        last step."""
+        """Record what became of checkpoints. A refusal is logged as an error, and does not end the training."""
         for each in written:
             step, unix_s = each.step, time.time()
             if each.error is None:
@@ -178,7 +177,7 @@ class Session:
             self.record({"kind": "checkpoint_failed", "step": step, "unix_s": unix_s, "reason": each.error})
 
     def split(self, splits: int) -> None:
-        """Some rank ran out of memory: from here on so many micro-batches."""
+        """Use so many micro-batches a step from here on, because some rank ran out of memory."""
         self.progress.splits = splits
         self.note(
             f"out of memory at step {self.progress.step}: every rank takes its part in {splits} micro-batches from "
@@ -186,7 +185,7 @@ class Session:
         )
 
     def set_apart(self, split: str, unusable: Mapping[int, str]) -> None:
-        """Name the files that some rank found unusable, and have every rank do without them. Collective."""
+        """Record the files that some rank found unusable, and have every rank do without them. Collective."""
         rows = self.quarantine.rows(split, unusable, step=self.progress.step)
         for row in rows:
             self.recorder.add(row)
@@ -206,7 +205,7 @@ class Session:
 
     @property
     def models_dir(self) -> Root:
-        """Where weights that were saved by name lie."""
+        """The folder of weights that were saved by name."""
         return Root.of(self.context.run_dir).child("models")
 
     def resume(self) -> bool:
@@ -239,7 +238,7 @@ class Session:
 
     def _newest(self) -> tuple[Saved | None, dict[str, Any] | None, list[checkpoint.Skipped]]:
         """The checkpoint to go on from, its state, and what was skipped before it. Raises CheckpointError."""
-        saved, skipped = checkpoint.newest(self.keeper.root, whose=self.keeper.whose)
+        saved, skipped = checkpoint.newest(self.keeper.root, origin=self.keeper.origin)
         return saved, None if saved is None else saved.load("state"), skipped
 
     def _check_alike(self, saved: Saved | None) -> None:
@@ -278,12 +277,12 @@ class Session:
         return losses
 
     def stepper(self, *, ema: Ema | None = None) -> Stepper:
-        """What takes steps with what is trainable now."""
+        """A stepper for the parameters that are trainable now."""
         return Stepper(self.model, self.settings, splits=self.progress.splits, on_split=self.split, ema=ema)
 
     @contextlib.contextmanager
     def _put_back(self) -> Iterator[None]:
-        """Afterwards weights, statistics, flags, random state and cursor are bit by bit as before."""
+        """Restore weights, statistics, flags, random state and cursor bit by bit at the end."""
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
         flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         modes, frozen_to = [(layer, layer.training) for layer in self.model.modules()], self.frozen_to

@@ -27,7 +27,7 @@ _ASK = timedelta(seconds=5)
 _HOME = f"{Path(thawline.__file__).parent}/"
 _MEETINGS = {
     *(("trainer/step/world.py", name) for name in ("_exchange", "worst", "average_buffers")),
-    *(("trainer/step/reduction.py", name) for name in ("answer", "end")),
+    *(("trainer/step/reduction.py", name) for name in ("shadow", "end")),
 }
 _BACKWARD = ("/torch/autograd/graph.py", "_engine_run_backward")  # in which DDP's hooks wait
 """Functions in which a rank that has done its part waits for the others."""

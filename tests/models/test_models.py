@@ -21,7 +21,7 @@ from thawline import models
 from thawline.models import weights
 from thawline.models.heads import AdaptiveConcatPool2d, classification_head
 from thawline.trainer.checkpoints import checkpoint
-from thawline.trainer.checkpoints.format import Whose
+from thawline.trainer.checkpoints.format import Origin
 
 untrained = partial(models.create, weights="none")
 
@@ -349,8 +349,8 @@ def a_run(tmp_path: Path) -> Path:
     """The folder of a run of three classes with two checkpoints, and a third that is not finished."""
     for step, seed in ((5, 1), (10, 2)):
         parts = {"model": untrained("tiny", 3, seed=seed).state_dict(), "state": {"rows": []}}
-        whose = Whose({"seed": 7}, ("ape", "bee", "cat"))
-        checkpoint.save(tmp_path / "run/checkpoints", step, parts, keep=3, whose=whose)
+        origin = Origin({"seed": 7}, ("ape", "bee", "cat"))
+        checkpoint.save(tmp_path / "run/checkpoints", step, parts, keep=3, origin=origin)
     (tmp_path / "run/checkpoints/step_00000015").mkdir()
     return tmp_path / "run"
 

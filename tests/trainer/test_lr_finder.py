@@ -17,7 +17,7 @@ from tests.kit.toy import learner, loaders, same, snapshot
 from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import Job
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.lr_finder import FEWEST, Found, lr_find, read
+from thawline.trainer.lr_finder import FEWEST, LrCurve, lr_find, read
 
 # scikit-learn's digits by a ResNet-18, a small CNN and two linear layers, under several optimisers: what
 # Learner.rehearse gave to lr_find, to six digits.
@@ -166,7 +166,7 @@ def test_the_four_readings_tell_the_curves_apart() -> None:
 def test_suggestions_on_curves_full_of_ties_are_the_definitions(seed: int) -> None:
     draw = np.random.default_rng(seed)
     losses = (9.0, *draw.integers(0, 8, size=19).astype(float))
-    found = Found(tuple(1e-4 * 1.5**i for i in range(20)), losses, losses)
+    found = LrCurve(tuple(1e-4 * 1.5**i for i in range(20)), losses, losses)
     every = list(falling(losses))
     length = max(map(len, every))
     end = min(indices[-1] for indices in every if len(indices) == length)
@@ -179,11 +179,11 @@ def test_slide_stops_at_the_first_calm_window_and_not_at_the_edge_of_the_curve()
     """A fall, a calm bottom, a rise; and a curve that is nowhere calm, where the window ends at the left edge."""
     lrs = tuple(1e-4 * 1.2**i for i in range(60))
     bowl = tuple(2 - 0.04 * min(i, 20) + 0.1 * max(0, i - 50) for i in range(60))
-    assert Found(lrs, bowl, bowl).slide == slide_of(lrs, bowl) == lrs[35]
+    assert LrCurve(lrs, bowl, bowl).slide == slide_of(lrs, bowl) == lrs[35]
     bent = tuple(0.02 * (i - 30.0) ** 2 for i in range(60))
-    assert Found(lrs, bent, bent).slide == slide_of(lrs, bent) == lrs[0]
+    assert LrCurve(lrs, bent, bent).slide == slide_of(lrs, bent) == lrs[0]
     calm = tuple(2 - 0.001 * i for i in range(60))
-    assert Found(lrs, calm, calm).slide == slide_of(lrs, calm) == lrs[44]
+    assert LrCurve(lrs, calm, calm).slide == slide_of(lrs, calm) == lrs[44]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_fall_of_two_steps_is_none() -> None:
     """fastai's valley would take the last rate of all there: its index comes out as -1."""
     losses = (1.0, 0.9, *[1.0] * 18)
     with pytest.raises(RecipeError, match="never falls"):
-        Found(tuple(1e-4 * 1.5**i for i in range(20)), losses, losses)
+        LrCurve(tuple(1e-4 * 1.5**i for i in range(20)), losses, losses)
 
 
 def test_a_search_leaves_a_learner_as_it_was_and_finds_the_same_again() -> None:

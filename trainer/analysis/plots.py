@@ -112,10 +112,10 @@ def plot_data_wait(rows: pa.Table) -> Figure:
     return figure
 
 
-def plot_found(curve: pa.Table, suggestions: Mapping[str, float]) -> Figure:
+def plot_lr_curve(curve: pa.Table, suggestions: Mapping[str, float]) -> Figure:
     """The lr finder's loss over the learning rate (log), with what it suggests marked on the smoothed curve.
 
-    curve: `lr_find.Found.table`, columns lr, loss (smoothed) and raw.
+    curve: `lr_finder.LrCurve.table`, columns lr, loss (smoothed) and raw.
     """
     figure, axes = _canvas("Learning rate finder", "loss")
     lr, loss, raw = (curve[name].to_numpy() for name in ("lr", "loss", "raw"))

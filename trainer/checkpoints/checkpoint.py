@@ -24,11 +24,11 @@ from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints.format import (
     FORMAT,
     MANIFEST,
-    NOBODY,
+    NO_ORIGIN,
+    Origin,
     Parts,
     Saved,
     UnfitError,
-    Whose,
     folder_name,
     manifest_text,
     name_of,
@@ -50,7 +50,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A checkpoint that is not gone on from, and why. finished: whether it ever was a whole one of this run."""
+    """A checkpoint that cannot be resumed from, and why. finished: whether it was ever a whole one of this run."""
 
     name: str
     reason: str
@@ -68,7 +68,7 @@ def save(
     keep: int,
     metrics: Mapping[str, float] | None = None,
     best: Best | None = None,
-    whose: Whose = NOBODY,
+    origin: Origin = NO_ORIGIN,
 ) -> str:
     """Write checkpoint `step` below `root`, whole or not at all; then remove all but the newest `keep` and the best.
 
@@ -79,12 +79,12 @@ def save(
     name = name_of(step)
     consequence = "a kill now would cost the steps since the last one; make room or mend the storage"
     with _refusals(f"checkpoint {root.child(name)}", consequence):
-        _write(root, name, step, parts, metrics or {}, whose)
-    prune(root, step, keep=keep, best=best, whose=whose)
+        _write(root, name, step, parts, metrics or {}, origin)
+    prune(root, step, keep=keep, best=best, origin=origin)
     return root.child(name).text
 
 
-def save_model(root: str | Path | Root, name: str, parts: Parts, *, step: int = 0, whose: Whose = NOBODY) -> str:
+def save_model(root: str | Path | Root, name: str, parts: Parts, *, step: int = 0, origin: Origin = NO_ORIGIN) -> str:
     """Write ROOT/NAME in the format of a checkpoint, whole or not at all, in place of what stood there; its folder.
 
     Raises CheckpointError when the storage refuses, or for a name that no folder can have.
@@ -92,12 +92,12 @@ def save_model(root: str | Path | Root, name: str, parts: Parts, *, step: int = 
     root = Root.of(root)
     name = folder_name(name)
     with _refusals(f"{root.child(name)}", "what stood there before is untouched; make room or give another name"):
-        _write(root, name, step, parts, {}, whose)
+        _write(root, name, step, parts, {}, origin)
     return root.child(name).text
 
 
-def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str, float], whose: Whose) -> None:
-    """The parts beside those that stand there, the manifest over the old one, and then away with the old parts."""
+def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str, float], origin: Origin) -> None:
+    """Write the parts beside the old ones, replace the manifest, and remove the old parts."""
     folder = root.child(name)
     old = _prepare(root, name)
     written: dict[str, dict[str, Any]] = {}
@@ -110,7 +110,7 @@ def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str,
         numbers = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
         about = {"format": FORMAT, "step": step, "metrics": numbers, "parts": written}
         with whole(folder, MANIFEST) as sink:
-            sink.write(manifest_text({**about, "run": dict(whose.run), "classes": list(whose.classes)}))
+            sink.write(manifest_text({**about, "run": dict(origin.run), "classes": list(origin.classes)}))
     except Exception:
         with contextlib.suppress(OSError):
             _prepare(root, name)
@@ -121,7 +121,7 @@ def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str,
 
 
 def _prepare(root: Root, name: str) -> set[str]:
-    """Remove all but a checkpoint that stands there; its parts' files. Raises OSError."""
+    """Remove all but a whole checkpoint from the folder; the files of its parts. Raises OSError."""
     folder = root.child(name)
     if _is_link(folder):
         root.remove(name)
@@ -138,7 +138,7 @@ def _prepare(root: Root, name: str) -> set[str]:
 
 @contextmanager
 def _refusals(what: str, consequence: str) -> Iterator[None]:
-    """Turn a storage's errors into a sentence; others pass. torch.save hides what a storage said behind its own."""
+    """Turn the storage's errors into a sentence; others pass. torch.save hides the storage's error behind its own."""
     try:
         yield
     except Exception as error:
@@ -150,7 +150,9 @@ def _refusals(what: str, consequence: str) -> Iterator[None]:
         raise CheckpointError(f"{what} cannot be written ({files.why_refused(cause)}): {consequence}") from error
 
 
-def prune(root: str | Path | Root, step: int, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
+def prune(
+    root: str | Path | Root, step: int, *, keep: int, best: Best | None = None, origin: Origin = NO_ORIGIN
+) -> None:
     """Remove all up to `step` but the newest `keep` and the best. Later ones, and those that say so, are another run's:
     not ours to count or to remove.
 
@@ -158,19 +160,19 @@ def prune(root: str | Path | Root, step: int, *, keep: int, best: Best | None = 
     """
     root = Root.of(root)
     try:
-        _prune(root, keep, step, best, whose)
+        _prune(root, keep, step, best, origin)
     except (OSError, pa.ArrowException) as error:
         log.warning("old checkpoints in %s cannot be removed (%s)", root, files.why_refused(error))
 
 
-def _prune(root: Root, keep: int, step: int, best: Best | None, whose: Whose) -> None:
+def _prune(root: Root, keep: int, step: int, best: Best | None, origin: Origin) -> None:
     found = (name for name, size in root.listing().items() if size is None)
     steps = sorted((number for name in found if (number := step_of(name)) is not None and number <= step), reverse=True)
     fit, unfinished, foreign = list[Saved](), set[int](), set[int]()
     for number in steps:
         try:
             saved = read_manifest(root.child(name_of(number)))
-            if whose.foreign(saved.whose):
+            if origin.foreign(saved.origin):
                 foreign.add(number)
             else:
                 fit.append(saved)
@@ -214,11 +216,10 @@ def _is_link(folder: Root) -> bool:
 # Reading --------------------------------------------------------------------------------------------------
 
 
-def newest(root: str | Path | Root, *, whose: Whose = NOBODY) -> tuple[Saved | None, list[Skipped]]:
-    """The newest checkpoint whose every byte is as it was written, or None; and the newer ones that are not so, or are
-    of another run than `whose`.
+def newest(root: str | Path | Root, *, origin: Origin = NO_ORIGIN) -> tuple[Saved | None, list[Skipped]]:
+    """The newest checkpoint of `origin` with every byte as written, or None; and the newer ones that were skipped.
 
-    Raises CheckpointError when the storage does not answer: what it holds is then unknown, which is not nothing.
+    Raises CheckpointError when the storage does not answer: what it holds is unknown then, which is not nothing.
     """
     root = Root.of(root)
     skipped = list[Skipped]()
@@ -226,7 +227,7 @@ def newest(root: str | Path | Root, *, whose: Whose = NOBODY) -> tuple[Saved | N
         names = [name for name in root.listing() if name.startswith("step_")]
         for name in sorted(names, key=lambda name: (len(name), name), reverse=True):
             try:
-                return _checked(root, name, whose), skipped
+                return _checked(root, name, origin), skipped
             except UnfitError as error:
                 skipped.append(Skipped(name, str(error), error.finished))
     except (OSError, SourceError, pa.ArrowException) as error:
@@ -253,8 +254,8 @@ def load_model(root: str | Path | Root, name: str) -> Saved:
         ) from error
 
 
-def _checked(root: Root, name: str, whose: Whose) -> Saved:
-    """A checkpoint, every byte of it read. Raises UnfitError; OSError when a store does not answer."""
+def _checked(root: Root, name: str, origin: Origin) -> Saved:
+    """A checkpoint with all its bytes, verified. Raises UnfitError; OSError when a store does not answer."""
     folder = root.child(name)
     try:
         if _is_link(folder):
@@ -262,7 +263,7 @@ def _checked(root: Root, name: str, whose: Whose) -> Saved:
         saved = read_manifest(folder)
         if step_of(name) is None or name != name_of(saved.step):
             raise UnfitError(f"it holds step {saved.step}")
-        if foreign := whose.foreign(saved.whose):
+        if foreign := origin.foreign(saved.origin):
             raise UnfitError(f"it is another run's ({foreign})", finished=False)
         return saved.with_content()
     except OSError as error:

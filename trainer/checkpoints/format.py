@@ -31,15 +31,15 @@ _MANIFEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Whose:
-    """What a checkpoint is of. Values as JSON has them; older checkpoints say nothing of it, and are anybody's."""
+class Origin:
+    """Which run a checkpoint comes from. Values as JSON has them; older checkpoints do not say, and fit any run."""
 
     run: Mapping[str, Any] = field(default_factory=dict)
     """By name, what a run and its continuation have in common: settings and data."""
     classes: Sequence[str] = ()
     """What the model tells apart, in the order of its outputs."""
 
-    def foreign(self, other: "Whose") -> str:
+    def foreign(self, other: "Origin") -> str:
         """In which of the values that both name the other's run differs from this, in words; "" where in none."""
         ours, theirs = json.loads(json.dumps([dict(self.run), dict(other.run)]))
         names = [name for name in ours if name in theirs and ours[name] != theirs[name]]
@@ -47,7 +47,7 @@ class Whose:
         return "; ".join([*differ, *([f"and {len(names) - 3} more"] if len(names) > 3 else [])])
 
 
-NOBODY = Whose()
+NO_ORIGIN = Origin()
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Saved:
     step: int
     metrics: Mapping[str, float]
     parts: Mapping[str, Part]
-    whose: Whose = NOBODY
+    origin: Origin = NO_ORIGIN
     content: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
-    """The parts' bytes, read and checked once, where it is to be gone on from; of one that is only counted, nothing."""
+    """The parts' bytes, read and verified once; empty for a checkpoint that is only counted."""
 
     def load(self, part: str) -> dict[str, Any]:
         """One part, tensors on the CPU.
@@ -91,7 +91,7 @@ class Saved:
             ) from error
 
     def with_content(self) -> "Saved":
-        """The same with all its bytes. Raises UnfitError for other bytes than were written; OSError."""
+        """The same checkpoint with all its bytes. Raises UnfitError if they differ from what was written; OSError."""
         return replace(self, content={name: self._read(part) for name, part in self.parts.items()})
 
     def _read(self, part: Part) -> bytes:
@@ -102,7 +102,7 @@ class Saved:
 
 
 class UnfitError(Exception):
-    """Why a checkpoint is not gone on from. finished: see Skipped."""
+    """Why a checkpoint cannot be resumed from. finished: see Skipped."""
 
     def __init__(self, reason: str, *, finished: bool = True) -> None:
         super().__init__(reason)
@@ -110,7 +110,7 @@ class UnfitError(Exception):
 
 
 def manifest_text(about: Mapping[str, Any]) -> bytes:
-    """The one way to write a manifest: text that is not exactly this was changed."""
+    """The only way that a manifest is written: text that differs from this was changed."""
     digest = hashlib.sha256(json.dumps(about, indent=1).encode()).hexdigest()
     return f"{json.dumps({**about, 'sha256': digest}, indent=1)}\n".encode()
 
@@ -126,8 +126,8 @@ def read_manifest(folder: Root) -> Saved:
     about = _understood(folder.read(MANIFEST))
     try:
         parts = {name: Part(**part) for name, part in about["parts"].items()}
-        whose = Whose(dict(about.get("run", {})), tuple(map(str, about.get("classes", ()))))
-        saved = Saved(folder, operator.index(about["step"]), about["metrics"], parts, whose)
+        origin = Origin(dict(about.get("run", {})), tuple(map(str, about.get("classes", ()))))
+        saved = Saved(folder, operator.index(about["step"]), about["metrics"], parts, origin)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UnfitError(f"its {MANIFEST} lacks what belongs there ({error})") from error
     if not parts:

@@ -1,4 +1,4 @@
-"""When is a checkpoint due, and what became of the last? Rank 0 writes; the others learn of it with the next window."""
+"""When is a checkpoint due, and what became of the last one? Rank 0 writes; a later window tells the other ranks."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import Any
 from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
-from thawline.trainer.checkpoints.format import NOBODY, Whose, name_of
+from thawline.trainer.checkpoints.format import NO_ORIGIN, Origin, name_of
 from thawline.trainer.checkpoints.saver import Saver, Written
 from thawline.trainer.context import RunContext
 from thawline.trainer.step import world
@@ -23,14 +23,16 @@ class Keeper:
     """A run's checkpoints, seen from one rank. every_s: inf keeps none; 0 keeps one a window, and waits for it."""
 
     def __init__(
-        self, context: RunContext, *, every_s: float, keep: int, best: Best | None, whose: Whose = NOBODY
+        self, context: RunContext, *, every_s: float, keep: int, best: Best | None, origin: Origin = NO_ORIGIN
     ) -> None:
         self.root = Root.of(context.run_dir).child("checkpoints")
-        self.best, self.whose = best, whose
+        self.best, self.origin = best, origin
         self.wanted = math.isfinite(every_s)
         self._every_s, self._keep = every_s, keep
         self._last = time.monotonic()
-        self._saver = Saver(self.root, keep=keep, best=best, whose=whose) if self.wanted and context.rank == 0 else None
+        self._saver = (
+            Saver(self.root, keep=keep, best=best, origin=origin) if self.wanted and context.rank == 0 else None
+        )
         self._taken_at: float | None = None
         self._warned = self._waiting = self._last_chance = False
         self._needs_s = 0.0  # what the slowest write took
@@ -40,7 +42,7 @@ class Keeper:
         return f"checkpoints/{name_of(step)}" if self.wanted else None
 
     def due(self) -> bool:
-        """Whether this rank, if it is the one that writes, has time for another, or little time left."""
+        """Whether this rank should save now, if it is the one that writes. Changes nothing."""
         if self._saver is None:
             return False
         if self._warned or self._last_chance:
@@ -48,9 +50,9 @@ class Keeper:
         return time.monotonic() - self._last >= self._every_s and not self._saver.busy
 
     def warn(self, taken_at: float | None, *, window_s: float) -> None:
-        """A machine will be taken away then (unix seconds): one checkpoint is due at once, another just in time.
+        """A machine will be taken away at that time (unix seconds): one checkpoint is due at once, another just before.
 
-        window_s: how long a window takes now; after the last one that can still be kept, it is kept.
+        window_s: how long a window takes now.
         """
         if taken_at is None:
             return
@@ -62,7 +64,7 @@ class Keeper:
             self._waiting, self._last_chance = False, True
 
     def save(self, step: int, parts: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]) -> None:
-        """Copy now, write meanwhile. Waits for a write that goes on."""
+        """Copy now, write in the background. Waits for a write under way."""
         self._last = time.monotonic()
         self._warned = self._last_chance = False
         if self._saver is None:
@@ -72,12 +74,12 @@ class Keeper:
             self._saver.wait()
 
     def tidy(self, step: int) -> None:
-        """The run goes on from there: remove what a kill left while older ones were written or removed."""
+        """Remove what a kill left behind of older checkpoints; the run goes on from `step`."""
         if self._saver is not None:
-            checkpoint.prune(self.root, step, keep=self._keep, best=self.best, whose=self.whose)
+            checkpoint.prune(self.root, step, keep=self._keep, best=self.best, origin=self.origin)
 
     def finished(self, *, all_of_them: bool = False) -> list[Written]:
-        """What was written, or could not be, since this was last asked; on rank 0."""
+        """What was written, or could not be, since the last call; on rank 0."""
         if self._saver is None:
             return []
         if all_of_them:
@@ -87,15 +89,15 @@ class Keeper:
         return written
 
     def all_written(self) -> list[Written]:
-        """`finished`, on every rank, once no write goes on. Collective."""
+        """`finished`, on every rank, once no write is under way. Collective."""
         written = [asdict(each) for each in self.finished(all_of_them=True)]
         return [Written(**each) for each in world.gather(written)[0]]
 
     def last(self, step: int, tell: Callable[[Sequence[Written]], None]) -> str | None:
-        """Why the checkpoint of `step`, with which a run ends, is not there; None where it is. Collective.
+        """Wait for the checkpoint of `step`, the run's last; why it could not be written, or None. Collective.
 
-        One that the storage refuses is tried again for about a minute: without it the run's weights are nowhere.
-        tell: takes what was written, and the first refusal.
+        A write that the storage refuses is tried again for about a minute: without it the run's weights are lost.
+        tell: is given what was written, and the first refusal.
         """
         written = self.all_written()
         tell(written)

@@ -1,4 +1,4 @@
-"""Does what a checkpoint holds fit what takes it up? Looked at before anything is changed. Bytes are checkpoint's."""
+"""Does a checkpoint fit the model and the run that resume from it? Checked before anything is changed."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -19,7 +19,7 @@ def weights_of(
 
     Raises CheckpointError for those of another model, or of one that is known to tell other classes apart.
     """
-    theirs = saved.whose.classes
+    theirs = saved.origin.classes
     there, here = next((pair for pair in zip_longest(theirs, classes) if pair[0] != pair[1]), ("", ""))
     if theirs and there != here:
         raise CheckpointError(

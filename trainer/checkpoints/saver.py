@@ -1,7 +1,7 @@
-"""Who writes checkpoints while the training goes on? A `Saver`: a copy in host memory, and one thread that writes it.
+"""How are checkpoints written while training goes on? From a copy in host memory, by one background thread.
 
-It takes no decision: when to save, and whether to wait for a write that goes on, is the keeper's. A storage that
-refuses is told in `Written.error`; the next save tries again.
+When to save, and whether to wait for a write under way, the keeper decides. A storage that refuses shows in
+`Written.error`; the next save tries again.
 """
 
 import copy
@@ -18,7 +18,7 @@ import torch
 from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
-from thawline.trainer.checkpoints.format import NOBODY, Parts, Whose
+from thawline.trainer.checkpoints.format import NO_ORIGIN, Origin, Parts
 from thawline.trainer.errors import CheckpointError
 
 _PLAIN = (int, float, str, bool, bytes, type(None))
@@ -94,25 +94,27 @@ def _copied(value: Any, devices: set[torch.device]) -> Any:
 class Saver:
     """Writes the checkpoints of one run, one at a time; on one rank only. root, others: see checkpoint.save."""
 
-    def __init__(self, root: str | Path | Root, *, keep: int, best: Best | None = None, whose: Whose = NOBODY) -> None:
-        self._save = functools.partial(checkpoint.save, Root.of(root), keep=keep, best=best, whose=whose)
+    def __init__(
+        self, root: str | Path | Root, *, keep: int, best: Best | None = None, origin: Origin = NO_ORIGIN
+    ) -> None:
+        self._save = functools.partial(checkpoint.save, Root.of(root), keep=keep, best=best, origin=origin)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writes: list[Future[Written]] = []
         self._refused: tuple[int, Snapshot, Mapping[str, float]] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether a write goes on."""
+        """Whether a write is under way."""
         return not all(write.done() for write in self._writes)
 
     def save(self, step: int, parts: Parts, *, metrics: Mapping[str, float] | None = None) -> None:
-        """Copy the parts and have them written; returns before they are. Waits for a write that goes on."""
+        """Copy the parts and write them in the background. Waits for a write under way."""
         self.wait()
         self._refused = None
         self._writes.append(self._pool.submit(self._write, step, snapshot(parts), dict(metrics or {})))
 
     def again(self) -> None:
-        """Have the save that the storage refused last written once more, as it was; nothing where it refused none."""
+        """Try once more what the storage refused last, unchanged; does nothing if it refused none."""
         self.wait()
         if self._refused is not None:
             self._writes.append(self._pool.submit(self._write, *self._refused))
@@ -127,15 +129,15 @@ class Saver:
         return Written(step, time.monotonic() - began, error)
 
     def finished(self) -> list[Written]:
-        """What has been written, or could not be, since this was last asked. Raises only what is no storage's fault."""
+        """What was written, or could not be, since the last call. Raises whatever is not the storage's fault."""
         done = [write for write in self._writes if write.done()]
         self._writes = [write for write in self._writes if write not in done]
         return [write.result() for write in done]
 
     def wait(self) -> None:
-        """Until no write goes on."""
+        """Until no write is under way."""
         wait(self._writes)
 
     def close(self) -> None:
-        """Until no write goes on, and end the thread. `finished` still answers."""
+        """Wait for a write under way, and end the thread. `finished` can still be called."""
         self._pool.shutdown()

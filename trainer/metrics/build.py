@@ -1,4 +1,4 @@
-"""How is a metric made that metric_names has read? The house's and torchmetrics' classes, tried before they count."""
+"""How is a metric built from its text? The house's and torchmetrics' classes, tried on a few samples first."""
 
 import copy
 import difflib
@@ -16,7 +16,7 @@ from torchmetrics import classification as tm
 
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.metrics.names import Asked, parse, snake
+from thawline.trainer.metrics.names import MetricCall, parse, snake
 from thawline.trainer.metrics.states import by_class, matrix_bytes
 from thawline.trainer.tasks import TASKS, MetricKind
 
@@ -29,7 +29,7 @@ _BYTES_AN_ENTRY = 32
 def one(text: str, *, task: str, classes: int) -> Metric:
     """The metric that a text asks for, tried on a few made-up samples of the task.
 
-    It takes what metrics.as_metrics_take makes of the model's outputs and the targets.
+    It takes what meter.as_metrics_take makes of the model's outputs and the targets.
 
     Raises:
         RecipeError: no such metric, arguments that it does not take, or it does not give one number for this task.
@@ -63,8 +63,8 @@ def by_column() -> Mapping[str, type[Metric]]:
     return {snake(name): kind for name, kind in _theirs().items()}
 
 
-def _known(asked: Asked, task: str, classes: int) -> MetricKind:
-    """The kind of metric that was asked for, all that the task settles filled in."""
+def _known(asked: MetricCall, task: str, classes: int) -> MetricKind:
+    """How the requested metric is made, with the arguments that the task settles filled in."""
     if task not in TASKS:
         raise RecipeError(f"task={quoted(task)!r} has no metrics: give {', '.join(TASKS)}, or your own metrics")
     own = TASKS[task].own_metrics()
@@ -84,7 +84,7 @@ def _known(asked: Asked, task: str, classes: int) -> MetricKind:
     return replace(kind, takes=free, settled={**kind.settled, **settled})
 
 
-def _unknown(asked: Asked, task: str) -> str:
+def _unknown(asked: MetricCall, task: str) -> str:
     own = ", ".join(TASKS[task].own_metrics())
     other = [name for name, each in TASKS.items() if asked.name in each.own_metrics()]
     if other:
@@ -101,7 +101,7 @@ def _unknown(asked: Asked, task: str) -> str:
     return f"metric {quoted(asked.text)!r} is not known, so it cannot be counted; give {instead}"
 
 
-def _make(kind: MetricKind, asked: Asked) -> Metric:
+def _make(kind: MetricKind, asked: MetricCall) -> Metric:
     takes = list(kind.takes)
     given = [*takes[: len(asked.places)], *(key for key, _ in asked.named)]
     if len(asked.places) > len(takes) or len(set(given)) < len(given) or not set(given) <= set(takes):
@@ -128,7 +128,7 @@ def _make(kind: MetricKind, asked: Asked) -> Metric:
         ) from error
 
 
-def _check_size(kind: MetricKind, asked: Asked, arguments: Mapping[str, Any]) -> None:
+def _check_size(kind: MetricKind, asked: MetricCall, arguments: Mapping[str, Any]) -> None:
     """Raises RecipeError for a metric that would take more than _MOST_BYTES, before any of it is there."""
     given = [value for value in (*asked.places, *(value for _, value in asked.named)) if isinstance(value, int)]
     needs = _BYTES_AN_ENTRY * max(given, default=0)

@@ -43,8 +43,8 @@ def evaluate(
 ) -> Measured | None:
     """The metrics over all ranks' samples, and with `keep` one prediction a sample on rank 0. Collective.
 
-    None on every rank when `interrupted`, asked before each batch, said yes on any of them. Raises on every rank what
-    any of them met.
+    None on every rank if `interrupted`, called before each batch, returned True on any. Raises on every rank what any
+    of them met.
     """
     model.eval()
     meter.reset()

@@ -69,12 +69,12 @@ def _counts(metric: Metric) -> tuple[Any, ...] | None:
 
 
 def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
-    """The metrics that these texts ask for (see metric_names), by column; with no texts, the task's own.
+    """The metrics that these texts ask for (see metrics.names), by column; with no texts, the task's own.
 
     single_label: error_rate, accuracy, top_k(k=5), f_beta(beta=1, average="macro"), precision, recall, roc_auc.
     multi_label: accuracy_multi(threshold=0.5), f_beta(beta=1, threshold=0.5, average="macro"), precision, recall,
     roc_auc. points: mse, mae, over the coordinates that are not NaN in the target. mask: jaccard, dice (averaged over
-    the classes that occur), accuracy, error_rate, over the pixels that are not metric_names.IGNORED. Any task: a
+    the classes that occur), accuracy, error_rate, over the pixels that are not names.IGNORED. Any task: a
     torchmetrics class by its name, with keyword arguments; num_classes and the like are filled in.
 
     Raises:

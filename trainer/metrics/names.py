@@ -18,8 +18,8 @@ IGNORED = 255
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A metric's text, taken apart."""
+class MetricCall:
+    """A metric's text, parsed."""
 
     text: str
     name: str
@@ -34,23 +34,23 @@ class Asked:
 
     @property
     def call(self) -> str:
-        """Its text, written anew."""
+        """Its text, normalised."""
         return f"{self.name}({', '.join([*map(repr, self.places), *(f'{k}={v!r}' for k, v in self.named)])})"
 
-    def also(self, **named: Any) -> "Asked":
-        """With these arguments besides."""
+    def also(self, **named: Any) -> "MetricCall":
+        """The same with further arguments."""
         return replace(self, named=(*self.named, *named.items()))
 
 
-def parse(text: str) -> Asked:
-    """Take a metric's text apart. Raises RecipeError where it is no name and no call with plain values."""
+def parse(text: str) -> MetricCall:
+    """Parse a metric's text. Raises RecipeError if it is neither a name nor a call with plain values."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
         function, arguments = (call.func, call) if isinstance(call, ast.Call) else (call, None)
         if not isinstance(function, ast.Name):
             raise ValueError
         if arguments is None:
-            return Asked(text, function.id)
+            return MetricCall(text, function.id)
         places = tuple(ast.literal_eval(value) for value in arguments.args)
         named = tuple((str(word.arg), ast.literal_eval(word.value)) for word in arguments.keywords)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
@@ -58,7 +58,7 @@ def parse(text: str) -> Asked:
             f"metric {quoted(text)!r} is neither a name nor a name with plain values in brackets, so nothing can be "
             "built from it; write it as in f_beta(beta=2) or MulticlassCohenKappa(weights='linear')"
         ) from None
-    return Asked(text, function.id, places, named)
+    return MetricCall(text, function.id, places, named)
 
 
 def snake(name: str) -> str:

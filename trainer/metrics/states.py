@@ -1,6 +1,6 @@
-"""Which counts does torchmetrics not keep as they are needed here? Three metrics, counts by class, one gather for all.
+"""Which counts does torchmetrics keep otherwise than needed here? Three metrics, counts by class, one gather for all.
 
-All else is torchmetrics' own (see metric_names). Updating one of these never waits for the device.
+All else is torchmetrics' own (see metrics.names). Updating one of these never waits for the device.
 """
 
 import itertools
@@ -116,7 +116,7 @@ class PointError(Metric):
 
 
 class RocAuc(Metric):
-    """The area under each class's ROC curve (one class against the rest), exact, meaned over the classes.
+    """The area under each class's ROC curve (one class against the rest), exact, averaged over the classes.
 
     torchmetrics counts the curves. A class that no sample has, or that all have, has no curve: it is left out here,
     where torchmetrics' mean would take it for 0. Keeps every score: 8 bytes x N x C on the device.

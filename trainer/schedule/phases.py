@@ -118,7 +118,7 @@ def length(phase: Phase, *, epoch_steps: Callable[[float], int], global_batch: i
 def doubts(
     phases: Sequence[Phase], *, epoch_steps: Callable[[float], int], global_batch: int, pretrained: bool
 ) -> list[str]:
-    """What in a fit that is about to begin will hardly be meant, a sentence each. epoch_steps: as in `length`.
+    """What in a fit about to begin is probably a mistake, a sentence each. epoch_steps: as in `length`.
 
     pretrained: whether what these phases freeze has been trained before.
     """

@@ -1,8 +1,8 @@
-"""Are the gradients still numbers? Seen on the device before the optimiser's step; told when the window is read.
+"""Are the gradients finite? Checked on the device before the optimiser's step; reported when the window is read.
 
-What is no number must not reach the weights, and asking the device would make the host wait in every step. So a flag
-stays on the device. From the first bad step on, the optimiser passes over every step until somebody reads the flag:
-the weights are still those from before it. BatchNorm's statistics, which the forward pass spoils, are put back
+A gradient that is not finite must not reach the weights, and asking the device would make the host wait in every step.
+So a flag stays on the device. From the first bad step on, the optimiser passes over every step until somebody reads the
+flag: the weights are still those from before it. BatchNorm's statistics, which the forward pass spoils, are put back
 from a copy.
 
 fp16 loses a step now and then by design, when its loss is scaled too high: there, only a row of them is bad.
@@ -31,7 +31,7 @@ class Seen:
 
 
 class Guard:
-    """Watches the steps of one phase. `tolerated`: bad steps in a row that are borne."""
+    """Watches the steps of one phase. `tolerated`: how many bad steps in a row are allowed."""
 
     def __init__(self, model: nn.Module, device: torch.device, *, tolerated: int = 0, window: int = 10) -> None:
         self._tolerated = tolerated
@@ -74,7 +74,7 @@ class Guard:
 
     @torch.no_grad()
     def undo(self, steps: int) -> bool:
-        """Put the buffers back to what they were `steps` steps ago; False where that is not remembered any more."""
+        """Put the buffers back to what they were `steps` steps ago; False if that is no longer remembered."""
         if not 1 <= steps <= min(self._steps, self._depth):
             return False
         for kept, live in zip(self._kept[(self._steps - steps) % self._depth], self._live, strict=True):
@@ -83,6 +83,6 @@ class Guard:
 
     @torch.no_grad()
     def again(self) -> None:
-        """The step under way is taken anew: put the buffers back to its begin."""
+        """The step under way is taken again: put the buffers back to what they were at its beginning."""
         for kept, live in zip(self._kept[self._steps % self._depth], self._live, strict=True):
             torch._foreach_copy_(live, kept)

@@ -1,9 +1,9 @@
-"""How is a step taken, whatever goes wrong on whichever rank? Together, or not at all.
+"""What if a step fails on some rank? All ranks take the step, or none does.
 
-A rank that cannot do its part (no memory, no batch, an error in a loss) answers the others' reduction with NaN, so
-that all of them come to the end of the step, and there they ask one another: one number, on the host, while a GPU
-goes on with what it has been given. Out of memory, all split their parts and take the step again. Anything else ends
-the run, on every rank, in the words of the rank that failed.
+A rank that cannot do its part (no memory, no batch, an error in a loss) contributes NaN to the others' reduction, so
+that all of them reach the end of the step, where they compare one number each, on the host, while a GPU works on. Out
+of memory, all split their parts and take the step again. Anything else ends the run, on every rank, in the words of the
+rank that failed.
 """
 
 import gc
@@ -41,7 +41,7 @@ class StepResult:
 
 
 class _ElsewhereError(Exception):
-    """This rank came through its part of a step, and another did not."""
+    """This rank did its part of a step, and another could not."""
 
     def __init__(self, state: int) -> None:
         super().__init__(state)
@@ -65,7 +65,7 @@ class _Once:
 
 
 class Stepper:
-    """Takes steps with what is trainable in `model` as this is made: one optimiser, one wrapping for the ranks.
+    """Takes steps with the parameters that are trainable when it is made: one optimiser, one DDP wrapper.
 
     `splits`: micro-batches a step, doubled when some rank runs out of memory; `on_split` is then told, on every rank.
     """
@@ -92,7 +92,7 @@ class Stepper:
         self._is_through = False
 
     def step(self, fetch: Callable[[], Batch], *, seed: int) -> StepResult:
-        """`train_step` on the batch that `fetch` gives, on every rank, again in smaller pieces where memory is short.
+        """`train_step` on the batch that `fetch` returns, on every rank; again in smaller pieces where memory is short.
 
         Collective. Raises on every rank what any of them met; MemoryLimitError where a pair of samples is too much.
         """
@@ -126,7 +126,7 @@ class Stepper:
                 else:
                     failure = error
             if worst is None:
-                self._reduction.answer()
+                self._reduction.shadow()
                 worst = world.worst(state)
             if worst == _FAILED:
                 raise world.common_error(failure)
@@ -147,7 +147,7 @@ class Stepper:
         return Reduction(self._model, self._settings.device, busy=self.busy, compile=self._settings.compile)
 
     def _split(self, part: int) -> None:
-        """Twice as many micro-batches on every rank, and back to the step's begin."""
+        """Use twice as many micro-batches on every rank, and go back to the step's beginning."""
         smallest = min(world.gather(part))
         if smallest < 4 * self.splits:  # BatchNorm cannot train on one image
             raise MemoryLimitError(

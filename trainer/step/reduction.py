@@ -1,6 +1,6 @@
-"""How do the ranks' gradients become one? DDP's buckets, reduced by a hook that a rank in trouble can answer, too.
+"""How do the ranks' gradients become one? DDP's buckets, summed by a hook that a rank in trouble can shadow.
 
-A rank that fails in a step (no batch, no memory) leaves the others waiting in a collective. `Reduction.answer` takes
+A rank that fails in a step (no batch, no memory) leaves the others waiting in a collective. `Reduction.shadow` takes
 part in what they still reduce, with NaN, so that every rank reaches the end of the step, and there they can agree.
 """
 
@@ -41,8 +41,8 @@ class _Sent:
 class Reduction:
     """`model` wrapped for the ranks as its parameters are now: wrap anew after every freeze or unfreeze.
 
-    DDP hooks the parameters that require gradients when it is made; those thawed later would drift apart between
-    ranks without a word. In one process it is the model itself.
+    DDP hooks the parameters that require gradients when it is made; those thawed later would silently drift apart
+    between ranks. In one process it is the model itself.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, *, busy: Busy, compile: Compile = "off") -> None:
@@ -74,10 +74,10 @@ class Reduction:
         if self._ddp is None:
             self._sent.busy.stop()
 
-    def answer(self) -> None:
-        """Reduce with NaN what the others reduce in this step and this rank has not. Collective with their backward.
+    def shadow(self) -> None:
+        """Contribute NaN to every bucket that the others reduce in this step. Collective with their backward.
 
-        Source: torch's own answer of ranks that have run out of data, `DistributedDataParallel.join`.
+        Source: `DistributedDataParallel.join`, which shadows so for ranks that have run out of data.
         """
         if self._ddp is None:
             return
@@ -92,7 +92,7 @@ class Reduction:
             work.wait()
 
     def close(self) -> None:
-        """Let go of the parameters: a wrapping that failed in the middle of a step must not see another."""
+        """Remove the hooks: a wrapper that failed in the middle of a step must not see another."""
         if self._ddp is not None:
             self._ddp.reducer._remove_autograd_hooks()
             self._ddp = None

@@ -1,6 +1,6 @@
 """How does an error cross between processes? As the name of its type and its sentence, and never as an object.
 
-Whoever hears it makes it anew, out of a closed list of our own types: what a stranger sends can run nothing.
+The receiver makes it anew, from a closed list of our own types: what a stranger sends cannot run anything.
 """
 
 import sys

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from thawline.trainer.checkpoints.saver import Written
-from thawline.trainer.quarantine import together_by_id
+from thawline.trainer.quarantine import merge_by_id
 from thawline.trainer.rows import WindowNumbers
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
@@ -32,7 +32,7 @@ def extend_hash(digest: str, ids: NDArray[np.int64]) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """What a rank says of its window to the others, as JSON has it."""
+    """What a rank sends the others about its window, as JSON has it."""
 
     loss_sum: float
     window_s: float
@@ -145,7 +145,7 @@ class Window:
             data_wait_s=sum(rank.data_wait_s for rank in ranks) / len(ranks),
             ids=list(together),
             stop=any(rank.stop for rank in ranks),
-            lost=together_by_id([dict(rank.lost) for rank in ranks]),
+            lost=merge_by_id([dict(rank.lost) for rank in ranks]),
             busy_s=[rank.busy_s for rank in ranks],
             written=[Written(**each) for each in ranks[0].written],
             taken_at=min((rank.taken_at for rank in ranks if rank.taken_at is not None), default=None),

@@ -276,14 +276,14 @@ def test_a_picture_is_looked_for_a_place_before_the_work(
 def test_what_was_found_is_printed_before_it_is_drawn(
     thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thawline.trainer.lr_finder import Found
+    from thawline.trainer.lr_finder import LrCurve
 
-    found = Found(tuple(1e-5 * 2**i for i in range(40)), tuple(4.0 - i / 10 for i in range(40)), (1.0,) * 40)
+    found = LrCurve(tuple(1e-5 * 2**i for i in range(40)), tuple(4.0 - i / 10 for i in range(40)), (1.0,) * 40)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sys.modules[Found.__module__], "lr_find", lambda *_, **__: found)
+    monkeypatch.setattr(sys.modules[LrCurve.__module__], "lr_find", lambda *_, **__: found)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: fail())
     code, out, err = thawline("lr-find", write_job(tmp_path, manifest), "--out", tmp_path / "lr.png")
     assert code == 1

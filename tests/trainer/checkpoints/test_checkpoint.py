@@ -20,7 +20,7 @@ from thawline.dataio.store.atomic import Sink
 from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
-from thawline.trainer.checkpoints.format import Whose, manifest_text
+from thawline.trainer.checkpoints.format import Origin, manifest_text
 from thawline.trainer.errors import CheckpointError
 
 pytest_plugins = ["tests.kit.stores"]
@@ -177,20 +177,20 @@ def test_a_checkpoint_damaged_later_does_not_push_out_the_good_ones_before_it(fo
     assert names(folder / "step_00000007") == sorted(FILES)
 
 
-OURS = Whose({"data": "12ab", "fit.lr": (1e-4, 1e-2), "seed": 7}, ("ape", "bee"))
-THEIRS = Whose({"data": "34cd", "fit.lr": (1e-4, 1e-2), "since": 2}, ("cat", "dog"))
+OURS = Origin({"data": "12ab", "fit.lr": (1e-4, 1e-2), "seed": 7}, ("ape", "bee"))
+THEIRS = Origin({"data": "34cd", "fit.lr": (1e-4, 1e-2), "since": 2}, ("cat", "dog"))
 
 
 def test_one_of_another_run_is_skipped_with_a_sentence_and_left_alone(tmp_path: Path) -> None:
-    for step, whose in ((2, OURS), (4, THEIRS), (6, OURS), (8, THEIRS)):
-        checkpoint.save(tmp_path, step, parts(step), keep=1, whose=whose)
+    for step, origin in ((2, OURS), (4, THEIRS), (6, OURS), (8, THEIRS)):
+        checkpoint.save(tmp_path, step, parts(step), keep=1, origin=origin)
     assert sorted(Root.of(tmp_path).listing()) == [f"step_{step:08d}" for step in (6, 8)], "each keeps its own newest"
-    saved, skipped = checkpoint.newest(tmp_path, whose=OURS)
+    saved, skipped = checkpoint.newest(tmp_path, origin=OURS)
     assert saved is not None
-    assert (saved.step, saved.whose.classes) == (6, ("ape", "bee"))
+    assert (saved.step, saved.origin.classes) == (6, ("ape", "bee"))
     reason = "it is another run's (data is 34cd there and 12ab here)"
     assert skipped == [checkpoint.Skipped("step_00000008", reason, finished=False)]
-    checkpoint.save(tmp_path, 10, parts(10), keep=1, whose=OURS)
+    checkpoint.save(tmp_path, 10, parts(10), keep=1, origin=OURS)
     assert sorted(Root.of(tmp_path).listing()) == [f"step_{step:08d}" for step in (8, 10)]
 
 
@@ -199,7 +199,7 @@ def test_one_that_says_nothing_of_its_run_is_anybody_s(folder: Path) -> None:
     manifest = folder / "step_00000007/manifest.json"
     about = {key: value for key, value in json.loads(manifest.read_text()).items() if key not in ("run", "classes")}
     manifest.write_bytes(manifest_text({key: value for key, value in about.items() if key != "sha256"}))
-    saved, skipped = checkpoint.newest(folder, whose=OURS)
+    saved, skipped = checkpoint.newest(folder, origin=OURS)
     assert saved is not None
     assert (saved.step, skipped) == (7, [])
 

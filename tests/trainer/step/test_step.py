@@ -261,7 +261,7 @@ def test_one_rank_is_not_wrapped() -> None:
     reduction = Reduction(model, CPU, busy=Busy(CPU))
     images = make_batch(dtype=torch.float32).inputs
     assert torch.equal(reduction(images), ToyModel(dropout=0.0)(images))
-    reduction.answer()  # nobody asks
+    reduction.shadow()  # nobody asks
     assert all(p.grad is None for p in model.parameters())
 
 
