@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.kit.toy import Watched, learner, loaders
 from tests.trainer.analysis.test_plots import drawn
 from thawline.trainer.recorder import Recorder, to_table, write_parquet
-from thawline.trainer.rows import Row, metric_columns
+from thawline.trainer.rows import Recorded, Row, metric_columns
 
 ROWS: list[Any] = [
     {"kind": "train", "phase": "frozen", "step": 2, "loss": 1.5, "lr": 1e-3, "momentum": 0.9, "images": 8},
@@ -124,3 +125,16 @@ def test_a_recorder_draws_its_own_rows() -> None:
     assert drawn(recorder.plot_loss(), "validation") == ([4.0, 8.0], [1.25, 1.0])
     assert drawn(recorder.plot_lr(), "learning rate") == ([2.0], [1e-3])
     assert drawn(recorder.plot_metrics(), "error rate") == ([4.0, 8.0], [1.0, 0.25])
+
+
+def test_every_recorded_row_has_the_columns_of_its_kind_and_a_validation_its_metrics_besides(tmp_path: Path) -> None:
+    kinds = {get_args(get_type_hints(kind)["kind"])[0]: set(get_type_hints(kind)) for kind in get_args(Recorded)}
+    data = loaders()
+    data[0].lost[100] = "a.jpg: missing"
+    learn = learner(data=data, context=Watched(run_dir=tmp_path), checkpoint_every_s=0.0)
+    learn.fit_one_cycle(2, 1e-3)
+    rows = [dict(row) for row in learn.recorder.rows]
+    assert {row["kind"] for row in rows} == {"train", "valid", "checkpoint", "quarantine"}
+    for row in rows:
+        metrics = {"error_rate", "accuracy"} if row["kind"] == "valid" else set()
+        assert set(row) == kinds[str(row["kind"])] | metrics
