@@ -17,7 +17,7 @@ from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
 from thawline.cluster.run.vision import job_learner
 from thawline.trainer.context import LocalContext
-from thawline.trainer.lr_finder import Found, lr_find, read
+from thawline.trainer.lr_finder import LrCurve, lr_find, read
 
 # The verb --------------------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def test_the_verb_searches_under_the_first_phases_freezing_and_ratios(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def search(learn: Any, **options: Any) -> Found:
+    def search(learn: Any, **options: Any) -> LrCurve:
         asked.update(options)
         return read(bowl(), start=1e-7, end=10.0, steps=100)
 
