@@ -13,6 +13,7 @@ HangError stands apart: a rank was waited for in vain, and starting again may he
 from thawline.dataio.errors import DataError
 from thawline.models.errors import ModelError
 from thawline.trainer.errors import TrainError
+from thawline.trainer.step.sentences import errors_in
 
 
 class ClusterError(Exception):
@@ -45,6 +46,8 @@ class HangError(RuntimeError):
 
 USER_ERRORS = (ClusterError, DataError, ModelError, TrainError)
 """What a user can mend: shown as a sentence, never as a traceback."""
+KINDS = errors_in(*USER_ERRORS)
+"""The same by name: what crosses from one process to another as a sentence."""
 
 
 def last_line(said: object) -> str:

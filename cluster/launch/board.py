@@ -14,8 +14,11 @@ from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from typing import Any, cast
 
+from thawline.cluster.launch.messages import Asked, Outcome
+from thawline.trainer.step.sentences import Sentence
+
 Row = Mapping[str, Any]
-"""One of trainer.rows, whose package brings torch."""
+"""One of trainer.rows."""
 
 NAMESPACE = "thawline"
 """Of Ray, in which a running job's board is called as `board_name` says: so a client can ask for a stop."""
@@ -39,8 +42,7 @@ class Board:
         self._stop = self._leave = self._made_way = False
         self._taken_at: float | None = None
         self._groups = 0
-        self._error: Exception | None = None
-        self._result: dict[str, Any] | None = None
+        self._outcome = Outcome()
 
     def publish(self, rows: Sequence[Row]) -> None:
         """Rank 0 leaves rows."""
@@ -63,9 +65,9 @@ class Board:
         """The driver has heard that a machine will be taken away then (unix seconds)."""
         self._taken_at = taken_at
 
-    def asked(self) -> tuple[bool, float | None]:
-        """Workers ask: shall we stop? When will a machine of ours be taken?"""
-        return self._stop or self._leave, self._taken_at
+    def asked(self) -> Asked:
+        """What the workers are asked to do."""
+        return Asked(self._stop or self._leave, self._taken_at)
 
     def begin(self, workers: int) -> int:
         """Rank 0 of a group of so many workers is there; how many groups there were before."""
@@ -78,12 +80,12 @@ class Board:
         """Rank 0 hands over the result; False: the group only made way for a larger one, and the run goes on."""
         self._made_way = result["status"] == "stopped" and not self._stop
         if not self._made_way:
-            self._result = result
+            self._outcome = Outcome(result=result)
         return not self._made_way
 
     def again(self, why: str = "its workers have ended", *, placed: bool = True) -> bool:
         """A group has ended without a result, or found no place: shall there be another? Counts it, and says so."""
-        if self._result is not None or self._error is not None:
+        if self._outcome.over:
             return False
         if self._made_way or not placed:
             self._made_way = False
@@ -97,13 +99,14 @@ class Board:
             self._rows.append({"kind": "note", "text": f"{why}: going on from the last checkpoint{more}"})
         return left != 0
 
-    def fail(self, error: Exception) -> None:
-        """A worker met what only a user can mend: trying again would end the same way."""
-        self._error = self._error or error
+    def fail(self, error: Sentence) -> None:
+        """A worker met what only a user can mend: trying again would end the same way. The first is kept."""
+        if self._outcome.error is None:
+            self._outcome = Outcome(error=error)
 
-    def outcome(self) -> tuple[dict[str, Any] | None, Exception | None]:
+    def outcome(self) -> Outcome:
         """What the run came to."""
-        return self._result, self._error
+        return self._outcome
 
 
 class _Away:

@@ -39,10 +39,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from thawline.cluster.errors import HangError, LaunchError, last_line, out_of_memory
+from thawline.cluster.errors import KINDS, HangError, LaunchError, last_line, out_of_memory
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch.board import Board
 from thawline.cluster.launch.room import answering, can_grow, needs_of, room
+from thawline.trainer.step.sentences import Sentence
 
 _LOOK_S = 0.5
 _POLL_S = 0.5
@@ -189,12 +190,12 @@ class Places(ScalingPolicy):
 
     def _wait(self, found: int) -> ScalingDecision:
         least = self._job.least_workers
-        if self._board.asked()[0]:
+        if self._board.asked().stop:
             error = LaunchError(
                 f"asked to stop while there was room for {found} of {least} workers: nobody was training, and the run "
                 "stands at its last checkpoint; start it again with the same name to go on"
             )
-            self._board.fail(error)
+            self._board.fail(Sentence.of(error, KINDS))
             raise error
         if not self._told:
             self._told = True

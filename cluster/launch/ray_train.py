@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
 
-from thawline.cluster.errors import LaunchError, last_line, out_of_memory
+from thawline.cluster.errors import KINDS, LaunchError, last_line, out_of_memory
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch.board import Board, Row, board_at, board_name, board_of, served
 from thawline.cluster.launch.forkserver import ForkServer, fork, socket_of
+from thawline.cluster.launch.messages import Asked, Crashed, Message, Refused, Rows
 from thawline.cluster.launch.ray_connection import connected, surroundings
 from thawline.cluster.launch.room import answering, choose_device
 from thawline.cluster.run.folder import Result, has_begun, hold
@@ -55,8 +56,7 @@ def _worker(config: dict[str, Any]) -> None:
     from ray.train.v2._internal.execution.context import get_train_context
 
     board: Board = config["board"]
-    result, error = board.outcome()
-    if result is not None or error is not None:
+    if board.outcome().over:
         return
     path = socket_of(config["forks"], ray.get_runtime_context().get_node_id())
     link = fork(path, _part(config), wait_s=config["wait_s"])
@@ -65,21 +65,21 @@ def _worker(config: dict[str, Any]) -> None:
     with _passing_on(board, link) if first else contextlib.nullcontext():
         while True:
             try:
-                kind, value = link.recv()
+                message: Message = link.recv()
             except (EOFError, OSError):
                 raise PartFailedError("the process that trained has gone: killed, or out of memory") from None
-            if kind == "rows":
-                board.publish(value)
+            if isinstance(message, Rows):
+                board.publish(message.rows)
                 if barrier is not None:  # all have met, and nobody asks it again: one process less
                     ray.kill(barrier)
                     barrier = None
-            elif kind == "error":
-                board.fail(value)
-                raise PartFailedError(str(value))
-            elif kind == "failure":
-                raise PartFailedError(value)
-            elif kind == "result":
-                if first and not board.finish(value):
+            elif isinstance(message, Refused):
+                board.fail(message.error)
+                raise PartFailedError(message.error.text)
+            elif isinstance(message, Crashed):
+                raise PartFailedError(message.trace)
+            else:
+                if first and not board.finish(message.result):
                     raise MadeWay
                 return
 
@@ -90,13 +90,13 @@ def _passing_on(board: Board, link: Connection) -> Iterator[None]:
     ended = threading.Event()
 
     def pass_on() -> None:
-        told: tuple[bool, float | None] = (False, None)
+        sent = Asked()
         # Where the board or the link has gone, the workers end too, and say why.
         with contextlib.suppress(Exception):
             while not ended.wait(_ASK_S):
-                if (said := board.asked()) != told:
-                    told = said
-                    link.send(said)
+                if (asked := board.asked()) != sent:
+                    sent = asked
+                    link.send(asked)
 
     threading.Thread(target=pass_on, name="thawline-pass-on", daemon=True).start()
     try:
@@ -176,15 +176,15 @@ def on_ray(
             show([{"kind": "begun", "device": device}])
             with stopping(board.request_stop):
                 failure = _train(job, device, board, folder, show, local=address == "local")
-            result, error = board.outcome()
-    if error is not None:
-        raise error
-    if result is None:
+            outcome = board.outcome()
+    if outcome.error is not None:
+        raise outcome.error.error(KINDS) or LaunchError(outcome.error.text)
+    if outcome.result is None:
         raise LaunchError(
             f"the workers gave up after {job.failures} failures ({last_line(failure)}): the run stands at its last "
             f"checkpoint; start it again with the same name to go on, {_helps(failure)}"
         ) from failure
-    return result
+    return outcome.result
 
 
 def _helps(failure: Exception | None) -> str:

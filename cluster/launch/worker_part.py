@@ -1,7 +1,6 @@
 """What does a forked worker do? Its part of a run, in touch with the Ray Train worker that it works for.
 
-Down the connection come `(stop, taken_at)` whenever they change. Up go ("rows", rows), and at the end one of ("result",
-result), ("error", an exception of the user's), ("failure", a traceback).
+What they say to one another is in messages.
 """
 
 import contextlib
@@ -21,13 +20,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from thawline.cluster.errors import USER_ERRORS
+from thawline.cluster.errors import KINDS, USER_ERRORS
 from thawline.cluster.job import job as jobs
 from thawline.cluster.launch import ranks
+from thawline.cluster.launch.messages import Asked, Crashed, Ended, Message, Refused, Rows
 from thawline.cluster.outputs import Talk
 from thawline.cluster.run.folder import run_dir
 from thawline.cluster.run.run import run
 from thawline.trainer.rows import Row
+from thawline.trainer.step.sentences import Sentence
 
 
 @dataclass
@@ -41,32 +42,31 @@ class ForkedContext:
     local_rank: int
     restarts: int
     link: Connection
-    _stop: bool = False
-    _taken_at: float | None = None
+    _asked: Asked = field(default_factory=Asked)
     _sending: threading.Lock = field(default_factory=threading.Lock)
 
     def should_stop(self) -> bool:
         """What was last heard."""
-        return self._stop
+        return self._asked.stop
 
     def taken_at(self) -> float | None:
         """What was last heard."""
-        return self._taken_at
+        return self._asked.taken_at
 
     def publish(self, rows: Sequence[Row]) -> None:
         """Send rows on their way."""
-        self.send("rows", rows)
+        self.send(Rows(rows))
 
-    def send(self, kind: str, value: Any) -> None:
+    def send(self, message: Message) -> None:
         """Tell the Ray Train worker; where it is gone, this process is about to end."""
         with self._sending, contextlib.suppress(BrokenPipeError):
-            self.link.send((kind, value))
+            self.link.send(message)
 
     def listen(self) -> None:
         """Take what is heard; end this process, whatever it is at, when nobody is there any more."""
         try:
             while True:
-                self._stop, self._taken_at = self.link.recv()
+                self._asked = self.link.recv()
         except (EOFError, OSError):
             os._exit(1)
 
@@ -112,10 +112,10 @@ def main(link: Connection, part: dict[str, Any]) -> None:
         if context.device.type == "cuda":
             torch.cuda.set_device(context.device)
         meet(part, timeout=timedelta(seconds=job.cluster.first_step_s))
-        context.send("result", run(job, context, held=True))
+        context.send(Ended(run(job, context, held=True)))
         dist.destroy_process_group()
     except USER_ERRORS as error:
-        context.send("error", error)
+        context.send(Refused(Sentence.of(error, KINDS)))
     except BaseException as error:  # whatever it is, the one who waits shall hear of it
         traceback.print_exc(file=Talk(sys.stderr))
-        context.send("failure", "".join(traceback.format_exception(error)))
+        context.send(Crashed("".join(traceback.format_exception(error))))

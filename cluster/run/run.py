@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from thawline.cluster.errors import USER_ERRORS, HangError, LaunchError, StorageError
+from thawline.cluster.errors import KINDS, HangError, LaunchError, StorageError
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import phases
 from thawline.cluster.observe.discovery import clear_targets, targets_file, write_targets
@@ -31,11 +31,8 @@ from thawline.dataio.table.tasks import TASKS
 from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner
 from thawline.trainer.step import world
-from thawline.trainer.step.sentences import errors_in
 
 T = TypeVar("T")
-
-_KINDS = errors_in(*USER_ERRORS)
 
 
 def run(
@@ -141,7 +138,7 @@ def _forget(targets: Path) -> None:
 
 def _together(make: Callable[[], T]) -> T:
     """Call on every rank; if any rank fails in a way that a user can mend, all raise that. Collective."""
-    return world.together(make, _KINDS)
+    return world.together(make, KINDS)
 
 
 def _check_same_batch(job: Job, learner: Learner) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from thawline.cluster.launch.board import Board, board_at, served
+from thawline.cluster.launch.messages import Asked, Outcome
+from thawline.trainer.step.sentences import Sentence
 
 
 def test_rows_are_taken_once_and_in_order() -> None:
@@ -23,18 +25,18 @@ def test_rows_are_taken_once_and_in_order() -> None:
 
 def test_a_request_to_stop_reaches_whoever_asks_next() -> None:
     board = Board()
-    assert board.asked() == (False, None)
+    assert board.asked() == Asked()
     board.request_stop()
-    assert board.asked() == (True, None)
+    assert board.asked() == Asked(stop=True)
 
 
 def test_a_warning_is_for_the_group_of_workers_that_hears_it() -> None:
     board = Board()
     assert board.begin(2) == 0
     board.warn(1234.5)
-    assert board.asked() == (False, 1234.5)
+    assert board.asked() == Asked(taken_at=1234.5)
     assert board.begin(1) == 1
-    assert board.asked() == (False, None)
+    assert board.asked() == Asked()
     assert [(row["kind"], row["workers"], row["restarts"]) for row in board.take()] == [
         ("group", 2, 0),
         ("group", 1, 1),
@@ -83,17 +85,15 @@ def test_no_group_follows_a_result_or_an_error_of_the_users() -> None:
     assert ended.finish({"status": "finished"})
     assert not ended.again()
     failed = Board(failures=9)
-    failed.fail(ValueError("no such model"))
+    failed.fail(Sentence("UnknownModelError", "no such model"))
     assert not failed.again()
 
 
 def test_the_first_error_is_kept() -> None:
     board = Board()
-    board.fail(ValueError("the cause"))
-    board.fail(RuntimeError("what followed from it"))
-    result, error = board.outcome()
-    assert result is None
-    assert str(error) == "the cause"
+    board.fail(Sentence("DataError", "the cause"))
+    board.fail(Sentence("TrainError", "what followed from it"))
+    assert board.outcome() == Outcome(error=Sentence("DataError", "the cause"))
 
 
 def test_its_process_imports_nothing_heavy() -> None:
@@ -111,13 +111,13 @@ def test_a_group_that_makes_way_stops_and_leaves_no_result() -> None:
     board = Board()
     board.begin(1)
     board.make_way()
-    assert board.asked() == (True, None)
+    assert board.asked() == Asked(stop=True)
     board.finish({"status": "stopped", "steps": 3})
-    assert board.outcome() == (None, None)
+    assert board.outcome() == Outcome()
     board.begin(1)
-    assert board.asked() == (False, None)
+    assert board.asked() == Asked()
     board.finish({"status": "finished"})
-    assert board.outcome() == ({"status": "finished"}, None)
+    assert board.outcome() == Outcome(result={"status": "finished"})
 
 
 def test_a_stop_that_was_asked_for_is_a_result() -> None:
@@ -125,7 +125,7 @@ def test_a_stop_that_was_asked_for_is_a_result() -> None:
     board.make_way()
     board.request_stop()
     board.finish({"status": "stopped", "steps": 3})
-    assert board.outcome()[0] == {"status": "stopped", "steps": 3}
+    assert board.outcome().result == {"status": "stopped", "steps": 3}
 
 
 def test_a_served_board_is_called_from_elsewhere(tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_a_served_board_is_called_from_elsewhere(tmp_path: Path) -> None:
         assert rows[0] == {"kind": "note", "text": "one"}
         assert sorted(int(row["step"] or 0) for row in rows[1:]) == list(range(64))
         away.request_stop()
-        assert away.asked() == (True, None)
+        assert away.asked() == Asked(stop=True)
         assert [away.again(placed=False), away.again(), away.again()] == [True, True, False]
-    assert board.asked() == (True, None)
+    assert board.asked() == Asked(stop=True)
     with pytest.raises(OSError, match="No such file"):
         away.asked()
 
@@ -159,6 +159,6 @@ def test_who_breaks_off_or_sends_nonsense_does_not_end_the_board(tmp_path: Path)
         with Client(str(path)):
             pass
         with pytest.raises(EOFError):
-            board_at(path).fail(Unreadable(1, 2))
-        board_at(path).fail(ValueError("readable"))
-        assert str(board_at(path).outcome()[1]) == "readable"
+            board_at(path).fail(Unreadable(1, 2))  # type: ignore[arg-type]
+        board_at(path).fail(Sentence("DataError", "readable"))
+        assert board_at(path).outcome().error == Sentence("DataError", "readable")

@@ -72,10 +72,10 @@ def test_a_group_that_could_be_larger_is_asked_to_make_way(monkeypatch: pytest.M
     world = World(monkeypatch, elastic)
     world.start(2)
     world.run()
-    assert world.board.asked()[0] is False
+    assert world.board.asked().stop is False
     world.grows = True
     world.run()
-    assert world.board.asked()[0] is True
+    assert world.board.asked().stop is True
 
 
 def test_and_not_before_its_time(monkeypatch: pytest.MonkeyPatch, elastic: Job) -> None:
@@ -83,7 +83,7 @@ def test_and_not_before_its_time(monkeypatch: pytest.MonkeyPatch, elastic: Job) 
     world.grows = True
     world.start(2)
     world.run()
-    assert world.board.asked()[0] is False
+    assert world.board.asked().stop is False
 
 
 def test_who_is_asked_to_stop_while_waiting_says_so(monkeypatch: pytest.MonkeyPatch, elastic: Job) -> None:
@@ -91,7 +91,9 @@ def test_who_is_asked_to_stop_while_waiting_says_so(monkeypatch: pytest.MonkeyPa
     world.board.request_stop()
     with pytest.raises(LaunchError, match="room for 1 of 2 workers: nobody was training"):
         world.start(1)
-    assert isinstance(world.board.outcome()[1], LaunchError)  # the driver's user reads it
+    error = world.board.outcome().error
+    assert error is not None
+    assert error.kind == "LaunchError"  # the driver's user reads it
 
 
 def test_workers_go_where_machines_answer(monkeypatch: pytest.MonkeyPatch, elastic: Job) -> None:
