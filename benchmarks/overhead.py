@@ -1,9 +1,10 @@
 """What does the trainer cost beside a bare loop? The same model on the same batches, in turns, window by window.
 
 The bare loop is what a notebook has: forward, backward, AdamW, a sum of losses. Against it stands `Learner` with
-metrics, recorder and a worker's real exporter, once without checkpoints and once with one every window. Batches come
-out of memory. The learner is stopped where it asks for a batch, and there the bare loop takes its turn, so that both
-meet the machine in the same mood. A validation takes place after the last window, and is in none.
+metrics, recorder and a worker's real exporter, once without checkpoints and once with one every window. Batches are
+gathered from memory, for both alike. The learner is stopped where it asks for a batch, and there the bare loop takes
+its turn, so that both meet the machine in the same mood. A validation takes place after the last window, and is in
+none.
 
 A turn is short, since a machine's mood changes within seconds, and there are many, since it still differs by percents
 from one turn to the next: the standard error says whether the answer can be told from the noise.
@@ -11,10 +12,10 @@ from one turn to the next: the standard error says whether the answer can be tol
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, cycle
+from itertools import count, islice
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +39,10 @@ from thawline.benchmarks.harness import (
 )
 from thawline.benchmarks.step import CLASSES, LR, defaults, noise, prepared, stepping
 from thawline.cluster.observe.exporter import Exporter
-from thawline.dataio.batch import ImageBatch
+from thawline.dataio.batch import Batch, ImageBatch
 from thawline.dataio.hashing import hash64
+from thawline.dataio.stream.arrays import ArrayLoader
+from thawline.dataio.stream.plan import Once, Training
 from thawline.dataio.stream.renderer import default_threads
 from thawline.trainer import optim
 from thawline.trainer.checkpoints import checkpoint
@@ -97,15 +100,16 @@ def main(
     chosen = choose_precision(kind, where)
     results: dict[str, dict[str, Any]] = {}
     with torch_threads(threads):
-        data = [noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype, seed=i) for i in range(_BATCHES)]
+        data = noise(_BATCHES * batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
         turns = {}
         for name, every_s in KINDS.items():
             say(f"measuring {name} and the bare loop in turns: {model}, batch {batch} at {size_px} px")
             turns[name] = in_turns(model, data, precision=kind, steps=steps, repeats=repeats, every_s=every_s)
         results |= compared(turns, steps=steps)
         say("measuring parts of the trainer's step")
+        one = noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
         step_ms = results["bare"]["cpu_ms_per_step"]["median"]
-        results |= parts(prepared(model, CLASSES, device=where), data[0], precision=chosen, step_ms=step_ms)
+        results |= parts(prepared(model, CLASSES, device=where), one, precision=chosen, step_ms=step_ms)
     settings: dict[str, Any] = {"device": device, "model": model, "batch": batch, "size_px": size_px, "steps": steps}
     settings |= {"precision": chosen.name, "threads": threads, "optimizer": "adamw", "classes": CLASSES}
     return report("overhead", QUESTION, settings, results, out=out)
@@ -115,45 +119,21 @@ def main(
 
 
 @dataclass(kw_only=True)
-class Fixed:
-    """The same batches over and over, out of memory: satisfies dataio.batch.Loader.
+class Turning(ArrayLoader):
+    """Calls `before` with each training step that is asked for. An epoch has `epoch_steps`: none ends in between."""
 
-    samples: how long an epoch is. before: called with each training step that is asked for.
-    """
-
-    batches: Sequence[ImageBatch]
-    samples: int
-    train: bool
-    before: Callable[[int], object] = lambda step: None
-    task: str = "single_label"
-    classes: tuple[str, ...] = tuple(map(str, range(CLASSES)))
-    quarantined: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def global_batch(self) -> int:
-        """Samples a step."""
-        return len(self.batches[0].ids)
+    epoch_steps: int
+    before: Callable[[int], object]
 
     def steps(self, epochs: float) -> int:
-        """Steps of that many passes."""
-        return round(epochs * self.samples / self.global_batch)
+        """Steps of that many epochs."""
+        return round(epochs * self.epoch_steps)
 
-    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
-        """Training: endless. Validation: `samples`, once."""
-        if not self.train:
-            yield from self.batches[: self.steps(1)]
-            return
-        step = first_step
-        while True:
+    def stream(self, first_step: int = 0) -> Iterator[Batch]:
+        """Endless."""
+        for step, batch in zip(count(first_step), super().stream(first_step), strict=False):
             self.before(step)
-            yield self.batches[step % len(self.batches)]
-            step += 1
-
-    def quarantine(self, files: Mapping[int, str]) -> None:
-        """There are no files."""
-
-    def close(self) -> None:
-        """There is nothing to give back."""
+            yield batch
 
 
 @dataclass
@@ -206,24 +186,30 @@ class Turns:
 
 
 def in_turns(
-    model: str, data: Sequence[ImageBatch], *, precision: PrecisionName, steps: int, repeats: int, every_s: float
+    model: str, data: ImageBatch, *, precision: PrecisionName, steps: int, repeats: int, every_s: float
 ) -> Turns:
-    """Train a learner and a bare loop of their own, in turns of `steps`; `repeats` turns after those that warm up."""
-    device = data[0].inputs.device
+    """Train a learner and a bare loop of their own, in turns of `steps`; `repeats` turns after those that warm up.
+
+    data: _BATCHES batches in one; both gather theirs from it alike.
+    """
+    device = data.inputs.device
     chosen = choose_precision(precision, device)
-    loop = bare_loop(prepared(model, CLASSES, device=device), data, precision=chosen, steps=steps)
+    order = Training(n=len(data.ids), global_batch=len(data.ids) // _BATCHES, seed=0)
+    names = tuple(map(str, range(CLASSES)))
+    held: dict[str, Any] = {"inputs": data.inputs, "targets": data.targets, "ids": data.ids}
+    held |= {"task": "single_label", "classes": names}
+    batches = ArrayLoader(**held, order=order).stream()
+    loop = bare_loop(prepared(model, CLASSES, device=device), batches, precision=chosen, steps=steps)
     loop()
     with tempfile.TemporaryDirectory() as folder, Exporter(run="overhead", rank=0, host="127.0.0.1", port=0) as sink:
         kept = Path(folder) / "checkpoints"
         turns = Turns(loop, steps, device)
         if every_s < inf:
             turns.writes = lambda step: kept / f"step_{step:08d}" / "manifest.json"
-        batch = len(data[0].ids)
-        samples = steps * batch * (_WARMUP + repeats + 1)
         learner = Learner(
             prepared(model, CLASSES, device=device),
-            Fixed(batches=data, samples=samples, train=True, before=turns),
-            Fixed(batches=data, samples=batch, train=False),
+            Turning(**held, order=order, before=turns, epoch_steps=steps * (_WARMUP + repeats + 1)),
+            ArrayLoader(**held, order=Once(n=order.n, global_batch=order.global_batch)),
             precision=precision,
             context=LocalContext(run_dir=folder, device=device),
             sinks=[sink],
@@ -236,13 +222,11 @@ def in_turns(
     return turns
 
 
-def bare_loop(
-    network: nn.Module, data: Sequence[ImageBatch], *, precision: Precision, steps: int
-) -> Callable[[], float]:
+def bare_loop(network: nn.Module, batches: Iterator[Batch], *, precision: Precision, steps: int) -> Callable[[], float]:
     """A function that trains for `steps` steps as plainly as torch allows, and returns their mean loss."""
-    device = data[0].inputs.device
+    device = next(network.parameters()).device
     place(network, precision, device)
-    settings, following = OptimSettings(), cycle(data)
+    settings = OptimSettings()
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=LR,
@@ -254,9 +238,9 @@ def bare_loop(
 
     def loop() -> float:
         total = torch.zeros((), device=device)
-        for batch in (next(following) for _ in range(steps)):
+        for batch in islice(batches, steps):
             with autocast(precision, device):
-                loss = F.cross_entropy(network(batch.inputs), batch.targets)
+                loss = F.cross_entropy(network(*batch.arguments), batch.targets)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from thawline.dataio.pixels.spec import ImageSpec
     from thawline.dataio.reading.packing import pack
     from thawline.dataio.show import explain, show_batch
+    from thawline.dataio.stream.arrays import ArrayLoader, array_loaders
     from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
     from thawline.dataio.stream.render import render
@@ -38,6 +39,7 @@ __getattr__ = late(
         "thawline.dataio.pixels.spec": "ImageSpec",
         "thawline.dataio.reading.packing": "pack",
         "thawline.dataio.show": "explain show_batch",
+        "thawline.dataio.stream.arrays": "ArrayLoader array_loaders",
         "thawline.dataio.stream.loader": "ImageLoader loaders split_loader",
         "thawline.dataio.stream.mix": "Mix",
         "thawline.dataio.stream.render": "render",
@@ -53,6 +55,7 @@ __getattr__ = late(
 )
 
 __all__ = [
+    "ArrayLoader",
     "Batch",
     "DataError",
     "ImageLoader",
@@ -61,6 +64,7 @@ __all__ = [
     "Manifest",
     "Mix",
     "Table",
+    "array_loaders",
     "by_column",
     "by_folder",
     "by_function",

@@ -15,7 +15,8 @@ Inputs = Tensor | tuple[Tensor, ...]
 class Batch:
     """One rank's part of a step.
 
-    The ids come out of the engine beside the pixels: they say what was rendered, not what was planned.
+    Targets and ids are those of the samples that the loader asked its engine for, substitutes of broken files included:
+    they stay outside the engine, which returns batches in the order in which it was given them.
     """
 
     inputs: Inputs
@@ -67,11 +68,11 @@ class Loader(Protocol):
 
     @property
     def task(self) -> str:
-        """single_label, multi_label, points or mask."""
+        """single_label, multi_label, points or mask, which have a loss and metrics of their own; else empty."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The vocabulary, in the order of the target indices."""
+        """The vocabulary, in the order of the target indices; empty where targets are none."""
 
     @property
     def samples(self) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thawline.dataio.pixels.spec import ImageSpec
     from thawline.dataio.reading.packing import pack
     from thawline.dataio.show import explain, show_batch
+    from thawline.dataio.stream.arrays import ArrayLoader, array_loaders
     from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
     from thawline.dataio.stream.mix import Mix
     from thawline.dataio.stream.render import render
@@ -58,7 +59,8 @@ __getattr__ = late(
         "thawline.cluster.job.job": "Job",
         "thawline.cluster.run.run": "run",
         "thawline.dataio": (
-            "Batch DataError ImageLoader ImageSpec Loader Manifest Mix Table by_column by_folder "
+            "ArrayLoader Batch DataError ImageLoader ImageSpec Loader Manifest Mix Table "
+            "array_loaders by_column by_folder "
             "by_function by_parent by_regex choose_engine explain from_csv from_file from_folder "
             "from_lists from_table hold_out k_fold label loaders mask_path pack points_by_columns "
             "points_by_function random_split render show_batch split split_loader stratified"
@@ -75,6 +77,7 @@ __getattr__ = late(
 )
 
 __all__ = [
+    "ArrayLoader",
     "Batch",
     "Best",
     "Bundle",
@@ -101,6 +104,7 @@ __all__ = [
     "TrainError",
     "UnknownModelError",
     "WeightsError",
+    "array_loaders",
     "by_column",
     "by_folder",
     "by_function",

@@ -53,6 +53,8 @@ class Source(Closing):
     """For test-time augmentation: which of the augmented views of the validation samples; None is the plain one."""
     lost: dict[int, str] = field(default_factory=dict)
     """What turned out unusable since the manifest was made, id -> file and reason; reading threads add to it."""
+    fetching: ThreadPoolExecutor | None = None
+    """Threads of a reader that waits for a network; shared with views."""
 
     def __post_init__(self) -> None:
         if self.subset.take(np.zeros(1, np.int64)).widths[0] < 1:  # all rows were verified, or none
@@ -62,8 +64,8 @@ class Source(Closing):
             )
         if TASKS[self.manifest.task].sided and self.manifest.swap is None:
             self.spec = self._unmirrored()
-        threads = self.reader.threads  # none is started before something is read
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-fetch") if threads > 1 else None
+        if self.reader.threads > 1 and self.fetching is None:  # none is started before something is read
+            self.fetching = ThreadPoolExecutor(self.reader.threads, thread_name_prefix="thawline-fetch")
 
     def _unmirrored(self) -> ImageSpec:
         """The spec for points without pairs; training says so, once. Raises SpecError."""
@@ -148,9 +150,9 @@ class Source(Closing):
         )
 
     def _read(self, rows: Rows) -> list[Encoded | str]:
-        if self._pool is None:
+        if self.fetching is None:
             return [self.reader.read(rows, i) for i in range(len(rows))]
-        return list(self._pool.map(lambda i: self.reader.read(rows, i), range(len(rows))))
+        return list(self.fetching.map(lambda i: self.reader.read(rows, i), range(len(rows))))
 
     def _geometry(self, epochs: NDArray[np.int64], rows: Rows, size_px: int) -> geometry.Geometry:
         sizes: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights, "size_px": size_px}
@@ -170,6 +172,6 @@ class Source(Closing):
 
     def close(self) -> None:
         """Give back the reading threads and what the reader holds."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self.fetching is not None:
+            self.fetching.shutdown(wait=False, cancel_futures=True)
         self.reader.close()

@@ -358,7 +358,7 @@ def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
         network = step.prepared("resnet18", step.CLASSES, device=CPU)
         if bare:
             torch.manual_seed(0)
-            loss = overhead.bare_loop(network, [batch], precision=precision, steps=1)()
+            loss = overhead.bare_loop(network, iter([batch]), precision=precision, steps=1)()
         else:
             loss = float(step.stepping(network, batch, precision=precision).step(lambda: batch, seed=0).losses.mean())
         ends.append((loss, [p.detach() for p in network.parameters()]))

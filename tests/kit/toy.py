@@ -1,6 +1,6 @@
-"""What is the smallest thing that trains? Fixed random tensors behind the Loader protocol, and a model of 3 groups.
+"""What is the smallest thing that trains? Fixed random tensors in an ArrayLoader, and a model of 3 groups.
 
-No files, no decoder: a fit takes milliseconds, and the order of the stream is dataio's own plan.
+No files, no decoder: a fit takes milliseconds.
 """
 
 import hashlib
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thawline.dataio.batch import ImageBatch
-from thawline.dataio.stream.plan import Training, part_bounds
+from thawline.dataio.batch import Batch
+from thawline.dataio.stream.arrays import ArrayLoader
+from thawline.dataio.stream.plan import Once, Training
 from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner
 from thawline.trainer.rows import Row
@@ -29,55 +30,26 @@ def ids_of(samples: int) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class ToyLoader:
-    """Satisfies dataio.batch.Loader. `before` is called with every training step that is asked for."""
+class ToyLoader(ArrayLoader):
+    """Images out of memory, for tests to watch: `before` is called with every training step that is asked for."""
 
-    images: Tensor
-    targets: Tensor
-    train: bool
-    global_batch: int = 4
-    seed: int = 7
-    rank: int = 0
-    world_size: int = 1
-    task: str = "single_label"
-    classes: tuple[str, ...] = CLASSES
+    inputs: Tensor
     before: Callable[[int], object] = lambda step: None
     closed: bool = False
     lost: dict[int, str] = field(default_factory=dict)
 
-    @property
-    def samples(self) -> int:
-        return len(self.images)
-
-    @property
-    def plan(self) -> Training:
-        shape = {"n": self.samples, "global_batch": self.global_batch, "seed": self.seed}
-        return Training(**shape, rank=self.rank, world_size=self.world_size)
-
-    def steps(self, epochs: float) -> int:
-        return self.plan.steps(epochs)
-
-    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
-        return self._training(first_step) if self.train else self._validation()
-
-    def _training(self, first_step: int) -> Iterator[ImageBatch]:
+    def stream(self, first_step: int = 0) -> Iterator[Batch]:
+        batches = super().stream(first_step)
+        if not self.order.endless:
+            yield from batches
+            return
         for step in count(first_step):
             self.before(step)
-            yield self._batch(torch.from_numpy(self.plan.at(self.plan.positions(step))[1]))
-
-    def _validation(self) -> Iterator[ImageBatch]:
-        lo, hi = part_bounds(self.samples, self.rank, self.world_size)
-        for rows in torch.split(torch.arange(lo, hi), self.global_batch):
-            if len(rows):
-                yield self._batch(rows)
-
-    def _batch(self, rows: Tensor) -> ImageBatch:
-        images = self.images[rows].contiguous(memory_format=torch.channels_last)
-        return ImageBatch(inputs=images, targets=self.targets[rows], ids=ids_of(self.samples)[rows])
+            yield next(batches)
 
     def augmented(self, view: int) -> "ToyLoader":
         """Each view adds its number to the pixels, from 1."""
-        return replace(self, images=self.images + view + 1)
+        return replace(self, inputs=self.inputs + view + 1)
 
     @property
     def quarantined(self) -> Mapping[int, str]:
@@ -88,6 +60,28 @@ class ToyLoader:
 
     def close(self) -> None:
         self.closed = True
+
+
+def loader(
+    images: Tensor,
+    targets: Tensor,
+    *,
+    train: bool,
+    global_batch: int = 4,
+    seed: int = 7,
+    rank: int = 0,
+    world_size: int = 1,
+    **options: Any,
+) -> ToyLoader:
+    """Of images (N, 3, 4, 4) and their targets; other options are ToyLoader's."""
+    shape = {"n": len(images), "global_batch": global_batch, "rank": rank, "world_size": world_size}
+    return ToyLoader(
+        order=Training(**shape, seed=seed) if train else Once(**shape),
+        inputs=images.contiguous(memory_format=torch.channels_last),
+        targets=targets,
+        ids=ids_of(len(images)),
+        **{"task": "single_label", "classes": CLASSES, **options},
+    )
 
 
 class ToyModel(nn.Module):
@@ -123,9 +117,9 @@ def loaders(
 ) -> tuple[ToyLoader, ToyLoader]:
     """A training and a validation loader over `train` and `valid` samples."""
     images, targets = samples(train, seed=1, dtype=dtype)
-    first = ToyLoader(images=images, targets=targets, train=True, **options)
+    first = loader(images, targets, train=True, **options)
     images, targets = samples(valid, seed=2, dtype=dtype)
-    return first, ToyLoader(images=images, targets=targets, train=False, **options)
+    return first, loader(images, targets, train=False, **options)
 
 
 def learner(
@@ -140,7 +134,7 @@ def stream_hash(loader: ToyLoader, *, first: int = 0, steps: int) -> str:
     digest = b""
     n, b = loader.samples, loader.global_batch
     for step in range(first, first + steps):
-        rows = [int(loader.plan.at(np.array([i]))[1][0]) for i in range(step * b, (step + 1) * b)]
+        rows = [int(loader.order.at(np.array([i]))[1][0]) for i in range(step * b, (step + 1) * b)]
         ids = b"".join(int(ids_of(n)[row]).to_bytes(8, "little") for row in rows)
         digest = hashlib.sha256(digest + ids).digest()
     return digest.hex()

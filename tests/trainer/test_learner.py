@@ -150,7 +150,7 @@ def test_metrics_and_predictions_count_every_validation_sample_exactly_once() ->
     assert isinstance(data, ToyLoader)
     assert predictions is not None
     with torch.no_grad():
-        logits = learn.model.eval()(data.images).double().numpy()
+        logits = learn.model.eval()(data.inputs).double().numpy()
     targets = data.targets.numpy()
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     losses = -np.log(p[np.arange(13), targets])
@@ -216,7 +216,7 @@ def test_several_labels_are_predicted_by_sigmoid_and_named_at_a_half() -> None:
     predictions = learn.predictions()
     assert predictions is not None
     with torch.no_grad():
-        p = 1 / (1 + np.exp(-learn.model.eval()(valid.images).double().numpy()))
+        p = 1 / (1 + np.exp(-learn.model.eval()(valid.inputs).double().numpy()))
     np.testing.assert_allclose(predictions.probabilities, p, rtol=1e-5)
     table = predictions.table(valid.classes)
     assert table.column("target").to_pylist() == [[valid.classes[int(row.argmax())]] for row in valid.targets]
@@ -254,8 +254,13 @@ def test_the_hash_is_of_the_ids_that_came_with_the_pixels() -> None:
     honest, confused = learner(), learner()
     data = confused.train
     assert isinstance(data, ToyLoader)
-    render = data._batch
-    data._batch = lambda rows: render(rows.flip(0))  # type: ignore[method-assign]  # an engine that mixes up
+    render = data.stream
+
+    def mixed_up(first_step: int = 0) -> Iterator[Batch]:
+        for batch in render(first_step):
+            yield Batch(batch.arguments[0].flip(0), batch.targets.flip(0), batch.ids.flip(0))
+
+    data.stream = mixed_up  # type: ignore[method-assign]
     for learn in (honest, confused):
         learn.fit_one_cycle(1, 1e-3)
     assert honest.progress.stream_hash != confused.progress.stream_hash

@@ -73,7 +73,7 @@ def test_the_average_follows_its_recurrence_and_is_what_is_measured(tmp_path: Pa
     assert same(raw, snapshot(learn.model))  # the weights that train are back in their place
     averaged = ToyModel(dropout=0.0)
     averaged.load_state_dict({**raw, **{name: value.float() for name, value in mean.items()}})
-    images, targets = loaders()[1].images, loaders()[1].targets
+    images, targets = loaders()[1].inputs, loaders()[1].targets
     with torch.no_grad():
         logits = averaged.eval()(images)
         plain = learn.model.eval()(images)

@@ -96,8 +96,8 @@ def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
 
 
 def default_metrics(task: str, classes: int) -> TaskMetrics:
-    """The metrics of a task that nobody chose any for. Raises RecipeError for an unknown task."""
-    return build((), task=task, classes=classes)
+    """The metrics of a task that nobody chose any for; of an empty one none. Raises RecipeError for an unknown one."""
+    return build((), task=task, classes=classes) if task else TaskMetrics({}, task=task)
 
 
 class Meter:

@@ -48,7 +48,7 @@ def test_tta_averages_the_views_and_the_plain_images() -> None:
     assert found is not None
     subject.model.eval()
     with torch.inference_mode():
-        said = [subject.model(valid.images + shift).softmax(1).double().numpy() for shift in (0, 1, 2, 3)]
+        said = [subject.model(valid.inputs + shift).softmax(1).double().numpy() for shift in (0, 1, 2, 3)]
     expected = 0.4 * said[0] + 0.6 * (said[1] + said[2] + said[3]) / 3
     np.testing.assert_allclose(found.probabilities, expected, atol=1e-6)
     np.testing.assert_allclose(found.losses, -np.log(expected[np.arange(7), valid.targets.numpy()]), atol=1e-5)

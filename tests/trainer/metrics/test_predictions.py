@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.kit.toy import SIDE_PX, ToyLoader, learner
+from tests.kit.toy import SIDE_PX, learner, loader
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.predictions import Predictions
@@ -37,12 +37,13 @@ class Bare(nn.Module):
 def trained(task: str, targets: Tensor, loss: Any) -> tuple[Learner, np.ndarray]:
     """A learner over N images with these targets, and its model's bare outputs in float64."""
     torch.manual_seed(3)
-    options: dict[str, Any] = {"images": 3 * torch.randn(N, 3, SIDE_PX, SIDE_PX), "targets": targets, "task": task}
+    images = 3 * torch.randn(N, 3, SIDE_PX, SIDE_PX)
+    options: dict[str, Any] = {"task": task}
     options["classes"] = NAMES if task == "mask" else NAMES[:K]
-    train, valid = ToyLoader(train=True, **options), ToyLoader(train=False, **options)
+    train, valid = (loader(images, targets, train=train, **options) for train in (True, False))
     subject = learner(model=Bare(points=task == "points"), data=(train, valid), loss=loss)
     with torch.no_grad():
-        return subject, subject.model.eval()(valid.images).double().numpy()
+        return subject, subject.model.eval()(valid.inputs).double().numpy()
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:

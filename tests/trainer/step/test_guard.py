@@ -48,8 +48,9 @@ def on_disk(folder: Path, *, loss: LossFunction | None = None, log_every: int = 
 
 
 def ids_at(step: int) -> list[int]:
-    plan = loaders(train=22)[0].plan
-    rows = plan.at(plan.positions(step))[1]
+    order = loaders(train=22)[0].order
+    _, positions = next(order.batches(step))
+    rows = order.at(positions)[1]
     return [int(ids_of(22)[int(row)]) for row in rows]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.kit.ranks import GLOBAL_BATCH, Here, Outcome, exact_loss, worlds_of
 from tests.kit.toy import Spy, ToyLoader, ToyModel, same, snapshot
-from thawline.dataio.batch import ImageBatch
+from thawline.dataio.batch import Batch
 from thawline.dataio.errors import QuarantineError
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.errors import DivergedError, MemoryLimitError, PeerError
@@ -130,9 +130,9 @@ class Breaking(ToyLoader):
     failure: Exception
     at: int
 
-    def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
+    def stream(self, first_step: int = 0) -> Iterator[Batch]:
         for number, batch in enumerate(super().stream(first_step)):
-            if number == self.at and self.rank == self.world_size - 1:
+            if number == self.at and self.order.rank == self.order.world_size - 1:
                 raise self.failure
             yield batch
 
