@@ -19,7 +19,7 @@ from thawline.dataio.stream.loader import ImageLoader
 from thawline.dataio.table.targets import VOID
 from thawline.dataio.table.tasks import TASKS
 
-_SIDES = {"train": "training", "valid": "validation", "test": "test"}
+_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 def explain(loader: ImageLoader, *, position: int = 0) -> str:
@@ -28,8 +28,8 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     position: in the stream (training) or the row (validation).
     Raises: ManifestError for a position that is not there, or an image that cannot be used any more.
     """
-    side = _SIDES[loader.subset.table["split"][int(loader.subset.rows[0])].as_py()]
-    work = _work(loader, position, side)
+    split = _SPLITS[loader.subset.table["split"][int(loader.subset.rows[0])].as_py()]
+    work = _work(loader, position, split)
     spec, geometry = loader.spec, work.geometry
     height, width = decode(work.encoded[0], path=work.paths[0]).shape[:2]
     filter_h, filter_w = (int(v) for v in geometry.prefilter_px[0])
@@ -41,7 +41,7 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     batch = next(loader.stream())
     epoch = f"epoch {position // loader.samples}, " if loader.order.endless else ""
     lines = [
-        f"{side} sample: {epoch}position {position}, id {work.ids[0]}",
+        f"{split} sample: {epoch}position {position}, id {work.ids[0]}",
         f"  file       {work.paths[0]}  {len(work.encoded[0]):,} bytes",
         f"  target     {DRAWINGS[loader.task].words(_target(work, spec), loader.classes, work.size_px)}",
         f"  decoded    ({height}, {width}, 3) uint8 RGB, upright",
@@ -62,20 +62,20 @@ def explain(loader: ImageLoader, *, position: int = 0) -> str:
     return "\n".join(lines)
 
 
-def _work(loader: ImageLoader, position: int, side: str) -> Work:
+def _work(loader: ImageLoader, position: int, split: str) -> Work:
     """What is rendered at a position. Raises ManifestError."""
     if position < 0 or (position >= loader.samples and not loader.order.endless):
         most = "" if loader.order.endless else f" to {loader.samples - 1:,}"
         raise ManifestError(
-            f"position {position:,} is not in the {side} split of {loader.samples:,} images, so there is nothing to "
+            f"position {position:,} is not in the {split} split of {loader.samples:,} images, so there is nothing to "
             f"explain: give 0{most or ' or more'}"
         )
     work = loader.source.work(np.array([position], np.int64), size_px=loader.size_px(position // loader.global_batch))
     if not len(work.ids):
         lost = loader.quarantined[int(loader.subset.ids[position])]
         raise ManifestError(
-            f"the {side} image at position {position:,} cannot be used ({lost}), so there is nothing to explain: bring "
-            "the file back, index again, or give another position"
+            f"the {split} image at position {position:,} cannot be used ({lost}), so there is nothing to explain: "
+            "bring the file back, index again, or give another position"
         )
     return work
 

@@ -208,7 +208,7 @@ def _check_task(job: Job, task: str) -> None:
     """Raises LaunchError for a task that `models.create` builds no model for."""
     from thawline.models.heads import TASKS as HEADS  # brings torch, for which `thawline status` need not wait
 
-    if HEADS[task] is None:
+    if HEADS.get(task) is None:
         trained = " and ".join(name for name, head in HEADS.items() if head)
         raise LaunchError(
             f"{job.manifest} is for task {task}, and a job trains {trained}: there is no model for it; look at it with "

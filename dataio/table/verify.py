@@ -129,7 +129,7 @@ def check_files(
     with _quiet, warnings.catch_warnings(), probe.dali() as ask:
         try:
             done = 0
-            check_group = partial(_check_group, _Asked(Root.of(root), max_pixels, ask, stop))
+            check_group = partial(_check_group, _Checking(Root.of(root), max_pixels, ask, stop))
             for group in read_ahead(check_group, groups, ahead=2 * threads, threads=threads):
                 for check in group:
                     checks.append(check)
@@ -149,8 +149,8 @@ def _table(checks: list[Check], schema: pa.Schema) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is asked about each file."""
+class _Checking:
+    """How each file is checked."""
 
     root: Root
     max_pixels: int
@@ -159,7 +159,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Decoded:
     """A file that Pillow decoded, and what it shows: (H, W, 3) uint8."""
 
     check: Check
@@ -167,44 +167,44 @@ class _Shown:
     pixels: NDArray[np.uint8]
 
 
-def _check_group(asked: _Asked, pairs: list[tuple[str, str | None]]) -> list[Check]:
-    checks, waiting, pixels = list[Check](), list[_Shown](), 0
+def _check_group(how: _Checking, pairs: list[tuple[str, str | None]]) -> list[Check]:
+    checks, waiting, pixels = list[Check](), list[_Decoded](), 0
     for path, mask in pairs:
-        if asked.stop.is_set():
+        if how.stop.is_set():
             break
-        check, shown = _check(asked, path)
+        check, decoded = _check(how, path)
         checks.append(check)
         if mask is not None:
-            _check_mask(asked, mask, check)
-        if shown is None or check.status != "ok":
+            _check_mask(how, mask, check)
+        if decoded is None or check.status != "ok":
             continue
-        waiting.append(shown)
-        pixels += shown.pixels.size // 3
+        waiting.append(decoded)
+        pixels += decoded.pixels.size // 3
         if pixels > _DALI_PX:
-            _ask_dali(asked.ask, waiting)
+            _ask_dali(how.ask, waiting)
             waiting, pixels = [], 0
-    _ask_dali(asked.ask, waiting)
+    _ask_dali(how.ask, waiting)
     return checks
 
 
 def check_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Check:
     """What `check_files` finds of a file with these bytes. Raises ResourceError when DALI cannot be asked."""
     with _quiet, warnings.catch_warnings(), probe.dali() as ask:
-        check, shown = _decoded(data, max_pixels)
-        if shown is not None:
-            _ask_dali(ask, [shown])
+        check, decoded = _opened(data, max_pixels)
+        if decoded is not None:
+            _ask_dali(ask, [decoded])
     return check
 
 
-def _check(asked: _Asked, path: str) -> tuple[Check, _Shown | None]:
-    data = _read(asked.root, path)
-    return (Check(status=data), None) if isinstance(data, str) else _decoded(data, asked.max_pixels)
+def _check(how: _Checking, path: str) -> tuple[Check, _Decoded | None]:
+    data = _read(how.root, path)
+    return (Check(status=data), None) if isinstance(data, str) else _opened(data, how.max_pixels)
 
 
-def _decoded(data: bytes, max_pixels: int) -> tuple[Check, _Shown | None]:
+def _opened(data: bytes, max_pixels: int) -> tuple[Check, _Decoded | None]:
     check = Check(bytes=len(data), hash=xxhash.xxh3_64_intdigest(data))
     try:
-        return check, _Shown(check, data, _decode(data, check, max_pixels))
+        return check, _Decoded(check, data, _decode(data, check, max_pixels))
     except Exception as error:  # see reference.decode
         check.status = _reason(error, data)
     return check, None
@@ -257,16 +257,16 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _ask_dali(ask: probe.Ask | None, waiting: list[_Shown]) -> None:
+def _ask_dali(ask: probe.Ask | None, waiting: list[_Decoded]) -> None:
     """Give to DALI what it decodes to the same pixels."""
     if ask is None or not waiting:
         return
-    with _large if sum(shown.pixels.size // 3 for shown in waiting) > _LARGE_PX else nullcontext():
-        answers = ask([shown.data for shown in waiting], [shown.pixels for shown in waiting])
-        for shown, found in zip(waiting, answers, strict=True):
-            levels = _LEVELS.get(shown.check.format or "", _OTHER_LEVELS)
-            if not isinstance(found, str) and _alike(found, shown.pixels, levels):
-                shown.check.codec = "dali"
+    with _large if sum(decoded.pixels.size // 3 for decoded in waiting) > _LARGE_PX else nullcontext():
+        by_dali = ask([decoded.data for decoded in waiting], [decoded.pixels for decoded in waiting])
+        for decoded, pixels in zip(waiting, by_dali, strict=True):
+            levels = _LEVELS.get(decoded.check.format or "", _OTHER_LEVELS)
+            if not isinstance(pixels, str) and _alike(pixels, decoded.pixels, levels):
+                decoded.check.codec = "dali"
 
 
 def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
@@ -274,13 +274,13 @@ def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
     if a.shape != b.shape:
         return False
     rows = max(1, 1_000_000 // max(1, a.shape[1]))  # at once: no further copies of a large picture
-    parts = (slice(start, start + rows) for start in range(0, len(a), rows))
-    return all((np.maximum(a[part], b[part]) - np.minimum(a[part], b[part])).max() <= levels for part in parts)
+    pieces = (slice(start, start + rows) for start in range(0, len(a), rows))
+    return all((np.maximum(a[piece], b[piece]) - np.minimum(a[piece], b[piece])).max() <= levels for piece in pieces)
 
 
-def _check_mask(asked: _Asked, name: str, check: Check) -> None:
+def _check_mask(how: _Checking, name: str, check: Check) -> None:
     """Fill in what the mask tells; the image cannot be used without it."""
-    data = _read(asked.root, name)
+    data = _read(how.root, name)
     why: str | None = None
     if isinstance(data, str):
         why = data
@@ -288,7 +288,7 @@ def _check_mask(asked: _Asked, name: str, check: Check) -> None:
         check.mask_hash = xxhash.xxh3_64_intdigest(data)
         why = why_lossy(data)
         try:
-            mask = decode_mask(files.as_array(data), max_pixels=asked.max_pixels)
+            mask = decode_mask(files.as_array(data), max_pixels=how.max_pixels)
             check.mask_values, check.mask_pixels = count_values(mask)
             if why is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
                 sizes = f"{mask.shape[1]} x {mask.shape[0]} px", f"{check.width} x {check.height}"
