@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from thawline.benchmarks import __main__ as command_line
 from thawline.benchmarks import (
     decode,
     finetune,
@@ -208,11 +209,13 @@ def test_photos_are_seeded_jpegs_of_the_right_size_in_px_and_bytes() -> None:
     assert len(write_photos(1, width=500, height=375, seed=7, quality=50)[0]) < len(photos[0])
 
 
-def test_presize_ends_in_one_json_object_with_speed_and_quality_of_both_engines(tmp_path: Path) -> None:
+def test_presize_ends_in_one_json_object_with_speed_and_quality_of_both_engines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "presize.json"
-    done = run("presize", "--images", "3", "--batch", "2", "--quality-images", "2", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    words = ["presize", "--images", "3", "--batch", "2", "--quality-images", "2", "--out", str(out)]
+    assert command_line.main(words) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found == json.loads(out.read_text())
     assert {"name", "question", "date_utc", "settings", "results", "hardware", "versions", "commit"} <= set(found)
     results = found["results"]
@@ -368,7 +371,7 @@ def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
 
 def test_overhead_ends_in_rows_of_both_learners_and_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "_CALLS", 1)
-    found = overhead.main(size_px=32, batch=2, steps=2, repeats=5, threads=1)["results"]
+    found = overhead.main(model="tiny", size_px=32, batch=2, steps=2, repeats=5, threads=1)["results"]
     compared = ["bare", "learner", "learner, a checkpoint a window"]
     assert list(found)[:4] == [*compared, overhead.MINUTE]
     a_minute, plain, with_one = found.pop(overhead.MINUTE), found["learner"], found["learner, a checkpoint a window"]

@@ -63,6 +63,7 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
     made = result(whole)
     wanted = {
@@ -87,10 +88,12 @@ def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
     assert "http" not in text.replace("http-equiv", ""), "the report must not need a network"
 
 
+@pytest.mark.slow
 def test_the_hash_is_over_the_planned_stream(whole: Path, manifest: Path) -> None:
     assert result(whole)["stream_hash"] == planned_hash(manifest, STEPS)
 
 
+@pytest.mark.slow
 def test_validation_counts_every_image_once(whole: Path) -> None:
     images, errors = counted_error_rate(whole)
     assert images == VALID
@@ -108,7 +111,7 @@ def test_a_run_goes_through_the_validation_images_once_an_epoch(
         return stream(loader, first_step)
 
     monkeypatch.setattr(ImageLoader, "stream", counted)
-    job = jobs.load(write_job(tmp_path, manifest))
+    job = jobs.load(write_job(tmp_path, manifest, model="tiny"))
     in_process(jobs.resolved(replace(job, fit=replace(job.fit, epochs=1))))
     assert passes == [300 - VALID, VALID]
     images, errors = counted_error_rate(tmp_path / "runs/run")
@@ -116,6 +119,7 @@ def test_a_run_goes_through_the_validation_images_once_an_epoch(
     assert result(tmp_path / "runs/run")["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_trains_no_more(whole: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
     again = thawline("train", whole.parent.parent / "job.toml")
@@ -125,6 +129,7 @@ def test_a_finished_run_says_so_and_trains_no_more(whole: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 def test_the_reference_engine_sees_the_same_stream(tmp_path: Path, manifest: Path, whole: Path) -> None:
     done = thawline("train", write_job(tmp_path, manifest), "--data.engine", "reference")
     assert done.returncode == 0, done.stderr
@@ -221,7 +226,7 @@ def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Pa
 
 
 def loaded(tmp_path: Path, manifest: Path) -> jobs.Job:
-    return jobs.resolved(jobs.load(write_job(tmp_path, manifest)))
+    return jobs.resolved(jobs.load(write_job(tmp_path, manifest, model="tiny")))
 
 
 def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +330,7 @@ def test_what_one_rank_cannot_do_all_ranks_refuse_together(tmp_path: Path, manif
     assert done.stdout.count("/nowhere") >= 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_checkpoint_is_refused_has_no_result_and_goes_on_when_started_again(
     tmp_path: Path, manifest: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
