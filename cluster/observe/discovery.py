@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from thawline.cluster.observe.answers import Answers
 from thawline.cluster.run.folder import write_text
+from thawline.dataio.store.atomic import sweep
 from thawline.dataio.store.private import cache_home
 from thawline.dataio.store.root import Root
 
@@ -58,7 +59,9 @@ def clear_targets(file: str | Path) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    write_text(Root.of(file.parent), file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it
+    root = Root.of(file.parent)
+    sweep(root, of=file.name)  # it lies beside the run's folder, which is swept when a launch takes it
+    write_text(root, file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it
 
 
 class Directory:

@@ -34,6 +34,7 @@ def port_of(url: str) -> int:
 def test_the_discovery_file_names_every_rank_and_clashes_with_no_label_of_a_series(tmp_path: Path) -> None:
     file = targets_file(tmp_path / "runs", "pets")
     write_targets(file, "pets", ["old:1", "old:2", "old:3"])
+    (file.parent / f".{file.name}.killed.tmp").touch()  # as a writer leaves it that was killed
     write_targets(file, "pets", ["a:9400", "b:9401"])
     entries = json.loads(file.read_text())
     assert [entry["targets"] for entry in entries] == [["a:9400"], ["b:9401"]]
