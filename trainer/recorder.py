@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
 from thawline.trainer.context import Sink
 from thawline.trainer.rows import FIRST, QuarantineRow, Recorded, TrainRow, ValidRow
@@ -97,5 +97,5 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 def write_parquet(table: pa.Table, file: str | Path) -> None:
     """Write a table, to a file or a URI; a reader sees the old one or the new one, never a part. Raises OSError."""
     root, name = Root.holding(file)
-    with whole(root, name) as sink:
+    with atomic_write(root, name) as sink:
         pq.write_table(table, sink)

@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from thawline.cluster.errors import StorageError
-from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
 
 FILE = "claim.json"
@@ -193,7 +193,7 @@ class _Claim:
         if self._fd is not None:
             os.pwrite(self._fd, data, 0)  # in place: another file would not be the one that is locked
         else:
-            with whole(self._root, FILE) as sink:
+            with atomic_write(self._root, FILE) as sink:
                 sink.write(data)
 
     def _close(self) -> None:

@@ -27,7 +27,7 @@ from thawline.cluster.run import claim
 from thawline.cluster.run.loaded import Loaded
 from thawline.dataio.errors import SourceError
 from thawline.dataio.store import files
-from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.census import check_splits
 from thawline.dataio.table.tasks import TASKS
@@ -313,5 +313,5 @@ def _refusals(folder: Root) -> Iterator[None]:
 
 def write_text(root: Root, name: str, text: str) -> None:
     """Replace a small file as a whole. Raises OSError."""
-    with whole(root, name) as sink:
+    with atomic_write(root, name) as sink:
         sink.write(text.encode())

@@ -59,7 +59,7 @@ def _write(
         write_parquet(outcomes, folder.full("valid.parquet"))
         sweep(folder.child(FOLDER))
         for name, data in packed(_measured(learner), _described(job, learner, result)).items():
-            with whole(folder.child(FOLDER), name) as sink:
+            with atomic_write(folder.child(FOLDER), name) as sink:
                 sink.write(data)
         write_text(folder, "result.json", as_json(result, indent=2) + "\n")
         return outcomes

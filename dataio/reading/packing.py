@@ -28,7 +28,7 @@ from thawline.dataio.errors import EngineError, ManifestError, QuarantineError, 
 from thawline.dataio.pixels.reference import decode
 from thawline.dataio.reading.readers import Reader, transcode
 from thawline.dataio.reading.shards import hashed, open_reader, schema
-from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import check_shard, parsed
 from thawline.dataio.table.manifest import Manifest, Shard, build
@@ -204,7 +204,7 @@ class _Packer:
         self._tell()
 
     def _make(self, name: str, first: int, rows: int) -> dict[str, Any]:
-        with whole(self.dest, name) as sink:
+        with atomic_write(self.dest, name) as sink:
             bad_before = len(self.bad)
             layout = schema(self.manifest.task)
             about = {"thawline": json.dumps({"first": first, **asdict(self.how)})}
@@ -369,7 +369,7 @@ def _stands(dest: Root, known: dict[str, Any]) -> bool:
 
 def _write_journal(dest: Root, how: _How, journal: dict[str, dict[str, Any]]) -> None:
     shards = sorted(journal.values(), key=lambda shard: int(shard["first"]))
-    with whole(dest, _JOURNAL) as sink:
+    with atomic_write(dest, _JOURNAL) as sink:
         sink.write(json.dumps({"how": asdict(how), "shards": shards}, indent=1).encode())
 
 

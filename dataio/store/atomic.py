@@ -1,4 +1,4 @@
-"""How does a file appear whole or not at all? Hashed as it is written; in a folder, or below a URI."""
+"""How is a file written whole or not at all, and hashed meanwhile? In a folder, or below a URI."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Sink(io.RawIOBase):
 
 
 @contextmanager
-def whole(root: Root, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) -> Iterator[Sink]:
-    """Where to write a file that appears in `root` when the block has ended well, and not before; else not at all.
+def atomic_write(root: Root, name: str, *, digest: Callable[[], Any] = xxhash.xxh3_128) -> Iterator[Sink]:
+    """A sink for a file that appears in `root` when the block ends without an error, and otherwise not at all.
 
-    A folder that is missing is made. digest: makes the hash, as hashlib's and xxhash's constructors do.
+    A missing folder is made. digest: makes the hash, as hashlib's and xxhash's constructors do.
     """
     with _in_store(root, name) if root.remote else _in_folder(root.folder, name) as out:
         yield Sink(out, digest())
@@ -99,7 +99,7 @@ def _create(file: Path) -> io.RawIOBase:
 
 
 def sweep(root: Root, *, of: str | None = None) -> None:
-    """Remove from a local folder what writers that were killed have left, of one file or of all. Raises OSError."""
+    """Remove the temporary files of killed writers from a local folder, of one file or of all. Raises OSError."""
     if root.remote:
         return
     for left in root.folder.glob(".*.tmp" if of is None else f".{glob.escape(of)}.*.tmp"):
@@ -109,7 +109,7 @@ def sweep(root: Root, *, of: str | None = None) -> None:
 
 
 def _lock(temporary: str) -> int | None:
-    """A descriptor that keeps the file locked while its writer lives; None where it is locked, or nothing can be."""
+    """A descriptor that locks the file until it is closed; None where another has the lock, or there are no locks."""
     fd = os.open(temporary, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

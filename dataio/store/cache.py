@@ -1,9 +1,9 @@
 """Where do shards of an object store lie on this machine? In a folder that all its processes share and none overfills.
 
-Each data set has a folder there. Who uses it holds a shared lock on its `use` file for as long as it lives, so that
-nobody's files are evicted under him; `bytes` beside it says how much it will need. Each shard has a lock for the time
-of its download: the first process fetches it, the others wait and find it. A name without .part is a whole shard,
-compared with its hash. Locks are the kernel's (flock): they end with their process, however it ends.
+Each data set has a folder there. A process that uses it holds a shared lock on its `use` file, so that its shards are
+not evicted meanwhile; `bytes` beside it says how much it needs. Each shard is locked during its download: the first
+process fetches it, the others wait for it. A name without .part is a whole shard, compared with its hash. Locks are the
+kernel's (flock): they end with their process, however it ends.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Held:
         self._close = weakref.finalize(self, os.close, lock)
 
     def release(self) -> None:
-        """Use them no more. May be called again."""
+        """Allow their eviction. May be called again."""
         self._close()
 
 
@@ -104,7 +104,7 @@ def _claim(cache: Path, key: str, need: int, limit: int) -> tuple[Path, int]:
         (mine / "bytes").write_text(str(need), encoding="utf-8")
         lock = os.open(mine / "use", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # at once: only who holds the lock above takes it for himself
+            fcntl.flock(lock, fcntl.LOCK_SH)  # at once: the exclusive lock is taken only under the lock above
             _make_room(cache, mine, limit - need)
         except BaseException:
             os.close(lock)

@@ -22,7 +22,7 @@ _TEXT_BYTES = 64 << 20
 
 
 class UnfitError(OSError):
-    """What lies at a name is not what may be read there: its text says why, in a few words."""
+    """A file that may not be read: its text says why, in a few words."""
 
 
 HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, UnfitError)
@@ -36,7 +36,7 @@ _EXHAUSTED = {
 
 
 def plain(file: str | Path) -> str:
-    """A file's name without file:// in front, links as they are: what lies here is looked at before it is read."""
+    """A file's name without file:// in front; links stay as they are."""
     text = str(file)
     return unquote(urlsplit(text).path) if text.startswith("file://") else text
 
@@ -64,35 +64,35 @@ def read_local(path: str, *, size: int | None = None, most: int | None = None) -
             raise UnfitError("not a regular file") from error
         raise
     with open(handle, "rb", buffering=0) as file:  # noqa: PTH123
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UnfitError("not a regular file")
-        check_size(found.st_size, size, most)
-        parts, left = [], found.st_size  # 0 of what lies in /proc, and nothing of it is read
-        while left and (part := file.read(left)):
-            parts.append(part)
-            left -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        check_size(status.st_size, size, most)
+        pieces, left = [], status.st_size  # 0 of what lies in /proc, and nothing of it is read
+        while left and (piece := file.read(left)):
+            pieces.append(piece)
+            left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def check_regular(path: str) -> os.stat_result:
-    """What a local file is now. Raises UnfitError for a pipe or a device, which would block, or never end; OSError."""
-    found = Path(path).stat()
-    if stat.S_ISDIR(found.st_mode):
+    """The status of a local file. Raises UnfitError for a pipe or a device, which would block or never end; OSError."""
+    status = Path(path).stat()
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UnfitError("not a regular file")
-    return found
+    return status
 
 
-def check_size(found: int, size: int | None, most: int | None) -> None:
-    """Raises UnfitError for a file of `found` bytes that has not `size`, or has more than `most`."""
-    if size is not None and found != size:
-        raise UnfitError(f"changed since it was indexed (it has {found:,} bytes now)")
-    if most is not None and found > most:
-        raise UnfitError(f"too large: {found:,} bytes, and no more than {most:,} are read")
+def check_size(actual: int, size: int | None, most: int | None) -> None:
+    """Raises UnfitError for a file of `actual` bytes that should have `size`, or has more than `most`."""
+    if size is not None and actual != size:
+        raise UnfitError(f"changed since it was indexed (it has {actual:,} bytes now)")
+    if most is not None and actual > most:
+        raise UnfitError(f"too large: {actual:,} bytes, and no more than {most:,} are read")
 
 
 def why_unreadable(error: OSError) -> str:

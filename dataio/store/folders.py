@@ -1,6 +1,6 @@
-"""Which files lie below a folder or a URI, and which were passed over?
+"""Which files lie below a folder or a URI, and which were skipped?
 
-What is hidden or a system's own (thumbnails, bins, resource forks) is nobody's picture; links are followed.
+Hidden files and a system's own (thumbnails, bins, resource forks) are not pictures; links are followed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SYSTEMS = frozenset(
 
 
 @dataclass
-class Found:
-    """What lies below a root: the names of its files, relative and posix, in no promised order."""
+class Listing:
+    """The files below a root: their names, relative and posix, in no promised order."""
 
     names: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Folders that were not looked into, by their last names."""
+    """Skipped folders, by their last names."""
     hidden: int = 0
-    """Images of such names, in folders that were; what else is hidden (.DS_Store, ...) is not worth a word."""
+    """Hidden images in the other folders; other hidden files (.DS_Store, ...) are not counted."""
 
     def note(self) -> str:
         """A line on what was skipped; '' if nothing was."""
@@ -43,7 +43,7 @@ class Found:
         return f"WARNING: skipped {' and '.join(parts)}: nothing in them is indexed" if parts else ""
 
 
-def look(root: Root, *, endings: tuple[str, ...], recursive: bool) -> Found:
+def list_files(root: Root, *, endings: tuple[str, ...], recursive: bool) -> Listing:
     """All files below a root; `endings` are those of images.
 
     A folder that two names lead to is listed once, under its own name if that is below the root.
@@ -53,8 +53,8 @@ def look(root: Root, *, endings: tuple[str, ...], recursive: bool) -> Found:
     return _remote(root, endings) if root.remote else _local(root.folder, endings, recursive=recursive)
 
 
-def _remote(root: Root, endings: tuple[str, ...]) -> Found:
-    found, folders = Found(), set[str]()
+def _remote(root: Root, endings: tuple[str, ...]) -> Listing:
+    listing, folders = Listing(), set[str]()
     try:
         names = [name for name, _ in root.walk()]
     except FileNotFoundError as error:
@@ -65,19 +65,19 @@ def _remote(root: Root, endings: tuple[str, ...]) -> Found:
         ) from error
     for name in names:
         *above, last = name.split("/")
-        at = next((i for i, part in enumerate(above) if _passed_over(part)), None)
+        at = next((i for i, part in enumerate(above) if _is_skipped(part)), None)
         if at is not None:
             folders.add("/".join(above[: at + 1]))
-        elif _passed_over(last):
-            found.hidden += last.lower().endswith(endings)
+        elif _is_skipped(last):
+            listing.hidden += last.lower().endswith(endings)
         else:
-            found.names.append(name)
-    found.skipped.update(PurePosixPath(folder).name for folder in folders)
-    return found
+            listing.names.append(name)
+    listing.skipped.update(PurePosixPath(folder).name for folder in folders)
+    return listing
 
 
-def _local(root: Path, endings: tuple[str, ...], *, recursive: bool) -> Found:
-    found = Found()
+def _local(root: Path, endings: tuple[str, ...], *, recursive: bool) -> Listing:
+    listing = Listing()
     seen: set[tuple[int, int]] = set()
     folders, links = [root], list[Path]()
     try:
@@ -95,20 +95,20 @@ def _local(root: Path, endings: tuple[str, ...], *, recursive: bool) -> Found:
             seen.add((status.st_dev, status.st_ino))
             below = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
             for entry in sorted(folder.iterdir()):
-                if _passed_over(entry.name):
+                if _is_skipped(entry.name):
                     if entry.is_dir():
-                        found.skipped[entry.name] += 1
+                        listing.skipped[entry.name] += 1
                     else:
-                        found.hidden += entry.name.lower().endswith(endings)
+                        listing.hidden += entry.name.lower().endswith(endings)
                 elif entry.is_dir():
                     if recursive:
                         (links if entry.is_symlink() else folders).append(entry)
                 else:  # a broken link too: verify.py reports it, rather than nobody
-                    found.names.append(below + entry.name)
+                    listing.names.append(below + entry.name)
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be listed ({error.strerror}): allow reading, or move it") from error
-    return found
+    return listing
 
 
-def _passed_over(name: str) -> bool:
+def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEMS

@@ -1,8 +1,8 @@
 """Where may a process leave something for itself? In folders that are this user's alone: scratch, and the cache.
 
-A folder below TMPDIR that stands already may be a stranger's, or a link to somewhere: whatever lies in it, and whoever
-listens there, is his. So each of ours is made anew or looked at. A scratch folder is locked by the process that it
-serves: where that was killed, the next start finds the lock free and removes the folder.
+A folder that already stands below TMPDIR may be another user's, or a link to anywhere, and nothing in it can be
+trusted. So each of ours is made anew, or checked. A scratch folder is locked by the process that uses it: if that was
+killed, the next start finds the lock free and removes the folder.
 """
 
 import fcntl

@@ -1,10 +1,10 @@
 """Where do bytes lie? In a folder of this machine, or below a URI: an object store, HDFS, whatever fsspec knows.
 
 A `Root` is that place, parsed once; below it, files go by relative names. Local files are read without pyarrow, which
-costs less and tells errors apart better. Everything else is reached through one pyarrow filesystem, opened when it is
-first needed and shared by all roots below: pyarrow's own for s3://, gs://, abfs:// and hdfs://; fsspec's, where that is
-installed, for what pyarrow does not know (memory://, sftp://, az://, ...), with the options behind the question mark.
-How a file appears whole is atomic.py's question, what an error means files.py's.
+costs less and tells errors apart better. All else goes through a pyarrow filesystem, opened when it is first needed and
+shared by all roots below: pyarrow's own for s3://, gs://, abfs:// and hdfs://; fsspec's, where that is installed, for
+what pyarrow does not know (memory://, sftp://, az://, ...), with the options behind the question mark. Atomic writes
+are in atomic.py, the meaning of errors in files.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OBJECT_STORES = ("s3", "gcs", "abfs")
 _FSSPEC_OBJECT_STORES = frozenset(
     ("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf")
 )
-"""The same by fsspec's protocols. Of any other, files are taken to be seen while they are written, which is safe."""
+"""The same by fsspec's protocols. All others may show a file while it is written, so files are moved into place."""
 _SECRETS = ("key", "secret", "token", "password", "credential", "connection_string")
 """Within the names of options whose values belong neither into manifests nor into logs."""
 _RETRIES_S = (0.1, 1.0)
@@ -46,7 +46,7 @@ class Root:
 
     @classmethod
     def of(cls, place: str | Path | Root) -> Root:
-        """The root of a folder or URI that a user gave; file:// is a folder. Nothing is opened or looked at.
+        """The root of a folder or URI that a user gave; file:// is a folder. Opens nothing.
 
         Raises: SourceError for a URI with a secret in it, which would end in manifests and logs; for a name with a NUL.
         """
@@ -69,7 +69,7 @@ class Root:
 
     @classmethod
     def holding(cls, file: str | Path) -> tuple[Root, str]:
-        """The root that a file lies in, and the file's name there; of a link its own. Raises as `of` does."""
+        """The root that a file lies in, and its name there; a link is not followed. Raises as `of` does."""
         text = files.plain(file)
         if "://" not in text:
             path = Path(text).expanduser()
@@ -147,7 +147,7 @@ class Root:
         return pa.memory_map(self.full(name)).read_buffer() if size else pa.py_buffer(b"")
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file for reading any ranges of it. Raises OSError."""
+        """A file, for reading any ranges of it. Raises OSError."""
         if self.remote:
             filesystem, base = self.opened
             return filesystem.open_input_file(f"{base}/{name}")
@@ -155,7 +155,7 @@ class Root:
         return pa.OSFile(self.full(name))
 
     def stream(self, name: str) -> pa.NativeFile:
-        """A file for reading it once from its beginning to its end, in one request. Raises OSError."""
+        """A file, for reading it once from beginning to end, in one request. Raises OSError."""
         if not self.remote:
             return self.open(name)
         filesystem, base = self.opened
@@ -175,11 +175,11 @@ class Root:
             except FileNotFoundError:
                 return {}
         filesystem, base = self.opened
-        found = filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True))
+        infos = filesystem.get_file_info(pafs.FileSelector(base, allow_not_found=True))
         bucket = base.partition("/")[0]
-        if not found and bucket and filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+        if not infos and bucket and filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
             raise FileNotFoundError(f"there is no {bucket} in the store")
-        return {info.base_name: info.size if info.type == pafs.FileType.File else None for info in found}
+        return {info.base_name: info.size if info.type == pafs.FileType.File else None for info in infos}
 
     def walk(self) -> Iterator[tuple[str, int]]:
         """(relative name, bytes) of every file below a URI, in no promised order. Raises OSError."""
@@ -189,12 +189,12 @@ class Root:
                 yield info.path.removeprefix(f"{base}/"), info.size
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of the names that are no files; a store is asked for all at once."""
+        """The names that are no files; a store is asked for all of them at once."""
         if not self.remote:
             return [name for name in names if not _is_file(self.full(name))]
         filesystem, base = self.opened
-        found = filesystem.get_file_info([f"{base}/{name}" for name in names])
-        return [name for name, info in zip(names, found, strict=True) if info.type != pafs.FileType.File]
+        infos = filesystem.get_file_info([f"{base}/{name}" for name in names])
+        return [name for name, info in zip(names, infos, strict=True) if info.type != pafs.FileType.File]
 
     def size(self, name: str) -> int | None:
         """A file's bytes; None for what is no file, or not there. Raises OSError."""
@@ -205,7 +205,7 @@ class Root:
         return int(info.size) if info.type == pafs.FileType.File else None
 
     def exists(self, name: str) -> bool:
-        """Whether anything at all has this name, a broken link included. Raises OSError."""
+        """Whether there is anything of this name, broken links included. Raises OSError."""
         if not self.remote:
             return os.path.lexists(self.full(name))
         filesystem, base = self.opened
@@ -268,7 +268,7 @@ def _open(uri: str) -> tuple[pafs.FileSystem, str]:
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         try:
             opened = _open_by_fsspec(uri) if "Unrecognized filesystem" in str(error) else None
-        except Exception as other:  # whatever a filesystem from elsewhere raises for options that it does not take
+        except Exception as other:  # each filesystem has errors of its own for options that it does not know
             error, opened = other, None
         if opened is None:
             raise SourceError(
@@ -286,7 +286,7 @@ def _open_by_fsspec(uri: str) -> tuple[pafs.FileSystem, str] | None:
     except ImportError:
         return None
     place, _, options = uri.partition("?")
-    # a listing that it remembers would hide what another machine writes
+    # a cached listing would hide what another machine writes
     filesystem, path = fsspec.core.url_to_fs(unquote(place), use_listings_cache=False, **dict(parse_qsl(options)))
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), str(path)
 

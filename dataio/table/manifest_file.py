@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thawline.dataio.errors import ManifestError, SourceError, quoted
-from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.outputs import KEY
 from thawline.dataio.store.root import Root
 from thawline.dataio.table import integrity, lists
@@ -36,7 +36,7 @@ def write_table(rows: pa.Table, file: str | Path) -> None:
     root, name = place(file)
     try:
         sweep(root, of=name)
-        with whole(root, name) as sink:
+        with atomic_write(root, name) as sink:
             if name.endswith(".parquet"):
                 pq.write_table(rows, sink, compression="zstd")
             else:

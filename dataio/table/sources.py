@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from thawline.dataio.errors import SourceError, listed, quoted
-from thawline.dataio.store.folders import look
+from thawline.dataio.store.folders import list_files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.integrity import root_of
 from thawline.dataio.table.keypoints import Pairs
@@ -83,7 +83,7 @@ def from_folder(
     """
     root = Root.of(folder)
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
-    found = look(root, endings=endings, recursive=recursive)
+    found = list_files(root, endings=endings, recursive=recursive)
     names = found.names if recursive else [name for name in found.names if "/" not in name]
     if folders is not None:
         starts = tuple(f"{name.strip('/')}/" for name in folders)

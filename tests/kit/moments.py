@@ -137,18 +137,18 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
     wrap(recovery, "update", "update")
     wrap(Learner, "measure", "evaluation")
     wrap(checkpoint, "_prune", "pruning")
-    real_whole, real_sync, real_resume = atomic.whole, atomic._sync, Learner.resume
+    real_write, real_sync, real_resume = atomic.atomic_write, atomic._sync, Learner.resume
     open_gaps = []
 
     @contextmanager
-    def whole(root: Root, name: str, **options: Any) -> Iterator[Any]:
+    def write(root: Root, name: str, **options: Any) -> Iterator[Any]:
         if name in PARTS:
-            with inside("part"), real_whole(root, name, **options) as sink:
+            with inside("part"), real_write(root, name, **options) as sink:
                 yield sink
             return
         open_gaps.append(gap := inside("before manifest"))  # from the last part's rename ...
         gap.__enter__()
-        with real_whole(root, name, **options) as sink:
+        with real_write(root, name, **options) as sink:
             yield sink
 
     def sync(path: str) -> None:
@@ -161,6 +161,10 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
         marks.resumed = learn.progress.step
         return found
 
-    for owner, name, call in ((checkpoint, "whole", whole), (atomic, "_sync", sync), (Learner, "resume", resume)):
+    for owner, name, call in (
+        (checkpoint, "atomic_write", write),
+        (atomic, "_sync", sync),
+        (Learner, "resume", resume),
+    ):
         assert hasattr(owner, name)
         setattr(owner, name, call)

@@ -19,7 +19,7 @@ import torch
 
 from thawline.dataio.errors import SourceError, listed
 from thawline.dataio.store import files
-from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints.format import (
     FORMAT,
@@ -104,12 +104,12 @@ def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str,
     try:
         for part, content in parts.items():
             file = next(file for file in (f"{part}.pt", f"{part}-1.pt") if file not in old)
-            with whole(folder, file, digest=hashlib.sha256) as sink:
+            with atomic_write(folder, file, digest=hashlib.sha256) as sink:
                 torch.save(content, cast(IO[bytes], sink))
             written[part] = {"file": file, "bytes": sink.bytes, "sha256": sink.digest.hexdigest()}
         numbers = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
         about = {"format": FORMAT, "step": step, "metrics": numbers, "parts": written}
-        with whole(folder, MANIFEST) as sink:
+        with atomic_write(folder, MANIFEST) as sink:
             sink.write(manifest_text({**about, "run": dict(origin.run), "classes": list(origin.classes)}))
     except Exception:
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ import pytest
 from thawline.cluster.errors import StorageError
 from thawline.cluster.run import claim
 from thawline.cluster.run.claim import claimed
-from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
 
 pytest_plugins = ["tests.kit.stores"]
@@ -159,9 +159,9 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_file_do_not_touch_one_another_and_the_dead_are_swept_up(tmp_path: Path) -> None:
-    with whole(Root.of(tmp_path), "a.txt") as one:
+    with atomic_write(Root.of(tmp_path), "a.txt") as one:
         one.write(b"one")
-        with whole(Root.of(tmp_path), "a.txt") as two:
+        with atomic_write(Root.of(tmp_path), "a.txt") as two:
             two.write(b"two")
         (tmp_path / ".a.txt.killed.tmp").write_text("left")
         sweep(Root.of(tmp_path))

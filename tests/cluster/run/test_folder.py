@@ -27,7 +27,7 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.observe.discovery import clear_targets, targets_file, write_targets
 from thawline.cluster.run import folder as storage
 from thawline.dataio.errors import ManifestError, SourceError
-from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
 from thawline.models import bundle
@@ -207,7 +207,7 @@ def test_a_result_that_lacks_what_is_shown_of_it_is_no_result(job: Job, field: s
 def test_a_fingerprint_that_was_written_over_is_other_data(job: Job) -> None:
     storage.open_run(job)
     begin(job)
-    with whole(storage.run_root(job), "manifest.hash") as sink:
+    with atomic_write(storage.run_root(job), "manifest.hash") as sink:
         sink.write(b"\xdc\x00\xff")
     with pytest.raises(StorageError, match=r"other data"):
         storage.inspect(job)

@@ -13,7 +13,7 @@ from thawline.dataio.errors import SourceError
 from thawline.dataio.reading.packing import pack
 from thawline.dataio.reading.shards import check
 from thawline.dataio.store import root as roots
-from thawline.dataio.store.atomic import whole
+from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
@@ -31,7 +31,7 @@ def memory() -> Iterator[str]:
 
 
 def put(root: Root, name: str, data: bytes) -> None:
-    with whole(root, name) as sink:
+    with atomic_write(root, name) as sink:
         sink.write(data)
 
 
@@ -69,7 +69,7 @@ def test_a_file_that_is_not_finished_never_appears(root: Root) -> None:
     put(root, "a.txt", b"old")
 
     def interrupted() -> None:
-        with whole(root, "b.txt") as sink:
+        with atomic_write(root, "b.txt") as sink:
             sink.write(b"half")
             raise KeyboardInterrupt
 
@@ -82,7 +82,7 @@ def test_what_is_no_object_store_gets_its_files_by_a_move(memory: str, monkeypat
     """As over SFTP, where a file is seen while it is written."""
     monkeypatch.setattr(roots, "_FSSPEC_OBJECT_STORES", frozenset())
     root = Root.of(memory)
-    with whole(root, "a.txt") as sink:
+    with atomic_write(root, "a.txt") as sink:
         sink.write(b"new")
         assert all(name.startswith(".a.txt.") for name in root.listing())
     assert root.listing() == {"a.txt": 3}

@@ -269,7 +269,7 @@ def test_a_kill_after_any_file_leaves_the_old_or_the_new_and_the_next_save_tidie
 ) -> None:
     renamed = 0
     new = {"model": {"w": torch.zeros(3)}, "state": {}}
-    real = atomic.whole
+    real = atomic.atomic_write
 
     @contextmanager
     def until(*args: Any, **kwargs: Any) -> Iterator[Sink]:
@@ -281,7 +281,7 @@ def test_a_kill_after_any_file_leaves_the_old_or_the_new_and_the_next_save_tidie
         renamed += 1
 
     with monkeypatch.context() as patch:
-        patch.setattr("thawline.trainer.checkpoints.checkpoint.whole", until)
+        patch.setattr("thawline.trainer.checkpoints.checkpoint.atomic_write", until)
         if files_written < 3:
             with pytest.raises(Killed):
                 checkpoint.save(folder, step, new, keep=5)

@@ -265,7 +265,7 @@ class Killed(BaseException):
 def test_a_kill_between_the_parts_and_the_manifest_leaves_an_unfinished_folder_that_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = atomic.whole
+    real = atomic.atomic_write
 
     @contextmanager
     def no_manifest(root: Root, name: str, **options: Any) -> Iterator[Sink]:
@@ -279,7 +279,7 @@ def test_a_kill_between_the_parts_and_the_manifest_leaves_an_unfinished_folder_t
         writer.save(1, model_parts(model, 1))
         assert done(writer) == [(1, None)]
         with monkeypatch.context() as patch:
-            patch.setattr("thawline.trainer.checkpoints.checkpoint.whole", no_manifest)
+            patch.setattr("thawline.trainer.checkpoints.checkpoint.atomic_write", no_manifest)
             writer.save(2, model_parts(model, 2))
             writer.wait()
             with pytest.raises(Killed):
