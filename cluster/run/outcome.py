@@ -14,7 +14,7 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.run.folder import Result, write_text
 from thawline.cluster.words import as_json, finite
 from thawline.dataio.store import files
-from thawline.dataio.store.atomic import sweep, whole
+from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.models.bundle import FOLDER, Description, packed

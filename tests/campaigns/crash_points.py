@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.campaigns.kills import differences, leftovers
+from tests.campaigns.kills import differences
 from tests.kit.images import flat_manifest
 from tests.kit.runs import result
 from thawline.dataio.store import atomic
@@ -242,7 +242,7 @@ class Campaign:
             wrong.append("the same command failed when it was given again")
         elif not wrong:
             run = folder / "runs" / "run"
-            wrong = [*differences(self.unbroken, run), *filter(None, [leftovers(run)]), *self._left(folder)]
+            wrong = [*differences(self.unbroken, run), *_unfinished(run), *self._left(folder)]
         if not wrong:
             shutil.rmtree(folder)
         return Trial(fault, self.points[fault.k], status, tuple(wrong))
@@ -299,6 +299,17 @@ def _files(storage: Path) -> set[str]:
 
 def _points(record: Path) -> list[Point]:
     return [Point(*line.split(" ", 1)) for line in record.read_text().splitlines()]
+
+
+def _unfinished(run: Path) -> list[str]:
+    """Checkpoints in which something else lies than their manifest says."""
+    odd = {}
+    for folder in (run / "checkpoints").iterdir():
+        manifest, names = folder / "manifest.json", {file.name for file in folder.iterdir()}
+        listed = json.loads(manifest.read_text())["parts"].values() if manifest.is_file() else ()
+        if names != {"manifest.json", *(part["file"] for part in listed)}:
+            odd[folder.name] = sorted(names)
+    return [f"left behind: {odd}"] if odd else []
 
 
 def _untold(folder: Path, status: int, fault: Fault) -> list[str]:
