@@ -242,7 +242,7 @@ class Campaign:
             wrong.append("the same command failed when it was given again")
         elif not wrong:
             run = folder / "runs" / "run"
-            wrong = [*differences(self.unbroken, run), *_unfinished(run), *self._left(folder)]
+            wrong = [*differences(self.unbroken, run), *_unfinished(run), *self._left(folder, fault)]
         if not wrong:
             shutil.rmtree(folder)
         return Trial(fault, self.points[fault.k], status, tuple(wrong))
@@ -284,12 +284,16 @@ class Campaign:
                 return [f"result.json was committed, and now: {error}"]
         return []
 
-    def _left(self, folder: Path) -> list[str]:
-        """Files that the unbroken run's storage does not have, or that are missing; which checkpoints are kept depends
-        on which could be written.
+    def _left(self, folder: Path, fault: Fault) -> list[str]:
+        """Files that the unbroken run's storage does not have, or that are missing.
+
+        Which checkpoints are kept depends on which could be written. A run that has its result is not touched again:
+        it may lack its report, and keep a stale claim.
         """
         here, there = _files(folder / "runs"), _files(self.folder / "unbroken" / "runs")
         odd = sorted(name for name in here ^ there if not name.startswith("run/checkpoints/"))
+        if "rename run/result.json" in map(str, self.points[: fault.k]):
+            odd = [name for name in odd if not name.endswith((".tmp", "/report.html", "/claim.json"))]
         return [f"other files than the unbroken run's: {odd}"] if odd else []
 
 
