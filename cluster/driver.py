@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from thawline.cluster.errors import USER_ERRORS, LaunchError
 from thawline.cluster.jobs import log_records
 from thawline.cluster.launch.board import Row
-from thawline.cluster.outputs import forgiving
+from thawline.cluster.outputs import safe_streams
 from thawline.cluster.words import quoted
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main() -> int:
 
     With --fresh the run begins anew, and what stands in its folder is moved aside.
     """
-    with forgiving():
+    with safe_streams():
         return _main()
 
 

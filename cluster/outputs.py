@@ -1,8 +1,8 @@
-"""What if nobody can hear? What cannot be printed is left unsaid and counted: no line decides over a run.
+"""What if a line cannot be printed? It is dropped and counted: no output can end a run.
 
-A terminal that was closed, a log on a full disk, a pipe whose reader left, an output that was closed before the start,
-an encoding without the character: none of them may end training. `forgiving` is for the processes that we start; `Talk`
-for a stream in somebody else's.
+A closed terminal, a log on a full disk, a pipe whose reader left, an output that was closed before the start, an
+encoding without the character: none of them may end training. `safe_streams` is for processes that we start,
+`SafeStream` for a stream in somebody else's.
 """
 
 import errno
@@ -14,22 +14,22 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 
-class Talk:
-    """A text stream that cannot fail: lines that it could not print when they were due are counted in `unsaid`."""
+class SafeStream:
+    """A text stream that cannot fail: `lost` counts the lines that it could not print."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """stream: None, as Python has it for an output that was closed before the start, takes all and says nothing."""
+        """stream: None, which Python has for an output that was closed before the start, drops everything."""
         self._stream = stream or open(os.devnull, "w")  # noqa: PTH123, SIM115  # as long as the process
-        self.unsaid = 0
+        self.lost = 0
         self.why: OSError | ValueError | None = None
-        """What met the last of them."""
+        """What the last of them failed with."""
 
     def write(self, text: str) -> int:
         """As a file's."""
         try:
             self._stream.write(text)
         except (OSError, ValueError) as error:  # ValueError: closed, or a character that its encoding lacks
-            self.unsaid += text.count("\n")
+            self.lost += text.count("\n")
             self.why = error
         return len(text)
 
@@ -45,25 +45,25 @@ class Talk:
 
 
 @contextmanager
-def forgiving() -> Iterator[Talk]:
-    """Within, stdout and stderr are there and print what they can; gives stdout. For the main of a process."""
+def safe_streams() -> Iterator[SafeStream]:
+    """Within, stdout and stderr exist and print what they can; yields stdout. For the main of a process."""
     _open_closed()
     before = sys.stdout, sys.stderr
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names come in every script, and with bytes of none
-    out, err = Talk(sys.stdout), Talk(sys.stderr)
+    out, err = SafeStream(sys.stdout), SafeStream(sys.stderr)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
         yield out
     finally:
         out.flush()
-        if err.unsaid:
-            err.write(f"{err.unsaid} lines could not be printed here when they were due ({reason(err.why)})\n")
+        if err.lost:
+            err.write(f"{err.lost} lines could not be printed here when they were due ({reason(err.why)})\n")
         err.flush()
         sys.stdout, sys.stderr = before
-        for talk, stream in zip((out, err), before, strict=True):
-            if talk.why is not None:
+        for safe, stream in zip((out, err), before, strict=True):
+            if safe.why is not None:
                 _drop(stream)
 
 
@@ -72,13 +72,16 @@ def reason(error: OSError | ValueError | None) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def reader_left(talk: Talk) -> bool:
-    """Whether what is missing was not wanted: `thawline list | head -1`."""
-    return getattr(talk.why, "errno", None) == errno.EPIPE
+def reader_left(stream: SafeStream) -> bool:
+    """Whether nobody waits for what was lost: `thawline list | head -1`."""
+    return getattr(stream.why, "errno", None) == errno.EPIPE
 
 
 def _open_closed() -> None:
-    """/dev/null where an output or the input was closed before the start: a file would get its number, and our talk."""
+    """Open /dev/null where an output or the input was closed before the start: else a file would get its number.
+
+    What we print would then go into that file.
+    """
     for fd, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(fd)
@@ -90,7 +93,7 @@ def _open_closed() -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Have Python find nothing to print at its end, where it would exit 120 for it."""
+    """Leave Python nothing to print when it ends: it would exit 120 for it."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

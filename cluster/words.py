@@ -51,7 +51,7 @@ def cut(text: str) -> str:
 
 
 def say(text: object) -> None:
-    """Talk: a line on stderr."""
+    """Print a line to stderr."""
     print(printable(text), file=sys.stderr)
 
 

@@ -1,7 +1,7 @@
 """What does a person see while a run goes on? A bar and an epoch table on a terminal, plain lines elsewhere.
 
-Reads the rows that rank 0 publishes, wherever it runs; talks on stderr, since stdout is for data. What cannot be
-printed is left unsaid (see outputs).
+Reads the rows that rank 0 publishes, wherever it runs, and prints to stderr, since stdout is for data. What cannot be
+printed is dropped (see outputs).
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from thawline.cluster.outputs import Talk, reason
+from thawline.cluster.outputs import SafeStream, reason
 from thawline.cluster.words import printable
 from thawline.trainer.analysis.diagnosis import Finding
 from thawline.trainer.rows import metric_columns
@@ -50,27 +50,27 @@ def epoch_table(rows: Sequence[Row]) -> str:
 
 
 def diagnosis_lines(findings: Sequence[Finding]) -> list[str]:
-    """What to tell at the end of a run; nothing where there is nothing to tell."""
+    """What to print of findings at the end of a run."""
     return [f"diagnosis: {finding}" for finding in findings]
 
 
 class Console:
-    """Shows rows as they come. Rows of epochs it has shown already are passed over (a worker that came back)."""
+    """Shows rows as they come. Rows of epochs that were shown before are skipped (a worker was restarted)."""
 
     def __init__(self, stream: Any = None) -> None:
-        self._talk = Talk(stream or sys.stderr)
-        self._rich = RichConsole(file=cast(TextIO, self._talk), highlight=False)
+        self._stream = SafeStream(stream or sys.stderr)
+        self._rich = RichConsole(file=cast(TextIO, self._stream), highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last_valid: Row | None = None
 
     @property
-    def unsaid(self) -> int:
+    def lost(self) -> int:
         """Lines that could not be printed."""
-        return self._talk.unsaid
+        return self._stream.lost
 
     def show(self, rows: Sequence[Row]) -> None:
-        """Take published rows."""
+        """Show published rows."""
         for row in rows:
             if row["kind"] == "note":
                 self.say(str(row["text"]))
@@ -80,16 +80,16 @@ class Console:
                 self._epoch(row)
 
     def say(self, text: str) -> None:
-        """One line of talk, above the bar."""
+        """Print a line above the bar."""
         (self._bar.console if self._bar else self._rich).print(printable(text), markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the bar down, and tell how much was not heard."""
+        """Remove the bar, and say how many lines were lost."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self.unsaid:
-            self.say(f"{self.unsaid} lines could not be printed when they were due ({reason(self._talk.why)})")
+        if self.lost:
+            self.say(f"{self.lost} lines could not be printed when they were due ({reason(self._stream.why)})")
 
     def _epoch(self, row: Row) -> None:
         last = self._last_valid

@@ -1,7 +1,7 @@
 """What can be typed about jobs on a cluster? submit, list, status, logs, stop, token.
 
-Data goes to stdout, talk to stderr. Exit 0: done, or finished; 143 (130 by Ctrl-C): the job stopped with a checkpoint;
-1: it failed, or ended without one; 2: misuse; and from `status`, 3: still under way.
+Data goes to stdout, everything else to stderr. Exit 0: done, or finished; 143 (130 by Ctrl-C): the job stopped with a
+checkpoint; 1: it failed, or ended without one; 2: misuse; and from `status`, 3: still under way.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from thawline.cluster.jobs.client import Attempt, Cluster
 
 _ADDRESS = "RAY_API_SERVER_ADDRESS"
-_FIRST_WORD_S = 30.0
+_BEGIN_S = 30.0
 _UNDER_WAY = 3
 
 Name = Annotated[Positional[str], arg(metavar="NAME")]
@@ -49,7 +49,7 @@ class Submit(JobVerb):
         say(f"submitted as {attempt.id} to {cluster.address}")
         if self.follow:
             return _follow(cluster, attempt)
-        return _first_word(cluster, attempt)
+        return _wait_until_begun(cluster, attempt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +195,9 @@ def _end(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     return next((row for row in reversed(records) if row["kind"] == "end"), None)
 
 
-def _first_word(cluster: "Cluster", attempt: "Attempt") -> int:
-    """Wait until the job's driver has looked at the job and at the cluster, so that a mistake is told here."""
-    deadline = time.monotonic() + _FIRST_WORD_S
+def _wait_until_begun(cluster: "Cluster", attempt: "Attempt") -> int:
+    """Wait until the job's driver has checked the job and the cluster, so that a mistake is reported here."""
+    deadline = time.monotonic() + _BEGIN_S
     while time.monotonic() < deadline:
         records = _records(cluster, attempt)
         attempt = cluster.attempt(attempt.name)
@@ -212,7 +212,7 @@ def _first_word(cluster: "Cluster", attempt: "Attempt") -> int:
 
 
 def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False) -> int:
-    """Show an attempt's rows until it is over; with `everything`, what else it prints, too."""
+    """Show an attempt's rows until it is over; with `everything`, all else that it prints, too."""
     from thawline.cluster.cli.console import Console
     from thawline.cluster.jobs import log_records
 
@@ -240,7 +240,7 @@ def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False)
 
 
 def _ended(attempt: "Attempt", end: Mapping[str, Any] | None) -> int:
-    """Tell how an attempt ended, from its log's last record; the exit status."""
+    """Say how an attempt ended, by the last record of its log. Returns the exit status."""
     from thawline.cluster.jobs.client import outcome
 
     code, sentence = outcome(attempt, end)

@@ -1,7 +1,7 @@
 """What can be typed? `thawline VERB ...`: the verbs, and how their errors reach a person.
 
-Data goes to stdout, talk to stderr; exit 0 done, 1 failed, 2 misuse; of `train`, 143 or 130 where SIGTERM or Ctrl-C
-stopped it at a checkpoint. Heavy imports wait inside their verb, so that `thawline --help` answers at once.
+Data goes to stdout, everything else to stderr; exit 0 done, 1 failed, 2 misuse; of `train`, 143 or 130 where SIGTERM or
+Ctrl-C stopped it at a checkpoint. Heavy imports wait inside their verb, so that `thawline --help` answers at once.
 """
 
 import logging
@@ -67,14 +67,14 @@ VERBS: Mapping[str, type[Verb]] = {
 def main() -> None:
     """The console script."""
     words = sys.argv[1:]
-    with outputs.forgiving() as stdout, signals.ending_when_interrupted():
+    with outputs.safe_streams() as stdout, signals.ending_when_interrupted():
         verb = _verb(words)
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(Plain("%(message)s"))
         logging.basicConfig(level=logging.INFO if verb.debug else logging.WARNING, handlers=[handler])
         status = _run(verb, words)
         if not isinstance(verb, Train):  # a run has ended as it has, whoever hears of it
-            status = status or _unheard(words[0], stdout)
+            status = status or _check_printed(words[0], stdout)
     sys.exit(status)
 
 
@@ -121,14 +121,14 @@ def _run(verb: Verb, words: Sequence[str]) -> int:
         return 1
 
 
-def _unheard(verb: str, stdout: outputs.Talk) -> int:
-    """1 where what a verb had to say is lost, which it tells unless its reader has left."""
+def _check_printed(verb: str, stdout: outputs.SafeStream) -> int:
+    """1, and a sentence, where what a verb printed is lost; no sentence where the reader has left."""
     stdout.flush()
     if stdout.why is None:
         return 0
     if not outputs.reader_left(stdout):
         print(
-            f"thawline: stdout cannot be written ({outputs.reason(stdout.why)}): what `thawline {verb}` has to say is "
+            f"thawline: stdout cannot be written ({outputs.reason(stdout.why)}): what `thawline {verb}` printed is "
             "lost; send it elsewhere",
             file=sys.stderr,
         )

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from thawline.cluster.outputs import Talk
+from thawline.cluster.outputs import SafeStream
 from thawline.dataio.store.private import check_own, scratch, scratch_path, use_compile_cache
 
 Main = Callable[[Connection, Any], None]
@@ -74,10 +74,10 @@ def _fork(server: socket.socket, asked: socket.socket, main: Main) -> None:
         main(Connection(asked.detach()), words["part"])
         status = 0
     except BaseException:  # nothing above this frame is the child's
-        traceback.print_exc(file=Talk(sys.stderr))
+        traceback.print_exc(file=SafeStream(sys.stderr))
     finally:
-        Talk(sys.stdout).flush()
-        Talk(sys.stderr).flush()
+        SafeStream(sys.stdout).flush()
+        SafeStream(sys.stderr).flush()
         os._exit(status)  # what the parent would do at its end is not this process's to do
 
 

@@ -24,7 +24,7 @@ from thawline.cluster.errors import KINDS, USER_ERRORS
 from thawline.cluster.job import job as jobs
 from thawline.cluster.launch import ranks
 from thawline.cluster.launch.messages import Asked, Crashed, Ended, Message, Refused, Rows
-from thawline.cluster.outputs import Talk
+from thawline.cluster.outputs import SafeStream
 from thawline.cluster.run.folder import run_dir
 from thawline.cluster.run.run import run
 from thawline.trainer.rows import Row
@@ -117,5 +117,5 @@ def main(link: Connection, part: dict[str, Any]) -> None:
     except USER_ERRORS as error:
         context.send(Refused(Sentence.of(error, KINDS)))
     except BaseException as error:  # whatever it is, the one who waits shall hear of it
-        traceback.print_exc(file=Talk(sys.stderr))
+        traceback.print_exc(file=SafeStream(sys.stderr))
         context.send(Crashed("".join(traceback.format_exception(error))))

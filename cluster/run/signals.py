@@ -14,23 +14,23 @@ from types import FrameType
 
 _UNWIND_S = 10.0
 _WORDS = b"\nstopping at the end of this window, with a checkpoint; Ctrl-C again to end at once\n"
-_asked_by = 0
+_stop_signal = 0
 
 
 @contextlib.contextmanager
 def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop; the next SIGINT does what it did before."""
-    global _asked_by
+    global _stop_signal
 
     def handler(number: int, frame: FrameType | None) -> None:
-        global _asked_by
-        _asked_by = _asked_by or number
+        global _stop_signal
+        _stop_signal = _stop_signal or number
         signal.signal(signal.SIGINT, again)  # first: what is asked may be long in answering
         with contextlib.suppress(OSError):  # whoever closed the terminal hears nothing
             os.write(2, _WORDS)
         request()
 
-    _asked_by = 0
+    _stop_signal = 0
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -52,7 +52,7 @@ def exit_status() -> int:
 
     143 is SIGTERM's, which SIGHUP and `thawline stop` are taken for, and what other ranks have heard.
     """
-    return 128 + (signal.SIGINT if _asked_by == signal.SIGINT else signal.SIGTERM)
+    return 128 + (signal.SIGINT if _stop_signal == signal.SIGINT else signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -298,7 +298,7 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (0, 143)):
 
         def launch(*_: object, number: int = number, **__: object) -> dict[str, object]:
-            monkeypatch.setattr("thawline.cluster.run.signals._asked_by", number)
+            monkeypatch.setattr("thawline.cluster.run.signals._stop_signal", number)
             return stopped
 
         monkeypatch.setattr("thawline.cluster.launch.launch.launch", launch)

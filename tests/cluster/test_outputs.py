@@ -1,4 +1,4 @@
-"""What cannot be printed is left unsaid and counted, and talk never lands where data go."""
+"""Are lines that cannot be printed dropped and counted, and does no message land where data go?"""
 
 import subprocess
 import sys
@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from thawline.cluster.cli.console import Console
-from thawline.cluster.outputs import Talk, reason
+from thawline.cluster.outputs import SafeStream, reason
 
 TALKS = """
 import sys
-from thawline.cluster.outputs import forgiving
-with forgiving():
+from thawline.cluster.outputs import safe_streams
+with safe_streams():
     file = open(sys.argv[1], "w")
     for number in range(5000):
         print("talk", number, file=sys.stderr)
@@ -51,15 +51,15 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path: Path) -> None:
 
 def test_lines_that_could_not_be_printed_are_counted() -> None:
     full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115  # its close fails; by the line, as stderr is
-    heard = Talk(full)
+    stream = SafeStream(full)
     console = Console(full)
     for _ in range(3):
-        heard.write("a line\n")
+        stream.write("a line\n")
         console.show([{"kind": "note", "text": "a line"}])
-    heard.flush()
-    assert heard.unsaid == console.unsaid == 3
-    assert reason(heard.why) == "No space left on device"
+    stream.flush()
+    assert stream.lost == console.lost == 3
+    assert reason(stream.why) == "No space left on device"
     with pytest.raises(OSError, match="No space"):
         full.close()
-    heard.write("to a closed file\n")
-    assert heard.unsaid == 4
+    stream.write("to a closed file\n")
+    assert stream.lost == 4
