@@ -54,13 +54,13 @@ class Task:
     smoothed: Callable[[float], LossFunction] | None = None
     """The same with this share of each label spread over all classes; None where labels have no total to spread."""
     metrics: tuple[str, ...] = ()
-    """What is measured where nobody chose: texts, see metric_names."""
+    """What is measured where nobody chose: texts, see metrics.names."""
     own_metrics: Callable[[], Mapping[str, MetricKind]] = _no_metrics
     """The metrics that have a name of ours; called, since torchmetrics takes two seconds to import."""
     settled: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that every class of torchmetrics gets which takes them."""
     measured: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _as_they_are
-    """Outputs and targets as metrics take them, see metrics.as_metrics_take."""
+    """Outputs and targets as metrics take them, see meter.as_metrics_take."""
     trial: Callable[[int], tuple[Tensor, Tensor]] | None = None
     """Four made-up samples of that many classes in the form that metrics take; no random state is touched."""
     probabilities: Callable[[Tensor], Tensor] = lambda outputs: outputs

@@ -50,7 +50,7 @@ def sweep(
     """`metric` of multi-label predictions, with each threshold in place of its own.
 
     metric: accuracy_multi, f_beta(beta=2), precision, recall, or a torchmetrics class that takes a threshold (see
-    metric_names). A label is present where its probability is above the threshold.
+    metrics.names). A label is present where its probability is above the threshold.
 
     Raises:
         RecipeError: the predictions are not multi-label, there are none or no thresholds, or the metric takes none, or

@@ -17,8 +17,8 @@ from torchmetrics.classification import MulticlassStatScores, MultilabelStatScor
 
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.metrics import names as metric_names
 from thawline.trainer.metrics.build import one
+from thawline.trainer.metrics.names import parse
 from thawline.trainer.metrics.states import gathered
 from thawline.trainer.tasks import TASKS, record_of
 
@@ -85,7 +85,7 @@ def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
         raise RecipeError(f"task={task!r} has no default metrics: give {known}, or your own metrics")
     metrics: dict[str, Metric] = {}
     for text in names or TASKS[task].metrics:
-        column = metric_names.parse(text).column
+        column = parse(text).column
         if column in metrics:
             raise RecipeError(
                 f"metric {quoted(text)!r} comes twice as column {quoted(column)}: one would hide the other; leave one "

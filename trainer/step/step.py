@@ -59,7 +59,7 @@ def train_step(
     micro-batches is the mean over the global batch, even where parts differ by a sample.
     seed: of dropout. micro_batches: in how many pieces the part goes through the model, one after the other, to need
     less memory. The gradients are those of the whole, unless a layer looks across samples: BatchNorm sees a piece at a
-    time. agree: asked between backward and update, where all ranks go on together or none does (see stepper).
+    time. agree: asked between backward and update, where all ranks go on together or none does (see recovery).
     Returns the samples' losses, (N,) float32 on the device.
     """
     reduction.begin()
