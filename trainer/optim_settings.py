@@ -10,6 +10,7 @@ from thawline.trainer.errors import RecipeError
 
 OptimName = Literal["adamw", "sgd", "lamb"]
 OptimEngine = Literal["torch", "apex"]
+MOMENTUM = below_one("the moments would never settle")
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class OptimSettings:
     """Whose fused kernels; lamb is NVIDIA's apex's whatever stands here."""
     weight_decay: Annotated[float, at_least(0, "weights would grow by themselves")] = 0.01
     """Of matrices and filters; norms and biases have none."""
-    momentum: Annotated[float, below_one("the moments would never settle")] = 0.9
+    momentum: Annotated[float, MOMENTUM] = 0.9
     """sgd's, or the first beta of adamw and lamb, where the schedule leaves it alone."""
     nesterov: bool = False
     """Look ahead along the momentum; sgd only."""
-    beta2: Annotated[float, below_one("the moments would never settle")] = 0.99
+    beta2: Annotated[float, MOMENTUM] = 0.99
     """Decay of the mean square of gradients; not sgd."""
     eps: Annotated[float, above_zero("an entry without a gradient would divide 0 by 0")] = 1e-5
     """Added to its root, so that an entry with hardly any gradient takes hardly any step; not sgd."""

@@ -133,7 +133,3 @@ def _check_printed(verb: str, stdout: outputs.SafeStream) -> int:
             file=sys.stderr,
         )
     return 1
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,7 @@ from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
 from thawline.trainer.settings import TrainSettings
 
 _COUNT = at_least(0, "a count is not negative")
@@ -156,7 +156,7 @@ class PhaseJob:
     """End at lr / div_final; not constant."""
     pct_start: Annotated[float | None, _PCT] = None
     """Share of the steps in which lr rises or stays flat; None = fit.pct_start."""
-    momenta: Annotated[tuple[float, float, float] | None, below_one("the moments would never settle")] = None
+    momenta: Annotated[tuple[float, float, float] | None, MOMENTUM] = None
     """Momentum at the start, the middle and the end of a cycle."""
     warmup: Annotated[float | None, _SHARE] = None
     """Share of the steps in which lr rises linearly; None = fit.warmup."""

@@ -13,6 +13,7 @@ from numbers import Real
 from typing import Literal, Protocol
 
 from thawline.trainer.errors import RecipeError
+from thawline.trainer.optim_settings import MOMENTUM
 
 LearningRate = float | slice | Sequence[float]
 """One for all layer groups; slice(b), slice(a, b), or the pair [a, b], slice(a, b) as TOML writes it."""
@@ -65,11 +66,9 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         _check(self.lr, self.steps, div=self.div, div_final=self.div_final, pct_start=self.pct_start)
-        if len(self.momenta) != 3 or not all(0 <= m < 1 for m in self.momenta):
-            raise RecipeError(
-                f"momenta={self.momenta} are not three numbers in [0, 1): the moments would never settle; "
-                "give (start, middle, end), as in (0.95, 0.85, 0.95)"
-            )
+        MOMENTUM.check("momenta", self.momenta, RecipeError)
+        if len(self.momenta) != 3:
+            raise RecipeError(f"momenta={self.momenta} are not three: give (start, middle, end), as in {MOMENTA}")
 
     def at(self, step: int) -> tuple[tuple[float, ...], float]:
         """As `Schedule.at`; momentum is always a number."""

@@ -305,6 +305,9 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(
         code, out, err = thawline("train", write_job(tmp_path, manifest))
         assert (code, out) == (status, "")
         assert "stopped at step 3; the same command resumes it" in err
+        assert "size_px = 32" in err, "what the job sets"
+        assert "cpus_per_worker" not in err, "no field that has its default"
+    assert "cpus_per_worker = 1.0" in thawline("train", write_job(tmp_path, manifest), "--print-job")[2]
 
 
 def test_a_finished_run_without_its_rows_still_has_its_result(thawline: Run, tmp_path: Path, manifest: Path) -> None:
