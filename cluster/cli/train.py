@@ -60,8 +60,10 @@ def _print_result(job: Job, result: dict[str, Any], *, already: bool) -> None:
     if already:
         say(f"{folder} has finished: this is its result")
         say("\n".join([epochs_of(folder), *result.get("notes", [])]))
+    drawn = not folder.missing(["report.html"])  # a kill, or a full disk, may have come between it and the result
     say(
         f"{result['images_per_s']:,.0f} images/s, {result['data_wait_fraction']:.1%} of the time waiting for data, "
-        f"{result['wall_s']:.0f} s in all; see {folder.full('report.html')}"
+        f"{result['wall_s']:.0f} s in all; "
+        + (f"see {folder.full('report.html')}" if drawn else "report.html was not written")
     )
     print(as_json({"run": folder.text, **result["metrics"], "stream_hash": result["stream_hash"]}))

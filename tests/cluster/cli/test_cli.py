@@ -330,6 +330,9 @@ def test_a_finished_run_without_its_rows_still_has_its_result(thawline: Run, tmp
         assert json.loads(out)["accuracy"] is None
         assert "rows.parquet cannot be read" in err
         assert "a note" in err
+        assert "report.html was not written" in err
+    (folder / "report.html").touch()
+    assert f"see {folder / 'report.html'}" in thawline("train", file)[2]
     (folder / "result.json").write_text("{}")
     code, _, err = thawline("train", file)
     assert code == 1
