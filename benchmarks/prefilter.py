@@ -19,7 +19,7 @@ from thawline.benchmarks import peers
 from thawline.benchmarks.harness import BenchmarkError, check_positive, measure, report, say, spread, torch_threads
 from thawline.benchmarks.photos import real_photos, write_photos
 from thawline.benchmarks.presize import HEIGHT, SEED, SPEC, WIDTH, Jpegs, ideal, psnr
-from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels import geometry, pictures, reference
 from thawline.dataio.pixels.colours import finish
 from thawline.dataio.pixels.geometry import Floats, Geometry
 from thawline.dataio.pixels.spec import ImageSpec
@@ -136,7 +136,7 @@ def _qualities(jpegs: Jpegs, width: int, height: int, size_px: int) -> dict[str,
     drawn = draw(spec, len(jpegs), width=width, height=height)
     views = peers.draw(spec, width=width, height=height, **_who(len(jpegs)))
     seen = peers.interior(views, spec)
-    sources = [reference.decode(jpeg) for jpeg in jpegs]
+    sources = [pictures.decode(jpeg) for jpeg in jpegs]
     ideals = [
         ideal(source, total, size_px=size_px, border=spec.border)
         for source, total in zip(sources, views.totals, strict=True)

@@ -35,7 +35,7 @@ from thawline.benchmarks.harness import (
 from thawline.benchmarks.peers import Views
 from thawline.benchmarks.photos import real_photos, write_photos
 from thawline.dataio.batch import ImageBatch
-from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels import geometry, pictures, reference
 from thawline.dataio.pixels.geometry import Floats, Geometry
 from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import Border, ImageSpec
@@ -187,7 +187,7 @@ def make_scene(jpegs: Jpegs) -> Scene:
     """The JPEGs, their geometry and their ideals."""
     piece = make_piece(jpegs)
     ideals = [
-        ideal(reference.decode(jpeg), homography, size_px=SPEC.size_px, border=SPEC.border)
+        ideal(pictures.decode(jpeg), homography, size_px=SPEC.size_px, border=SPEC.border)
         for jpeg, homography in zip(jpegs, piece.views.totals, strict=True)
     ]
     return Scene(piece, ideals, peers.interior(piece.views, SPEC))

@@ -23,7 +23,7 @@ from thawline.benchmarks.peers import Views
 from thawline.benchmarks.photos import real_photos
 from thawline.benchmarks.prefilter import shrinks
 from thawline.benchmarks.presize import SUB, Jpegs, ideal, make_engine, make_work, psnr, rendered
-from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels import geometry, pictures, reference
 from thawline.dataio.pixels.geometry import Floats
 from thawline.dataio.pixels.spec import ImageSpec
 
@@ -71,15 +71,15 @@ def _cell(images: int, source_px: int, size_px: int, angle_deg: float, zoom: flo
     spec = peers.resized(SPEC, size_px)
     views = turned(images, source_px, spec, angle_deg=angle_deg, zoom=zoom)
     seen = peers.interior(views, spec)
-    sources = [reference.decode(jpeg) for jpeg in jpegs]
+    sources = [pictures.decode(jpeg) for jpeg in jpegs]
     options: dict[str, Any] = {"size_px": size_px, "border": spec.border}
     ideals = [ideal(s, total, **options) for s, total in zip(sources, views.totals, strict=True)]
     ways = _pictures(jpegs, views, spec)
     ways["ideal_16x16"] = ideal(sources[0], views.totals[0], sub=2 * SUB, **options)[None]
     ways["ideal_lanczos"] = lanczos(sources[0], views.totals[0], **options)[None]
     found: dict[str, Any] = {"shrink": float(shrinks(views.totals[:1], size_px=size_px)[0])}
-    for name, pictures in ways.items():
-        both = list(zip(pictures, ideals, seen, strict=False))
+    for name, rendered_by in ways.items():
+        both = list(zip(rendered_by, ideals, seen, strict=False))
         found[f"{name}_psnr_db"] = spread([psnr(picture[k], best[k]) for picture, best, k in both])
         found[f"{name}_ssim"] = spread([ssim(picture, best, k) for picture, best, k in both])
     return found

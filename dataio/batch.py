@@ -1,9 +1,8 @@
 """What does training receive? `Batch`, and the `Loader` protocol, which is all that the trainer knows of data."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -47,20 +46,6 @@ class ImageBatch(Batch):
 
     inputs: Tensor
     """(N, 3, H, W) float32 or float16, normalised, channels_last in memory, on the loader's device."""
-
-
-class Closing(ABC):
-    """What gives threads, memory or files back by `close`: whoever opens it closes it, best by `with`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back what is held; more than once is no error."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Loader(Protocol):

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from thawline.dataio.errors import ManifestError
 from thawline.dataio.pixels.geometry import Geometry, project
-from thawline.dataio.pixels.reference import decode, render_mask
+from thawline.dataio.pixels.pictures import VOID, decode
+from thawline.dataio.pixels.reference import render_mask
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.loader import ImageLoader
-from thawline.dataio.table.targets import VOID
 from thawline.dataio.table.tasks import TASKS
 
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}

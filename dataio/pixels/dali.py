@@ -1,8 +1,9 @@
-"""How does DALI run the spec? One pipeline: decode, filter where needed, warp; finish.py does the colours.
+"""How does DALI run the spec? One pipeline: decode, filter where needed, warp; colours.py does the colours.
 
-Nobody else imports DALI but decoding.py, which asks it about single files. `device` alone decides where it runs: "cpu"
-wholly on the CPU, "cuda" with `mixed` decoding (the GPU's JPEG engines) and everything after it on the GPU. Randomness
-comes from `geometry`, never from DALI, so both give the same stream.
+Nobody else imports DALI but decoding.py, which asks it about single files: run as a script in a child, it must not
+import this file, nor torch. `device` alone decides where it runs: "cpu" wholly on the CPU, "cuda" with `mixed` decoding
+(the GPU's JPEG engines) and everything after it on the GPU. Randomness comes from `geometry`, never from DALI, so both
+give the same stream.
 """
 
 import sys
@@ -22,16 +23,15 @@ from nvidia.dali import Pipeline, pipeline_def
 from nvidia.dali.pipeline import do_not_convert
 from torch.utils.dlpack import from_dlpack
 
-from thawline.dataio.batch import Closing, ImageBatch
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.closing import Closing
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels.colours import finish, sent
 from thawline.dataio.pixels.decoding import cause, decodable, known
 from thawline.dataio.pixels.geometry import SAMPLES
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import VOID, decode, transcode
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Mend, Work
-from thawline.dataio.reading.readers import transcode
-from thawline.dataio.table.targets import VOID
 
 PREFETCH = 2
 _REWRITTEN = "__autograph_generated_file"  # how DALI calls modules of Python that it has rewritten

@@ -1,11 +1,15 @@
 """How does Pillow turn a picture file into pixels? What reading, verifying and masks have in common; no torch."""
 
+import io
 import re
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from thawline.dataio.errors import EngineError
+from thawline.dataio.store import files
 
 MAX_PIXELS = 120_000_000
 """Of an image or mask, unless --max-pixels says otherwise. Cameras go to 102 megapixels, but for a few; decoded, this
@@ -14,6 +18,8 @@ MOST_PIXELS = 178_956_970
 """Beyond this Pillow refuses to decode, by its own defaults: twice Image.MAX_IMAGE_PIXELS."""
 MOST_BYTES = 1 << 30
 """Of a file. A TIFF of MAX_PIXELS with four channels of 16 bits has 960 MB."""
+VOID = 255
+"""The value of a mask's pixels that belong to no class: never trained on, never counted."""
 
 _PILLOW = re.compile(r"PIL\.")
 
@@ -66,3 +72,29 @@ def hush_pillow() -> None:
     """
     if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW.pattern)
+
+
+def decode(encoded: NDArray[np.uint8], *, path: str = "the image") -> NDArray[np.uint8]:
+    """Encoded file -> (H, W, 3) uint8 RGB, upright by its orientation. Raises EngineError, naming the path.
+
+    Transparency is left out, the first of several pictures is taken, 16 bits are scaled to 8: as DALI does.
+    """
+    hush_pillow()
+    try:
+        with Image.open(io.BytesIO(encoded.tobytes())) as image:
+            return to_rgb(image)
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        raise EngineError(
+            f"{path} cannot be decoded ({why_undecodable(error)}): the batch cannot be made; remove or mend the file "
+            "and index again"
+        ) from error
+
+
+def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM", path: str = "the image") -> NDArray[np.uint8]:
+    """What only Pillow decodes, as a file that DALI decodes too: the same pixels, upright, (bytes,) uint8.
+
+    PPM costs nothing to write or read and is as large as the pixels; PNG is for keeping. Raises EngineError.
+    """
+    file = io.BytesIO()
+    Image.fromarray(decode(encoded, path=path)).save(file, kind)
+    return files.as_array(file.getvalue())

@@ -4,7 +4,6 @@ Decodes with Pillow, filters and warps with torch in float32, one sample at a ti
 readable: for speed use DALI.
 """
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
@@ -13,34 +12,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 
-from thawline.dataio.batch import Closing, ImageBatch
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.closing import Closing
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels.colours import finish
 from thawline.dataio.pixels.geometry import SAMPLES
-from thawline.dataio.pixels.pictures import hush_pillow, to_rgb, why_undecodable
+from thawline.dataio.pixels.pictures import VOID, decode
 from thawline.dataio.pixels.spec import Border, ImageSpec
 from thawline.dataio.pixels.work import Mend, Work
-from thawline.dataio.table.targets import VOID
 
 _PADDING: dict[Border, str] = {"reflect": "reflection", "replicate": "border", "constant": "zeros"}
-
-
-def decode(encoded: NDArray[np.uint8], *, path: str = "the image") -> NDArray[np.uint8]:
-    """Encoded file -> (H, W, 3) uint8 RGB, upright by its orientation. Raises EngineError, naming the path.
-
-    Transparency is left out, the first of several pictures is taken, 16 bits are scaled to 8: as DALI does.
-    """
-    hush_pillow()
-    try:
-        with Image.open(io.BytesIO(encoded.tobytes())) as image:
-            return to_rgb(image)
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise EngineError(
-            f"{path} cannot be decoded ({why_undecodable(error)}): the batch cannot be made; remove or mend the file "
-            "and index again"
-        ) from error
 
 
 def prefilter(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

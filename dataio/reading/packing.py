@@ -25,8 +25,8 @@ from PIL import Image
 from thawline.dataio.ahead import read_ahead
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError, ManifestError, QuarantineError, ShardError
-from thawline.dataio.pixels.reference import decode
-from thawline.dataio.reading.readers import Reader, transcode
+from thawline.dataio.pixels.pictures import decode, transcode
+from thawline.dataio.reading.readers import Reader
 from thawline.dataio.reading.shards import hashed, open_reader, schema
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root

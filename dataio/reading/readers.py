@@ -7,18 +7,16 @@ sees it, and told to the loader as a reason. Raised is only what is no file's fa
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
 
+from thawline.dataio.closing import Closing
 from thawline.dataio.errors import EngineError
-from thawline.dataio.pixels.pictures import MOST_BYTES
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import MOST_BYTES, transcode
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.subset import Rows
@@ -55,7 +53,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class FileReader:
+class FileReader(Closing):
     """One file an image, below a folder or a URI."""
 
     root: Root
@@ -102,13 +100,3 @@ def for_engines(encoded: NDArray[np.uint8], *, pillow: bool) -> NDArray[np.uint8
         return transcode(encoded) if pillow else encoded
     except EngineError as error:
         return str(error)
-
-
-def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM", path: str = "the image") -> NDArray[np.uint8]:
-    """What only Pillow decodes, as a file that DALI decodes too: the same pixels, upright, (bytes,) uint8.
-
-    PPM costs nothing to write or read and is as large as the pixels; PNG is for keeping. Raises EngineError.
-    """
-    file = io.BytesIO()
-    Image.fromarray(decode(encoded, path=path)).save(file, kind)
-    return files.as_array(file.getvalue())

@@ -25,6 +25,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from thawline.dataio.closing import Closing
 from thawline.dataio.errors import ShardError
 from thawline.dataio.reading.readers import Encoded, FileReader, Reader, Reason, for_engines
 from thawline.dataio.store import cache as caches
@@ -80,7 +81,7 @@ def open_reader(
         raise
 
 
-class ShardReader:
+class ShardReader(Closing):
     """Samples as views into mapped files. A shard is mapped when it is first read from."""
 
     threads = 1

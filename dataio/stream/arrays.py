@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thawline.dataio.batch import Batch, Closing, Inputs
+from thawline.dataio.batch import Batch, Inputs
+from thawline.dataio.closing import Closing
 from thawline.dataio.errors import SplitError
 from thawline.dataio.hashing import hash64
 from thawline.dataio.stream.plan import Once, Order, Training
@@ -113,17 +114,7 @@ def array_loaders(
     numbers = torch.arange(len(targets)) if ids is None else torch.as_tensor(ids).to(torch.int64).cpu()
     held_out = _held_out(numbers.numpy(), valid, seed) if isinstance(valid, float | int) else np.asarray(valid)
     tensors = [torch.as_tensor(each) for each in (*(inputs if isinstance(inputs, tuple) else (inputs,)), targets)]
-    lengths = [len(held_out), *(len(each) for each in tensors), len(numbers)]
-    if len(set(lengths)) > 1:
-        raise SplitError(
-            f"valid, inputs, targets and ids have {', '.join(map(str, lengths))} rows: they would not belong together; "
-            "give arrays of one length"
-        )
-    if held_out.all() or not held_out.any():
-        raise SplitError(
-            f"{held_out.sum()} of {len(held_out)} rows are validated on: a side would be empty; give a share or a mask "
-            "that leaves some for both"
-        )
+    _check(held_out, [len(held_out), *(len(each) for each in tensors), len(numbers)])
 
     def loader(which: NDArray[np.bool_], kind: type[Order], **options: int) -> ArrayLoader:
         rows = torch.from_numpy(np.flatnonzero(which))
@@ -148,6 +139,20 @@ def _held_out(ids: NDArray[np.int64], share: float, seed: int) -> NDArray[np.boo
     chosen = np.zeros(len(ids), np.bool_)
     chosen[np.argsort(hash64(seed, ids), kind="stable")[: round(share * len(ids))]] = True
     return chosen
+
+
+def _check(held_out: NDArray[np.bool_], lengths: list[int]) -> None:
+    """Raises SplitError for arrays of other lengths, and where a side would have no row."""
+    if len(set(lengths)) > 1:
+        raise SplitError(
+            f"valid, inputs, targets and ids have {', '.join(map(str, lengths))} rows: they would not belong together; "
+            "give arrays of one length"
+        )
+    if held_out.all() or not held_out.any():
+        raise SplitError(
+            f"{held_out.sum()} of {len(held_out)} rows are validated on: a side would be empty; give a share or a mask "
+            "that leaves some for both"
+        )
 
 
 def _take(tensor: Tensor, rows: Tensor) -> Tensor:

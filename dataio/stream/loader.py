@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from thawline.dataio.ahead import read_ahead
-from thawline.dataio.batch import Closing, ImageBatch
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.closing import Closing
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.reading.shards import Progress, open_reader
@@ -186,14 +187,7 @@ def split_loader(
     with ExitStack() as opened:
         reader = open_reader(manifest, cache=cache, cache_gib=cache_gib, progress=progress)
         opened.callback(reader.close)
-        source = Source(
-            manifest=manifest,
-            subset=subset,
-            order=order,
-            spec=spec,
-            reader=reader,
-            seed=seed,
-            max_quarantined=max_quarantined,
-        )
+        of: dict[str, Any] = {"manifest": manifest, "subset": subset, "order": order, "spec": spec, "seed": seed}
+        source = Source(**of, reader=reader, max_quarantined=max_quarantined)
         opened.pop_all()
     return ImageLoader(order=order, source=source, renderer=renderer, epoch_samples=epoch_samples or len(subset))

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from thawline.dataio.ahead import timed
-from thawline.dataio.batch import Closing, ImageBatch
+from thawline.dataio.batch import ImageBatch
+from thawline.dataio.closing import Closing
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels.reference import ReferenceEngine

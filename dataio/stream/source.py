@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thawline.dataio.batch import Closing
+from thawline.dataio.closing import Closing
 from thawline.dataio.errors import ManifestError, QuarantineError
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec

@@ -16,11 +16,8 @@ from PIL import Image, ImageOps
 
 from thawline.dataio.errors import EngineError, ManifestError
 from thawline.dataio.pixels.geometry import Geometry
-from thawline.dataio.pixels.pictures import MOST_PIXELS, check_pixels, hush_pillow, why_undecodable
+from thawline.dataio.pixels.pictures import MOST_PIXELS, VOID, check_pixels, hush_pillow, why_undecodable
 from thawline.dataio.table.keypoints import Pairs, partners, points
-
-VOID = 255
-"""The value of a mask's pixels that belong to no class: never trained on, never counted."""
 
 Targets = NDArray[np.int64] | NDArray[np.float32]
 
@@ -97,7 +94,7 @@ def decode_mask(
                 raise ValueError(f"its mode is {image.mode}: save it as 8-bit grey or palette")
             ImageOps.exif_transpose(image, in_place=True)
             return np.array(image).astype(np.uint8)
-    except Exception as error:  # as reference.decode
+    except Exception as error:  # as pictures.decode
         raise EngineError(
             f"{path} cannot be read as a mask ({why_undecodable(error)}): its image cannot be used; mend the file and "
             "index again"

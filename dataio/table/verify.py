@@ -205,7 +205,7 @@ def _opened(data: bytes, max_pixels: int) -> tuple[Check, _Decoded | None]:
     check = Check(bytes=len(data), hash=xxhash.xxh3_64_intdigest(data))
     try:
         return check, _Decoded(check, data, _decode(data, check, max_pixels))
-    except Exception as error:  # see reference.decode
+    except Exception as error:  # see pictures.decode
         check.status = _reason(error, data)
     return check, None
 

@@ -33,7 +33,7 @@ from thawline.benchmarks import (
 from thawline.benchmarks.bodies import BODIES
 from thawline.benchmarks.photos import real_photos, write_photos
 from thawline.cluster import doctor
-from thawline.dataio.pixels import geometry, reference
+from thawline.dataio.pixels import geometry, pictures
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.models.bodies import create
 from thawline.models.groups import parameter_groups
@@ -137,7 +137,7 @@ def test_the_decoder_gives_each_jpeg_in_turn_and_begins_again() -> None:
     for first, second in (jpegs[:2], jpegs[2:], jpegs[:2]):
         (images,) = pipe.run()
         for i, jpeg in enumerate((first, second)):
-            assert np.abs(np.asarray(images.at(i)).astype(int) - reference.decode(jpeg)).max() <= 4
+            assert np.abs(np.asarray(images.at(i)).astype(int) - pictures.decode(jpeg)).max() <= 4
 
 
 def test_a_profile_adds_up_what_has_the_same_name_by_the_step() -> None:
@@ -200,7 +200,7 @@ def test_photos_are_seeded_jpegs_of_the_right_size_in_px_and_bytes() -> None:
         assert photo.dtype == np.uint8
         with Image.open(io.BytesIO(photo.tobytes())) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (500, 375))
-        assert reference.decode(photo).std() > 20
+        assert pictures.decode(photo).std() > 20
         assert 60_000 < len(photo) < 110_000
     again = write_photos(2, width=500, height=375, seed=7)
     assert [photo.tobytes() for photo in again] == [photo.tobytes() for photo in photos[:2]]
@@ -259,7 +259,7 @@ def test_real_photos_are_unscaled_cuts_of_two_photographs() -> None:
     sources = datasets.load_sample_images().images
     cuts = real_photos(3, width=90, height=60, seed=5)
     for i, cut in enumerate(cuts):
-        found = reference.decode(cut).astype(np.int16)
+        found = pictures.decode(cut).astype(np.int16)
         assert found.shape == (60, 90, 3)
         windows = np.lib.stride_tricks.sliding_window_view(sources[i % 2][..., 1], (60, 90))
         probes = [(5, 7), (30, 44), (58, 88), (11, 80), (50, 3)]

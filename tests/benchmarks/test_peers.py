@@ -15,7 +15,7 @@ from thawline.benchmarks.peers import Views
 from thawline.benchmarks.presize import ideal, psnr
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.geometry import Floats
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.pixels.spec import ImageSpec
 
 WIDTH, HEIGHT = 200, 150

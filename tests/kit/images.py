@@ -18,7 +18,8 @@ from PIL import Image
 
 from thawline.dataio.batch import ImageBatch
 from thawline.dataio.pixels.geometry import Geometry
-from thawline.dataio.pixels.reference import ReferenceEngine, decode
+from thawline.dataio.pixels.pictures import decode
+from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.loader import ImageLoader

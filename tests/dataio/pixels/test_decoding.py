@@ -13,7 +13,7 @@ from tests.kit.encoders import fax_tiff
 from tests.kit.hostile import saved
 from tests.kit.images import photo
 from thawline.dataio.pixels import probe
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import decode
 
 pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
 

@@ -30,7 +30,7 @@ from tests.kit.images import (
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.geometry import SAMPLES
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.pixels.spec import Border, ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.table.manifest import Manifest

@@ -17,7 +17,7 @@ from tests.kit.hostile import CORNERS, HEIGHT, NAMES, WIDTH, pictures, write
 from tests.kit.images import psnr
 from thawline import models, trainer
 from thawline.dataio.batch import Batch, ImageBatch
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import loaders, split_loader
 from thawline.dataio.table.labels import by_function, label

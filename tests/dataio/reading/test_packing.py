@@ -14,7 +14,7 @@ from tests.kit.images import encode, photo, psnr
 from tests.kit.packs import SMALL, contents, every, photos, rebuilt
 from thawline.cluster import doctor
 from thawline.dataio.errors import ManifestError, QuarantineError, ShardError
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.reading.packing import pack
 from thawline.dataio.table.manifest import Manifest
 

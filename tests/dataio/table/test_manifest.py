@@ -17,6 +17,7 @@ from PIL import Image
 
 from thawline.dataio.errors import ManifestError
 from thawline.dataio.pixels.geometry import centred
+from thawline.dataio.pixels.pictures import VOID
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.table import manifest as manifests
 from thawline.dataio.table.draws import random_split
@@ -26,7 +27,7 @@ from thawline.dataio.table.schema import columns
 from thawline.dataio.table.sources import Table, from_folder
 from thawline.dataio.table.splits import by_function, split
 from thawline.dataio.table.subset import Rows
-from thawline.dataio.table.targets import VOID, View, decode_mask, value_table
+from thawline.dataio.table.targets import View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS as KINDS
 
 FORMATS = ("parquet", "arrow")

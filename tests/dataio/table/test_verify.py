@@ -25,9 +25,9 @@ from tests.kit.hostile import exif, lying, pictures, png, saved, tiff, with_segm
 from tests.kit.images import PLAIN, make_work, photo, pixels_of, run_engine
 from thawline.dataio.errors import EngineError, ResourceError, SourceError
 from thawline.dataio.pixels import geometry, probe
-from thawline.dataio.pixels.reference import decode
+from thawline.dataio.pixels.pictures import decode, transcode
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.reading.readers import FileReader, transcode
+from thawline.dataio.reading.readers import FileReader
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 from thawline.dataio.table import verify
