@@ -98,7 +98,7 @@ def _phases_help() -> str:
     """The keys of [[phases]], which are a job's but no flags, as their comments describe them."""
     comments = re.findall(r'^    (\w+): .+\n    """(.+)"""$', getsource(PhaseJob), re.MULTILINE)
     width = 2 + max(len(name) for name, _ in comments)
-    lines = ["[[phases]] in JOB, which are no flags: tables of phases that run one after another,"]
+    lines = ["[[phases]] in JOB, not flags: tables of phases that run one after another,"]
     lines += ["each with exactly one of epochs, steps and samples"]
     for name, comment in comments:
         lines += textwrap.wrap(f"  {name:<{width}}{comment}", 80, subsequent_indent=" " * (width + 2))
@@ -114,7 +114,7 @@ def _check_indexed(given: str, verb: str) -> None:
         folder, packed, run = path.is_dir(), (path / "manifest.arrow").is_file(), (path / "job.toml").is_file()
     except (OSError, ValueError) as error:  # too long, or with a NUL
         raise JobError(
-            f"{cut(given)} is no name of a file ({cut(str(error))}): give a job (.toml) or a manifest"
+            f"{cut(given)} cannot be the name of a file ({cut(str(error))}): give a job (.toml) or a manifest"
         ) from None
     if packed or run:
         what = "manifest.arrow" if packed else "job.toml"

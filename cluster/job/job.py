@@ -27,7 +27,7 @@ from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
 from thawline.trainer.settings import TrainSettings
 
 _COUNT = at_least(0, "a count is not negative")
-_SHARE = between(0, 1, "it is a share; 0 is none of it")
+_SHARE = between(0, 1, "it is a share of the steps; 0 is none")
 _RATE = Range(lambda v: v == "find" or 0 < v < inf, "a finite number above 0", "training would stand still or diverge")
 _DIV = at_least(1, "the cycle would start above its own maximum")
 _PCT = Range(lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
@@ -222,7 +222,7 @@ class Job:
 
 
 FIT_ALONE = ("epochs", "frozen_epochs")
-"""Of [fit], what counts where there are no [[phases]] only."""
+"""Of [fit], what counts only where there are no [[phases]]."""
 
 MAY_DIFFER = (
     # Where and under what name the run goes on: a run started on one machine may continue on another.
@@ -266,7 +266,9 @@ def from_toml(file: str | Path) -> Job:
     except FileNotFoundError:
         raise JobError(f"{file} does not exist: give a job (.toml) or a manifest (.parquet)") from None
     except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{file} is not valid TOML, so it is no job: {cut(str(error))}; correct it there") from None
+        raise JobError(
+            f"{file} is not valid TOML ({cut(str(error))}), so it cannot be read as a job: correct it there"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:  # no text, a name that no file can have, nested too deeply
         raise JobError(f"{file} cannot be read as a job ({cut(str(error))}): give a TOML file") from None
     return from_dict(mapping, source=str(file))

@@ -32,7 +32,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     """
     if is_dataclass(value):
         parts = [(known, hint, getattr(value, known)) for known, hint in get_type_hints(type(value)).items()]
-        inner = {f"{name}.{known}".lstrip("."): part for known, hint, part in parts if part or not _row(hint)}
+        inner = {f"{name}.{known}".lstrip("."): part for known, hint, part in parts if part or not _row_type(hint)}
     elif isinstance(value, tuple) and value and is_dataclass(value[0]):
         inner = {f"{name}[{i}]": part for i, part in enumerate(value)}
     else:
@@ -49,22 +49,22 @@ def _build(cls: type[T], table: Mapping[str, Any], *, prefix: str, source: str, 
         if name not in hints:
             near = _nearest(name, {known: prefix + known for known in hints}, root)
             raise JobError(f"unknown field {cut(dotted)} in {source}: nothing would read it; {near}")
-        if row := _row(hints[name]):
+        if row := _row_type(hints[name]):
             if not (isinstance(value, list | tuple) and all(isinstance(part, Mapping) for part in value)):
-                raise JobError(f"{where} is no list of tables, so their fields have no place: write [[{dotted}]]")
+                raise JobError(f"{where} is not a list of tables: its fields cannot be read; write [[{dotted}]]")
             values[name] = tuple(
                 _build(row, part, prefix=f"{dotted}[{i}].", source=source, root=root) for i, part in enumerate(value)
             )
         elif not is_dataclass(hints[name]):
-            values[name] = _read(hints[name], value, where=where)
+            values[name] = _value_as(hints[name], value, where=where)
         elif isinstance(value, Mapping):
             values[name] = _build(hints[name], value, prefix=f"{dotted}.", source=source, root=root)
         else:
-            raise JobError(f"{where} is no section, so its fields have no place: write them under [{dotted}]")
+            raise JobError(f"{where} is not a table: its fields cannot be read; write them under [{dotted}]")
     return cls(**values)
 
 
-def _row(hint: Any) -> Any:
+def _row_type(hint: Any) -> Any:
     """The dataclass of which a field holds any number, or None."""
     first, *rest = get_args(hint) or (None,)
     return first if get_origin(hint) is tuple and rest == [Ellipsis] and is_dataclass(first) else None
@@ -86,17 +86,17 @@ def _names(cls: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def _read(hint: Any, value: Any, *, where: str) -> Any:
+def _value_as(hint: Any, value: Any, *, where: str) -> Any:
     """`value` as `hint` has it: a whole number is fine for a float, and a TOML array for a tuple."""
     accepted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for kind in accepted:
         with suppress(TypeError, ValueError):
-            return _fit(kind, value)
+            return _converted(kind, value)
     choices = [choice for kind in accepted if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices and (isinstance(value, str) or get_origin(hint) is Literal):
         close = get_close_matches(str(value), choices, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else f"give one, {choices[0]!r} for instance"
-        raise JobError(f"{where} is none of {', '.join(choices)}, so nothing could run: {remedy}")
+        raise JobError(f"{where} is not one of {', '.join(choices)}: nothing could run; {remedy}")
     words = [_WORDS.get(kind, str(kind)) for kind in accepted if kind is not NoneType and get_origin(kind) != Literal]
     wanted = " or ".join([*words, *map(repr, choices)])
     raise JobError(f"{where} is of type {type(value).__name__}, which does not fit there: give {wanted}")
@@ -116,17 +116,17 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _fit(kind: Any, value: Any) -> Any:
-    """`value` as a `kind`. Raises TypeError or ValueError where it is none."""
+def _converted(kind: Any, value: Any) -> Any:
+    """`value` as a `kind`. Raises TypeError or ValueError where it is not one."""
     if get_origin(kind) is Literal and value in get_args(kind):
         return value
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         kinds = get_args(kind)
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        return tuple(_fit(*pair) for pair in zip(kinds, value, strict=True))
+        return tuple(_converted(*pair) for pair in zip(kinds, value, strict=True))
     if get_origin(kind) is dict and isinstance(value, dict):
         _, inner = get_args(kind)
-        return {name: _fit(inner, number) for name, number in value.items()}
+        return {name: _converted(inner, number) for name, number in value.items()}
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:  # isinstance would take True for a count

@@ -22,7 +22,7 @@ def check_out(given: str) -> Path:
     out = Path(given) if Path(given).suffix else Path(f"{given}.png")
     if out.suffix.lower() not in ENDINGS:
         raise JobError(
-            f"--out {quoted(given)} ends in {out.suffix}, which is no kind of picture: nothing could be drawn; give "
+            f"--out {quoted(given)} ends in {out.suffix}, which is not a kind of picture: nothing could be drawn; give "
             f"one of {', '.join(ENDINGS)}"
         )
     try:

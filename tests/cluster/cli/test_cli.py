@@ -261,7 +261,7 @@ def test_a_picture_is_looked_for_a_place_before_the_work(
         patch.setattr("thawline.cluster.run.vision.side_loaders", work)
         for verb in ("show", "lr-find"):
             for out, said in (
-                ("a.exe", "no kind of picture"),
+                ("a.exe", "not a kind of picture"),
                 ("folder.png", "Is a dir"),
                 ("file/a.png", "File exists"),
             ):
