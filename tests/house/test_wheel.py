@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import blocks
 from thawline.cluster import doctor
 
 pytestmark = pytest.mark.slow
@@ -94,6 +95,14 @@ def test_the_doctor_of_an_installed_wheel_finds_itself_there(installed: Path, be
     said = run(installed / "thawline", "doctor", cwd=beside)
     assert str(installed.parent) in said
     assert str(doctor.HOME) not in said
+
+
+def test_the_readme_s_example_runs_as_a_script_beside_folders_of_our_names(installed: Path, beside: Path) -> None:
+    text = (doctor.HOME / "README.md").read_text()
+    (example,) = (block.code for block in blocks.blocks("README.md", text) if block.language == "python")
+    (beside / "train.py").write_text(IMPORTS + example)
+    run(installed / "thawline", "sample", "digits", "data/digits", cwd=beside)
+    assert "error_rate" in run(installed / "python", "train.py", cwd=beside)
 
 
 def test_a_notebook_started_there_works_too(installed: Path, beside: Path) -> None:

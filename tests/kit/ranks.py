@@ -1,5 +1,6 @@
 """How do tests see several ranks? A scenario in 1, 2 and 3 processes (gloo, on the CPU), and what each rank saw."""
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from tests.kit.toy import ToyLoader, Watched, learner, loaders
 from thawline.trainer.learner import Learner
@@ -66,12 +67,18 @@ def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome], sizes:
             dist.destroy_process_group()
 
 
+def processes(call: Callable[..., None], *arguments: Any, number: int) -> None:
+    """Run call(rank, *arguments) in so many processes, forked from one that has imported what they need once."""
+    multiprocessing.set_forkserver_preload(["tests.kit.ranks"])
+    start_processes(call, arguments, nprocs=number, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
 def worlds_of(
     scenario: Callable[[Here], Outcome], folder: Path, *, sizes: Sequence[int] = (3, 2, 1)
 ) -> dict[int, list[Outcome]]:
     """What every rank of each world saw: world size -> outcome by rank. sizes: falling; 1 is this process."""
     several = [size for size in sizes if size > 1]
-    spawn(_process, (str(folder), scenario, several), nprocs=several[0])  # type: ignore[no-untyped-call]
+    processes(_process, str(folder), scenario, several, number=several[0])
     outcomes = {1: [scenario(Here(0, 1, folder / "1"))]} if 1 in sizes else {}
     for size in several:
         outcomes[size] = [torch.load(folder / f"{size}/{rank}.pt", weights_only=False) for rank in range(size)]

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from sklearn import metrics as sk
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.multiprocessing.spawn import spawn
 
+from tests.kit.ranks import processes
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses import default_loss
 from thawline.trainer.metrics.meter import Meter, build, default_metrics
@@ -256,7 +256,7 @@ def _rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_with_uneven_or_empty_parts_count_every_sample_once(tmp_path: Path) -> None:
-    spawn(_rank, (str(tmp_path),), nprocs=3)  # type: ignore[no-untyped-call]
+    processes(_rank, str(tmp_path), number=3)
     ranks: list[Any] = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert len(ranks[0]) == 12
     for case, values in ranks[0].items():
