@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from thawline.dataio.store import atomic
 from thawline.dataio.store.root import Root
 from thawline.trainer.checkpoints import checkpoint
-from thawline.trainer.learner import Learner
-from thawline.trainer.step import recovery
+from thawline.trainer.session import Session
+from thawline.trainer.step import step
 
 KINDS: dict[str, tuple[str, ...]] = {
     "step": ("fetch", "backward", "update"),
@@ -132,12 +133,12 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
 
         setattr(owner, name, call)
 
-    wrap(Learner, "next_batch", "fetch")
-    wrap(recovery, "backward", "backward")
-    wrap(recovery, "update", "update")
-    wrap(Learner, "measure", "evaluation")
+    wrap(Session, "next_batch", "fetch")
+    wrap(torch.Tensor, "backward", "backward")
+    wrap(step, "update", "update")
+    wrap(Session, "measure", "evaluation")
     wrap(checkpoint, "_prune", "pruning")
-    real_write, real_sync, real_resume = atomic.atomic_write, atomic._sync, Learner.resume
+    real_write, real_sync, real_resume = atomic.atomic_write, atomic._sync, Session.resume
     open_gaps = []
 
     @contextmanager
@@ -156,15 +157,15 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
         if "/.manifest.json." in path:
             open_gaps.pop().__exit__(None, None, None)  # ... until just before the manifest's
 
-    def resume(learn: Learner) -> bool:
-        found = real_resume(learn)
-        marks.resumed = learn.progress.step
+    def resume(session: Session) -> bool:
+        found = real_resume(session)
+        marks.resumed = session.progress.step
         return found
 
     for owner, name, call in (
         (checkpoint, "atomic_write", write),
         (atomic, "_sync", sync),
-        (Learner, "resume", resume),
+        (Session, "resume", resume),
     ):
         assert hasattr(owner, name)
         setattr(owner, name, call)
