@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def no_fsync() -> Iterator[None]:
     """Nobody pulls the plug while tests run, and they write thousands of files: the disk need not be waited for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A run gives torch every core: two test processes with two threads each would spin on two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError):  # on a GPU host that has no packages for jobs, nobody makes a run
+            from thawline.cluster.run import run
+
+            patch.setattr(run, "default_threads", lambda ranks: 1)
         yield
 
 
