@@ -91,11 +91,8 @@ def test_batches_wait_for_files_for_decoding_and_for_colours(
 
     def told() -> dict[str, float]:
         decode_s = DECODE_S if engine == "dali" else DECODE_S / 8  # a batch, or one of its images
-        return {
-            "read": calls["read"] * READ_S,
-            "decode": calls["decode"] * decode_s,
-            "finish": calls["finish"] * FINISH_S,
-        }
+        each_s = {"read": READ_S, "decode": decode_s, "finish": FINISH_S}
+        return {name: calls[name] * each_s[name] for name in calls}
 
     def built(made: Any) -> Any:
         pipe = build(made)
@@ -108,7 +105,6 @@ def test_batches_wait_for_files_for_decoding_and_for_colours(
     build, render = dali.DaliEngine._built, ReferenceEngine._rendered
     monkeypatch.setattr(dali.DaliEngine, "_built", built)
     monkeypatch.setattr(ReferenceEngine, "_rendered", rendered)
-
     monkeypatch.setattr(loader, "read_ahead", at_once)
     monkeypatch.setattr(
         f"thawline.dataio.pixels.{engine}.finish", clock.during(finish, FINISH_S, lambda: count("finish"))

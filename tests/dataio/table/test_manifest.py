@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,60 +14,28 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.kit.manifests import FORMATS, TASKS, holey, pictures, sized
 from thawline.dataio.errors import ManifestError
 from thawline.dataio.pixels.geometry import centred
 from thawline.dataio.pixels.pictures import VOID
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.table import manifest as manifests
 from thawline.dataio.table.draws import random_split
-from thawline.dataio.table.labels import by_parent, from_lists, label, mask_path
+from thawline.dataio.table.labels import by_parent, label, mask_path
 from thawline.dataio.table.manifest import Manifest, Shard
 from thawline.dataio.table.schema import columns
-from thawline.dataio.table.sources import Table, from_folder
-from thawline.dataio.table.splits import by_function, split
+from thawline.dataio.table.sources import from_folder
+from thawline.dataio.table.splits import split
 from thawline.dataio.table.subset import Rows
 from thawline.dataio.table.targets import View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS as KINDS
 
-FORMATS = ("parquet", "arrow")
 NAN = math.nan
-
-
-def pictures(root: Path, count: int = 10) -> Table:
-    """`count` small images on disk, alternately in cat/ and dog/, the i-th i + 8 px wide; labelled."""
-    for index in range(count):
-        path = root / ("cat", "dog")[index % 2] / f"{index:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8 + index, 8), (index, 0, 0)).save(path)
-    return label(from_folder(root), by_parent())
-
-
-def unlooked(labels: list[Any], **options: Any) -> Manifest:
-    """Images 0.jpg, 1.jpg, ... that do not exist, the last for validation."""
-    last = f"{len(labels) - 1}.jpg"
-    table = from_lists([f"{i}.jpg" for i in range(len(labels))], labels, root="/data", **options)
-    return split(table, by_function(lambda row: row["path"] == last), verify=False)
-
-
-TASKS: dict[str, Callable[[], Manifest]] = {
-    "single_label": lambda: unlooked(["b", "a", "b", "c"]),
-    "multi_label": lambda: unlooked([["b", "a"], [], ["c"], ["a", "a"]]),
-    "points": lambda: unlooked([[(1, 2), (3, 4)], [], [None, (5, 6)], [(7, 8)]], task="points"),
-    "mask": lambda: unlooked(["m/0.png", "m/1.png", "m/0.png", "m/3.png"], task="mask", values=(0, 7)),
-}
 
 
 def rows_of(manifest: Manifest) -> str:
     """All rows, as text, so that NaN equals NaN."""
     return repr(manifest.rows.to_pylist())
-
-
-def holey(root: Path) -> Manifest:
-    """Checked images, two of ten broken."""
-    table = pictures(root)
-    (root / "cat" / "00.png").write_bytes(b"")
-    (root / "dog" / "05.png").unlink()
-    return split(table, random_split(valid=0.5, seed=1), max_bad=1)
 
 
 # --- parts
@@ -173,14 +140,6 @@ def test_labels_that_are_no_classes_are_told() -> None:
     manifest = replace(sized(TASKS["single_label"]()), classes=("a",))
     with pytest.raises(ManifestError, match="2 labels are not among the 1 classes"):
         targets_of(manifest, [0, 1, 2])
-
-
-def sized(manifest: Manifest) -> Manifest:
-    """As if every image had been found to be 10 px wide and 20 high."""
-    rows = manifest.rows
-    for name, px in (("width", 10), ("height", 20)):
-        rows = rows.set_column(rows.column_names.index(name), name, pa.array([px] * len(rows), pa.int32()))
-    return replace(manifest, rows=rows)
 
 
 # --- disk
@@ -328,88 +287,3 @@ def test_what_is_no_manifest_is_a_sentence(tmp_path: Path, kind: str) -> None:
     ):
         with pytest.raises(ManifestError, match=message):
             Manifest.load(file)
-
-
-# --- two manifests
-
-
-@pytest.mark.parametrize("task", [*TASKS, "holes"])
-def test_fingerprint_is_that_of_the_contents_in_either_format(tmp_path: Path, task: str) -> None:
-    manifest = holey(tmp_path / "in") if task == "holes" else TASKS[task]()
-    prints = {manifest.fingerprint()}
-    for kind in FORMATS:
-        manifest.save(tmp_path / f"m.{kind}")
-        loaded = Manifest.load(tmp_path / f"m.{kind}")
-        prints |= {loaded.fingerprint(), replace(loaded).fingerprint()}  # as saved, and counted anew
-    paths = pa.array([f"other/{i}.webp" for i in range(len(manifest.rows))], pa.large_string())
-    prints |= {replace(manifest, root="/other", rows=manifest.rows.set_column(1, "path", paths)).fingerprint()}
-    assert len(prints) == 1
-
-
-def test_fingerprint_changes_with_what_decides_a_run() -> None:
-    manifest = sized(TASKS["single_label"]())
-    prints = [manifest.fingerprint(), replace(manifest, classes=("c", "b", "a")).fingerprint()]
-    rows = manifest.rows
-    for name, other in (
-        ("id", pa.array([0, 1, 2, 4])),
-        ("label", pa.array(["b", "a", "b", "b"])),
-        ("split", pa.array(["train", "train", "valid", "train"]).cast(rows.schema.field("split").type)),
-        ("width", pa.array([10, 10, 10, 11], pa.int32())),
-        ("hash", pa.array([None, None, None, 1], pa.uint64())),
-        ("status", pa.array(["ok", "ok", "ok", "missing"]).cast(rows.schema.field("status").type)),
-    ):
-        prints.append(replace(manifest, rows=rows.set_column(rows.column_names.index(name), name, other)).fingerprint())
-    assert len(set(prints)) == len(prints)
-
-
-def test_pairs_of_points_are_kept_and_count_only_where_there_are_some(tmp_path: Path) -> None:
-    old = TASKS["points"]()
-    assert old.fingerprint() == "5515868c615d952dba94cbf32a16b399", "as before there were pairs: runs on it go on"
-    pairs = (("point 0", "point 1"),)
-    known = [old, *(replace(old, swap=swap) for swap in ((), pairs))]
-    assert len({manifest.fingerprint() for manifest in known}) == 3
-    for manifest in known:
-        for kind in FORMATS:
-            manifest.save(tmp_path / f"m.{kind}")
-            loaded = Manifest.load(tmp_path / f"m.{kind}")
-            assert loaded.swap == manifest.swap
-            assert replace(loaded).fingerprint() == manifest.fingerprint()
-    replace(old, swap=(("point 0", "tail"),)).save(tmp_path / "odd.parquet")
-    with pytest.raises(ManifestError, match=r"'tail' is not among the 2 points .*; make it again with thawline index"):
-        Manifest.load(tmp_path / "odd.parquet")
-
-
-def test_vocabularies_must_be_the_same_in_the_same_order() -> None:
-    manifest = TASKS["single_label"]()
-    manifest.check_vocabulary(unlooked(["c", "a", "b"]))
-    for other, message in (
-        (unlooked(["a", "d", "c"]), r"the other manifest has other classes than this one \(-b, \+d\).*--classes"),
-        (replace(manifest, classes=("b", "a", "c")), r"\(the same in another order\)"),
-        (TASKS["multi_label"](), "is for multi_label, this one for single_label: their targets do not mean the same"),
-    ):
-        with pytest.raises(ManifestError, match=message):
-            manifest.check_vocabulary(other)
-    mask = TASKS["mask"]()
-    with pytest.raises(ManifestError, match=r"^valid\.parquet has other classes"):
-        mask.check_vocabulary(replace(mask, values=(7, 0)), name="valid.parquet")
-
-
-def test_summary_counts_sides_classes_sizes_and_reasons(tmp_path: Path) -> None:
-    assert holey(tmp_path).summary().splitlines() == [
-        "8 images: 4 train, 4 valid",
-        "2 classes (single_label): cat, dog",
-        "9 to 17 px wide, 8 to 8 px high",
-        "2 quarantined, not used: 1 empty file, 1 missing",
-        "  cat/00.png: empty file",
-        "  dog/05.png: missing",
-        f"root {tmp_path}",
-    ]
-
-
-def test_summary_counts_unusable_masks_as_one_kind(tmp_path: Path) -> None:
-    manifest = holey(tmp_path)
-    field, said = manifest.rows.schema.field("status"), manifest.rows["status"].to_pylist()
-    status = [why if why == "ok" else f"its mask {i}: {why}" for i, why in enumerate(said)]
-    at = manifest.rows.column_names.index("status")
-    rows = manifest.rows.set_column(at, field, pa.array(status).cast(field.type))
-    assert "2 quarantined, not used: 2 its mask" in replace(manifest, rows=rows).summary().splitlines()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.checkpoints.test_checkpoint import largest_file, no_space
+from tests.kit.checkpoints import largest_file, no_space
 from thawline.dataio.store import atomic
 from thawline.dataio.store.atomic import Sink
 from thawline.dataio.store.root import Root

@@ -160,8 +160,7 @@ def oracle(task: str, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str,
             "error_rate": float((found != y).mean()),
             "multiclass_cohen_kappa": sk.cohen_kappa_score(y, found),
         }
-    p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
-    found = x.argmax(1)
+    p, found = np.exp(x) / np.exp(x).sum(1, keepdims=True), x.argmax(1)
     best = np.argsort(-x, axis=1)[:, :3]
     occurring = [c for c in range(CLASSES) if (y == c).any() or (found == c).any()]
     curves = [c for c in range(CLASSES) if (y == c).any()]

@@ -1,0 +1,5 @@
+"""What do these tests share? A run's folder with checkpoints in it."""
+
+from tests.kit.checkpoints import folder
+
+__all__ = ["folder"]
