@@ -141,10 +141,10 @@ def _qualities(jpegs: Jpegs, width: int, height: int, size_px: int) -> dict[str,
         ideal(source, total, size_px=size_px, border=spec.border)
         for source, total in zip(sources, views.totals, strict=True)
     ]
-    pictures = {name: render(sources, drawn, way, size_px=size_px) for name, way in WAYS.items()}
-    pictures["fastai"] = list(255 * peers.fastai_pixels(jpegs, views, spec).permute(0, 2, 3, 1).double().numpy())
+    rendered = {name: render(sources, drawn, way, size_px=size_px) for name, way in WAYS.items()}
+    rendered["fastai"] = list(255 * peers.fastai_pixels(jpegs, views, spec).permute(0, 2, 3, 1).double().numpy())
     found = {"shrink": spread(shrinks(views.totals, size_px=size_px))}
-    for name, shown in pictures.items():
+    for name, shown in rendered.items():
         found[name] = spread([psnr(a[k], b[k]) for a, b, k in zip(shown, ideals, seen, strict=True)])
     return found
 
