@@ -362,7 +362,7 @@ def test_a_checkpoint_of_another_job_is_not_taken(
 ) -> None:
     """It would be taken for the end of this run, which is of one epoch with another rate."""
     shutil.copytree(whole / "checkpoints", tmp_path / "runs/run/checkpoints")
-    job = loaded(tmp_path, manifest)
+    job = jobs.resolved(jobs.load(write_job(tmp_path, manifest)))
     made = in_process(replace(job, fit=replace(job.fit, epochs=1, lr=1e-3)))
     assert made["steps"] == made["samples_seen"] // 24 == 10
     assert made["checkpoint"] == "checkpoints/step_00000010"
