@@ -172,7 +172,7 @@ def _pattern(line: str) -> str:
     """What matches a printed line: measured numbers (with a point, times, speeds) may be others; ... is anything."""
     if line.strip() == "...":
         return r"(?:.*\n)*?"
-    measured = r"(-?\d*\.\d+(?:e-?\d+)?|\b\d\d:\d\d\b|\b\d+(?= images/s)|\b\d+(?= s in all)|\.\.\.)"
+    measured = r"(-?\d*\.\d+(?:e-?\d+)?|\b\d\d:\d\d\b|\b[\d,]+(?= images/s)|\b\d+(?= s in all)|\.\.\.)"
     pieces = re.split(measured, line.rstrip())
     for i, piece in enumerate(pieces):
         pieces[i] = re.sub(r"(\\ )+", " +", re.escape(piece)) if i % 2 == 0 else _measured(piece)
@@ -180,7 +180,7 @@ def _pattern(line: str) -> str:
 
 
 def _measured(piece: str) -> str:
-    return ".*?" if piece == "..." else r"\d\d:\d\d" if ":" in piece else r"-?\d*\.?\d+(?:e-?\d+)?"
+    return ".*?" if piece == "..." else r"\d\d:\d\d" if ":" in piece else r"-?[\d,]*\.?\d+(?:e-?\d+)?"
 
 
 def _marks(text: str) -> dict[str, str]:
