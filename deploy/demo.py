@@ -51,7 +51,7 @@ def main() -> int:
     for endpoint, text in sorted(scraper.last.items()):
         for match in shown.finditer(text):
             print(f"  http://{endpoint}/metrics  {match.group()}")
-    for name in ("report.html", "result.json", "rows.parquet", "valid.parquet", "job.toml"):
+    for name in ("report.html", "result.json", "rows.parquet", "valid.parquet", "job.toml", "model"):
         if (RUN / name).exists():
             print(f"{RUN / name}")
     return 0
