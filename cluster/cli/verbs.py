@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import textwrap
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -30,15 +31,15 @@ Flag = FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verb:
+class Verb(ABC):
     """What can be typed behind `thawline VERB`."""
 
     debug: Flag = False
     """Show the traceback of an error, and log more."""
 
+    @abstractmethod
     def run(self) -> int:
         """Do it; the exit status. Raises one of USER_ERRORS."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from thawline.cluster.observe.answers import Answers
 from thawline.cluster.run.folder import write_text
+from thawline.dataio.closing import Closing
 from thawline.dataio.store.atomic import sweep
 from thawline.dataio.store.private import cache_home
 from thawline.dataio.store.root import Root
@@ -64,7 +64,7 @@ def _replace(file: Path, text: str) -> None:
     write_text(root, file.name, text + "\n")  # its temporary name begins with a dot: no glob finds it
 
 
-class Directory:
+class Directory(Closing):
     """The targets of a run behind http://HOST:PORT/targets, for `http_sd_configs`; nobody until `set`, until `close`.
 
     `port` is used when free, any free port otherwise (0 asks for one), so that two drivers on a machine have one each.
@@ -87,14 +87,6 @@ class Directory:
     def close(self) -> None:
         """Stop answering and free the port; a second call does nothing."""
         self._answers.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _answer(self, asked: Mapping[str, Any], begin: Callable[[str, list[tuple[str, str]]], Any]) -> list[bytes]:
         """WSGI's: what a GET of /targets is told."""

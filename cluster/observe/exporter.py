@@ -11,8 +11,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
-from types import TracebackType
-from typing import Self
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -21,6 +19,7 @@ from prometheus_client.registry import Collector
 from thawline.cluster.observe import gpus
 from thawline.cluster.observe.answers import Answers
 from thawline.cluster.observe.discovery import reachable
+from thawline.dataio.closing import Closing
 from thawline.trainer.rows import metric_columns
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
@@ -78,7 +77,7 @@ class _Histogram:
         return list(zip((*map(str, BUCKETS_S), "+Inf"), accumulate(self.counts.copy()), strict=True))
 
 
-class Exporter(Collector):
+class Exporter(Closing, Collector):
     """A worker's counters and gauges behind http://`endpoint`/metrics, until `close`.
 
     `port` is used when free, any free port otherwise (0 asks for one). `endpoint` names an address that other
@@ -162,11 +161,3 @@ class Exporter(Collector):
     def close(self) -> None:
         """Stop serving and free the port; a second call does nothing."""
         self._answers.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
