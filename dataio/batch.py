@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -91,3 +93,11 @@ class Augmented(Protocol):
 
     def augmented(self, view: int) -> Loader:
         """The validation samples in the same order under training's augmentation: other draws for each view."""
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A loader whose samples have classes: what balanced class weights need besides `Loader`."""
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """Samples of the split, over all ranks, that have each class, (C,)."""

@@ -19,10 +19,11 @@ from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.checkpoints.format import Origin
 from thawline.trainer.checkpoints.keeper import Keeper
+from thawline.trainer.class_weights import ClassWeights
 from thawline.trainer.context import LocalContext, RunContext, Sink
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError, RecipeError
-from thawline.trainer.losses import default_loss
+from thawline.trainer.losses import chosen_loss
 from thawline.trainer.lr_finder import LrCurve, lr_find
 from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
@@ -49,7 +50,8 @@ class Learner:
     model: any module with `groups()` (see models.groups), called with a batch's inputs: it takes images (N, 3, H, W) to
     (N, C), for points to (N, K, 2), for masks to (N, C, H, W).
     optimizer: a name, or OptimSettings. precision: see step.choose_precision.
-    loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing`.
+    loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing` and
+    `class_weights`: "balanced", or a weight by class name, 1 for the others; see losses.default_loss.
     meter: what is measured, or a function that makes it when first needed; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
     accumulate: in how many micro-batches each rank takes its part of a step, to need less memory.
@@ -72,6 +74,7 @@ class Learner:
         precision: PrecisionName = "auto",
         loss: LossFunction | None = None,
         label_smoothing: float = 0.0,
+        class_weights: ClassWeights = None,
         meter: "Meter | Callable[[], Meter] | None" = None,
         batch_transform: BatchTransform | None = None,
         accumulate: int = 1,
@@ -88,9 +91,11 @@ class Learner:
         best: Best | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
-        TrainSettings(accumulate=accumulate, clip=clip, ema=ema, label_smoothing=label_smoothing).check()
+        class_weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
+        of_step: dict[str, Any] = {"accumulate": accumulate, "clip": clip, "ema": ema}
+        TrainSettings(label_smoothing=label_smoothing, class_weights=class_weights, **of_step).check()
         context = context or LocalContext(device=next(model.parameters()).device)
-        loss = loss or default_loss(train.task, label_smoothing=label_smoothing)
+        loss = chosen_loss(loss, train, context.device, label_smoothing=label_smoothing, class_weights=class_weights)
         settings = _settings(
             train, context.device, loss, optimizer, precision=precision, clip=clip, compile=compile, window=log_every
         )

@@ -1,16 +1,22 @@
 """How is a step computed, besides its schedule and its optimiser? A description that needs no torch."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Literal, Self
 
 from thawline.dataio import ranges
-from thawline.dataio.ranges import above_zero, at_least, below_one
+from thawline.dataio.ranges import Range, above_zero, at_least, below_one
 from thawline.trainer.errors import RecipeError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
 Compile = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 BatchNorms = Literal["train", "sync", "frozen"]
 SMOOTHING = below_one("at 1 no label would be left; 0 is none")
+_WEIGHTS = Range(
+    lambda v: isinstance(v, str) or all(0 < weight < inf for weight in v.values()),
+    "'balanced', or finite numbers above 0 by class",
+    "a class would not be learned",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +33,8 @@ class TrainSettings:
     """Decay of an average of the weights, which is then what is measured; 0 = none."""
     label_smoothing: Annotated[float, SMOOTHING] = 0.0
     """Share of every label that is spread over all classes."""
+    class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, _WEIGHTS] = None
+    """Weight of each class in the loss, 1 where not named; balanced = by how rare it is; None = all alike."""
     compile: Compile = "off"
     """Mode of torch.compile."""
     batch_norm: BatchNorms = "train"

@@ -53,6 +53,10 @@ class Task:
     """(outputs, targets) -> losses (N,) float32, whatever precision the outputs have; None where it is the user's."""
     smoothed: Callable[[float], LossFunction] | None = None
     """The same with this share of each label spread over all classes; None where labels have no total to spread."""
+    weighted: Callable[[float, Tensor], LossFunction] | None = None
+    """(such a share, weights (C,) float32) -> the same loss, weighted by class; None where it knows no classes."""
+    balanced: Callable[[NDArray[np.int64], int], NDArray[np.float64]] | None = None
+    """(samples of each class (C,), samples) -> the weights that make up for how rare a class is, see class_weights."""
     metrics: tuple[str, ...] = ()
     """What is measured where nobody chose: texts, see metrics.names."""
     own_metrics: Callable[[], Mapping[str, MetricKind]] = _no_metrics
@@ -74,14 +78,26 @@ class Task:
 # Losses ---------------------------------------------------------------------------------------------------
 
 
-def _cross_entropy(label_smoothing: float, logits: Tensor, targets: Tensor) -> Tensor:
+def _cross_entropy(label_smoothing: float, weights: Tensor | None, logits: Tensor, targets: Tensor) -> Tensor:
     """targets: (N,) int64, or (N, C) of shares that sum to 1, as MixUp makes them."""
-    return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=label_smoothing)
+    return F.cross_entropy(logits.float(), targets, weights, reduction="none", label_smoothing=label_smoothing)
 
 
-def _binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean over C classes; targets: (N, C) of zeros and ones."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=1)
+def _binary_cross_entropy(weights: Tensor | None, logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over C classes; targets: (N, C) of zeros and ones. weights: of the ones."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none", pos_weight=weights)
+    return losses.mean(dim=1)
+
+
+def _as_often(counts: NDArray[np.int64], samples: int) -> NDArray[np.float64]:
+    """n / (classes x count), over the classes that occur. Source: scikit-learn's `compute_class_weight`."""
+    occurs = counts > 0
+    return np.where(occurs, samples / (occurs.sum() * np.maximum(counts, 1)), 1.0)
+
+
+def _as_often_as_not(counts: NDArray[np.int64], samples: int) -> NDArray[np.float64]:
+    """The same of each label's yes against its no: without / with it."""
+    return np.where((counts > 0) & (counts < samples), (samples - counts) / np.maximum(counts, 1), 1.0)
 
 
 _TINY = np.finfo(np.float32).tiny
@@ -216,8 +232,10 @@ def _rows_of_masks(targets: NDArray[Any], probabilities: NDArray[Any], classes: 
 
 TASKS: dict[str, Task] = {
     "single_label": Task(
-        loss=partial(_cross_entropy, 0.0),
-        smoothed=lambda share: partial(_cross_entropy, share),
+        loss=partial(_cross_entropy, 0.0, None),
+        smoothed=lambda share: partial(_cross_entropy, share, None),
+        weighted=lambda share, weights: partial(_cross_entropy, share, weights),
+        balanced=_as_often,
         metrics=("error_rate", "accuracy"),
         own_metrics=_metrics_of_one_label,
         settled={"task": "multiclass"},
@@ -228,7 +246,9 @@ TASKS: dict[str, Task] = {
         rows=_rows_of_one_label,
     ),
     "multi_label": Task(
-        loss=_binary_cross_entropy,
+        loss=partial(_binary_cross_entropy, None),
+        weighted=lambda share, weights: partial(_binary_cross_entropy, weights),
+        balanced=_as_often_as_not,
         metrics=("accuracy_multi",),
         own_metrics=_metrics_of_several_labels,
         settled={"task": "multilabel"},

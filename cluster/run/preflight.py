@@ -57,6 +57,10 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
     check_name(job.model.name)
     phases(job)
     mixing(job, classes=2)
+    if job.fit.class_weights is not None:
+        from thawline.trainer import class_weights
+
+        class_weights.check(job.fit.class_weights, task=loaded.manifest.task, classes=loaded.manifest.classes)
     if job.fit.metrics or job.checkpoint.best:
         from thawline.trainer.metrics.direction import check_measured, direction
         from thawline.trainer.metrics.meter import build

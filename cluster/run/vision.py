@@ -137,6 +137,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         optimizer=job.optim,
         precision=job.fit.precision,
         label_smoothing=job.fit.label_smoothing,
+        class_weights=job.fit.class_weights,
         meter=lambda: _meter(job, train),
         accumulate=job.fit.accumulate,
         clip=job.fit.clip,

@@ -63,6 +63,12 @@ class ArrayLoader(Closing):
         """Samples a step, over all ranks."""
         return self.order.global_batch
 
+    def class_counts(self) -> NDArray[np.int64]:
+        """See dataio.batch.Counted."""
+        if self.targets.ndim == 1:
+            return torch.bincount(self.targets.long(), minlength=len(self.classes)).cpu().numpy()
+        return (self.targets > 0.5).sum(0).cpu().numpy()
+
     def steps(self, epochs: float) -> int:
         """Training steps that this many passes take."""
         return self.order.steps(epochs)

@@ -19,6 +19,7 @@ from thawline.dataio.reading.shards import Progress, open_reader
 from thawline.dataio.stream.plan import Once, Order, Training
 from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine, default_threads
 from thawline.dataio.stream.source import Source
+from thawline.dataio.table.census import count_subset
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS
@@ -63,6 +64,10 @@ class ImageLoader(Closing):
     def samples(self) -> int:
         """Samples in the split, over all ranks."""
         return self.order.n
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """See dataio.batch.Counted; zeros where labels are no names of classes."""
+        return count_subset(self.subset, self.classes)
 
     @property
     def global_batch(self) -> int:
