@@ -3,20 +3,19 @@
 What in an image's description contradicts what is dataio.ImageSpec's to refuse.
 """
 
+from dataclasses import fields
+
 from thawline.cluster.errors import JobError
-from thawline.cluster.job.job import FIT_ALONE, Job, from_dict, nested
+from thawline.cluster.job.job import FIT_ALONE, Job, PhaseJob, from_dict, nested
 from thawline.cluster.job.tables import flat
 from thawline.cluster.words import quoted
 from thawline.dataio import ranges
+from thawline.trainer.schedule.phases import RECIPES, given_length, options
 
-TAKES: dict[str, tuple[str, ...]] = {
-    "fine_tune": ("div", "div_final", "pct_start", "momenta", "frozen_epochs"),
-    "one_cycle": ("div", "div_final", "pct_start", "momenta", "freeze_to"),
-    "flat_cos": ("div", "div_final", "pct_start", "warmup", "freeze_to"),
-    "constant": ("div", "warmup", "freeze_to"),
-}
+_FIELDS = tuple(field.name for field in fields(PhaseJob))
+_OPTIONS = {recipe: [name for name in options(recipe) if name in _FIELDS] for recipe in RECIPES}
 """Recipe -> what of [fit] or of a phase shapes it, besides its length and lr."""
-_SHAPES = {name for takes in TAKES.values() for name in takes}
+_SHAPES = {name for names in _OPTIONS.values() for name in names}
 
 _FOR_PHASES = ("recipe", "lr", "div", "pct_start", "warmup")
 """Of [fit], what a phase takes where it says nothing itself."""
@@ -44,7 +43,7 @@ def check_together(job: Job) -> None:
             f"workers={job.workers!r}: the second is less than the first, so no number lies between them; give them "
             f"as [{job.most_workers}, {job.least_workers}]"
         )
-    _check_batch(job)
+    _check_enough(job, job.data.global_batch, f"global_batch={job.data.global_batch}", "give global_batch >= {}")
     _check_phases(job)
     _check_recipes(job)
     _check_read(job)
@@ -62,14 +61,10 @@ def batch_of(job: Job, *, samples: int) -> int:
 
     Raises JobError for a batch that was asked for and is larger than the split, or one that leaves a worker too few.
     """
-    batch, least = job.data.global_batch, 2 * job.most_workers * job.fit.accumulate
+    batch = job.data.global_batch
     if batch <= samples:
         return batch
-    if samples < least:
-        raise JobError(
-            f"{samples} training images over workers={job.workers} in fit.accumulate={job.fit.accumulate} parts leave "
-            f"one with fewer than 2 a step: BatchNorm cannot train on one; index more images, {least} at the least"
-        )
+    _check_enough(job, samples, f"a step of {samples} training images", "index at least {} training images")
     if batch != type(job.data).global_batch:
         raise JobError(
             f"data.global_batch={batch} is larger than the {samples} training images: a step would hold them more than "
@@ -78,27 +73,20 @@ def batch_of(job: Job, *, samples: int) -> int:
     return samples
 
 
-def _check_batch(job: Job) -> None:
-    batch, workers, parts = job.data.global_batch, job.most_workers, job.fit.accumulate
-    if batch < 2 * workers * parts:
-        problem = f"global_batch={batch} over workers={workers}"
-        problem += f" in fit.accumulate={parts} parts" * (parts > 1)
+def _check_enough(job: Job, images: int, step: str, remedy: str) -> None:
+    """Raises JobError where a step of so many images gives some worker fewer than 2 at once. remedy: {} is how many."""
+    workers, parts = job.most_workers, job.fit.accumulate
+    if images < 2 * workers * parts:
+        divided = f"over workers={workers}" + f" in fit.accumulate={parts} micro-batches" * (parts > 1)
         raise JobError(
-            f"{problem} leaves one with fewer than 2 images a {'part' if parts > 1 else 'step'}: BatchNorm cannot "
-            f"train on one; give global_batch >= {2 * workers * parts}"
+            f"{step} {divided} leaves one with fewer than 2 images a {'micro-batch' if parts > 1 else 'step'}: "
+            f"BatchNorm cannot train on one; {remedy.format(2 * workers * parts)}"
         )
 
 
 def _check_phases(job: Job) -> None:
     for i, phase in enumerate(job.phases):
-        lengths = {name: getattr(phase, name) for name in ("epochs", "steps", "samples")}
-        lengths = {name: value for name, value in lengths.items() if value is not None}
-        if len(lengths) != 1:
-            given = " and ".join(f"{name}={value}" for name, value in lengths.items())
-            raise JobError(
-                f"phases[{i}] has {given or 'no epochs, steps or samples'}: its length would be unknown; give exactly "
-                "one of the three"
-            )
+        given_length(f"phases[{i}]", JobError, epochs=phase.epochs, steps=phase.steps, samples=phase.samples)
         if phase.size_px and job.data.stages:
             raise JobError(
                 f"phases[{i}].size_px={phase.size_px} beside data.stages: the images would have two sizes; give sizes "
@@ -115,13 +103,13 @@ def _check_recipes(job: Job) -> None:
     """Whatever is given must be read by some recipe: a phase's own, or for [fit] any of the job's."""
     for i, phase in enumerate(job.phases):
         recipe = phase.recipe or job.fit.recipe
-        for name in sorted(set().union(*TAKES.values()) - {*TAKES[recipe]}):
+        for name in sorted(_SHAPES - {*_OPTIONS[recipe]}):
             if (value := getattr(phase, name)) is not None:
                 raise _unread(f"phases[{i}].{name}={quoted(value)}", name, recipe)
     recipes = {phase.recipe or job.fit.recipe for phase in job.phases} or {job.fit.recipe}
     for name in ("div", "pct_start", "warmup"):
         value = getattr(job.fit, name)
-        if value and not any(name in TAKES[recipe] for recipe in recipes):
+        if value and not any(name in _OPTIONS[recipe] for recipe in recipes):
             raise _unread(f"fit.{name}={quoted(value)}", name, " and ".join(sorted(recipes)))
 
 
@@ -134,7 +122,7 @@ def _check_read(job: Job) -> None:
             if name == "frozen_epochs" and fit.recipe != "fine_tune":
                 raise _unread(f"fit.frozen_epochs={value!r}", name, fit.recipe)
             continue
-        takers = [phase for phase in job.phases if name not in _SHAPES or name in TAKES[phase.recipe or fit.recipe]]
+        takers = [phase for phase in job.phases if name not in _SHAPES or name in _OPTIONS[phase.recipe or fit.recipe]]
         if name in FIT_ALONE or all(getattr(phase, name) is not None for phase in takers):
             why = "of which each says that itself" if name not in FIT_ALONE else "which say how long they are"
             raise JobError(
@@ -144,7 +132,7 @@ def _check_read(job: Job) -> None:
 
 
 def _unread(given: str, name: str, recipe: str) -> JobError:
-    others = " or ".join(other for other, takes in TAKES.items() if name in takes)
+    others = " or ".join(other for other, names in _OPTIONS.items() if name in names)
     return JobError(
         f"{given} with recipe {recipe}, which has none: nothing would read it; leave it out, or give {others}"
     )

@@ -24,6 +24,7 @@ from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
 from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
+from thawline.trainer.schedule.phases import RecipeName
 from thawline.trainer.settings import TrainSettings
 
 _COUNT = at_least(0, "a count is not negative")
@@ -88,9 +89,6 @@ class Model:
     """Weights to start from: none, imagenet, a file, or the folder of a run or a checkpoint."""
     dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
     """Dropout before the last layer; half of it before the layer ahead."""
-
-
-RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,11 @@
 """What do a job's tables come to? Its phases, and what its images become, from which step on at another side."""
 
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
-from typing import Any
 
-from thawline.cluster.job.checks import TAKES
 from thawline.cluster.job.job import Fit, Job, PhaseJob
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.plan import Training
-from thawline.trainer.schedule.phases import (
-    Find,
-    Phase,
-    constant_phases,
-    fine_tune_phases,
-    flat_cos_phases,
-    length,
-    one_cycle_phases,
-)
+from thawline.trainer.schedule.phases import RECIPES, Find, Phase, length, options
 
 
 def image_spec(job: Job) -> ImageSpec:
@@ -57,18 +46,11 @@ def _phases(table: PhaseJob, fit: Fit) -> tuple[Phase, ...]:
     """One table's phases; what it does not give comes from [fit], or is the recipe's own."""
     recipe = table.recipe or fit.recipe
     given = {"div": fit.div, "pct_start": fit.pct_start, "warmup": fit.warmup}
-    given |= {name: value for name in TAKES[recipe] if (value := getattr(table, name)) is not None}
-    options: dict[str, Any] = {name: given[name] for name in TAKES[recipe] if given.get(name) is not None}
-    freeze_to = options.pop("freeze_to", 0)
+    given |= {name: value for name, value in vars(table).items() if value is not None}
+    shaped = {name: given[name] for name in options(recipe) if given.get(name) is not None}
     lr = fit.lr if table.lr is None else table.lr
-    make: dict[str, Callable[..., tuple[Phase, ...]]] = {
-        "fine_tune": fine_tune_phases,
-        "one_cycle": one_cycle_phases,
-        "flat_cos": flat_cos_phases,
-        "constant": constant_phases,
-    }
-    *before, last = make[recipe](1, Find() if lr == "find" else lr, **options)
+    *before, last = RECIPES[recipe](1, Find() if lr == "find" else lr, **shaped)
     last = replace(last, epochs=table.epochs or 0, steps=table.steps or 0, samples=table.samples or 0)
     if not before:
-        return (replace(last, name=table.name or last.name, freeze_to=freeze_to),)
+        return (replace(last, name=table.name or last.name),)
     return tuple(replace(phase, name=f"{table.name or ''} {phase.name}".lstrip()) for phase in (*before, last))

@@ -1,15 +1,16 @@
 """Which phases make up a run: how long is each, what does it train, and how fast?
 
-    one_cycle_phases, flat_cos_phases, constant_phases, fine_tune_phases -> Phase, ...
+    one_cycle_phases, flat_cos_phases, constant_phases, fine_tune_phases -> Phase, ...     RECIPES has them by name
     length(phase, ...) -> its steps     phase.schedule(lr, ...) -> what `shapes` computes at each of them
 
 Pure descriptions: no torch, no state. A phase knows no loader, and a `Find` no learning rate, before it runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from numbers import Real
-from typing import get_args
+from typing import Literal, get_args
 
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
@@ -26,6 +27,8 @@ from thawline.trainer.schedule.shapes import (
     spread,
     whole,
 )
+
+RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
 
 FEW_STEPS = 20
 """Below these a schedule has hardly begun: BatchNorm's running statistics alone need as many."""
@@ -78,16 +81,11 @@ class Phase:
     """Of flat_cos and constant: the share of the steps in which lr rises along a line, from lr / div."""
 
     def __post_init__(self) -> None:
-        given = {"epochs": self.epochs, "steps": self.steps, "samples": self.samples}
-        given = {name: value for name, value in given.items() if value != 0}
-        if len(given) != 1:
-            told = " and ".join(f"{name}={value}" for name, value in given.items()) or "no epochs, steps or samples"
-            raise RecipeError(
-                f"phase {self.name!r} has {told}: its length would be unknown; give exactly one of the three"
-            )
-        for name, value in given.items():
-            check = positive if name == "epochs" else whole
-            check(name, value)
+        name, value = given_length(
+            f"phase {self.name!r}", RecipeError, epochs=self.epochs, steps=self.steps, samples=self.samples
+        )
+        check = positive if name == "epochs" else whole
+        check(name, value)
         if not isinstance(self.freeze_to, int):
             raise RecipeError(f"freeze_to={self.freeze_to!r} is no layer group: give 0 for all, -1 for the last alone")
         if self.shape not in get_args(Shape):
@@ -108,6 +106,18 @@ class Phase:
                 "pct_start, or the shape flat_cos"
             )
         return OneCycle(maxima, steps, self.div, self.div_final, momenta=self.momenta, **pct_start)
+
+
+def given_length(phase: str, error: type[Exception], **lengths: float | None) -> tuple[str, float]:
+    """Which of a phase's epochs, steps and samples is given, and its value; 0 and None are not given.
+
+    Raises an `error`, which calls the phase so, unless exactly one is given.
+    """
+    given = [(name, value) for name, value in lengths.items() if value]
+    if len(given) != 1:
+        has = " and ".join(f"{name}={value}" for name, value in given) or "no epochs, steps or samples"
+        raise error(f"{phase} has {has}: its length would be unknown; give exactly one of the three")
+    return given[0]
 
 
 def length(phase: Phase, *, epoch_steps: Callable[[float], int], global_batch: int) -> int:
@@ -147,9 +157,21 @@ def one_cycle_phases(
     div_final: float = 1e5,
     pct_start: float = 0.25,
     momenta: Momenta = MOMENTA,
+    freeze_to: int = 0,
 ) -> tuple[Phase, ...]:
-    """fit_one_cycle: a single phase over all layer groups. Raises RecipeError."""
-    return (Phase("one_cycle", epochs, lr=lr, div=div, div_final=div_final, pct_start=pct_start, momenta=momenta),)
+    """fit_one_cycle: a single phase. Raises RecipeError."""
+    return (
+        Phase(
+            "one_cycle",
+            epochs,
+            freeze_to=freeze_to,
+            lr=lr,
+            div=div,
+            div_final=div_final,
+            pct_start=pct_start,
+            momenta=momenta,
+        ),
+    )
 
 
 def flat_cos_phases(
@@ -160,17 +182,29 @@ def flat_cos_phases(
     div_final: float = 1e5,
     pct_start: float = 0.75,
     warmup: float = 0.0,
+    freeze_to: int = 0,
 ) -> tuple[Phase, ...]:
-    """fit_flat_cos: a single phase over all layer groups. Raises RecipeError."""
-    shape: Shape = "flat_cos"
-    return (Phase(shape, epochs, lr=lr, shape=shape, div=div, div_final=div_final, pct_start=pct_start, warmup=warmup),)
+    """fit_flat_cos: a single phase. Raises RecipeError."""
+    return (
+        Phase(
+            "flat_cos",
+            epochs,
+            freeze_to=freeze_to,
+            lr=lr,
+            shape="flat_cos",
+            div=div,
+            div_final=div_final,
+            pct_start=pct_start,
+            warmup=warmup,
+        ),
+    )
 
 
 def constant_phases(
-    epochs: float, lr: LearningRate | Find = 3e-3, *, div: float = 25.0, warmup: float = 0.0
+    epochs: float, lr: LearningRate | Find = 3e-3, *, div: float = 25.0, warmup: float = 0.0, freeze_to: int = 0
 ) -> tuple[Phase, ...]:
-    """One rate throughout, after a linear warm-up if asked for: a single phase over all groups. Raises RecipeError."""
-    return (Phase("constant", epochs, lr=lr, shape="constant", div=div, warmup=warmup),)
+    """One rate throughout, after a linear warm-up if asked for: a single phase. Raises RecipeError."""
+    return (Phase("constant", epochs, freeze_to=freeze_to, lr=lr, shape="constant", div=div, warmup=warmup),)
 
 
 def fine_tune_phases(
@@ -221,3 +255,18 @@ def fine_tune_phases(
         momenta=momenta,
     )
     return frozen, unfrozen
+
+
+RECIPES: Mapping[RecipeName, Callable[..., tuple[Phase, ...]]] = {
+    "fine_tune": fine_tune_phases,
+    "one_cycle": one_cycle_phases,
+    "flat_cos": flat_cos_phases,
+    "constant": constant_phases,
+}
+"""Name -> the phases that (epochs, lr, **options) make; the length in epochs is the last phase's."""
+
+
+def options(recipe: RecipeName) -> tuple[str, ...]:
+    """What shapes a recipe besides its length and lr: the keywords of its function."""
+    parameters = signature(RECIPES[recipe]).parameters.values()
+    return tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
