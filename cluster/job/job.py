@@ -23,6 +23,7 @@ from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
+from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
 from thawline.trainer.schedule.phases import RecipeName
 from thawline.trainer.settings import TrainSettings
@@ -114,18 +115,6 @@ class Fit(TrainSettings):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a kill may cost."""
-
-    every_s: Annotated[float, at_least(0, "it is a time between two checkpoints")] = 60.0
-    """Seconds between checkpoints."""
-    keep: Annotated[int, at_least(1, "a killed run could not resume")] = 3
-    """Newest checkpoints to keep."""
-    best: str = ""
-    """Metric by which the best checkpoint is kept, too."""
-
-
-@dataclass(frozen=True)
 class PhaseJob:
     """One of [[phases]], which run one after another: how long, how fast, what trains. None is [fit]'s or the recipe's.
 
@@ -202,7 +191,7 @@ class Job:
     model: Model = field(default_factory=Model)
     fit: Fit = field(default_factory=Fit)
     optim: OptimSettings = field(default_factory=OptimSettings)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     metrics: Metrics = field(default_factory=Metrics)
     cluster: Cluster = field(default_factory=Cluster)
     phases: tuple[PhaseJob, ...] = ()

@@ -20,7 +20,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
 from thawline.dataio.stream.mix import Mix
 from thawline.dataio.stream.renderer import default_threads
-from thawline.dataio.table.splits import SPLITS
+from thawline.dataio.table.schema import SPLITS
 from thawline.models.bodies import normalisation
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.context import RunContext, Sink

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from thawline.dataio.errors import quoted
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.splits import SPLITS
+from thawline.dataio.table.schema import SPLITS
 from thawline.dataio.table.tasks import TASKS
 
 _NAMED = 3

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from thawline.dataio.errors import quoted
 from thawline.dataio.store.outputs import KEY
+from thawline.dataio.table.schema import SPLITS
 from thawline.dataio.table.subset import holds
 from thawline.dataio.table.tasks import TASKS
 
-SPLITS = ("train", "valid", "test")
 _CODECS = ("dali", "pillow")
 _MOST_PX = 1 << 24
 """Of a side; no format that is read here goes beyond it, and a decoder that believes 2**31 - 1 ends the process."""

@@ -25,7 +25,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.table import integrity
 from thawline.dataio.table.keypoints import Pairs, check_pairs
 from thawline.dataio.table.manifest_file import VERSION, place, read_about, read_table, write_table
-from thawline.dataio.table.schema import columns, in_order
+from thawline.dataio.table.schema import SPLITS, columns, in_order
 from thawline.dataio.table.subset import Subset, holds
 from thawline.dataio.table.tasks import TASKS
 
@@ -138,7 +138,7 @@ class Manifest:
         """
         rows = np.flatnonzero(self.usable() & _equals(self.rows["split"], split))
         if len(rows) == 0:
-            splits = ", ".join(sorted(filter(None, pc.unique(self.rows["split"]).to_pylist()))) or "none"
+            splits = ", ".join(self.splits()) or "none"
             raise ManifestError(
                 f"the manifest has no usable images in split {quoted(repr(split))} (its splits: {splits}): there is "
                 "nothing to load; split again with thawline index"
@@ -148,7 +148,7 @@ class Manifest:
     def splits(self) -> list[str]:
         """Which of 'train', 'valid' and 'test' have images."""
         there = pc.unique(self.rows["split"]).to_pylist()
-        return [split for split in ("train", "valid", "test") if split in there]
+        return [split for split in SPLITS if split in there]
 
     def check_paths(self, *, most: int = 1000, allowed: float = 0.0) -> None:
         """Look whether the usable files are still where they were; an evenly spaced sample of at most `most`.
@@ -207,8 +207,7 @@ class Manifest:
         counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
         shown = ", ".join(map(quoted, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
         lines = [
-            f"{int(usable.sum()):,} images: "
-            + ", ".join(f"{counts[name]:,} {name}" for name in sorted(filter(None, counts))),
+            f"{int(usable.sum()):,} images: " + ", ".join(f"{counts[split]:,} {split}" for split in self.splits()),
             f"{len(self.classes)} {TASKS[self.task].classes_word} ({self.task}): {shown}",
         ]
         width, height = (pc.min_max(self.rows[name]).as_py() for name in ("width", "height"))

@@ -1,4 +1,4 @@
-"""Which columns has a manifest's table, of which types, and in which order do its rows lie?"""
+"""Which columns and splits has a manifest's table, of which types, and in which order do its rows lie?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from thawline.dataio.table.tasks import TASKS
+
+SPLITS = ("train", "valid", "test")
 
 
 def columns(task: str) -> pa.Schema:

@@ -25,11 +25,11 @@ from thawline.dataio.table import masks
 from thawline.dataio.table.draws import Draw, Splits, Splitter, named
 from thawline.dataio.table.labels import Row
 from thawline.dataio.table.manifest import Manifest, build
+from thawline.dataio.table.schema import SPLITS
 from thawline.dataio.table.sources import Table
 from thawline.dataio.table.tasks import TASKS, Meaning, Task
 from thawline.dataio.table.verify import check_files
 
-SPLITS = ("train", "valid", "test")
 WORDS = {
     "train": ("train", "training", "false", "0", "0.0", "no", "n", "f"),
     "valid": ("valid", "validation", "val", "true", "1", "1.0", "yes", "y", "t"),
@@ -256,7 +256,7 @@ def _check_splits(splits: NDArray[np.object_]) -> None:
         return
     for split in ("valid", "train"):
         if counts[split] == 0:
-            others = ", ".join(f"{count} {name or 'left out'}" for name, count in counts.items())
+            others = ", ".join(f"{counts[name]} {name or 'left out'}" for name in (*SPLITS, None) if counts[name])
             raise SplitError(
                 f"the split leaves {split} empty: all {len(splits)} usable images are in others ({others}); "
                 "change the fraction, column or folder that divides them"

@@ -18,13 +18,14 @@ import yaml
 from tests.kit.nvml import Nvml, install
 from tests.kit.prometheus import DEPLOY, ask, serving, settings, wait_for
 from thawline.cluster.job import job as jobs
-from thawline.cluster.job.job import Augment, Checkpoint, Data, Fit, Job, Model
+from thawline.cluster.job.job import Augment, Data, Fit, Job, Model
 from thawline.cluster.observe.discovery import Directory, targets_file
 from thawline.cluster.observe.exporter import Exporter
 from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.run import run as life
 from thawline.cluster.run.folder import run_dir
 from thawline.dataio.table.manifest import Manifest
+from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.context import LocalContext
 
 BOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboards/thawline.json").read_text())
@@ -119,7 +120,7 @@ def tiny(name: str, folder: Path) -> Job:
             augment=Augment(flip=False),
             model=replace(Model(), name="resnet18", weights="none"),
             fit=replace(Fit(), recipe="one_cycle", epochs=10_000, lr=1e-3),
-            checkpoint=Checkpoint(every_s=2.0),
+            checkpoint=CheckpointSettings(every_s=2.0),
             metrics=replace(Metrics(), port=0),
         )
     )

@@ -111,8 +111,14 @@ def test_what_a_phase_s_recipe_would_not_read_is_refused(recipe: Any, phase: dic
         ),
         (["--optim.nesterov"], r"optim\.name='adamw' .*give optim\.name='sgd'"),
         (["--optim.nesterov", "--optim.name", "sgd", "--optim.momentum", "0"], r"optim\.momentum=0\.0: only sgd"),
-        (["--fit.accumulate", "33"], r"fit\.accumulate=33 parts leaves .*fewer than 2 images a part.*>= 66"),
-        (["--fit.accumulate", "9", "--workers", "4"], r"workers=4 in fit\.accumulate=9 parts .*global_batch >= 72"),
+        (
+            ["--fit.accumulate", "33"],
+            r"fit\.accumulate=33 micro-batches leaves .*fewer than 2 images a micro-batch.*>= 66",
+        ),
+        (
+            ["--fit.accumulate", "9", "--workers", "4"],
+            r"workers=4 in fit\.accumulate=9 micro-batches .*global_batch >= 72",
+        ),
     ],
 )
 def test_values_that_contradict_one_another_are_refused(args: list[str], sentence: str) -> None:

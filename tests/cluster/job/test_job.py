@@ -17,7 +17,6 @@ from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import (
     Augment,
-    Checkpoint,
     Data,
     Fit,
     Job,
@@ -32,6 +31,7 @@ from thawline.cluster.job.job import (
 )
 from thawline.cluster.job.recipes import image_spec
 from thawline.dataio.pixels.spec import PRESETS, ImageSpec
+from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.optim_settings import OptimSettings
 
 EVERY = (
@@ -53,7 +53,7 @@ def test_a_job_survives_toml_exactly(tmp_path: Path) -> None:
             lr=(1e-6, 0.1 + 0.2), div=25.0, pct_start=None, metrics=("accuracy", "f_beta(beta=2)"), compile="default"
         ),
         optim=OptimSettings("sgd", engine="apex", nesterov=True, momentum=1 / 3),
-        checkpoint=Checkpoint(best="f_beta"),
+        checkpoint=CheckpointSettings(best="f_beta"),
     )
     phased = replace(JOB, fit=Fit(recipe="constant", lr="find", warmup=0.1, clip=1.0), phases=EVERY)
     file = tmp_path / "job.toml"

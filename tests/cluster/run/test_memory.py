@@ -100,5 +100,5 @@ def test_a_batch_larger_than_the_split_is_refused_where_asked_for_and_cut_where_
         JobError, match=r"global_batch=100000 is larger than the 112 .* --data.global-batch 112 or less"
     ):
         batch_of(asked, samples=112)
-    with pytest.raises(JobError, match=r"6 training images over workers=4 .* 8 at the least"):
+    with pytest.raises(JobError, match=r"6 training images over workers=4 .* at least 8 training images"):
         batch_of(replace(default, workers=4), samples=6)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from thawline.dataio.table.duplicates import duplicates, report
 from thawline.dataio.table.manifest import Manifest, build
 
-SIDES = ("train", "valid", "test")
+SIDES = SPLITS
 
 
 def manifest(hashes: list[int | None], sides: list[str | None], sizes: list[int | None] | None = None) -> Manifest:
