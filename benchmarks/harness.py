@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from thawline.cluster import doctor
+from thawline.cluster.run import provenance
 
 DeviceName = Literal["cpu", "cuda"]
 MIN_REPEATS = 5
@@ -148,10 +148,10 @@ def report(
         "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": dict(settings),
         "results": {row: dict(values) for row, values in results.items()},
-        "hardware": doctor.hardware(),
+        "hardware": provenance.hardware(),
         "load": os.getloadavg()[0],
-        "versions": doctor.versions(),
-        "commit": doctor.commit(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
     }
     line = json.dumps(found)
     print(f"{name}: {question}\n{_table(results)}\n{line}", flush=True)

@@ -7,10 +7,10 @@ from dataclasses import asdict
 import pyarrow as pa
 from torch import Tensor
 
-from thawline.cluster import doctor
 from thawline.cluster.cli.console import diagnosis_lines
 from thawline.cluster.errors import StorageError, last_line
 from thawline.cluster.job.job import Job
+from thawline.cluster.run import provenance
 from thawline.cluster.run.folder import Result, write_text
 from thawline.cluster.words import as_json, finite
 from thawline.dataio.store import files
@@ -149,7 +149,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "train_s": total["window_s"],
         "wall_s": progress.elapsed_s,
         "stream_hash": progress.stream_hash,
-        "versions": doctor.versions(),
-        "hardware": doctor.hardware(),
-        "commit": doctor.commit(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "commit": provenance.commit(),
     }

@@ -25,7 +25,7 @@ from thawline.benchmarks import (
 )
 from thawline.benchmarks.bodies import BODIES
 from thawline.benchmarks.photos import write_photos
-from thawline.cluster import doctor
+from thawline.cluster.run import provenance
 from thawline.dataio.pixels import pictures
 from thawline.models.bodies import create
 from thawline.models.groups import parameter_groups
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(
-        command, cwd=doctor.HOME, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        command, cwd=provenance.HOME, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
 
 
@@ -94,9 +94,9 @@ def test_a_report_ends_in_the_json_that_it_writes(tmp_path: Path, capsys: pytest
     assert json.loads(last) == json.loads(out.read_text()) == found
     assert found["results"] == results
     assert found["settings"] == {"batch": 4}
-    assert found["hardware"] == doctor.hardware()
-    assert found["versions"] == doctor.versions()
-    assert found["commit"] == doctor.commit()
+    assert found["hardware"] == provenance.hardware()
+    assert found["versions"] == provenance.versions()
+    assert found["commit"] == provenance.commit()
     assert [line.split() for line in table[1:]] == [
         ["images_per_s", "share", "psnr_db"],
         ["one", "2", "±1", "0.5", "-"],

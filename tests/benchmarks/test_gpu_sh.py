@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.kit.deploy_checks import shell
-from thawline.cluster import doctor
+from thawline.cluster.run import provenance
 
-SCRIPT = doctor.HOME / "benchmarks" / "gpu.sh"
+SCRIPT = provenance.HOME / "benchmarks" / "gpu.sh"
 PYTHON = """#!/usr/bin/env bash
 # A check of imports, a heredoc or a benchmark: the first says nothing, the others write JSON where they are told.
 if [[ $1 == - && $2 == torch ]]; then exit 0; fi

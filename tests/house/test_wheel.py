@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import blocks
-from thawline.cluster import doctor
+from thawline.cluster.run import provenance
 
 pytestmark = pytest.mark.slow
 FOREIGN = {
@@ -52,11 +52,11 @@ def hatchling(target: str, source: Path, out: Path) -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Built from the checkout, and from the sdist."""
     folder = tmp_path_factory.mktemp("wheels")
-    sdist = hatchling("sdist", doctor.HOME, folder / "sdist")
+    sdist = hatchling("sdist", provenance.HOME, folder / "sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
     (unpacked,) = (folder / "unpacked").iterdir()
-    return [hatchling("wheel", doctor.HOME, folder / "one"), hatchling("wheel", unpacked, folder / "other")]
+    return [hatchling("wheel", provenance.HOME, folder / "one"), hatchling("wheel", unpacked, folder / "other")]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_both_wheels_hold_thawline_all_of_it_and_nothing_else(wheels: list[Path]
     assert one == other
     assert {name.split("/")[0].partition("-")[0] for name in one} == {"thawline"}
     assert "thawline/py.typed" in one
-    tracked = run("git", "ls-files", "thawline", *doctor.PACKAGES, cwd=doctor.HOME).splitlines()
+    tracked = run("git", "ls-files", "thawline", *provenance.PACKAGES, cwd=provenance.HOME).splitlines()
     sources = {name if name.startswith("thawline/") else f"thawline/{name}" for name in tracked if name.endswith(".py")}
     assert sources == {name for name in one if name.endswith(".py")}
 
@@ -94,11 +94,11 @@ def test_both_wheels_hold_thawline_all_of_it_and_nothing_else(wheels: list[Path]
 def test_the_doctor_of_an_installed_wheel_finds_itself_there(installed: Path, beside: Path) -> None:
     said = run(installed / "thawline", "doctor", cwd=beside)
     assert str(installed.parent) in said
-    assert str(doctor.HOME) not in said
+    assert str(provenance.HOME) not in said
 
 
 def test_the_readme_s_example_runs_as_a_script_beside_folders_of_our_names(installed: Path, beside: Path) -> None:
-    text = (doctor.HOME / "README.md").read_text()
+    text = (provenance.HOME / "README.md").read_text()
     (example,) = (block.code for block in blocks.blocks("README.md", text) if block.language == "python")
     (beside / "train.py").write_text(IMPORTS + example)
     run(installed / "thawline", "sample", "digits", "data/digits", cwd=beside)

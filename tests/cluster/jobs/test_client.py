@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from ray.exceptions import AuthenticationError
 
-from thawline.cluster.doctor import HOME
 from thawline.cluster.errors import SubmitError, TokenError
 from thawline.cluster.job.job import Job
 from thawline.cluster.jobs import client as jobs
 from thawline.cluster.jobs import log_records
 from thawline.cluster.jobs.client import Attempt, Cluster, outcome
+from thawline.cluster.run.provenance import HOME
 
 LINES = [f"line {i}" for i in range(4)] + ['\x1e{"kind": "note"}', "", "last"]
 JOB = Job(name="pets 2", manifest="/data/pets.parquet")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit.images import encode, photo, psnr
 from tests.kit.packs import SMALL, contents, every, photos, rebuilt
-from thawline.cluster import doctor
+from thawline.cluster.run import provenance
 from thawline.dataio.errors import ManifestError, QuarantineError, ShardError
 from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.reading.packing import pack
@@ -216,7 +216,7 @@ def test_a_pack_that_was_killed_goes_on_and_ends_as_if_it_had_not(tmp_path: Path
     pack(manifest, tmp_path / "whole", shard_bytes=SMALL)
     whole = contents(tmp_path / "whole")
     script = [sys.executable, "-c", _KILLED, str(tmp_path / "m.arrow"), *_MOMENTS]
-    subprocess.run(script, cwd=doctor.HOME, check=True)
+    subprocess.run(script, cwd=provenance.HOME, check=True)
     stood = list[int]()
     for moment in _MOMENTS:
         dest = tmp_path / moment

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from thawline.cluster import doctor
+from thawline.cluster.run import provenance
 from thawline.dataio.errors import ShardError
 from thawline.dataio.store import cache as caches
 from thawline.dataio.store import root
@@ -120,7 +120,7 @@ def ranks(tmp_path: Path) -> Any:
         fields = repr([(s.name, s.first, s.rows, s.bytes, s.hash) for s in shards])
         command = [sys.executable, "-c", _RANK, home, str(tmp_path / "cache"), str(tmp_path / "log"), fields]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        started.extend(subprocess.Popen(command, cwd=doctor.HOME, **pipes) for _ in range(count))
+        started.extend(subprocess.Popen(command, cwd=provenance.HOME, **pipes) for _ in range(count))
         return started
 
     yield start

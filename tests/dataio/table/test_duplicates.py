@@ -11,8 +11,6 @@ import pyarrow as pa
 from thawline.dataio.table.duplicates import duplicates, report
 from thawline.dataio.table.manifest import Manifest, build
 
-SIDES = SPLITS
-
 
 def manifest(hashes: list[int | None], sides: list[str | None], sizes: list[int | None] | None = None) -> Manifest:
     """Images 0.jpg, 1.jpg, ...; one without a side is quarantined."""
