@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         Phase,
         Predictions,
         RunContext,
+        Stopping,
         TrainError,
         diagnose,
         lr_find,
@@ -101,7 +102,7 @@ __getattr__ = late(
         ),
         "thawline.trainer": (
             "Best Find Learner LocalContext LrCurve OneCycle OptimSettings Phase Predictions RunContext "
-            "TrainError diagnose lr_find spread sweep"
+            "Stopping TrainError diagnose lr_find spread sweep"
         ),
     },
 )
@@ -130,6 +131,7 @@ __all__ = [
     "Phase",
     "Predictions",
     "RunContext",
+    "Stopping",
     "Table",
     "TrainError",
     "UnknownModelError",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thawline.trainer.optim_settings import OptimSettings
     from thawline.trainer.schedule.phases import Find, Phase
     from thawline.trainer.schedule.shapes import OneCycle, spread
+    from thawline.trainer.stopping import Stopping
 
 __getattr__ = late(
     __name__,
@@ -31,6 +32,7 @@ __getattr__ = late(
         "thawline.trainer.optim_settings": "OptimSettings",
         "thawline.trainer.schedule.phases": "Find Phase",
         "thawline.trainer.schedule.shapes": "OneCycle spread",
+        "thawline.trainer.stopping": "Stopping",
     },
 )
 
@@ -45,6 +47,7 @@ __all__ = [
     "Phase",
     "Predictions",
     "RunContext",
+    "Stopping",
     "TrainError",
     "diagnose",
     "lr_find",

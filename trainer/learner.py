@@ -39,6 +39,7 @@ from thawline.trainer.settings import BatchNorms, Compile, PrecisionName, TrainS
 from thawline.trainer.step import world
 from thawline.trainer.step.precision import Precision, choose_precision, place
 from thawline.trainer.step.step import LossFunction, StepSettings
+from thawline.trainer.stopping import Stopping
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter
@@ -59,6 +60,7 @@ class Learner:
     measured; 0 keeps none. compile: a mode of torch.compile for training steps.
     batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
+    stopping: when a phase ends early, and with which weights.
     log_every: steps a window; the device is read once in each. checkpoint_every_s, keep, best: see keeper, checkpoint.
     run: what must be equal for this run to go on from a checkpoint, by name, as JSON has it; see format.Origin.
     With no context it is one process on the model's device, and nothing is written to disk.
@@ -89,6 +91,7 @@ class Learner:
         checkpoint_every_s: float = math.inf,
         keep: int = 3,
         best: Best | None = None,
+        stopping: Stopping | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
         class_weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
@@ -109,8 +112,11 @@ class Learner:
         self.session.ema = Ema(model, ema) if ema else None
         self.session.batch_transform = batch_transform
         self.session.frozen_norms = batch_norm == "frozen"
+        self.session.stopping = (stopping or Stopping()).check()
         if best is not None:
             check_measured(best.metric, self.meter.metrics)
+        if self.session.stopping.monitor != Stopping.monitor:
+            check_measured(self.session.stopping.monitor, self.meter.metrics, name="monitor")
 
     # What it works with and what has become of it ---------------------------------------------------------
 
@@ -272,6 +278,7 @@ class Learner:
         session, measured = self.session, None
         if not session.resuming:
             session.progress = replace(session.progress, phase=0, phase_step=0, validate_due=False)
+            session.best_weights = None
             self._note_doubts(phases)
         session.resuming = session.stopped = False
         for phase in phases[session.progress.phase :]:

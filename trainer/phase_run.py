@@ -23,6 +23,7 @@ from thawline.trainer.schedule.shapes import LearningRate
 from thawline.trainer.session import Session
 from thawline.trainer.step import world
 from thawline.trainer.step.window import Window, extend_hash
+from thawline.trainer.stopping import best_epoch, phase_rows, since_best
 
 
 class PhaseRun:
@@ -48,6 +49,7 @@ class PhaseRun:
             session.optimizer_state = None
         self.schedule = phase.schedule(lr, groups=len(self.stepper.parameters), steps=self.steps)
         self.window = Window()
+        self._over = False
         self._measured: Measured | None = None
 
     def run(self) -> Measured | None:
@@ -57,7 +59,7 @@ class PhaseRun:
             if progress.validate_due:  # the run was stopped between an epoch and its validation
                 self._end_epoch()
             session.training_mode()
-            while progress.phase_step < self.steps and not session.stopped:
+            while not (self._over or session.stopped):
                 self._step()
                 at_epoch_end = progress.phase_step in self.epoch_ends
                 if len(self.window) >= session.settings.window or at_epoch_end:
@@ -65,7 +67,7 @@ class PhaseRun:
         finally:
             self.stepper.close()
         if not session.stopped:
-            session.progress = progress.after_phase(self.epochs)
+            session.progress = progress.after_phase(self._epochs_done())
         return self._measured
 
     def _step(self) -> None:
@@ -121,12 +123,12 @@ class PhaseRun:
     def _end_epoch(self) -> None:
         """Measure, record a "valid" row with the epoch's mean training loss beside it, and save where it is due.
 
+        The phase may be over with it, and has then the weights that it shall end with.
         If somebody asks to stop meanwhile, `stopped` is set, and the resumed run begins with the validation.
         """
         session, began = self.session, time.monotonic()
-        at_end = session.progress.phase_step == self.steps
         measured = session.measure(
-            session.valid, keep=self._predict and at_end, interrupted=session.context.should_stop
+            session.valid, keep=self._predict and self._may_end(), interrupted=session.context.should_stop
         )
         if measured is None:
             session.stopped = True
@@ -145,8 +147,42 @@ class PhaseRun:
         session.record(row)
         best = session.keeper.best
         is_best = best is not None and session.recorder.is_best(best.metric, higher=best.higher)
-        if is_best or session.keeper.due() or at_end:
-            self._save(measured.metrics)
+        described = self._decide()
+        if is_best or session.keeper.due() or self._over:
+            self._save({name: described[name] for name in measured.metrics})
+
+    def _may_end(self) -> bool:
+        """Whether the validation that begins may be the phase's last."""
+        session, patience = self.session, self.session.stopping.patience
+        if session.progress.phase_step == self.steps:
+            return True
+        values, higher = session.watched()
+        return patience is not None and since_best(values, higher=higher) + 1 >= patience
+
+    def _decide(self) -> Mapping[str, Any]:
+        """After a validation: keep the best weights, end the phase, as is asked for. The row of the model's weights."""
+        session, progress, stopping = self.session, self.session.progress, self.session.stopping
+        rows = phase_rows(session.recorder.rows, start=progress.step - progress.phase_step)
+        values, higher = session.watched()
+        best = best_epoch(values, higher=higher)
+        self._over = progress.phase_step == self.steps
+        if stopping.patience is not None and since_best(values, higher=higher) >= stopping.patience and not self._over:
+            self._over = True
+            session.note(
+                f"{stopping.monitor} has had no new best for {stopping.patience} epoch(s): {self.phase.name} ends at "
+                f"epoch {rows[-1]['epoch']:g}"
+            )
+        if not stopping.restore_best or best is None:
+            return rows[-1]
+        if best == len(values) - 1:
+            session.keep_best()
+        if not self._over:
+            return rows[-1]
+        if best < len(values) - 1:
+            self._measured = None  # of other weights than the phase ends with
+            session.note(f"{self.phase.name} ends with the weights of its best epoch, {rows[best]['epoch']:g}")
+        session.restore_best()
+        return rows[best]
 
     def _end_diverged(self, back: int, ids: NDArray[np.int64]) -> NoReturn:
         """Return to before the step that was bad, `back` steps ago; keep that; raise. Collective."""
@@ -180,17 +216,23 @@ class PhaseRun:
             "unix_s": time.time(),
         }
 
+    def _epochs_done(self) -> float:
+        done = self.session.progress.phase_step
+        return self.epochs if done == self.steps else self.epochs * done / self.steps
+
     def _save(self, metrics: Mapping[str, float] | None = None) -> None:
         """Have rank 0 write a checkpoint in the background; a later window tells what became of it."""
         parts = {**self.session.weights(), "state": self._state()}
+        if self.session.best_weights is not None:
+            parts["best"] = self.session.best_weights
         self.session.keeper.save(self.session.progress.step, parts, metrics or {})
 
     def _state(self) -> dict[str, Any]:
         """All of a checkpoint but the weights. At a phase's end the next one starts, with its own optimiser."""
         progress, rows = self.session.progress, Appended(self.session.recorder.rows)
         state: dict[str, Any] = {"rows": rows, "optimizer": None, "scaler": None}
-        if progress.phase_step == self.steps and not progress.validate_due:
-            return {**state, "progress": asdict(progress.after_phase(self.epochs))}
+        if self._over:
+            return {**state, "progress": asdict(progress.after_phase(self._epochs_done()))}
         optimizer, scaler = self.stepper.optimizer.state_dict(), self.stepper.scaler.state_dict()
         return {**state, "progress": asdict(progress), "optimizer": optimizer, "scaler": scaler}
 

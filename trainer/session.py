@@ -29,6 +29,7 @@ from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.context import RunContext
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError
+from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.evaluation import Measured, evaluate
 from thawline.trainer.progress import Progress
 from thawline.trainer.quarantine import Quarantine, merge_by_id
@@ -37,6 +38,7 @@ from thawline.trainer.rows import Recorded
 from thawline.trainer.step import world
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.step import StepSettings
+from thawline.trainer.stopping import Stopping, best_epoch, course, phase_rows
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter
@@ -64,6 +66,7 @@ class Session:
     frozen_norms: bool = False
     """BatchNorm's running statistics do not change."""
     seed: int = 42
+    stopping: Stopping = field(default_factory=Stopping)
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
     """Somebody asked to stop, and the phase under way did."""
@@ -73,6 +76,8 @@ class Session:
     """Optimiser and scaler of the phase that the checkpoint was made in, until that phase continues."""
     frozen_to: int = 0
     """The first layer group that trains."""
+    best_weights: dict[str, Any] | None = None
+    """As `weights`, on the host: of the best epoch of the phase under way, where it shall end with them."""
 
     def __post_init__(self) -> None:
         self.quarantine = Quarantine(self.train, self.valid)
@@ -109,6 +114,34 @@ class Session:
         self.model.load_state_dict(weights)
         if self.ema is not None:
             self.ema.load_state_dict(average)
+
+    def keep_best(self) -> None:
+        """The epoch that has ended is the best of its phase: keep its weights."""
+        self.best_weights = {
+            part: {name: value.detach().cpu().clone() for name, value in weights.items()}
+            for part, weights in self.weights().items()
+        }
+
+    def restore_best(self) -> None:
+        """Take the weights of the phase's best epoch again, and keep them no longer."""
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(self.best_weights["ema"])
+        self.best_weights = None
+
+    def watched(self) -> tuple[list[float], bool]:
+        """What the phase under way has measured of the monitored metric, by epoch; whether more of it is better."""
+        rows = phase_rows(self.recorder.rows, start=self.progress.step - self.progress.phase_step)
+        return course(rows, self.stopping.monitor), direction(self.stopping.monitor)
+
+    def described(self) -> Mapping[str, Any]:
+        """The "valid" row of the weights with which the last phase has ended."""
+        rows = phase_rows(self.recorder.rows)
+        best = None
+        if self.stopping.restore_best:
+            best = best_epoch(course(rows, self.stopping.monitor), higher=direction(self.stopping.monitor))
+        return rows[-1 if best is None else best]
 
     def measure(
         self, loader: Loader, *, keep: bool = False, interrupted: Callable[[], bool] = lambda: False
@@ -226,6 +259,7 @@ class Session:
         self.keeper.tidy(saved.step)
         self.progress, self.recorder.rows, self._stream = progress, state["rows"], None
         self.resuming = True
+        self.best_weights = saved.load("best") if "best" in saved.parts else None
         self.optimizer_state = state if state["optimizer"] is not None else None
         known = self.recorder.of_kind("quarantine")
         self.quarantine.apply(known)

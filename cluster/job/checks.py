@@ -47,6 +47,7 @@ def check_together(job: Job) -> None:
     _check_phases(job)
     _check_recipes(job)
     _check_read(job)
+    _check_stopping(job)
     job.optim.check(where="optim.")
     fit, workers = job.fit, job.most_workers
     if fit.compile == "reduce-overhead" and workers > 1:
@@ -129,6 +130,28 @@ def _check_read(job: Job) -> None:
                 f"fit.{name}={quoted(value)} beside [[phases]], {why}: nothing would read it; leave it out, or give it "
                 "in the phases"
             )
+
+
+def _check_stopping(job: Job) -> None:
+    """What ends a phase must be comparable from epoch to epoch, and what is given must be read."""
+    fit, best = job.fit, job.checkpoint.best
+    watched = fit.patience is not None or fit.restore_best
+    if fit.monitor != type(fit).monitor and not watched:
+        raise JobError(
+            f"fit.monitor={quoted(fit.monitor)} without fit.patience or fit.restore_best: nothing would go by it; give "
+            "one of them, or leave it out"
+        )
+    if watched and job.data.stages:
+        name = "patience" if fit.patience is not None else "restore_best"
+        raise JobError(
+            f"fit.{name}={getattr(fit, name)} beside data.stages: epochs of one phase would be compared that were "
+            "measured at different sizes; give each size a phase, by size_px in [[phases]]"
+        )
+    if fit.restore_best and best and best != fit.monitor:
+        raise JobError(
+            f"checkpoint.best={quoted(best)} beside fit.restore_best by fit.monitor={quoted(fit.monitor)}: the last "
+            "checkpoint cannot hold both weights; give the same metric to both"
+        )
 
 
 def _unread(given: str, name: str, recipe: str) -> JobError:

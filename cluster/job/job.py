@@ -27,6 +27,7 @@ from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
 from thawline.trainer.schedule.phases import RecipeName
 from thawline.trainer.settings import TrainSettings
+from thawline.trainer.stopping import Stopping
 
 _COUNT = at_least(0, "a count is not negative")
 _SHARE = between(0, 1, "it is a share of the steps; 0 is none")
@@ -93,7 +94,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Fit(TrainSettings):
+class Fit(Stopping, TrainSettings):
     """How long, how fast, and how exact."""
 
     recipe: RecipeName = "fine_tune"

@@ -71,7 +71,7 @@ def _write(
 
 
 def _measured(learner: Learner) -> dict[str, Tensor]:
-    """The weights that the last validation measured: the averaged ones, where there are any."""
+    """The final weights: the averaged ones, where there are any."""
     parts = learner.session.weights()
     return {**parts["model"], **parts.get("ema", {})}
 
@@ -92,7 +92,7 @@ def _described(job: Job, learner: Learner, result: Result) -> Description:
         image={"size_px": valid.size_px(learner.progress.step), **image},
         engine=str(result["engine"]),
         precision=str(result["precision"]),
-        step=learner.progress.step,
+        step=learner.session.described()["step"],
         metrics=result["metrics"],
     )
 
@@ -111,10 +111,17 @@ def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table)
         learner.note(f"report.html could not be made ({why}): the result stands without it")
 
 
+def _whose_weights(learner: Learner) -> dict[str, float]:
+    """After which epoch and step the final weights stood so: the last, or the best of the last phase."""
+    row = learner.session.described()
+    return {"weights_epoch": row["epoch"], "weights_step": row["step"]}
+
+
 def _last_metrics(learner: Learner) -> dict[str, float]:
-    """What the last validation of the run measured: the final weights' metrics; NaN where one came to no number."""
+    """What was measured of the final weights; NaN where a metric came to no number."""
     names = ["train_loss", "valid_loss", *learner.meter.metrics]
-    return {name: learner.recorder.last_metric(name) for name in names}
+    row = learner.session.described()
+    return {name: math.nan if row[name] is None else float(row[name]) for name in names}
 
 
 def _result(job: Job, context: RunContext, learner: Learner, *, status: str, metrics: Mapping[str, float]) -> Result:
@@ -133,6 +140,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "model": job.model.name,
         "epochs": progress.epochs,
         "steps": progress.step,
+        **({} if learner.stopped else _whose_weights(learner)),
         "checkpoint": learner.keeper.place(progress.step),
         "global_batch": learner.train.global_batch,
         "samples_seen": progress.step * learner.train.global_batch,

@@ -13,6 +13,7 @@ from thawline.cluster.run.folder import Result, inspect
 from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
 from thawline.dataio.store.private import use_compile_cache
+from thawline.trainer.stopping import Stopping
 
 
 def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
@@ -61,12 +62,14 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
         from thawline.trainer import class_weights
 
         class_weights.check(job.fit.class_weights, task=loaded.manifest.task, classes=loaded.manifest.classes)
-    if job.fit.metrics or job.checkpoint.best:
+    chosen_by = {"best": job.checkpoint.best, "monitor": job.fit.monitor}
+    if job.fit.metrics or job.checkpoint.best or job.fit.monitor != Stopping.monitor:
         from thawline.trainer.metrics.direction import check_measured, direction
         from thawline.trainer.metrics.meter import build
 
         task, classes = loaded.manifest.task, len(loaded.manifest.classes)
         metrics = build(job.fit.metrics, task=task, classes=classes)
-        if job.checkpoint.best:
-            check_measured(job.checkpoint.best, metrics)
-            direction(job.checkpoint.best)
+        for name, metric in chosen_by.items():
+            if metric:
+                check_measured(metric, metrics, name=name)
+                direction(metric)

@@ -6,7 +6,7 @@ When they begin, go on and end is the life of a run, see run. Here nothing is wr
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from thawline.cluster.job import job as jobs
@@ -27,6 +27,7 @@ from thawline.trainer.context import RunContext, Sink
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction
 from thawline.trainer.step.precision import choose_precision
+from thawline.trainer.stopping import Stopping
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter
@@ -151,6 +152,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         log_every=job.log_every,
         checkpoint_every_s=job.checkpoint.every_s,
         keep=job.checkpoint.keep,
+        stopping=Stopping(**{f.name: getattr(job.fit, f.name) for f in fields(Stopping)}),
         run=_whose(job, context),
         best=Best(best, higher=direction(best)) if (best := job.checkpoint.best) else None,
     )

@@ -49,11 +49,14 @@ def direction(metric: str) -> bool:
     return known
 
 
-def check_measured(best: str, metrics: Iterable[Hashable]) -> None:
-    """Raises RecipeError unless a validation with these metrics, by column, measures what the best is chosen by."""
+def check_measured(metric: str, metrics: Iterable[Hashable], *, name: str = "best") -> None:
+    """Raises RecipeError unless a validation with these metrics, by column, measures what is chosen by.
+
+    name: of the setting that says so.
+    """
     measured = ("valid_loss", *map(str, metrics))
-    if best not in measured:
+    if metric not in measured:
         raise RecipeError(
-            f"best={quoted(best)!r} is not measured: no checkpoint would ever be the best; give one of "
+            f"{name}={quoted(metric)!r} is not measured: nothing would ever be the best; give one of "
             f"{', '.join(measured)}"
         )

@@ -152,6 +152,7 @@ def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path
         (["--fit.metrics", "accurcy"], "metric 'accurcy' is not known"),
         (["--fit.metrics", "mse"], "'mse' is for task points and this one is single_label"),
         (["--checkpoint.best", "recall"], "best='recall' is not measured"),
+        (["--fit.patience", "1", "--fit.monitor", "recall"], "monitor='recall' is not measured"),
         (
             ["--fit.metrics", "MulticlassSpecificity", "--checkpoint.best", "multiclass_specificity"],
             "whether more of 'multiclass_specificity' is better is not known: the worst might be taken for the best",

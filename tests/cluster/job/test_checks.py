@@ -8,7 +8,7 @@ import pytest
 from thawline.cluster.errors import JobError
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
-from thawline.cluster.job.job import Augment, Data, Fit, Job, PhaseJob
+from thawline.cluster.job.job import Augment, Checkpoint, Data, Fit, Job, PhaseJob
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.optim_settings import OptimSettings
 
@@ -166,3 +166,24 @@ def test_the_ends_of_the_ranges_pass() -> None:
     assert check(warm) == warm
     sgd = replace(JOB, optim=OptimSettings("sgd", nesterov=True, beta2=0.0))
     assert check(sgd) == sgd
+
+
+@pytest.mark.parametrize(
+    ("job", "problem"),
+    [
+        (Job(fit=Fit(monitor="error_rate")), r"fit\.monitor='error_rate' without fit\.patience or fit\.restore_best: "),
+        (
+            Job(fit=Fit(patience=2), data=Data(stages=((0.0, 128), (2.0, 224)))),
+            r"fit\.patience=2 beside data\.stages: .* size_px in \[\[phases\]\]",
+        ),
+        (
+            Job(fit=Fit(restore_best=True), checkpoint=Checkpoint(best="error_rate")),
+            r"checkpoint\.best='error_rate' beside fit\.restore_best by fit\.monitor='valid_loss': .*same metric",
+        ),
+    ],
+)
+def test_stopping_that_could_not_be_told_is_refused(job: Job, problem: str) -> None:
+    with pytest.raises(JobError, match=problem):
+        check(replace(job, manifest="a.parquet"))
+    ok = Fit(patience=2, restore_best=True, monitor="error_rate")
+    assert check(Job(manifest="a.parquet", fit=ok, checkpoint=Checkpoint(best="error_rate"))).fit == ok

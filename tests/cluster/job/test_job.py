@@ -86,7 +86,9 @@ resize_s = 30.0\nfirst_step_s = 1800.0\nhang_s = 180.0\nresources = {}
 
 def test_the_keys_and_defaults_of_a_job_are_those_of_runs_that_go_on() -> None:
     assert from_dict(tomllib.loads(BEFORE)) == Job(manifest="a.parquet")
-    assert tomllib.loads(to_toml(Job(manifest="a.parquet"))) == tomllib.loads(BEFORE)
+    written = tomllib.loads(to_toml(Job(manifest="a.parquet")))
+    for name, value in tomllib.loads(BEFORE).items():  # what is new since may stand beside it
+        assert (value.items() <= written[name].items()) if isinstance(value, dict) else (value == written[name])
 
 
 def test_absent_fields_have_their_defaults_and_whole_numbers_become_floats() -> None:
