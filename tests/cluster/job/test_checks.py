@@ -8,7 +8,8 @@ import pytest
 from thawline.cluster.errors import JobError
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
-from thawline.cluster.job.job import Augment, Checkpoint, Data, Fit, Job, PhaseJob
+from thawline.cluster.job.job import Augment, Data, Fit, Job, PhaseJob
+from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.optim_settings import OptimSettings
 
@@ -177,7 +178,7 @@ def test_the_ends_of_the_ranges_pass() -> None:
             r"fit\.patience=2 beside data\.stages: .* size_px in \[\[phases\]\]",
         ),
         (
-            Job(fit=Fit(restore_best=True), checkpoint=Checkpoint(best="error_rate")),
+            Job(fit=Fit(restore_best=True), checkpoint=CheckpointSettings(best="error_rate")),
             r"checkpoint\.best='error_rate' beside fit\.restore_best by fit\.monitor='valid_loss': .*same metric",
         ),
     ],
@@ -186,4 +187,4 @@ def test_stopping_that_could_not_be_told_is_refused(job: Job, problem: str) -> N
     with pytest.raises(JobError, match=problem):
         check(replace(job, manifest="a.parquet"))
     ok = Fit(patience=2, restore_best=True, monitor="error_rate")
-    assert check(Job(manifest="a.parquet", fit=ok, checkpoint=Checkpoint(best="error_rate"))).fit == ok
+    assert check(Job(manifest="a.parquet", fit=ok, checkpoint=CheckpointSettings(best="error_rate"))).fit == ok
