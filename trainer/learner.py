@@ -113,10 +113,7 @@ class Learner:
         self.session.batch_transform = batch_transform
         self.session.frozen_norms = batch_norm == "frozen"
         self.session.stopping = (stopping or Stopping()).check()
-        if best is not None:
-            check_measured(best.metric, self.meter.metrics)
-        if self.session.stopping.monitor != Stopping.monitor:
-            check_measured(self.session.stopping.monitor, self.meter.metrics, name="monitor")
+        self._check_measured()
 
     # What it works with and what has become of it ---------------------------------------------------------
 
@@ -322,6 +319,13 @@ class Learner:
         measured = self.session.measure(loader, keep=keep)
         assert measured is not None  # nobody interrupts it
         return measured
+
+    def _check_measured(self) -> None:
+        best, monitor = self.keeper.best, self.session.stopping.monitor
+        if best is not None:
+            check_measured(best.metric, self.meter.metrics)
+        if monitor != Stopping.monitor:  # the loss is measured whatever the meter, which takes seconds to make
+            check_measured(monitor, self.meter.metrics, name="monitor")
 
     def _note_doubts(self, phases: Sequence[Phase]) -> None:
         train = self.train
