@@ -23,6 +23,7 @@ from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
+from thawline.dataio.stream.settings import Drawing
 from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
 from thawline.trainer.schedule.phases import RecipeName
@@ -45,7 +46,7 @@ def _is_file_name(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(Sizes):
+class Data(Drawing, Sizes):
     """Which pixels reach the model, and how many at a time."""
 
     global_batch: Annotated[int, at_least(2, "BatchNorm cannot train on one image")] = 64

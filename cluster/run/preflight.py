@@ -53,11 +53,13 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
 def check_recipe(job: Job, loaded: Loaded) -> None:
     """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
     from thawline.cluster.run.vision import mixing
+    from thawline.dataio.stream.balanced import check as check_balance
     from thawline.models.bodies import check_name
 
     check_name(job.model.name)
     phases(job)
     mixing(job, classes=2)
+    check_balance(job.data.balance, task=loaded.manifest.task)
     if job.fit.class_weights is not None:
         from thawline.trainer import class_weights
 

@@ -95,6 +95,7 @@ def _loading(job: Job, context: RunContext) -> dict[str, Any]:
     return {
         "global_batch": job.data.global_batch,
         "seed": job.seed,
+        "balance": job.data.balance,
         "rank": context.rank,
         "world_size": context.world_size,
         "device": context.device,

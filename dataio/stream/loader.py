@@ -16,10 +16,12 @@ from thawline.dataio.closing import Closing
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.reading.shards import Progress, open_reader
+from thawline.dataio.stream.balanced import balanced
+from thawline.dataio.stream.balanced import check as check_balance
 from thawline.dataio.stream.plan import Once, Order, Training
 from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine, default_threads
 from thawline.dataio.stream.source import Source
-from thawline.dataio.table.census import count_subset
+from thawline.dataio.table.census import class_indices, count_subset
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS
@@ -157,6 +159,7 @@ def split_loader(
     global_batch: int = 64,
     epoch_samples: int | None = None,
     seed: int = 42,
+    balance: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
     device: str | torch.device = "cpu",
@@ -171,15 +174,17 @@ def split_loader(
 ) -> ImageLoader:
     """The loader of one split: 'train' endless and augmented, any other once, in order, plain.
 
-    `look`: whether the files are still there; once is enough for two splits of one manifest.
+    `balance`: in training, how far rare classes come more often, from 0, as often as they are, to 1, as often as any
+    other; see balanced. `look`: whether the files are still there; once is enough for two splits of one manifest.
     `cache`, `cache_gib`, `progress`: where the shards of a packed manifest in an object store are kept, and who is told
     while they come; see shards.open_reader. Raises: as `loaders`, and ShardError.
     """
+    check_balance(balance, task=manifest.task)
     if look:
         manifest.check_paths(allowed=max_quarantined)
     subset = manifest.subset(split)
     shape = {"n": len(subset), "global_batch": global_batch, "rank": rank, "world_size": world_size}
-    order = Training(**shape, seed=seed) if split == "train" else Once(**shape)
+    order = _training(manifest, subset, balance, seed=seed, **shape) if split == "train" else Once(**shape)
     renderer = Renderer(
         spec=spec,
         local_batch=order.local_batch,
@@ -196,3 +201,10 @@ def split_loader(
         source = Source(**of, reader=reader, max_quarantined=max_quarantined)
         opened.pop_all()
     return ImageLoader(order=order, source=source, renderer=renderer, epoch_samples=epoch_samples or len(subset))
+
+
+def _training(manifest: Manifest, subset: Subset, balance: float, **shape: int) -> Training:
+    if not balance:
+        return Training(**shape)
+    kinds = class_indices(subset, manifest.classes)
+    return balanced(kinds, power=balance, count=len(manifest.classes), **shape)

@@ -20,36 +20,46 @@ from thawline.dataio.hashing import hash64
 
 _ROUNDS = 10  # 4 are enough in theory for large n; small n (tens of samples) need more to look uniform
 
-_FAR = 2**40  # epochs
+FAR = 2**40
+"""Epochs that no run reaches: from there come those that fill holes."""
 
 
-def permute(index: NDArray[np.int64], *, n: int, seed: int, epoch: NDArray[np.int64]) -> NDArray[np.int64]:
+def permute(
+    index: NDArray[np.int64],
+    *,
+    n: int | NDArray[np.int64],
+    seed: int | NDArray[np.int64],
+    epoch: NDArray[np.int64],
+) -> NDArray[np.int64]:
     """Map each index in [0, n) through the permutation of its epoch; computed, never stored.
 
     A generalised Feistel network on Z_a x Z_b with a*b >= n, walked along its cycle until it lands below n.
-    O(len(index)) time and memory for any n. `index` and `epoch`: (k,) int64. Returns (k,) int64.
+    O(len(index)) time and memory for any n. `index` and `epoch`: (k,) int64; `n` and `seed`, too, where each index has
+    its own. Returns (k,) int64.
     Source: J. Black and P. Rogaway, "Ciphers with arbitrary finite domains" (2002), method 3.
     """
-    a = int(np.ceil(np.sqrt(n)))
-    b = -(-n // a)
     out = np.array(index, np.int64)
+    size, keys = np.broadcast_to(n, out.shape), np.broadcast_to(seed, out.shape)
+    a = np.ceil(np.sqrt(size)).astype(np.int64)
+    b = -(-size // a)
     todo = np.arange(len(out))
     while len(todo):
-        left, right = np.divmod(out[todo], b)
+        of = (keys[todo], epoch[todo])
+        left, right = np.divmod(out[todo], b[todo])
         for round_ in range(_ROUNDS):
             if round_ % 2 == 0:
-                left = (left + _offset(seed, epoch[todo], round_, right, a)) % a
+                left = (left + _offset(of, round_, right, a[todo])) % a[todo]
             else:
-                right = (right + _offset(seed, epoch[todo], round_, left, b)) % b
-        out[todo] = left * b + right
-        todo = todo[out[todo] >= n]
+                right = (right + _offset(of, round_, left, b[todo])) % b[todo]
+        out[todo] = left * b[todo] + right
+        todo = todo[out[todo] >= size[todo]]
     return out
 
 
 def _offset(
-    seed: int, epoch: NDArray[np.int64], round_: int, half: NDArray[np.int64], modulus: int
+    of: tuple[NDArray[np.int64], NDArray[np.int64]], round_: int, half: NDArray[np.int64], modulus: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    return (hash64(seed, epoch, round_, half) % np.uint64(modulus)).astype(np.int64)
+    return (hash64(*of, round_, half) % modulus.astype(np.uint64)).astype(np.int64)
 
 
 def part_bounds(things: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -136,7 +146,7 @@ class Training(Order):
         same way by any rank of any world, and after any interruption.
         """
         epochs, index = np.divmod(positions, self.n)
-        epochs = epochs + np.asarray(attempts, np.int64) * _FAR
+        epochs = epochs + np.asarray(attempts, np.int64) * FAR
         return epochs, permute(index, n=self.n, seed=self.seed, epoch=epochs)
 
 

@@ -28,12 +28,20 @@ def count(manifest: Manifest) -> Counts:
 
 def count_subset(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
     """Of one split's images, (C,); zeros where labels are no names of classes."""
+    return np.bincount(class_indices(subset, classes), minlength=len(classes))
+
+
+def class_indices(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Of one split's labels, in order: one an image where it has one class, more or none where it has several.
+
+    Empty where labels are no names of classes.
+    """
     names = TASKS[subset.task].names
     if names is None:
-        return np.zeros(len(classes), np.int64)
+        return np.zeros(0, np.int64)
     labels = subset.table["label"].chunk(0).take(pa.array(subset.rows))
-    index = pc.index_in(names(labels), pa.array(classes, pa.string())).drop_null().to_numpy()
-    return np.bincount(index, minlength=len(classes))
+    index: NDArray[np.int64] = pc.index_in(names(labels), pa.array(classes, pa.string())).drop_null().to_numpy()
+    return index
 
 
 def check_splits(manifest: Manifest, valid: Manifest | None = None, *, names: Sequence[str]) -> None:

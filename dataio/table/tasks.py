@@ -72,6 +72,8 @@ class Task:
     """(usable rows, what was found in their files, what labels mean) -> sentences on what hardly is meant so."""
     names: Callable[[pa.Array], pa.Array] | None = None
     """Where labels are names of classes: all names in n labels, one after another."""
+    one_class: bool = False
+    """A label is the name of one class: training can draw images by it."""
     least_classes: int = 1
     """Fewer leave nothing to learn."""
     masks: bool = False
@@ -174,6 +176,7 @@ TASKS: dict[str, Task] = {
         wrong=_wrong_name,
         targets=class_indices,
         names=lambda labels: labels,
+        one_class=True,
         least_classes=2,
     ),
     "multi_label": Task(
