@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from thawline.dataio.batch import Augmented, Loader
+from thawline.trainer import budget
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.checkpoints.format import Origin
@@ -24,7 +25,7 @@ from thawline.trainer.context import LocalContext, RunContext, Sink
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError, RecipeError
 from thawline.trainer.losses import chosen_loss
-from thawline.trainer.lr_finder import LrCurve, lr_find
+from thawline.trainer.lr_finder import STEPS, LrCurve, lr_find
 from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
 from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
@@ -211,7 +212,7 @@ class Learner:
         """The layer groups from n on (and BatchNorm) will train in the next fit; -1 is the head alone."""
         self.session.freeze_to(n)
 
-    def lr_find(self, *, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> LrCurve:
+    def lr_find(self, *, start: float = 1e-7, end: float = 10.0, steps: int = STEPS) -> LrCurve:
         """Train while the learning rate grows, undo it, and suggest a rate: see lr_finder. Collective."""
         return lr_find(self, start=start, end=end, steps=steps)
 
@@ -265,17 +266,23 @@ class Learner:
         """Give back the loaders' threads and memory, once the last checkpoint is written."""
         self.session.close()
 
-    def fit(self, phases: Sequence[Phase], *, predict: bool = False) -> Predictions | None:
+    def fit(
+        self, phases: Sequence[Phase], *, predict: bool = False, budget_s: float | None = None
+    ) -> Predictions | None:
         """Run phases one after another; after `resume`, from where the run stood. Collective.
 
         predict: return what `predictions` would of the trained model; it costs no further pass, since the fit's last
-        validation keeps them. Returns early, with `stopped` set and no predictions, when somebody asked to stop.
+        validation keeps them. budget_s: how long the run may take; the last phase is then as many epochs long as that
+        allows, see trainer.budget. Returns early, with `stopped` set and no predictions, when somebody asked to stop.
         Raises CheckpointError, the model trained, where checkpoints are wanted and the last cannot be written.
         """
         session, measured = self.session, None
         if not session.resuming:
-            session.progress = replace(session.progress, phase=0, phase_step=0, validate_due=False)
+            session.progress = replace(session.progress, phase=0, phase_step=0, validate_due=False, planned_epochs=None)
             session.best_weights = None
+        if budget_s is not None:
+            phases = budget.plan(session, phases, budget_s)
+        if not session.resuming:
             self._note_doubts(phases)
         session.resuming = session.stopped = False
         for phase in phases[session.progress.phase :]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SMOOTHING = 0.98
 DIVERGED = 4.0
 """Times the best smoothed loss: there the test ends."""
+STEPS = 100
+"""Of a test, at most."""
 FEWEST = 23
 """Steps that leave a point more than slide's window when a tenth is dropped at the start and 5 at the end."""
 _DROPPED_LAST = 5
@@ -127,7 +129,7 @@ def lr_find(
     *,
     start: float = 1e-7,
     end: float = 10.0,
-    steps: int = 100,
+    steps: int = STEPS,
     lr: LearningRate = 1.0,
     freeze_to: int | None = None,
 ) -> LrCurve:

@@ -22,6 +22,8 @@ class Progress:
     """Micro-batches a step: what was asked for, or more since some rank ran out of memory."""
     found_lr: float | None = None
     """What the lr finder last suggested to a phase that asked for it."""
+    planned_epochs: int | None = None
+    """How many epochs the current fit's last phase takes, where a budget was given: see `budget.plan`."""
     stream_hash: str = ""
     """Over the ids of every step so far, as they arrived (see `window.extend_hash`)."""
     elapsed_s: float = 0.0

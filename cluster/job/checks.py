@@ -48,6 +48,7 @@ def check_together(job: Job) -> None:
     _check_recipes(job)
     _check_read(job)
     _check_stopping(job)
+    _check_budget(job)
     job.optim.check(where="optim.")
     fit, workers = job.fit, job.most_workers
     if fit.compile == "reduce-overhead" and workers > 1:
@@ -151,6 +152,20 @@ def _check_stopping(job: Job) -> None:
         raise JobError(
             f"checkpoint.best={quoted(best)} beside fit.restore_best by fit.monitor={quoted(fit.monitor)}: the last "
             "checkpoint cannot hold both weights; give the same metric to both"
+        )
+
+
+def _check_budget(job: Job) -> None:
+    fit, stages = job.fit, job.data.stages
+    if fit.budget and fit.epochs != type(fit).epochs:
+        raise JobError(
+            f"fit.epochs={fit.epochs} beside fit.budget={quoted(fit.budget)}, from which epochs are planned: nothing "
+            "would read it; give one of the two"
+        )
+    if fit.budget and stages:
+        raise JobError(
+            f"fit.budget={quoted(fit.budget)} beside data.stages: a step takes longer at each size, and only the first "
+            "is timed; give epochs, or one size"
         )
 
 

@@ -25,6 +25,7 @@ from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Siz
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
 from thawline.dataio.stream.settings import Drawing
 from thawline.trainer.checkpoints.settings import CheckpointSettings
+from thawline.trainer.durations import seconds
 from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
 from thawline.trainer.schedule.phases import RecipeName
 from thawline.trainer.settings import TrainSettings
@@ -35,6 +36,9 @@ _SHARE = between(0, 1, "it is a share of the steps; 0 is none")
 _RATE = Range(lambda v: v == "find" or 0 < v < inf, "a finite number above 0", "training would stand still or diverge")
 _DIV = at_least(1, "the cycle would start above its own maximum")
 _PCT = Range(lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
+_BUDGET = Range(
+    lambda v: v == "" or seconds(v) is not None, "a time above 0 such as '90s', '30m' or '2h30m'", "it is no time"
+)
 _LENGTH = above_zero("nothing would be trained", "_ > 0")
 _NAME_BYTES = 200
 """Of the 255 that a file's name may have: NAME.targets.json, its temporary name, and a dated folder need the rest."""
@@ -102,6 +106,8 @@ class Fit(Stopping, TrainSettings):
     """Schedule, with fastai's numbers."""
     epochs: Annotated[int, at_least(1, "nothing would be trained")] = 5
     """Passes over the training images with everything trainable."""
+    budget: Annotated[str, _BUDGET] = ""
+    """How long the run may take, such as 90s, 30m or 2h30m, instead of epochs; empty = as long as epochs take."""
     frozen_epochs: Annotated[int, _COUNT] = 1
     """Passes before those with only the head trainable; fine_tune only."""
     lr: Annotated[float | tuple[float, float] | Literal["find"], _RATE] = 3e-3
@@ -210,7 +216,7 @@ class Job:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
-FIT_ALONE = ("epochs", "frozen_epochs")
+FIT_ALONE = ("epochs", "frozen_epochs", "budget")
 """Of [fit], what counts only where there are no [[phases]]."""
 
 MAY_DIFFER = (

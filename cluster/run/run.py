@@ -29,6 +29,7 @@ from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table import census, counts
 from thawline.dataio.table.tasks import TASKS
 from thawline.trainer.context import RunContext
+from thawline.trainer.durations import seconds
 from thawline.trainer.learner import Learner
 from thawline.trainer.step import world
 
@@ -87,7 +88,7 @@ def _run(
         pulse.begin(learner.progress.step)
         if resumed and context.rank == 0:
             context.publish([{"kind": "resumed", "step": learner.progress.step, "unix_s": time.time()}])
-        predictions = learner.fit(phases(job), predict=True)
+        predictions = learner.fit(phases(job), predict=True, budget_s=seconds(job.fit.budget))
         return outcome(job, context, learner, predictions)
 
 

@@ -10,6 +10,7 @@ import torch
 from tests.kit.ranks import Here, Outcome, exact_loss, worlds_of
 from tests.kit.toy import ToyModel, Watched, learner, loaders, same, snapshot
 from tests.trainer.checkpoints.test_resume import asked, outcome
+from thawline.trainer.budget import measured
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.learner import Learner
 from thawline.trainer.rows import Recorded
@@ -92,7 +93,7 @@ def test_stopped_at_any_checkpoint_and_resumed_it_equals_the_unbroken_run(tmp_pa
     unbroken, _ = made(tmp_path / "unbroken", **options)
     unbroken.fit(phases)
     assert len(losses(unbroken)) < 9
-    for stop in range(1 if ema else 3, asked(unbroken) + 1, 4):
+    for stop in range(1 if ema else 4, asked(unbroken) + 1, 7):
         first, _ = made(tmp_path / str(stop), stop_at_ask=stop, **options)
         first.fit(phases)
         assert first.stopped
@@ -118,16 +119,18 @@ def watched(here: Here) -> Outcome:
     assert fit("broken", stop_at_ask=9 if here.last else 0).stopped
     weights = snapshot(fit("broken").model)
     assert same(weights, snapshot(unbroken.model))
-    return {"losses": losses(unbroken), "weights": weights}
+    pace = measured(unbroken.session, [Phase("planned", 1)])
+    return {"losses": losses(unbroken), "weights": weights, "pace": pace}
 
 
 @pytest.mark.slow
-def test_two_ranks_stop_and_restore_as_one_does(tmp_path: Path) -> None:
+def test_two_ranks_stop_restore_and_plan_as_one(tmp_path: Path) -> None:
     worlds = worlds_of(watched, tmp_path, sizes=(2, 1))
     (one,), (first, second) = worlds[1], worlds[2]
     assert 2 < len(one["losses"]) < 12
     assert first["losses"] == second["losses"] == pytest.approx(one["losses"])
     assert same(first["weights"], second["weights"])
+    assert first["pace"] == second["pace"], "each rank has a clock of its own, and the slowest counts"
     for name, value in one["weights"].items():
         torch.testing.assert_close(first["weights"][name], value)
 

@@ -172,6 +172,11 @@ def test_the_ends_of_the_ranges_pass() -> None:
 @pytest.mark.parametrize(
     ("job", "problem"),
     [
+        (Job(fit=Fit(budget="30")), r"fit\.budget='30' is out of range: it is no time; give a time above 0 "),
+        (Job(fit=Fit(budget="0m")), r"fit\.budget='0m' is out of range"),
+        (Job(fit=Fit(budget="9m", epochs=2)), r"fit\.epochs=2 beside fit\.budget='9m', .*one of the two"),
+        (Job(fit=Fit(budget="9m"), data=Data(stages=((0.0, 128),))), r"fit\.budget='9m' beside data\.stages"),
+        (Job(fit=Fit(budget="9m"), phases=(PhaseJob(epochs=1.0),)), r"fit\.budget='9m' beside \[\[phases\]\]"),
         (Job(fit=Fit(monitor="error_rate")), r"fit\.monitor='error_rate' without fit\.patience or fit\.restore_best: "),
         (
             Job(fit=Fit(patience=2), data=Data(stages=((0.0, 128), (2.0, 224)))),
@@ -183,7 +188,7 @@ def test_the_ends_of_the_ranges_pass() -> None:
         ),
     ],
 )
-def test_stopping_that_could_not_be_told_is_refused(job: Job, problem: str) -> None:
+def test_stopping_and_budgets_that_contradict_something_are_refused(job: Job, problem: str) -> None:
     with pytest.raises(JobError, match=problem):
         check(replace(job, manifest="a.parquet"))
     ok = Fit(patience=2, restore_best=True, monitor="error_rate")
