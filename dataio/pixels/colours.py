@@ -1,7 +1,7 @@
 """How do warped samples become what the model sees? Their mean, its colours and normalisation, for both engines.
 
-On the device where they lie. Here, and not in DALI's graph, since its arithmetic takes five times as long for the mean
-of three images on a CPU, and a GPU does not mind who asks. Nothing here makes the host wait.
+On the device where the samples lie. Not in DALI's graph, whose arithmetic takes five times as long on a CPU for the
+mean of three images; on a GPU it makes no difference. The host never waits for the device here.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,7 @@ def finish(samples: Sequence[Tensor], geometry: Geometry, spec: ImageSpec, *, dt
 
 
 # On a CPU numpy takes half of torch's time for these, image by image: bytes are summed as short integers, an image fits
-# into a core's cache where a batch does not, and its rows, taken as a whole, into vector registers where three channels
-# do not.
+# into a core's cache and a batch does not, and whole rows fill vector registers as three channels do not.
 
 
 def _sum_on_cpu(samples: Sequence[NDArray[Any]]) -> NDArray[Any]:

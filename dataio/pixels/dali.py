@@ -1,9 +1,9 @@
 """How does DALI run the spec? One pipeline: decode, filter where needed, warp; colours.py does the colours.
 
-Nobody else imports DALI but decoding.py, which asks it about single files: run as a script in a child, it must not
-import this file, nor torch. `device` alone decides where it runs: "cpu" wholly on the CPU, "cuda" with `mixed` decoding
-(the GPU's JPEG engines) and everything after it on the GPU. Randomness comes from `geometry`, never from DALI, so both
-give the same stream.
+DALI is imported here and in decoding.py alone, which decodes single files: it also runs as a script in a child process,
+so it must import neither this file nor torch. `device` alone decides where the pipeline runs: "cpu" wholly on the CPU,
+"cuda" with `mixed` decoding (the GPU's JPEG engines) and everything after it on the GPU. Randomness comes from
+`geometry`, never from DALI, so both give the same stream.
 """
 
 import sys
@@ -34,19 +34,19 @@ from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Mend, Work
 
 PREFETCH = 2
-_REWRITTEN = "__autograph_generated_file"  # how DALI calls modules of Python that it has rewritten
-# The JPEG engines take this share of a batch, CUDA cores and the host's threads the rest. DALI's default, to be
-# swept on the GPU at hand: with few CPU cores beside a big GPU a higher share pays.
+_REWRITTEN = "__autograph_generated_file"  # prefix of the Python modules that DALI generates
+# The JPEG engines' share of a batch; CUDA cores and the host's threads decode the rest. DALI's default, to be swept
+# on the GPU at hand: with few CPU cores beside a big GPU a higher share pays.
 HW_DECODER_LOAD = 0.65
 
-_KINDS: dict[str, tuple[Any, int]] = {  # DALI type and dimensions of a sample's share of each input
+_KINDS: dict[str, tuple[Any, int]] = {  # input -> DALI type, dimensions of one sample
     "encoded": (types.UINT8, 1),
-    "start": (types.INT32, 1),  # of the window that is decoded: y, x
+    "start": (types.INT32, 1),  # of the window to decode: y, x
     "shape": (types.INT32, 1),  # height, width
     "size": (types.FLOAT, 1),  # height, width of the output
-    "filtered": (types.BOOL, 0),  # does it need a prefilter?
+    "filtered": (types.BOOL, 0),  # whether it needs a prefilter
     "filter_px": (types.FLOAT, 1),  # height, width
-    "spread": (types.BOOL, 0),  # does it need more than one sample a pixel?
+    "spread": (types.BOOL, 0),  # whether it needs more than one sample a pixel
     "homography0": (types.FLOAT, 2),  # at each of geometry.SAMPLES
     "homography1": (types.FLOAT, 2),
     "homography2": (types.FLOAT, 2),
@@ -56,7 +56,7 @@ _KINDS: dict[str, tuple[Any, int]] = {  # DALI type and dimensions of a sample's
 
 
 def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
-    """What the pipeline is fed, by name. windowed: decode no more of each image than the warp reads."""
+    """The pipeline's inputs, by name. windowed: decode only the region of each image that the warp reads."""
     geometry = work.geometry
     to_window = np.tile(np.eye(3), (len(work.ids), 1, 1))
     inputs: dict[str, Any] = {
@@ -79,7 +79,7 @@ def _inputs(work: Work, *, windowed: bool) -> dict[str, Any]:
     return {**inputs, "to_mask": np.ascontiguousarray(geometry.onto(sizes), np.float32)}
 
 
-@do_not_convert  # DALI rewrites a pipeline's Python for conditionals, and knows no strict zip
+@do_not_convert  # DALI rewrites a pipeline's Python for conditionals, and does not support a strict zip
 def _feed(source: Callable[[], Any], kinds: dict[str, tuple[Any, int]]) -> dict[str, Any]:
     values = fn.external_source(
         source=source,
@@ -94,7 +94,7 @@ def _feed(source: Callable[[], Any], kinds: dict[str, tuple[Any, int]]) -> dict[
 
 @pipeline_def(enable_conditionals=True)
 def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple[Any, int]]) -> Any:
-    """kinds: of each input, in the order of what `source` returns."""
+    """kinds: of each input, in the order in which `source` returns them."""
     fed = _feed(source, kinds)
     if "start" in fed:
         window: dict[str, Any] = {"start": fed["start"], "shape": fed["shape"], "axis_names": "HW"}
@@ -139,8 +139,8 @@ def _pipeline(source: Callable[[], Any], spec: ImageSpec, kinds: dict[str, tuple
 class DaliEngine(Closing):
     """Renders work with DALI on the CPU or the GPU; tensors are handed over without a copy.
 
-    Targets and ids stay outside, and meet their pixels again by first in, first out, as the geometry does that `finish`
-    needs. It would show if DALI broke that: in a batch of another number of samples, or in one too many at the end.
+    Targets, ids and the geometry that `finish` needs stay outside DALI, and are matched with their pixels first in,
+    first out. If DALI broke that order it would show: in a batch of another size, or in one that is left at the end.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class DaliEngine(Closing):
         index = device.index if device.type == "cuda" else None  # to DALI, no index means no GPU
         if device.type == "cuda" and index is None:  # torch's current one
             index = torch.cuda.current_device()
-        # The hardware JPEG engines decode whole images; libjpeg-turbo gains a quarter by leaving out what nobody sees.
+        # The hardware JPEG engines decode whole images; libjpeg-turbo is a quarter faster on the region that is needed.
         self._windowed = index is None
         kinds = _KINDS.copy()
         if not self._windowed:
@@ -178,7 +178,7 @@ class DaliEngine(Closing):
         }
         self._spent = {"finish": 0.0} if spent is None else spent
         self._works: Iterator[Work] = iter(())
-        # no_copy: DALI reads our arrays where they lie, so they must outlive its queues.
+        # no_copy: DALI reads our arrays in place, so they must outlive its queues.
         self._alive: deque[tuple[Work, Any]] = deque(maxlen=2 * PREFETCH + 2)
         self._lent: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()
         self._fed: deque[Work] = deque()
@@ -188,7 +188,7 @@ class DaliEngine(Closing):
 
     def _built(self) -> Pipeline:
         pipe: Pipeline = _pipeline(self._next, **self._options)
-        # DALI rewrites our Python into a file that goes with a regular end of the process; workers end otherwise.
+        # DALI writes our rewritten Python to a file, and removes it at a regular exit only; workers may be killed.
         for name, module in list(sys.modules.items()):
             if name.startswith(_REWRITTEN) and module.__file__ is not None:
                 Path(module.__file__).unlink(missing_ok=True)
@@ -202,10 +202,10 @@ class DaliEngine(Closing):
         return tuple(inputs[name] for name in self._options["kinds"])
 
     def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
-        """One batch a Work, in order; one run at a time, and whoever abandons one may begin another.
+        """One batch for each Work, in order; one run at a time, and a new one may follow one that was abandoned.
 
-        A file that cannot be decoded breaks DALI's pipeline for good: it goes to `mend`, and a new pipeline takes up
-        the work that the old one had not returned. Without `mend` it raises EngineError, as it does once closed.
+        A file that cannot be decoded breaks DALI's pipeline for good: it goes to `mend`, and a new pipeline continues
+        with the work that the old one had not returned. Without `mend`, or once closed, this raises EngineError.
         """
         pipe = self._ready()
         works = (sound for work in works if len((sound := _known(work, mend)).ids))
@@ -225,12 +225,12 @@ class DaliEngine(Closing):
                     continue
                 yield self._batch(self._fed.popleft(), outputs)
         finally:
-            self._works = iter(())  # its reading threads end with it
+            self._works = iter(())  # lets its reading threads end
 
     def _ready(self) -> Pipeline:
-        """The pipeline with nothing in its queues: what an abandoned run has left there is thrown away."""
+        """The pipeline with empty queues: what an abandoned run left in them is dropped."""
         if self._pipe is None:
-            raise EngineError("the engine is closed: it renders nothing any more; make another loader")
+            raise EngineError("the engine is closed: it can render nothing more; make another loader")
         try:
             while self._under_way:
                 self._pipe.run()
@@ -243,7 +243,7 @@ class DaliEngine(Closing):
         return self._pipe
 
     def _mended(self, error: RuntimeError, mend: Mend | None) -> list[Work]:
-        """The work that DALI had not returned when it failed, without what it failed over. Raises EngineError."""
+        """The work that DALI had not returned when it failed, without the files that broke it. Raises EngineError."""
         index = self._options["device_id"]
         again = [_without_broken(work, mend, device_id=index) for work in self._fed] if mend else []
         if all(new is old for new, old in zip(again, self._fed, strict=False)):
@@ -253,15 +253,15 @@ class DaliEngine(Closing):
     def _check_returned(self) -> None:
         if self._fed:
             raise EngineError(
-                f"DALI ended with {len(self._fed)} batches that it did not return: what came would have others' "
-                "targets; give engine='reference', and report this"
+                f"DALI ended without returning {len(self._fed)} of its batches: images would get the wrong targets; "
+                "give engine='reference', and report this"
             )
 
     def _batch(self, work: Work, outputs: Sequence[Any]) -> ImageBatch:
         made = [from_dlpack(output.as_tensor()) for output in outputs]
         if len(made[0]) != len(work.ids):
             raise EngineError(
-                f"DALI returned {len(made[0])} images where the next batch has {len(work.ids)}: they would get others' "
+                f"DALI returned {len(made[0])} images where the next batch has {len(work.ids)}: they would get wrong "
                 "targets; give engine='reference', and report this"
             )
         began = perf_counter()
@@ -270,8 +270,8 @@ class DaliEngine(Closing):
         self._spent["finish"] += perf_counter() - began
         targets = made[-1].squeeze(-1) if self._masks else sent(torch.from_numpy(work.targets), self._device)
         if images.device.type == "cuda":
-            # DALI takes its memory back when the last tensor over it goes, whatever torch's stream has still to do: so
-            # it is held until an event says that the stream is past it, and nothing of it is handed on.
+            # DALI reuses its memory once the last tensor over it is freed, even if torch's stream still has to read it.
+            # So the tensors are held until an event says that the stream is past them, and none is handed on.
             targets = targets.clone() if self._masks else targets
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
@@ -281,7 +281,7 @@ class DaliEngine(Closing):
         return ImageBatch(inputs=images, targets=targets, ids=torch.from_numpy(work.ids))
 
     def close(self) -> None:
-        """Let go of the pipeline's threads and memory."""
+        """Release the pipeline's threads and memory."""
         self._pipe = None
         self._works = iter(())
         self._fed.clear()
@@ -292,14 +292,14 @@ class DaliEngine(Closing):
 
 
 def _known(work: Work, mend: Mend | None) -> Work:
-    """The work itself if each file begins as a format of DALI's does: a batch with any other may end the process."""
+    """The work with files that begin like none of DALI's formats transcoded: they may crash the process."""
     while strange := [i for i, file in enumerate(work.encoded) if not known(file)]:
         work = _transcoded(work, strange, mend)
     return work
 
 
 def _without_broken(work: Work, mend: Mend, *, device_id: int | None) -> Work:
-    """The work itself if DALI can decode all of it; else mended, or read by Pillow where only DALI cannot."""
+    """The work itself if DALI can decode all of it; else transcoded, or mended, where it cannot."""
     while broken := {
         i: why for i, why in enumerate(decodable(work.encoded, device_id=device_id)) if isinstance(why, str)
     }:
@@ -308,7 +308,7 @@ def _without_broken(work: Work, mend: Mend, *, device_id: int | None) -> Work:
 
 
 def _transcoded(work: Work, broken: Iterable[int], mend: Mend | None) -> Work:
-    """Those of the files read by Pillow; what it cannot read either goes to `mend`, or raises EngineError."""
+    """The work with these files transcoded by Pillow; those that it cannot read go to `mend`, or raise EngineError."""
     encoded, hopeless = list(work.encoded), dict[int, str]()
     for i in broken:
         try:
@@ -321,13 +321,13 @@ def _transcoded(work: Work, broken: Iterable[int], mend: Mend | None) -> Work:
 
 
 def _readable(error: RuntimeError, works: Iterable[Work]) -> str:
-    """DALI names operators, never files: find the first that cannot be decoded; failing that, give the cause."""
+    """What to say of an error of DALI's, which names operators, never files: the first file that cannot be decoded."""
     files = [file for work in works for file in zip(work.encoded, work.paths, strict=True)]
     for why, (encoded, path) in zip(decodable([encoded for encoded, _ in files]), files, strict=True):
         if isinstance(why, str):
             try:
                 decode(encoded, path=path)
-            except EngineError as plain:  # Pillow's reasons are for people, DALI's are numbers
+            except EngineError as plain:  # Pillow gives its reason in words, DALI in numbers
                 return str(plain)
             return f"{path} cannot be decoded ({why}): the batch cannot be made; remove or mend it and index again"
     return (
@@ -345,6 +345,6 @@ def probe() -> str | None:
             pipe.set_outputs(fn.resize(types.Constant(black, device="cpu"), size=[4, 4]))
         (out,) = pipe.run()
         shape = tuple(out.as_array().shape)
-    except Exception as error:  # whatever it is, the answer is "not here", and doctor prints it
+    except Exception as error:  # whatever it is, DALI does not work here; the doctor prints it
         return f"{type(error).__name__}: {error}"
     return None if shape == (1, 4, 4, 3) else f"a 4 x 4 resize came out as {shape}"

@@ -1,8 +1,8 @@
-"""What does DALI's decoder make of a file? Without a warp: rendering is dali.py's question.
+"""What does DALI's decoder turn a file into? Decoding only: rendering is dali.py's question.
 
-It is asked about few files at once, and never about what begins like no format of its own: a larger batch with a file
-that no codec knows ends the process (DALI 2.4: SIGSEGV, seen from 32 files on). A child of asking.py runs this file as
-a script, so nothing of the house is imported here.
+It is given few files at once, and none that begins like no format of its own: a larger batch with a file that no codec
+knows crashes the process (DALI 2.4: SIGSEGV, seen from 32 files on). The child processes of probe.py run this file as a
+script, so nothing else of thawline is imported here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 AT_ONCE = 16
-"""Files in a batch: with 15 of them broken no process ended, in any way of breaking them."""
+"""Files in a batch: with 15 of them broken, in whatever way, no process crashed."""
 
 _BEGINNINGS = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
@@ -31,43 +31,43 @@ _UNKNOWN = "it begins like no format that DALI knows"
 
 
 def known(encoded: NDArray[np.uint8]) -> bool:
-    """Whether a file (bytes,) uint8 begins like one of DALI's formats: no other may be given to it."""
+    """Whether a file, (bytes,) uint8, begins like one of DALI's formats: only such files may be given to DALI."""
     head = encoded[:12].tobytes()
     return head.startswith(_BEGINNINGS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
 def decoded(encoded: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8] | str]:
-    """For each file (bytes,) uint8: its pixels by the CPU's decoder, (H, W, 3) uint8, upright; or why it has none.
+    """Each file, (bytes,) uint8, decoded on the CPU: (H, W, 3) uint8, upright; or why it cannot be.
 
-    Give no more than fit into memory.
+    All results are held in memory at once.
     """
-    return _asked(encoded, None, lambda images: [np.array(images.at(i)) for i in range(len(images))])
+    return _in_batches(encoded, None, lambda images: [np.array(images.at(i)) for i in range(len(images))])
 
 
 def decodable(encoded: Sequence[NDArray[np.uint8]], *, device_id: int | None = None) -> list[tuple[int, int] | str]:
-    """For each file (bytes,) uint8: its height and width as DALI's decoder turns it out, or why it cannot.
+    """The height and width of each file, (bytes,) uint8, once DALI has decoded it; or why it cannot.
 
-    The CPU's decoder, or with a device_id that GPU's.
+    On the CPU, or with a device_id on that GPU.
     """
-    return _asked(encoded, device_id, lambda images: [shape[:2] for shape in images.shape()])
+    return _in_batches(encoded, device_id, lambda images: [shape[:2] for shape in images.shape()])
 
 
-def _asked(
-    encoded: Sequence[NDArray[np.uint8]], device_id: int | None, take: Callable[[Any], Sequence[T]]
+def _in_batches(
+    encoded: Sequence[NDArray[np.uint8]], device_id: int | None, convert: Callable[[Any], Sequence[T]]
 ) -> list[T | str]:
-    found: list[T | str] = [_UNKNOWN] * len(encoded)
-    sound = [i for i, file in enumerate(encoded) if known(file)]
-    for start in range(0, len(sound), AT_ONCE):
-        part = sound[start : start + AT_ONCE]
-        for i, answer in zip(part, _together([encoded[i] for i in part], device_id, take), strict=True):
-            found[i] = answer
-    return found
+    results: list[T | str] = [_UNKNOWN] * len(encoded)
+    of_known_format = [i for i, file in enumerate(encoded) if known(file)]
+    for start in range(0, len(of_known_format), AT_ONCE):
+        batch = of_known_format[start : start + AT_ONCE]
+        for i, result in zip(batch, _batch([encoded[i] for i in batch], device_id, convert), strict=True):
+            results[i] = result
+    return results
 
 
-def _together(
-    encoded: Sequence[NDArray[np.uint8]], device_id: int | None, take: Callable[[Any], Sequence[T]]
+def _batch(
+    encoded: Sequence[NDArray[np.uint8]], device_id: int | None, convert: Callable[[Any], Sequence[T]]
 ) -> list[T | str]:
-    """One call of DALI where all can be decoded, else halves of it."""
+    """One call of DALI if it can decode all files; otherwise a call for each half."""
     import nvidia.dali.fn as fn
     import nvidia.dali.types as types
     from nvidia.dali import Pipeline
@@ -81,68 +81,68 @@ def _together(
         pipe.set_outputs(fn.decoders.image(files, device=device, output_type=types.RGB))
     try:
         (images,) = pipe.run()
-        return [*take(images)]
+        return [*convert(images)]
     except RuntimeError as error:
         if len(encoded) == 1:
             return [cause(error)]
     half = len(encoded) // 2
-    return [*_together(encoded[:half], device_id, take), *_together(encoded[half:], device_id, take)]
+    return [*_batch(encoded[:half], device_id, convert), *_batch(encoded[half:], device_id, convert)]
 
 
 def cause(error: RuntimeError) -> str:
-    """DALI's reason, without the operator that gives it."""
-    said, _, why = str(error).partition("encountered:")
-    return (why or said).strip().splitlines()[0]
+    """DALI's reason, without the name of the operator that failed."""
+    message, _, reason = str(error).partition("encountered:")
+    return (reason or message).strip().splitlines()[0]
 
 
 # As a process of its own -------------------------------------------------------------------------------------
 
 READY = b"ready\n"
-QUESTION = struct.Struct("<qqq16s")
-"""Bytes of the file, which follows; height, width and xxh3_128 of the pixels that it should show."""
-ANSWER = struct.Struct("<qq")
-"""Height and width of the pixels that follow; or SAME, 0; or TEXT and the bytes of the text that follows."""
+REQUEST = struct.Struct("<qqq16s")
+"""Size in bytes of the file, which follows; height, width and xxh3_128 of the expected pixels."""
+RESPONSE = struct.Struct("<qq")
+"""Height and width of the pixels, which follow; or SAME, 0; or TEXT and the size in bytes of the text to follow."""
 SAME, TEXT = -1, -2
 
 
 def _serve() -> None:
-    """Answer on stdout what stdin asks, a number of questions at a time, until it is closed."""
+    """Read batches of requests from stdin and write the responses to stdout, until stdin is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends its children
-    with open(os.dup(1), "wb") as answers, open(0, "rb") as asked, tempfile.TemporaryFile() as said:  # noqa: PTH123
-        for number in (1, 2):  # alone in this process, so that nobody else's words are lost
-            os.dup2(said.fileno(), number)
+    with open(os.dup(1), "wb") as responses, open(0, "rb") as requests, tempfile.TemporaryFile() as log:  # noqa: PTH123
+        for number in (1, 2):  # this process has nothing else to print
+            os.dup2(log.fileno(), number)
         import nvidia.dali.fn  # noqa: F401
 
-        answers.write(READY)
-        answers.flush()
-        while count := asked.read(8):
-            files, wanted = list[NDArray[np.uint8]](), list[tuple[tuple[int, int], bytes]]()
+        responses.write(READY)
+        responses.flush()
+        while count := requests.read(8):
+            files, expected = list[NDArray[np.uint8]](), list[tuple[tuple[int, int], bytes]]()
             for _ in range(int.from_bytes(count, "little")):
-                size, height, width, digest = QUESTION.unpack(asked.read(QUESTION.size))
-                files.append(np.frombuffer(asked.read(size), np.uint8))
-                wanted.append(((height, width), digest))
-            for found, (shape, digest) in zip(_silent(files, said.fileno()), wanted, strict=True):
-                if isinstance(found, str):
-                    text = found.encode()
-                    answers.write(ANSWER.pack(TEXT, len(text)) + text)
-                elif found.shape[:2] == shape and xxhash.xxh3_128_digest(found.data) == digest:
-                    answers.write(ANSWER.pack(SAME, 0))
+                size, height, width, digest = REQUEST.unpack(requests.read(REQUEST.size))
+                files.append(np.frombuffer(requests.read(size), np.uint8))
+                expected.append(((height, width), digest))
+            for result, (shape, digest) in zip(_without_warnings(files, log.fileno()), expected, strict=True):
+                if isinstance(result, str):
+                    text = result.encode()
+                    responses.write(RESPONSE.pack(TEXT, len(text)) + text)
+                elif result.shape[:2] == shape and xxhash.xxh3_128_digest(result.data) == digest:
+                    responses.write(RESPONSE.pack(SAME, 0))
                 else:
-                    answers.write(ANSWER.pack(*found.shape[:2]))
-                    answers.write(found.data)
-            answers.flush()
+                    responses.write(RESPONSE.pack(*result.shape[:2]))
+                    responses.write(result.data)
+            responses.flush()
 
 
-def _silent(files: Sequence[NDArray[np.uint8]], said: int) -> list[NDArray[np.uint8] | str]:
-    """What is decoded without a word; asked again in halves where somebody talked."""
-    before = os.fstat(said).st_size
-    found = decoded(files)
-    if os.fstat(said).st_size == before:
-        return found
+def _without_warnings(files: Sequence[NDArray[np.uint8]], log: int) -> list[NDArray[np.uint8] | str]:
+    """The files that DALI decodes without printing anything; if it prints, each half is tried again."""
+    before = os.fstat(log).st_size
+    results = decoded(files)
+    if os.fstat(log).st_size == before:
+        return results
     if len(files) == 1:
-        return ["DALI talks about it on stderr"]
+        return ["DALI warns about it on stderr"]
     half = len(files) // 2
-    return [*_silent(files[:half], said), *_silent(files[half:], said)]
+    return [*_without_warnings(files[:half], log), *_without_warnings(files[half:], log)]
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 A homography maps output pixel coordinates to source pixel coordinates, both with the origin at the image's
 corner (pixel centres at .5), x before y. Everything geometric of a sample is multiplied into that one 3x3, and
 everything photometric but saturation, which mixes the channels, into one scale and shift per channel, so that engines
-resample once and normalise once.
-Between the two stands the unit square [-1, 1]^2: source <- presize <- perspective <- affine <- output.
+resample once and normalise once. Between the two coordinate systems lies the unit square [-1, 1]^2:
+source <- presize <- perspective <- affine <- output.
 
-All is vectorised over a batch in float64; nothing here touches a pixel.
+Everything is vectorised over a batch, in float64. No pixel is touched here.
 """
 
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from thawline.dataio.pixels.spec import ImageSpec
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# A bilinear warp reads 2x2 source pixels: the more it shrinks, the more of them it skips, which shows as aliasing. So
-# where it shrinks each output pixel is the mean of three samples on this circle, x and y in output pixels, turned so
-# that no two share a row or column of an upright image: 11 to 14 dB nearer to the ideal than one sample, at the shrink
-# of ordinary photos. The radius is the best of those measured (benchmarks/LOG.md, "three samples").
+# A bilinear warp reads 2x2 source pixels: the more it shrinks, the more pixels it skips, and the result aliases. So
+# where it shrinks, each output pixel is the mean of three samples on this circle (x and y in output pixels), rotated so
+# that no two share a row or column of an upright image. At the shrink of ordinary photos this is 11 to 14 dB closer to
+# the ideal than one sample. The radius is the best of those measured (benchmarks/LOG.md, "three samples").
 SAMPLES = 0.38 * np.stack([f(np.deg2rad([15.0, 135.0, 255.0])) for f in (np.cos, np.sin)], axis=1)
-# They move from the centre, where a map that does not shrink has all three, to their places over this range.
+# Range of shrinks over which the three samples move from the centre of the pixel out to the circle.
 _SPREAD_SHRINK = (1.0, 1.2)
-# Above this a prefilter comes first and leaves just this much.
+# Where a warp would shrink more than this, the source is filtered down first, until exactly this much is left.
 MAX_SHRINK = 2.5
 
-_BESIDE_PX = 8  # a JPEG's chroma is halved and smoothed
+_MARGIN_PX = 8  # what interpolation, and smoothing of a JPEG's halved chroma, read beside a pixel
 
 # The streams of random numbers. Append only: a number's place decides what every run with its seed sees.
 _DRAWS = (
@@ -49,7 +49,7 @@ class Geometry:
     homographies: Floats
     """(n, 3, 3): output pixel -> pixel of the (prefiltered) source."""
     prefilter_px: Ints
-    """(n, 2): height and width to filter the source down to first, or 0, 0 for none."""
+    """(n, 2): height and width that the source is filtered down to first; 0, 0 where it is not."""
     scale: Floats
     """(n, 3): colour map y = scale * x + shift per channel, x in [0, 1]."""
     shift: Floats
@@ -57,43 +57,43 @@ class Geometry:
     source_px: Ints
     """(n, 2): height and width of the source, decoded and upright."""
     saturation: Floats
-    """(n,): before the colour map each channel x becomes grey + saturation (x - grey); 1 where it stays.
+    """(n,): before the colour map each channel x becomes grey + saturation (x - grey); 1 changes nothing.
 
     grey = .299 R + .587 G + .114 B, as in JPEG.
     """
     sampling: Floats
-    """(n,): how far SAMPLES are spread, 0 (all at the centre: one would do) to 1."""
+    """(n,): how far SAMPLES are spread, from 0 (all at the centre, so one is enough) to 1."""
 
     @property
     def mirrored(self) -> NDArray[np.bool_]:
-        """Which samples show their source as a mirror does, (n,): left is right there, however it is turned."""
+        """(n,): which samples are mirror images of their source, however they are rotated."""
         return np.asarray(np.linalg.det(self.homographies) < 0)
 
     def sampled(self, k: int) -> Floats:
-        """`homographies` at sample k of each output pixel: (n, 3, 3); an image is the mean over all SAMPLES."""
+        """The homographies through sample k of each output pixel, (n, 3, 3); an image is the mean over all SAMPLES."""
         dx, dy = SAMPLES[k][:, None] * self.sampling
         return self.homographies @ _scaling(np.ones_like(dx), np.ones_like(dy), dx, dy)
 
     def folded(self, spec: ImageSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Colour map and normalisation as one: (mean, std), (n, 3) float32, for y = (x - mean) / std, x 0..255."""
+        """Colour map and normalisation in one: (mean, std), (n, 3) float32, for y = (x - mean) / std, x in 0..255."""
         mean = 255 * (np.array(spec.mean) - self.shift) / self.scale
         std = 255 * np.array(spec.std) / self.scale
         return mean.astype(np.float32), std.astype(np.float32)
 
     def windows(self, size_px: int) -> tuple[Ints, Ints]:
-        """The part of each source that is read for an output of this side: (starts, shapes), (n, 2) height and width.
+        """The region of each source that an output of this side needs: (starts, shapes), (n, 2) height and width.
 
-        Reflected borders and what an interpolation or a decoder's chroma reads beside a pixel are inside; a source that
-        is filtered first is read whole.
+        It includes reflected borders and a margin for interpolation and chroma. A source that is filtered first is
+        needed whole.
         """
         edge = np.array([-1.0, size_px + 1.0])
         corners = np.stack(np.meshgrid(edge, edge), axis=-1).reshape(1, 4, 2)
-        seen = project(self.homographies, np.tile(corners, (len(self.homographies), 1, 1)))[..., ::-1]
-        low, high = seen.min(axis=1), seen.max(axis=1)
+        reached = project(self.homographies, np.tile(corners, (len(self.homographies), 1, 1)))[..., ::-1]
+        low, high = reached.min(axis=1), reached.max(axis=1)
         size = self.source_px.astype(np.float64)
         before, beyond = np.maximum(-low, 0), np.maximum(high - size, 0)
-        starts = np.floor(np.minimum(low, size - beyond) - _BESIDE_PX).clip(0, size - 1)
-        ends = np.ceil(np.maximum(high, before) + _BESIDE_PX).clip(starts + 1, size)
+        starts = np.floor(np.minimum(low, size - beyond) - _MARGIN_PX).clip(0, size - 1)
+        ends = np.ceil(np.maximum(high, before) + _MARGIN_PX).clip(starts + 1, size)
         whole = (self.prefilter_px > 0) | (np.maximum(before, beyond).max(axis=1, keepdims=True) >= size)
         starts, ends = np.where(whole, 0, starts), np.where(whole, size, ends)
         return starts.astype(np.int64), (ends - starts).astype(np.int64)
@@ -101,17 +101,17 @@ class Geometry:
     def onto(self, sizes: Ints) -> Floats:
         """The homographies for another picture of the same scene, such as a mask: (n, 3, 3).
 
-        sizes: (n, 2), its height and width; the source's own (`source_px`) give the map onto the unfiltered source.
+        sizes: (n, 2), its height and width. `source_px` gives the map onto the unfiltered source.
         """
-        seen_px = np.where(self.prefilter_px > 0, self.prefilter_px, self.source_px)
-        y, x = (sizes.astype(np.float64) / seen_px.astype(np.float64)).T
+        warped_px = np.where(self.prefilter_px > 0, self.prefilter_px, self.source_px)
+        y, x = (sizes.astype(np.float64) / warped_px.astype(np.float64)).T
         return _scaling(x, y, np.zeros_like(x), np.zeros_like(y)) @ self.homographies
 
     def place(self, points: Floats, *, size_px: int) -> Floats:
-        """Where the model sees keypoints of the source: (n, k, 2) x, y in its pixels -> (n, k, 2) x, y.
+        """Where keypoints of the source lie in the output: (n, k, 2) x, y in source pixels -> (n, k, 2) x, y.
 
-        -1 is the outer edge of the output's first pixel, +1 of its last; what the crop left out lies beyond. NaN stays
-        NaN, and so becomes a point that the perspective puts behind the viewer. size_px: the output's side.
+        -1 is the outer edge of the output's first pixel, +1 that of its last; points that were cropped away lie beyond.
+        NaN stays NaN, and a point that the perspective puts behind the viewer becomes NaN. size_px: the output's side.
         """
         h = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1)
         h = h @ np.linalg.inv(self.onto(self.source_px)).transpose(0, 2, 1)
@@ -132,7 +132,7 @@ def draw(
 ) -> Geometry:
     """The training geometry of n samples: a function of (seed, epoch, id) and the source's size alone.
 
-    size_px: side of the output, if it is not the spec's; a sample shows the same part of its source at any.
+    size_px: side of the output, if it is not the spec's; at any side a sample shows the same region of its source.
     """
     which = np.arange(len(_DRAWS))
     table = uniforms(seed, epochs[:, None], ids[:, None], which)
@@ -159,7 +159,7 @@ def centred(
 
 
 def project(matrices: Floats, points: Floats) -> Floats:
-    """Map points through homographies: (n, 3, 3) and (n, k, 2) x, y -> (n, k, 2); `Geometry.place` goes back."""
+    """Map points through homographies: (n, 3, 3) and (n, k, 2) x, y -> (n, k, 2); `Geometry.place` is the inverse."""
     h = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ matrices.transpose(0, 2, 1)
     return h[..., :2] / h[..., 2:]
 
@@ -175,9 +175,9 @@ def _scaling(sx: Floats, sy: Floats, tx: Floats, ty: Floats) -> Floats:
 
 
 def _affine(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
-    """Flip (or turn by a symmetry), then rotate, then zoom about a random point; in unit coordinates (n, 3, 3).
+    """Flip (or apply a symmetry), then rotate, then zoom about a random point; in unit coordinates, (n, 3, 3).
 
-    Source: fastai's aug_transforms (see the zoom: a window of side 1/zoom, its centre uniform where it fits).
+    Source: fastai's aug_transforms (the zoom is a window of side 1/zoom, its centre uniform where the window fits).
     """
     n = len(u["flip"])
     zero = np.zeros(n)
@@ -254,14 +254,14 @@ def _lighting(spec: ImageSpec, u: dict[str, Floats]) -> tuple[Floats, Floats]:
 
 
 def _saturation(spec: ImageSpec, u: dict[str, Floats]) -> Floats:
-    """How far each sample's colours stand from grey, (n,): e^(+-|ln(1 - max)|), as contrast from mid-grey."""
+    """The factor of each colour's distance from grey, (n,): e^(+-|ln(1 - max)|), as contrast is that from mid-grey."""
     log_saturation = -np.log(1 - spec.max_saturation) * (2 * u["saturation"] - 1)
     factor: Floats = np.exp(log_saturation * (u["p_saturation"] < spec.p_lighting))
     return factor
 
 
 def _finish(spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: Floats, size_px: int) -> dict[str, Any]:
-    """Put the unit-square map between the output's pixels and the source's, and decide the prefilter.
+    """Complete the unit-square map to one from output pixels to source pixels, and choose the prefilter.
 
     sizes: (n, 2), the sources' heights and widths. Returns Geometry's homographies, prefilter_px and sampling.
     """
@@ -276,7 +276,7 @@ def _finish(spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: 
     from_output = _scaling(one * 2 / size_px, one * 2 / size_px, -one, -one)
     homographies = to_source @ unit @ from_output
     shrink = _shrink(homographies, size_px)
-    # Filtered down until the warp shrinks by just what it may: less would blur twice.
+    # Filtered down only until the warp may do the rest: more would blur twice.
     factor = np.where(shrink > MAX_SHRINK, MAX_SHRINK / shrink, 1.0)
     low, high = _SPREAD_SHRINK
     filtered = np.maximum(1, np.round(np.stack([h, w], 1) * factor[:, None]))
@@ -292,7 +292,7 @@ def _finish(spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: 
 
 
 def _shrink(homographies: Floats, size_px: int) -> Floats:
-    """The larger singular value of each map's Jacobian at the output's centre, (n,): source pixels a step."""
+    """The larger singular value of each map's Jacobian at the output's centre, (n,): source pixels per output pixel."""
     centre = np.array([size_px / 2, size_px / 2, 1.0])
     x, y, z = np.moveaxis(homographies @ centre, -1, 0)
     g, h = homographies[:, 2, 0], homographies[:, 2, 1]

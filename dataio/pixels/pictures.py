@@ -1,4 +1,4 @@
-"""How does Pillow turn a picture file into pixels? What reading, verifying and masks have in common; no torch."""
+"""How does Pillow turn a picture file into pixels? Shared by reading, verifying and masks; no torch."""
 
 import io
 import re
@@ -12,10 +12,10 @@ from thawline.dataio.errors import EngineError
 from thawline.dataio.store import files
 
 MAX_PIXELS = 120_000_000
-"""Of an image or mask, unless --max-pixels says otherwise. Cameras go to 102 megapixels, but for a few; decoded, this
+"""Of an image or mask, unless --max-pixels says otherwise. Nearly all cameras stay below 102 megapixels; decoded, this
 many take 360 MB, and a batch holds many images."""
 MOST_PIXELS = 178_956_970
-"""Beyond this Pillow refuses to decode, by its own defaults: twice Image.MAX_IMAGE_PIXELS."""
+"""Pillow refuses to decode more, by its own default: twice Image.MAX_IMAGE_PIXELS."""
 MOST_BYTES = 1 << 30
 """Of a file. A TIFF of MAX_PIXELS with four channels of 16 bits has 960 MB."""
 VOID = 255
@@ -41,14 +41,14 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def load(image: Image.Image) -> None:
-    """Decode an opened image. Raises whatever Pillow raises; ValueError for what it would run, not read."""
+    """Decode an opened image. Raises whatever Pillow raises; ValueError for EPS, which it would run."""
     if image.format == "EPS":
         raise ValueError("EPS is a program, and programs are not run")
     image.load()
 
 
 def check_pixels(image: Image.Image, most: int) -> None:
-    """Raises ValueError for an opened image of more pixels than that; nothing of them was decoded."""
+    """Raises ValueError for an opened image of more than `most` pixels, before they are decoded."""
     if (pixels := image.width * image.height) > most:
         raise ValueError(f"too large: {pixels:,} pixels, more than --max-pixels {most:,}")
 
@@ -65,9 +65,9 @@ def why_undecodable(error: BaseException) -> str:
 
 
 def hush_pillow() -> None:
-    """Ignore Pillow's warnings from now on: of odd metadata, and of sizes from half of what it refuses.
+    """Ignore Pillow's warnings from now on: of odd metadata, and of sizes above half of what it refuses.
 
-    Files are the user's to mend, not the run's to talk about. The filters belong to the process, so threads that
+    The user has to mend such files; a run need not warn of them. Warning filters belong to the process, so threads that
     change and restore them would undo one another: this adds one rule, once, for Pillow's modules alone.
     """
     if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
@@ -77,7 +77,7 @@ def hush_pillow() -> None:
 def decode(encoded: NDArray[np.uint8], *, path: str = "the image") -> NDArray[np.uint8]:
     """Encoded file -> (H, W, 3) uint8 RGB, upright by its orientation. Raises EngineError, naming the path.
 
-    Transparency is left out, the first of several pictures is taken, 16 bits are scaled to 8: as DALI does.
+    As DALI does it: transparency is dropped, the first of several pictures is decoded, 16 bits are scaled to 8.
     """
     hush_pillow()
     try:
@@ -91,9 +91,9 @@ def decode(encoded: NDArray[np.uint8], *, path: str = "the image") -> NDArray[np
 
 
 def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM", path: str = "the image") -> NDArray[np.uint8]:
-    """What only Pillow decodes, as a file that DALI decodes too: the same pixels, upright, (bytes,) uint8.
+    """A file that only Pillow decodes, as one that DALI decodes too: the same pixels, upright, (bytes,) uint8.
 
-    PPM costs nothing to write or read and is as large as the pixels; PNG is for keeping. Raises EngineError.
+    PPM costs nothing to write or read, and is as large as the pixels; PNG is for storage. Raises EngineError.
     """
     file = io.BytesIO()
     Image.fromarray(decode(encoded, path=path)).save(file, kind)

@@ -1,9 +1,9 @@
-"""What does DALI show of a file? Asked in a process of its own, which may die of the file, or talk about it, unheard.
+"""What does DALI decode a file to? Tried in child processes, which a bad file may crash without harm.
 
-DALI's libraries write to stderr about files that they decode all the same, once for every decoding, and a file that
-none of them knows may end the process. So `thawline index` asks in children (decoding.py is what they run): what made
-one talk or die is left to Pillow, and training, which decodes the same bytes, is silent and lives. A child takes half
-a CPU-second to start (no torch, no pyarrow), and pixels cross only where they differ.
+DALI's libraries write warnings to stderr about files that they decode all the same, at every decoding, and a file that
+none of them knows may crash the process. So `thawline index` decodes in child processes, which run decoding.py: a file
+that causes a warning or a crash is left to Pillow, and training, which decodes the same bytes, sees neither. A child
+takes half a CPU-second to start (no torch, no pyarrow), and sends pixels back only where they differ.
 """
 
 from __future__ import annotations
@@ -23,79 +23,79 @@ from numpy.typing import NDArray
 from thawline.dataio.errors import ResourceError
 from thawline.dataio.pixels import decoding
 
-Found = NDArray[np.uint8] | str
-"""The pixels that DALI shows, (H, W, 3) uint8, or why this file is not for DALI."""
-Ask = Callable[[Sequence[bytes], Sequence[NDArray[np.uint8]]], list[Found]]
-"""(at most decoding.AT_ONCE encoded files, what Pillow shows of each) -> what DALI does: the same arrays if equal."""
+Decoded = NDArray[np.uint8] | str
+"""The pixels that DALI decodes a file to, (H, W, 3) uint8, or why DALI should not decode it."""
+Decoder = Callable[[Sequence[bytes], Sequence[NDArray[np.uint8]]], list[Decoded]]
+"""(at most decoding.AT_ONCE encoded files, Pillow's pixels of each) -> DALI's, as the very same arrays where equal."""
 
 
 def installed() -> bool:
-    """Whether there is a DALI to ask."""
+    """Whether DALI is installed."""
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 @contextlib.contextmanager
-def dali() -> Iterator[Ask | None]:
-    """Whom to ask about encoded files, from any thread; None where DALI is not installed.
+def dali_decoder() -> Iterator[Decoder | None]:
+    """DALI's decoder, to be called from any thread; None where DALI is not installed.
 
-    Each thread that asks while the others do gets a child of its own, when it first asks; all of them end with this.
-    Asking raises ResourceError when no child can be started.
+    Threads that call it at the same time use a child process each. Children start when they are first needed, and end
+    with this context. A call raises ResourceError when no child can be started.
     """
     children = Children()
     try:
-        yield children.ask if installed() else None
+        yield children.decode if installed() else None
     finally:
         children.close()
 
 
-class _GoneError(Exception):
-    """The child has ended."""
+class _ChildEndedError(Exception):
+    """The child process has ended."""
 
 
 class Child:
-    """One process: files go in, answers come out."""
+    """One child process: encoded files go in, responses come out."""
 
     def __init__(self) -> None:
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", decoding.__file__],  # -P: beside it lie names that others have too
+                [sys.executable, "-P", decoding.__file__],  # -P: the modules beside it may not shadow others
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
             raise ResourceError(
-                f"no process to ask DALI in could be started ({error.strerror}): no image could be checked; raise the "
+                f"no child process for DALI could be started ({error.strerror}): no image could be checked; raise the "
                 "limits of open files and processes (ulimit -n, ulimit -u), and start again"
             ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
         self.pid = self._process.pid
-        self.works = self._out.read(len(decoding.READY)) == decoding.READY
+        self.ready = self._out.read(len(decoding.READY)) == decoding.READY
 
-    def ask(self, files: Sequence[bytes], pixels: Sequence[NDArray[np.uint8]]) -> list[Found]:
-        """Raises _GoneError."""
+    def decode(self, files: Sequence[bytes], pixels: Sequence[NDArray[np.uint8]]) -> list[Decoded]:
+        """See `Decoder`. Raises _ChildEndedError."""
         try:
             self._in.write(len(files).to_bytes(8, "little"))
-            for file, shown in zip(files, pixels, strict=True):
-                digest = xxhash.xxh3_128_digest(np.ascontiguousarray(shown).data)
-                self._in.write(decoding.QUESTION.pack(len(file), *shown.shape[:2], digest) + file)
+            for file, expected in zip(files, pixels, strict=True):
+                digest = xxhash.xxh3_128_digest(np.ascontiguousarray(expected).data)
+                self._in.write(decoding.REQUEST.pack(len(file), *expected.shape[:2], digest) + file)
             self._in.flush()
-            return [self._answer(shown) for shown in pixels]
+            return [self._response(expected) for expected in pixels]
         except (OSError, ValueError) as error:  # a closed pipe
-            raise _GoneError from error
+            raise _ChildEndedError from error
 
-    def _answer(self, shown: NDArray[np.uint8]) -> Found:
-        height, width = decoding.ANSWER.unpack(_whole(self._out, decoding.ANSWER.size).data)
+    def _response(self, expected: NDArray[np.uint8]) -> Decoded:
+        height, width = decoding.RESPONSE.unpack(_read_exactly(self._out, decoding.RESPONSE.size).data)
         if height == decoding.SAME:
-            return shown
+            return expected
         if height == decoding.TEXT:
-            return _whole(self._out, width).tobytes().decode()
-        return _whole(self._out, height * width * 3).reshape(height, width, 3)
+            return _read_exactly(self._out, width).tobytes().decode()
+        return _read_exactly(self._out, height * width * 3).reshape(height, width, 3)
 
     def end(self) -> None:
-        """It holds nothing that would be lost."""
+        """Kill the process, which holds nothing that could be lost."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._in, self._out):
@@ -104,32 +104,32 @@ class Child:
 
 
 class Children:
-    """As many children as threads that ask at the same time."""
+    """A pool of child processes, one for each thread that decodes at the same time."""
 
     def __init__(self) -> None:
         self._lock, self._idle, self._all, self._closed = threading.Lock(), list[Child](), set[Child](), False
 
-    def ask(self, files: Sequence[bytes], pixels: Sequence[NDArray[np.uint8]]) -> list[Found]:
-        """See `Ask`. Raises ResourceError when no child can be started."""
+    def decode(self, files: Sequence[bytes], pixels: Sequence[NDArray[np.uint8]]) -> list[Decoded]:
+        """See `Decoder`. Raises ResourceError when no child can be started."""
         if not files or self._closed:
-            return ["nobody was asked"] * len(files)
-        child = self._take()
-        if not child.works:
+            return ["DALI was closed"] * len(files)
+        child = self._acquire()
+        if not child.ready:
             self._idle.append(child)
-            return ["DALI does not import here"] * len(files)
+            return ["DALI cannot be imported here"] * len(files)
         try:
-            found = child.ask(files, pixels)
-        except _GoneError:
+            decoded = child.decode(files, pixels)
+        except _ChildEndedError:
             self._all.discard(child)
             child.end()
         else:
             self._idle.append(child)
-            return found
+            return decoded
         if len(files) == 1:
-            return ["DALI's process ended over it"]
-        return [self.ask([file], [shown])[0] for file, shown in zip(files, pixels, strict=True)]
+            return ["DALI crashed while decoding it"]
+        return [self.decode([file], [expected])[0] for file, expected in zip(files, pixels, strict=True)]
 
-    def _take(self) -> Child:
+    def _acquire(self) -> Child:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
@@ -140,18 +140,19 @@ class Children:
         return child
 
     def close(self) -> None:
-        """End all; who is asking at the moment gets no answer."""
+        """End all children; calls under way return no pixels."""
         self._closed = True
         for child in list(self._all):
             child.end()
 
 
-def _whole(source: IO[bytes], size: int) -> NDArray[np.uint8]:
+def _read_exactly(source: IO[bytes], size: int) -> NDArray[np.uint8]:
+    """Raises _ChildEndedError at the end of the stream."""
     data = np.empty(size, np.uint8)
     view, at = data.data, 0
     while at < size:
         got = source.readinto(view[at:])  # type: ignore[attr-defined]
         if not got:
-            raise _GoneError
+            raise _ChildEndedError
         at += got
     return data

@@ -1,7 +1,7 @@
-"""How does torch render the same spec? The oracle that DALI is tested against, and the way without DALI.
+"""How does torch render the same spec? The oracle that DALI is tested against, and the engine where there is no DALI.
 
-Decodes with Pillow, filters and warps with torch in float32, one sample at a time. Written to be right and
-readable: for speed use DALI.
+Pillow decodes, torch filters and warps in float32, one sample at a time. It is written to be right and readable: for
+speed use DALI.
 """
 
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ class ReferenceEngine(Closing):
         self._spent = {"finish": 0.0} if spent is None else spent
 
     def run(self, works: Iterator[Work], mend: Mend | None = None) -> Iterator[ImageBatch]:
-        """One batch a Work, in order. Files that cannot be decoded go to `mend`; without one they raise EngineError."""
+        """One batch for each Work, in order. Files that cannot be decoded go to `mend`, or raise EngineError."""
         for work in works:
             yield self._batch(work, mend)
 
@@ -99,7 +99,7 @@ class ReferenceEngine(Closing):
             if mend is None:
                 raise next(iter(broken.values()))
             work = mend(work, {i: str(error) for i, error in broken.items()})
-        # as many of each: one that needs no more than the centre has it for all
+        # the same number for each: a sample that needs the centre alone repeats it
         whole = [(image * len(SAMPLES))[: len(SAMPLES)] for image in done if isinstance(image, list)]
         samples = [torch.stack(images) for images in zip(*whole, strict=True)]
         if work.masks is None:

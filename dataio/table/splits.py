@@ -37,9 +37,9 @@ WORDS = {
 }
 """What a column may call a split."""
 
-UNASKED = (
-    "DALI is not installed here, so nobody knows which images it shows as Pillow does: all are left to Pillow, and "
-    "training with DALI would be slow; index again where DALI is"
+WITHOUT_DALI = (
+    "DALI is not installed here, so it is unknown which images it decodes as Pillow does: all are left to Pillow, and "
+    "training with DALI would be slow; index again where DALI is installed"
 )
 LEFT_OUT = "left out by the split"
 
@@ -197,7 +197,7 @@ def split(
     _check_splits(splits[usable])
     status[usable & _is(splits, None)] = LEFT_OUT
     made = _manifest(table, task, checks, splits, status)
-    return made if probe.installed() or not verify else replace(made, notes=(*made.notes, UNASKED))
+    return made if probe.installed() or not verify else replace(made, notes=(*made.notes, WITHOUT_DALI))
 
 
 def _manifest(

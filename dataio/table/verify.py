@@ -1,7 +1,7 @@
 """Which files cannot be used, why, and who can decode the others?
 
 Every file is read once, hashed and decoded in full, by Pillow and by DALI: one bad file would otherwise break into a
-run. Where DALI shows other pixels than Pillow does, or none, or talks about the file, the codec is Pillow: such a file
+run. Where DALI decodes other pixels than Pillow, or none, or warns about the file, the codec is 'pillow': such a file
 is usable too, since readers transcode it. Nothing is deleted or changed; the reason goes into `status`.
 """
 
@@ -55,10 +55,10 @@ CHECKS = pa.schema(
 )
 
 _ORIENTATION = 0x0112
-_GROUP = 16  # files a thread takes at once: few enough to stop soon, and what DALI may be given (see decoding.AT_ONCE)
-_ROWS = 16_384  # then they go into a table: as objects, millions of rows would fill the memory
-_DALI_PX = 16_000_000  # of one question: all pixels of both decoders are held, 3 bytes each, by every thread
-_LARGE_PX = 50_000_000  # beyond this one image at a time: Pillow holds up to three copies
+_GROUP = 16  # files a thread checks at once: few enough to stop soon, and no more than decoding.AT_ONCE
+_ROWS = 16_384  # a table each: as objects, millions of rows would fill the memory
+_DALI_PX = 16_000_000  # for DALI at once: every thread holds the pixels of both decoders, 3 bytes each
+_LARGE_PX = 50_000_000  # larger images are decoded one at a time: Pillow holds up to three copies
 _LEVELS = {"JPEG": 3, "MPO": 3}  # of 255, by which decoders may differ: builds of libjpeg round differently
 _OTHER_LEVELS = 1
 
@@ -79,7 +79,7 @@ _quiet, _large = threading.Lock(), threading.Lock()
 
 @dataclass(slots=True)
 class Check:
-    """A row of `CHECKS` and `MASK_CHECKS`, see `check_files`; what could not be found out is None."""
+    """A row of `CHECKS` and `MASK_CHECKS`, see `check_files`; None is unknown."""
 
     width: int | None = None
     height: int | None = None
@@ -106,11 +106,11 @@ def check_files(
     """Decode every file and return `CHECKS`, a row a path; with `masks`, one for each path, `MASK_CHECKS` as well.
 
     Width and height are in px and upright, `orientation` is the EXIF one (1 to 8; 1 when there is none to be read),
-    `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` who can decode it later: 'dali' (to the
-    pixels that Pillow shows, without a word) or 'pillow' alone, which all are left to where DALI is not installed.
-    `status` is 'ok' or the reason in a few words. `mask_values` are those that occur, `mask_pixels` how often.
-    What has more than `max_pixels` is not decoded, and unusable. `threads` is by default one a core that this process
-    may use; `progress` gets (files done, files in all).
+    `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` what can decode it later: 'dali' (to
+    Pillow's pixels, and without warnings), or 'pillow' alone, as all files where DALI is not installed. `status` is
+    'ok' or the reason in a few words. `mask_values` are those that occur, `mask_pixels` how often each does. An image
+    of more than `max_pixels` is not decoded, and unusable. `threads`: one for each core that this process may use,
+    unless given; `progress` gets (files done, files in all).
 
     Raises: SourceError for `max_pixels` that Pillow refuses; ResourceError when open files or memory run out.
     """
@@ -125,11 +125,11 @@ def check_files(
     threads, stop = threads or usable_cores(), threading.Event()
     checks: list[Check] = []
     tables = [schema.empty_table()]
-    # the filters of warnings belong to the process, so a worker must not restore them: one change around all
-    with _quiet, warnings.catch_warnings(), probe.dali() as ask:
+    # warning filters belong to the whole process, so threads must not restore them: changed once, around them all
+    with _quiet, warnings.catch_warnings(), probe.dali_decoder() as dali:
         try:
             done = 0
-            check_group = partial(_check_group, _Checking(Root.of(root), max_pixels, ask, stop))
+            check_group = partial(_check_group, _Checking(Root.of(root), max_pixels, dali, stop))
             for group in read_ahead(check_group, groups, ahead=2 * threads, threads=threads):
                 for check in group:
                     checks.append(check)
@@ -154,13 +154,13 @@ class _Checking:
 
     root: Root
     max_pixels: int
-    ask: probe.Ask | None
+    dali: probe.Decoder | None
     stop: threading.Event
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A file that Pillow decoded, and what it shows: (H, W, 3) uint8."""
+    """A file that Pillow decoded, and its pixels: (H, W, 3) uint8."""
 
     check: Check
     data: bytes
@@ -181,18 +181,18 @@ def _check_group(how: _Checking, pairs: list[tuple[str, str | None]]) -> list[Ch
         waiting.append(decoded)
         pixels += decoded.pixels.size // 3
         if pixels > _DALI_PX:
-            _ask_dali(how.ask, waiting)
+            _compare_with_dali(how.dali, waiting)
             waiting, pixels = [], 0
-    _ask_dali(how.ask, waiting)
+    _compare_with_dali(how.dali, waiting)
     return checks
 
 
 def check_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Check:
-    """What `check_files` finds of a file with these bytes. Raises ResourceError when DALI cannot be asked."""
-    with _quiet, warnings.catch_warnings(), probe.dali() as ask:
+    """What `check_files` says of a file with these bytes. Raises ResourceError when no process for DALI can start."""
+    with _quiet, warnings.catch_warnings(), probe.dali_decoder() as dali:
         check, decoded = _opened(data, max_pixels)
         if decoded is not None:
-            _ask_dali(ask, [decoded])
+            _compare_with_dali(dali, [decoded])
     return check
 
 
@@ -219,7 +219,7 @@ def _read(root: Root, path: str) -> bytes | str:
 
 
 def _decode(data: bytes, check: Check, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode with Pillow, fill in what that tells, and return the pixels. Raises whatever Pillow raises; ValueError."""
+    """Decode with Pillow, fill in the check, and return the pixels. Raises whatever Pillow raises; ValueError."""
     hush_pillow()
     with Image.open(io.BytesIO(data)) as image:
         check.format = image.format
@@ -227,7 +227,7 @@ def _decode(data: bytes, check: Check, max_pixels: int) -> NDArray[np.uint8]:
             _check_scan(image, data)
         check_pixels(image, max_pixels)
         with _large if image.width * image.height > _LARGE_PX else nullcontext():
-            if image.format != "TIFF":  # which is turned, and its tag dropped, by loading
+            if image.format != "TIFF":  # loading a TIFF rotates it and drops the tag
                 load(image)
             check.orientation = _orientation(image)
             pixels = to_rgb(image)
@@ -237,9 +237,9 @@ def _decode(data: bytes, check: Check, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _check_scan(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError for a JPEG that cannot hold its pixels: decoders make up what is missing, without an error.
+    """Raises ValueError for a JPEG too short to hold its pixels: decoders make up what is missing, without an error.
 
-    In Huffman's code each block of 8 x 8 takes a bit at least; arithmetic coding, which is rare, may take less.
+    Huffman coding takes at least one bit for each block of 8 x 8; arithmetic coding, which is rare, may take less.
     """
     least = -(-image.width // 8) * -(-image.height // 8) // 8
     arithmetic = any(marker in data[:65536] for marker in (b"\xff\xc9\0", b"\xff\xca\0"))
@@ -252,17 +252,17 @@ def _check_scan(image: Image.Image, data: bytes) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION)
-    except Exception:  # malformed EXIF: decoders show such an image as it lies
+    except Exception:  # malformed EXIF: decoders do not rotate such an image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _ask_dali(ask: probe.Ask | None, waiting: list[_Decoded]) -> None:
-    """Give to DALI what it decodes to the same pixels."""
-    if ask is None or not waiting:
+def _compare_with_dali(dali: probe.Decoder | None, waiting: list[_Decoded]) -> None:
+    """Set the codec to 'dali' for each file that DALI decodes to the same pixels."""
+    if dali is None or not waiting:
         return
     with _large if sum(decoded.pixels.size // 3 for decoded in waiting) > _LARGE_PX else nullcontext():
-        by_dali = ask([decoded.data for decoded in waiting], [decoded.pixels for decoded in waiting])
+        by_dali = dali([decoded.data for decoded in waiting], [decoded.pixels for decoded in waiting])
         for decoded, pixels in zip(waiting, by_dali, strict=True):
             levels = _LEVELS.get(decoded.check.format or "", _OTHER_LEVELS)
             if not isinstance(pixels, str) and _alike(pixels, decoded.pixels, levels):
@@ -270,16 +270,16 @@ def _ask_dali(ask: probe.Ask | None, waiting: list[_Decoded]) -> None:
 
 
 def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
-    """Whether no value of two pictures differs by more than `levels`; .1 ms for 500 x 375."""
+    """Whether no two values of the pictures differ by more than `levels`; .1 ms for 500 x 375."""
     if a.shape != b.shape:
         return False
-    rows = max(1, 1_000_000 // max(1, a.shape[1]))  # at once: no further copies of a large picture
+    rows = max(1, 1_000_000 // max(1, a.shape[1]))  # in pieces: no further copies of a large picture
     pieces = (slice(start, start + rows) for start in range(0, len(a), rows))
     return all((np.maximum(a[piece], b[piece]) - np.minimum(a[piece], b[piece])).max() <= levels for piece in pieces)
 
 
 def _check_mask(how: _Checking, name: str, check: Check) -> None:
-    """Fill in what the mask tells; the image cannot be used without it."""
+    """Check the mask, too; the image cannot be used without it."""
     data = _read(how.root, name)
     why: str | None = None
     if isinstance(data, str):
@@ -300,7 +300,7 @@ def _check_mask(how: _Checking, name: str, check: Check) -> None:
 
 
 def _fits(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
-    """Whether (height, width) are one shape at two scales, within a pixel of the smaller."""
+    """Whether two (height, width) have the same aspect ratio, within a pixel of the smaller."""
     small, large = sorted((mask, image), key=max)
     longer = int(large[1] > large[0])
     return abs(large[1 - longer] * small[longer] / large[longer] - small[1 - longer]) <= 1

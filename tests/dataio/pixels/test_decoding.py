@@ -1,4 +1,4 @@
-"""Does a file that DALI cannot read end no process, and is what DALI says about a file heard by nobody?"""
+"""Does a file that DALI cannot read crash no process, and are DALI's warnings about a file kept from the console?"""
 
 import os
 import signal
@@ -27,8 +27,8 @@ from tests.kit.images import PLAIN, encode, make_work, photo, take_work
 
 files = [encode(photo(96, 96, seed=i)) for i in range(64)]
 files[7] = np.concatenate([np.zeros(64, np.uint8), files[7][64:]])
-answers = decodable(files)
-print(answers[:7] + answers[8:] == [(96, 96)] * 63, answers[7])
+sizes_found = decodable(files)
+print(sizes_found[:7] + sizes_found[8:] == [(96, 96)] * 63, sizes_found[7])
 
 spec, sizes = ImageSpec(size_px=96, presize_px=96, **PLAIN), np.full(64, 96, np.int32)
 work = make_work(files, geometry.centred(spec, widths=sizes, heights=sizes), size_px=96)
@@ -47,41 +47,41 @@ except EngineError as error:
 """
 
 
-def test_a_file_that_no_codec_knows_ends_no_process_however_large_its_batch() -> None:
+def test_a_file_that_no_codec_knows_crashes_no_process_however_large_its_batch() -> None:
     done = subprocess.run([sys.executable, "-c", FATAL], capture_output=True, text=True, timeout=200)
     why = "image7 cannot be decoded (it is no image): the batch cannot be made; remove or mend the file and index again"
     expected = ["True it begins like no format that DALI knows", str({7: why}), "True", why]
     assert (done.returncode, done.stdout.splitlines()) == (0, expected), done.stderr
 
 
-def test_a_process_that_dies_over_a_file_is_replaced_and_the_others_are_answered(
+def test_a_child_that_a_file_crashes_is_replaced_and_the_other_files_are_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files = [saved(photo(20, 10 + i, seed=i), "PNG") for i in range(4)]
-    shown = [decode(np.frombuffer(file, np.uint8)) for file in files]
-    ask, deadly = probe.Child.ask, files[2]
+    expected = [decode(np.frombuffer(file, np.uint8)) for file in files]
+    decode_in_child, deadly = probe.Child.decode, files[2]
 
-    def dying(child: probe.Child, encoded: list[bytes], pixels: list[Any]) -> list[probe.Found]:
+    def dying(child: probe.Child, encoded: list[bytes], pixels: list[Any]) -> list[probe.Decoded]:
         if deadly in encoded:
             os.kill(child.pid, signal.SIGSEGV)
-        return ask(child, encoded, pixels)
+        return decode_in_child(child, encoded, pixels)
 
-    monkeypatch.setattr(probe.Child, "ask", dying)
-    with probe.dali() as dali:
+    monkeypatch.setattr(probe.Child, "decode", dying)
+    with probe.dali_decoder() as dali:
         assert dali is not None
-        found = dali(files, shown)
-    assert found[2] == "DALI's process ended over it"
+        results = dali(files, expected)
+    assert results[2] == "DALI crashed while decoding it"
     for i in (0, 1, 3):
-        assert found[i] is shown[i]
+        assert results[i] is expected[i]
 
 
-def test_what_dali_talks_about_is_told_from_the_rest_of_its_batch(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_dali_warns_about_is_told_from_the_rest_of_its_batch(capfd: pytest.CaptureFixture[str]) -> None:
     bits = photo(32, 32)[..., 0] > 128
     files = [saved(bits, "PNG"), fax_tiff(bits, long=True), fax_tiff(bits, long=False), saved(bits, "BMP")]
-    shown = [decode(np.frombuffer(file, np.uint8)) for file in files]
-    with probe.dali() as dali:
+    expected = [decode(np.frombuffer(file, np.uint8)) for file in files]
+    with probe.dali_decoder() as dali:
         assert dali is not None
-        found = dali(files, shown)
-    assert [isinstance(answer, str) for answer in found] == [False, True, True, False]
-    assert found[2] == "DALI talks about it on stderr"
+        results = dali(files, expected)
+    assert [isinstance(result, str) for result in results] == [False, True, True, False]
+    assert results[2] == "DALI warns about it on stderr"
     assert capfd.readouterr() == ("", "")

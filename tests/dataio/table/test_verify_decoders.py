@@ -31,14 +31,14 @@ SMALL = {name: data for name, data in pictures().items() if "12000" not in name}
 # Who can decode it ------------------------------------------------------------------------------------------
 
 
-def asked_instead(monkeypatch: pytest.MonkeyPatch, answer: probe.Ask) -> None:
-    """Let `answer` play DALI."""
+def replace_dali(monkeypatch: pytest.MonkeyPatch, decoder: probe.Decoder) -> None:
+    """Let `decoder` stand in for DALI."""
 
     @contextmanager
-    def dali() -> Iterator[probe.Ask]:
-        yield answer
+    def dali() -> Iterator[probe.Decoder]:
+        yield decoder
 
-    monkeypatch.setattr(probe, "dali", dali)
+    monkeypatch.setattr(probe, "dali_decoder", dali)
 
 
 def shifted(pixels: Pixels) -> Pixels:
@@ -48,7 +48,7 @@ def shifted(pixels: Pixels) -> Pixels:
     return out
 
 
-DIFFERENT: dict[str, Callable[[Pixels], probe.Found]] = {
+DIFFERENT: dict[str, Callable[[Pixels], probe.Decoded]] = {
     "fails": lambda p: "it failed",
     "on its side": lambda p: np.rot90(p),
     "on its head": lambda p: p[::-1, ::-1],
@@ -64,16 +64,16 @@ DIFFERENT: dict[str, Callable[[Pixels], probe.Found]] = {
 
 def test_who_shows_other_pixels_than_pillow_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alike = {"equal": lambda p: p, "rounded": lambda p: np.maximum(p, 3) - 3}
-    answers = {**alike, **DIFFERENT}
+    decodings = {**alike, **DIFFERENT}
     scene = photo(20, 20)
-    names = written(tmp_path, {f"{i}.{end}": saved(scene, end) for end in ("PNG", "JPEG") for i in answers})
+    names = written(tmp_path, {f"{i}.{end}": saved(scene, end) for end in ("PNG", "JPEG") for i in decodings})
 
-    def answer(encoded: Sequence[bytes], _: Sequence[Pixels]) -> list[probe.Found]:
-        turn = [*answers.values()]
+    def decoder(encoded: Sequence[bytes], _: Sequence[Pixels]) -> list[probe.Decoded]:
+        turn = [*decodings.values()]
         return [turn[next(count) % len(turn)](decode(files.as_array(file))) for file in encoded]
 
     count = itertools.count()
-    asked_instead(monkeypatch, answer)
+    replace_dali(monkeypatch, decoder)
     found = dict(zip(names, check_files(tmp_path, names, threads=1).to_pylist(), strict=True))
     assert {row["status"] for row in found.values()} == {"ok"}
     by_dali = {name for name, row in found.items() if row["codec"] == "dali"}
@@ -85,12 +85,12 @@ def test_dali_gets_what_pillow_could_decode_and_no_more_at_once_than_fits(
 ) -> None:
     calls: list[list[int]] = []
 
-    def answer(encoded: Sequence[bytes], _: Sequence[Pixels]) -> list[probe.Found]:
+    def decoder(encoded: Sequence[bytes], _: Sequence[Pixels]) -> list[probe.Decoded]:
         pictures = [decode(files.as_array(file)) for file in encoded]
         calls.append([picture.size // 3 for picture in pictures])
         return [*pictures]
 
-    asked_instead(monkeypatch, answer)
+    replace_dali(monkeypatch, decoder)
     monkeypatch.setattr(verify, "_DALI_PX", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # Pillow warns from here and refuses from twice as many
     good = {f"{i}.png": saved(photo(20, 20), "PNG") for i in range(9)}
