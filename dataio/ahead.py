@@ -1,4 +1,4 @@
-"""How is anything read ahead of who needs it? In a few threads, since reading a file lets go of the interpreter lock.
+"""How is data read ahead of its use? In a few threads, since reading a file releases the interpreter lock.
 
 The order is the caller's: `read_ahead` changes when something is done, never what.
 """
@@ -15,16 +15,16 @@ AHEAD = 3
 """Batches read ahead of the engine: the files of three batches hide a slow disk's latency."""
 READERS = 2
 LIMIT_S = 600.0
-"""Of what is read ahead, a batch or a few files: no storage that answers at all takes so long."""
+"""For one item, such as a batch: storage that responds at all is faster."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def timed(items: Iterator[T], spent: dict[str, float], name: str) -> Iterator[T]:
-    """`items`, with the seconds that whoever asks waits for each added to spent[name].
+    """`items`, adding the seconds that each was waited for to spent[name].
 
-    Left out is what is meanwhile added under another name, so that all of `spent` together is the time that went by.
+    Time that is meanwhile added under another name is not counted twice: the sum of `spent` is the time that passed.
     """
     while True:
         began, others = perf_counter(), sum(spent.values())
@@ -47,7 +47,7 @@ def read_ahead(
 ) -> Iterator[R]:
     """Yield make(item) for each item, in order, keeping up to `ahead` of them under way in `threads` threads.
 
-    Raises: ResourceError when one has not come `limit_s` after it was waited for: a mount that hangs never answers.
+    Raises: ResourceError when one takes longer than `limit_s` to wait for, as on a mount that hangs.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="thawline-read")
     pending: deque[Future[R]] = deque()
@@ -67,7 +67,7 @@ def read_ahead(
 def _result(made: Future[R], limit_s: float) -> R:
     if not wait([made], timeout=limit_s).done:
         raise ResourceError(
-            f"nothing could be read for {limit_s:g} s: the storage of the images hangs, and all would wait for it; see "
-            "whether it answers, and start again to go on"
+            f"nothing could be read for {limit_s:g} s: the storage of the images hangs, and the run would wait on; "
+            "check that it responds, and start again to go on"
         )
     return made.result()

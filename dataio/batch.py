@@ -1,4 +1,4 @@
-"""What does training receive? `Batch`, and the `Loader` protocol, which is all that the trainer knows of data."""
+"""What does training receive? A `Batch` from a `Loader`, a protocol that is all the trainer knows of data."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Inputs = Tensor | tuple[Tensor, ...]
-"""What a model is called with: model(inputs), or model(*inputs) where they are several, each (N, ...)."""
+"""What a model is called with: model(inputs), or model(*inputs) for a tuple; each (N, ...)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's part of a step.
+    """One rank's local batch of a step.
 
-    Targets and ids are those of the samples that the loader asked its engine for, substitutes of broken files included:
-    they stay outside the engine, which returns batches in the order in which it was given them.
+    Targets and ids belong to the samples that were rendered, substitutes of broken files included. They stay outside
+    the engine, which returns batches in the order in which it gets them.
     """
 
     inputs: Inputs
     """On the loader's device."""
     targets: Tensor
     """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. points: (N, K, 2) float32 x, y,
-    -1 and 1 at the edges of the image as the model sees it, beyond them for a point that the crop or the augmentation
-    left outside, NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the loader's
-    device."""
+    -1 and 1 at the edges of the image as the model sees it, beyond them for a point that the crop or augmentation
+    moved outside, NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the
+    loader's device."""
     ids: Tensor
     """(N,) int64 ids of the samples (of a manifest, say), on the CPU."""
 
@@ -36,7 +36,7 @@ class Batch:
         return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
 
     def split(self, pieces: int) -> "list[Batch]":
-        """Micro-batches, in order: their sizes differ by one sample at most."""
+        """Micro-batches, in order; their sizes differ by at most one sample."""
         inputs = zip(*(each.tensor_split(pieces) for each in self.arguments), strict=True)
         targets, ids = self.targets.tensor_split(pieces), self.ids.tensor_split(pieces)
         return [Batch(*piece) for piece in zip(inputs, targets, ids, strict=True)]
@@ -55,11 +55,11 @@ class Loader(Protocol):
 
     @property
     def task(self) -> str:
-        """single_label, multi_label, points or mask, which have a loss and metrics of their own; else empty."""
+        """single_label, multi_label, ...: the task whose loss and metrics are the defaults; empty for none."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The vocabulary, in the order of the target indices; empty where targets are none."""
+        """The vocabulary, in the order of the target indices; empty where targets are not indices."""
 
     @property
     def samples(self) -> int:
@@ -73,26 +73,26 @@ class Loader(Protocol):
         """Training steps that this many passes take."""
 
     def stream(self, first_step: int = 0) -> Iterator[Batch]:
-        """Training: endless, from that step on. Validation: this rank's part of the samples, once, in order, at the
-        size that training has at that step."""
+        """Training: endless, from that step on. Validation: this rank's samples once, in order, at the size that
+        training has at that step."""
 
     @property
     def quarantined(self) -> Mapping[int, str]:
-        """What turned out unusable since the manifest was made: id -> file and reason."""
+        """Files that turned out unusable since the manifest was made: id -> file and reason."""
 
     def quarantine(self, files: Mapping[int, str]) -> None:
-        """Use these no more, whoever found them. Raises when they are more than the user allows."""
+        """Stop using these files. Raises when more are unusable than the user allows."""
 
     def close(self) -> None:
-        """Give back threads and memory. A closed loader cannot be used again."""
+        """Release threads and memory. A closed loader cannot be used again."""
 
 
 @runtime_checkable
 class Augmented(Protocol):
-    """A loader that can show its samples otherwise: what test-time augmentation needs besides `Loader`."""
+    """A loader with augmented views of its samples: what test-time augmentation needs besides `Loader`."""
 
     def augmented(self, view: int) -> Loader:
-        """The validation samples in the same order under training's augmentation: other draws for each view."""
+        """The validation samples in the same order under training's augmentation, drawn anew for each view."""
 
 
 @runtime_checkable

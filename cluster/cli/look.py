@@ -20,10 +20,10 @@ class Explain(JobVerb):
 
     def run(self) -> int:
         """Print it."""
-        from thawline.cluster.run.vision import side_loaders
+        from thawline.cluster.run.vision import split_loaders
         from thawline.dataio.show import explain
 
-        loaders = side_loaders(self.fields, _alone(self.fields))
+        loaders = split_loaders(self.fields, _alone(self.fields))
         print("\n\n".join(printable(explain(loader)) for loader in loaders))
         return 0
 
@@ -40,13 +40,13 @@ class Show(JobVerb):
         from thawline.cluster.run import figures
         from thawline.cluster.run.folder import spare_images
         from thawline.cluster.run.loaded import Loaded
-        from thawline.cluster.run.vision import side_loaders
+        from thawline.cluster.run.vision import split_loaders
         from thawline.dataio.show import show_batch
 
         out = figures.check_out(self.out)
         loaded = Loaded(self.fields)
         spare_images(out, loaded)
-        first, *_ = side_loaders(self.fields, _alone(self.fields), loaded=loaded)
+        first, *_ = split_loaders(self.fields, _alone(self.fields), loaded=loaded)
         figures.save(show_batch(first, rows=4, cols=8), out)
         print(out)
         return 0

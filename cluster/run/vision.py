@@ -75,17 +75,17 @@ def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
     return replace(job, data=replace(job.data, global_batch=batch))
 
 
-def side_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> list[ImageLoader]:
-    """A loader for each side that the job's images are on, for looking at them alone. Raises DataError."""
+def split_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> list[ImageLoader]:
+    """A loader for each split that has images, to look at them, not to train on them. Raises DataError."""
     loaded = loaded or Loaded(job)
     manifest, valid = loaded.manifest, loaded.valid
-    of = {side: valid if valid is not None and side == "valid" else manifest for side in SPLITS}
-    sides = [side for side in SPLITS if side in of[side].splits()] or ["train"]  # where there is none, `part` says so
-    if sides[0] == "train":
+    of = {split: valid if valid is not None and split == "valid" else manifest for split in SPLITS}
+    splits = [split for split in SPLITS if split in of[split].splits()] or ["train"]  # `subset` refuses it if empty
+    if splits[0] == "train":
         job = _fitted(job, samples=len(of["train"].subset("train")), tell=lambda text: None)
-    options = _loading(job, context) | {"epoch_samples": len(of[sides[0]].subset(sides[0]))}
+    options = _loading(job, context) | {"epoch_samples": len(of[splits[0]].subset(splits[0]))}
     spec = job_spec(job, samples=options["epoch_samples"])
-    made = [split_loader(of[side], spec, side, **options) for side in sides]
+    made = [split_loader(of[split], spec, split, **options) for split in splits]
     check_memory(made, ranks_here=ranks_here(context))
     return made
 

@@ -1,1 +1,1 @@
-"""How do the bytes of a row reach memory? Loose files, cached ones, shards; not in which order."""
+"""How do the bytes of a row reach memory? From loose files, cached files and shards; not in which order."""

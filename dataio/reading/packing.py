@@ -1,9 +1,9 @@
 """How do a manifest's files become shards? In order, read in parallel, and so that a kill costs one shard at most.
 
-DEST holds shard-00000.arrow and so on (see shards.py), each with consecutive rows of the manifest; pack.json, the
-journal: what is packed, how, and which shards stand, each entered before it appears; and, last, manifest.arrow. Where
-one shard ends and the next begins follows from the manifest alone, so packing twice, or with interruptions, gives the
-same bytes.
+DEST holds shard-00000.arrow and so on (see shards.py), each with consecutive rows of the manifest; the journal
+pack.json, which says what is packed, with which settings, and which shards are complete (a shard is entered before it
+appears); and manifest.arrow, which is written last. Where one shard ends and the next begins follows from the manifest
+alone, so packing twice, or with interruptions, gives the same bytes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from thawline.dataio.table.subset import Rows, Subset
 from thawline.dataio.table.tasks import TASKS
 
 SHARD_BYTES = 512 << 20
-"""Five seconds of a 100 MB/s link: what a kill, or a broken download, costs at most."""
+"""Five seconds of a 100 MB/s link: the most that a kill or a broken download costs."""
 
-_BATCH_BYTES = 16 << 20  # of a record batch: what packing holds in memory, beside the files that are being read
+_BATCH_BYTES = 16 << 20  # of a record batch, which packing holds in memory beside the files that are being read
 _BATCH_ROWS = 4096
-_TAKE = 1024  # rows looked up at a time
+_LOOKUP_ROWS = 1024  # at a time
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF")
 _JOURNAL = "pack.json"
 
@@ -50,8 +50,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _How:
-    """What decides a shard's bytes, beside the manifest."""
+class _Settings:
+    """What the bytes of a shard depend on, besides the manifest."""
 
     fingerprint: str
     shard_bytes: int
@@ -63,7 +63,7 @@ class _How:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A row as it goes into a shard: its bytes, and what they change in the manifest."""
+    """A row of a shard: its bytes, and what changes in the manifest with them."""
 
     data: bytes | None = None
     mask: bytes | None = None
@@ -85,26 +85,26 @@ def pack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write the manifest's files into shards in `dest`, a folder or URI, and return the manifest that says so.
+    """Write the manifest's files into shards in `dest`, a folder or URI, and return the manifest of these shards.
 
-    Files go in as they are, but for those that only Pillow decodes, which become PNG. Their hashes stay those of the
-    files, so that runs on the packed and on the loose images are the same. With `max_side_px`, what is larger is made
-    smaller, antialiased, upright, as JPEG of that `quality` where it was lossy and as PNG where not; points move with
-    it, masks stay. Those rows get new sizes and hashes: runs on them are other runs.
+    Files are stored unchanged, except those that only Pillow decodes, which become PNG. Hashes stay those of the files,
+    so that runs on the packed and on the loose images are the same. With `max_side_px`, larger images are scaled down,
+    antialiased and upright, and stored as JPEG of that `quality` where they were lossy, else as PNG; points are scaled
+    with them, masks are not. Those rows get new sizes and hashes: runs on them are other runs.
 
-    A file that is gone or has changed is quarantined in the returned manifest; shards that stand already are kept,
-    unless they are damaged or lack such a file.
+    A file that is gone or has changed is quarantined in the returned manifest. Shards that are complete already are
+    kept, unless they are damaged or lack such a file.
     Raises: QuarantineError when more than `max_bad` of the usable files are gone; ShardError when `dest` holds
     something else or cannot be written; ManifestError when the images were never verified.
     """
     _check_options(shard_bytes, max_side_px, quality)
     place = Root.of(dest)
-    how = _How(manifest.fingerprint(), shard_bytes, max_side_px, quality)
-    bounds = _bounds(manifest, how)
+    settings = _Settings(manifest.fingerprint(), shard_bytes, max_side_px, quality)
+    bounds = _bounds(manifest, settings)
     try:
-        journal = _open_dest(place, how)
+        journal = _open_dest(place, settings)
         sweep(place)
-        packer = _Packer(manifest, place, how, open_reader(manifest), threads, max_bad, progress, journal)
+        packer = _Packer(manifest, place, settings, open_reader(manifest), threads, max_bad, progress, journal)
         try:
             for k, (first, rows) in enumerate(bounds):
                 packer.shard(f"shard-{k:05}.arrow", first, rows)
@@ -115,13 +115,13 @@ def pack(
         return packed
     except OSError as error:
         raise ShardError(
-            f"{place} cannot be written ({error.strerror or error}): what stands there is whole; make room, or allow "
-            "writing, and give the same command again, which goes on"
+            f"{place} cannot be written ({error.strerror or error}): the shards there are complete; make room, or "
+            "allow writing, and give the same command again, which goes on"
         ) from error
 
 
 def packed_from(dest: str | Path) -> str:
-    """The fingerprint of the manifest whose files are in `dest`. Raises ShardError when that was not packed there."""
+    """The fingerprint of the manifest that was packed into `dest`. Raises ShardError when none was."""
     place = Root.of(dest)
     try:
         return str(parsed(place.read(_JOURNAL))["how"]["fingerprint"])
@@ -138,15 +138,15 @@ def _check_options(shard_bytes: int, max_side_px: int | None, quality: int) -> N
         raise ShardError(f"quality={quality} is not one of JPEG's, 1 to 100: give one such as 92")
 
 
-def _bounds(manifest: Manifest, how: _How) -> list[tuple[int, int]]:
+def _bounds(manifest: Manifest, settings: _Settings) -> list[tuple[int, int]]:
     """(first, rows) of each shard: a function of the manifest, so that no shard depends on another's bytes.
 
-    Raises: ManifestError when the files were never looked at.
+    Raises: ManifestError when the files were never verified.
     """
     unknown = int((manifest.usable() & manifest.rows["bytes"].is_null().to_numpy()).sum())
     if unknown:
         raise ManifestError(
-            f"{unknown} images have no size in the manifest (it was made with verify=False): they cannot be shared out "
+            f"{unknown} images have no size in the manifest (it was made with verify=False): they cannot be divided "
             "among shards, nor trained on; split again with verify=True, or index again"
         )
 
@@ -155,10 +155,10 @@ def _bounds(manifest: Manifest, how: _How) -> list[tuple[int, int]]:
         return numbers
 
     size = filled("bytes")
-    if how.max_side_px is not None:
+    if settings.max_side_px is not None:
         side = np.maximum(filled("width"), filled("height"))
-        size = size * np.minimum(1, how.max_side_px / np.maximum(side, 1)) ** 2
-    number = np.floor((np.cumsum(size) - size) / how.shard_bytes)
+        size = size * np.minimum(1, settings.max_side_px / np.maximum(side, 1)) ** 2
+    number = np.floor((np.cumsum(size) - size) / settings.shard_bytes)
     firsts = np.flatnonzero(np.diff(number, prepend=-1)).tolist()
     return [(a, b - a) for a, b in zip(firsts, [*firsts[1:], len(size)], strict=True)]
 
@@ -167,13 +167,13 @@ def _bounds(manifest: Manifest, how: _How) -> list[tuple[int, int]]:
 
 
 class _Packer:
-    """Keeps what stands already and makes the rest, shard by shard; its lists grow with them."""
+    """Keeps the shards that are complete and makes the rest, one by one; its lists grow with them."""
 
     def __init__(
         self,
         manifest: Manifest,
         dest: Root,
-        how: _How,
+        settings: _Settings,
         reader: Reader,
         threads: int | None,
         max_bad: float,
@@ -181,7 +181,7 @@ class _Packer:
         journal: dict[str, dict[str, Any]],
     ) -> None:
         self.journal = journal
-        self.manifest, self.dest, self.how, self.reader, self.progress = manifest, dest, how, reader, progress
+        self.manifest, self.dest, self.settings, self.reader, self.progress = manifest, dest, settings, reader, progress
         self.threads = threads or max(reader.threads, usable_cores())
         self.done: list[Shard] = []
         self.tables: list[pa.Table] = []
@@ -193,30 +193,30 @@ class _Packer:
         self.max_bad = max_bad
 
     def shard(self, name: str, first: int, rows: int) -> None:
-        """Keep it if it stands, else make it."""
+        """Keep it if it is complete, else make it."""
         known = self.journal.get(name)
-        if known is not None and _stands(self.dest, known):
+        if known is not None and _is_complete(self.dest, known):
             self.tables.append(_columns_of(self.dest, name, self.names))
         else:
             known = self._make(name, first, rows)
         self.done.append(Shard(**known))
         self.rows_done = first + rows
-        self._tell()
+        self._report()
 
     def _make(self, name: str, first: int, rows: int) -> dict[str, Any]:
         with atomic_write(self.dest, name) as sink:
             bad_before = len(self.bad)
             layout = schema(self.manifest.task)
-            about = {"thawline": json.dumps({"first": first, **asdict(self.how)})}
+            about = {"thawline": json.dumps({"first": first, **asdict(self.settings)})}
             with pa.ipc.new_file(sink, layout.with_metadata(about)) as writer:
                 for batch in self._batches(first, rows, layout):
                     writer.write_batch(batch)
                     self.tables.append(pa.Table.from_batches([batch]).select(self.names).replace_schema_metadata(None))
-            made = asdict(Shard(name, first, rows, sink.bytes, sink.digest.hexdigest(), self.how.fingerprint))
+            made = asdict(Shard(name, first, rows, sink.bytes, sink.digest.hexdigest(), self.settings.fingerprint))
             self.journal[name] = made
             if len(self.bad) > bad_before:  # the next attempt makes it anew: the files may have been brought back
                 del self.journal[name]
-            _write_journal(self.dest, self.how, self.journal)
+            _write_journal(self.dest, self.settings, self.journal)
         return made
 
     def _batches(self, first: int, rows: int, layout: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -232,40 +232,40 @@ class _Packer:
             yield _batch(self.manifest.rows.slice(start, len(pending)), pending, layout)
 
     def _samples(self, first: int, rows: int) -> Iterator[_Sample]:
-        """Of every row of a shard, in order, those that could not be used empty."""
+        """One for every row of a shard, in order; empty for a row that is not usable."""
         usable = np.flatnonzero(self.usable[first : first + rows]) + first
         subset = Subset(self.manifest.rows, usable, self.manifest.task)
 
-        def asked() -> Iterator[tuple[Rows, Rows, int]]:
-            for start in range(0, len(usable), _TAKE):
-                taken = subset.take(np.arange(start, min(start + _TAKE, len(usable))))
-                plain = replace(taken, pillow=np.zeros_like(taken.pillow))  # as they are on disk
-                yield from ((taken, plain, i) for i in range(len(taken)))
+        def requests() -> Iterator[tuple[Rows, Rows, int]]:
+            for start in range(0, len(usable), _LOOKUP_ROWS):
+                rows = subset.take(np.arange(start, min(start + _LOOKUP_ROWS, len(usable))))
+                plain = replace(rows, pillow=np.zeros_like(rows.pillow))  # as they are on disk
+                yield from ((rows, plain, i) for i in range(len(rows)))
 
-        read = read_ahead(self._sample, asked(), ahead=4 * self.threads, threads=self.threads)
+        read = read_ahead(self._sample, requests(), ahead=4 * self.threads, threads=self.threads)
         for is_usable in self.usable[first : first + rows]:
             yield next(read) if is_usable else _Sample()
 
-    def _sample(self, asked: tuple[Rows, Rows, int]) -> _Sample:
-        rows, plain, i = asked
-        found = self.reader.read(plain, i)
-        if isinstance(found, str):
-            return _Sample(changed={"status": found, "split": None})
-        mask = None if found.mask is None else found.mask.tobytes()
+    def _sample(self, request: tuple[Rows, Rows, int]) -> _Sample:
+        rows, plain, i = request
+        file = self.reader.read(plain, i)
+        if isinstance(file, str):
+            return _Sample(changed={"status": file, "split": None})
+        mask = None if file.mask is None else file.mask.tobytes()
         try:
             side = max(int(rows.widths[i]), int(rows.heights[i]))
-            if self.how.max_side_px is not None and side > self.how.max_side_px:
-                return replace(_shrunk(found.image, rows, i, self.how, self.manifest.task), mask=mask)
+            if self.settings.max_side_px is not None and side > self.settings.max_side_px:
+                return replace(_shrunk(file.image, rows, i, self.settings, self.manifest.task), mask=mask)
             if rows.pillow[i]:
-                data = transcode(found.image, kind="PNG").tobytes()
+                data = transcode(file.image, kind="PNG").tobytes()
                 return _Sample(data, mask, {"codec": "dali", "format": "PNG", "orientation": 1, "bytes": len(data)})
         except EngineError as error:
             return _Sample(changed={"status": str(error), "split": None})
-        return _Sample(found.image.tobytes(), mask)
+        return _Sample(file.image.tobytes(), mask)
 
     def _count(self, sample: _Sample, row: int) -> None:
         self.rows_done += 1
-        self._tell()
+        self._report()
         if "status" not in sample.changed:
             return
         name = self.manifest.rows["path"][row].as_py()
@@ -277,28 +277,28 @@ class _Packer:
             )
 
     def manifest_of_all(self) -> Manifest:
-        """What the shards hold, once all are done."""
+        """The manifest of the shards, once all are complete."""
         old = self.manifest
         rows = pa.concat_tables(self.tables).select(self.names) if self.tables else old.rows
         columns_by_name = {name: rows[name] for name in self.names}
         packed = build(columns_by_name, root=old.root, task=old.task, classes=old.classes, values=old.values)
         return replace(packed, shards=tuple(self.done), home=self.dest.text, swap=old.swap)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.progress is not None:
             self.progress(self.rows_done, self.manifest.rows.num_rows)
 
 
-def _shrunk(image: NDArray[np.uint8], rows: Rows, i: int, how: _How, task: str) -> _Sample:
-    """The image with its longer side at max_side_px; Lanczos, whose support grows with the shrink."""
-    assert how.max_side_px is not None
+def _shrunk(image: NDArray[np.uint8], rows: Rows, i: int, settings: _Settings, task: str) -> _Sample:
+    """The image scaled until its longer side has max_side_px; Lanczos, whose support grows with the shrink."""
+    assert settings.max_side_px is not None
     with Image.open(io.BytesIO(image.tobytes())) as opened:
         kind = "JPEG" if opened.format in _LOSSY else "PNG"
     picture = Image.fromarray(decode(image))
-    scale = how.max_side_px / max(picture.size)
+    scale = settings.max_side_px / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     file = io.BytesIO()
-    options = {"quality": how.quality} if kind == "JPEG" else {}
+    options = {"quality": settings.quality} if kind == "JPEG" else {}
     picture.resize((width, height), Image.Resampling.LANCZOS).save(file, kind, **options)
     data = file.getvalue()
     changed = {
@@ -332,23 +332,23 @@ def _batch(rows: pa.Table, samples: list[_Sample], layout: pa.Schema) -> pa.Reco
     return pa.RecordBatch.from_arrays(arrays, schema=layout)
 
 
-# What stands in DEST --------------------------------------------------------------------------------------
+# What lies in DEST ---------------------------------------------------------------------------------------
 
 
-def _open_dest(dest: Root, how: _How) -> dict[str, dict[str, Any]]:
-    """What the journal says of the shards there, by name. Raises ShardError when something else lies there."""
+def _open_dest(dest: Root, settings: _Settings) -> dict[str, dict[str, Any]]:
+    """The journal's entries of the shards there, by name. Raises ShardError when something else lies there."""
     there = [name for name in dest.listing() if not name.startswith(".")]
     if _JOURNAL not in there:
         if there:
             raise ShardError(
-                f"{dest} holds {len(there)} other files or folders ({', '.join(sorted(there)[:3])}): shards go into a "
-                "place of their own; give another DEST"
+                f"{dest} holds {len(there)} other files or folders ({', '.join(sorted(there)[:3])}): shards need a "
+                "folder of their own; give another DEST"
             )
-        _write_journal(dest, how, {})
+        _write_journal(dest, settings, {})
         return {}
     try:
         journal = parsed(dest.read(_JOURNAL))
-        other = sorted(name for name, value in asdict(how).items() if journal["how"].get(name) != value)
+        other = sorted(name for name, value in asdict(settings).items() if journal["how"].get(name) != value)
         for shard in journal["shards"]:
             check_shard(shard)
         shards = {shard["name"]: shard for shard in journal["shards"]}
@@ -360,21 +360,21 @@ def _open_dest(dest: Root, how: _How) -> dict[str, dict[str, Any]]:
     return shards
 
 
-def _stands(dest: Root, known: dict[str, Any]) -> bool:
-    """Whether a shard is there as it was made; one in an object store is looked at, not fetched."""
+def _is_complete(dest: Root, known: dict[str, Any]) -> bool:
+    """Whether a shard is there as it was made; in an object store only its size is compared."""
     if dest.size(known["name"]) != known["bytes"]:
         return False
     return dest.remote or hashed(dest, known["name"]) == (known["bytes"], known["hash"])
 
 
-def _write_journal(dest: Root, how: _How, journal: dict[str, dict[str, Any]]) -> None:
+def _write_journal(dest: Root, settings: _Settings, journal: dict[str, dict[str, Any]]) -> None:
     shards = sorted(journal.values(), key=lambda shard: int(shard["first"]))
     with atomic_write(dest, _JOURNAL) as sink:
-        sink.write(json.dumps({"how": asdict(how), "shards": shards}, indent=1).encode())
+        sink.write(json.dumps({"how": asdict(settings), "shards": shards}, indent=1).encode())
 
 
 def _columns_of(dest: Root, name: str, names: list[str]) -> pa.Table:
-    """A shard without its bytes, which are not read."""
+    """The columns of a shard; the bytes of its images are not read."""
     options = pa.ipc.IpcReadOptions(included_fields=list(range(len(names))))
     with dest.open(name) as file:
         return pa.ipc.open_file(file, options=options).read_all().replace_schema_metadata(None)

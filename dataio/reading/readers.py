@@ -1,8 +1,8 @@
 """How do a sample's bytes reach memory, and are they what was indexed? Loose files here; packed ones in shards.py.
 
-What is no regular file of the size that was indexed is not read at all (Root.read). What is read is hashed (10 GB/s,
-microseconds a photo) and compared with the manifest: what was cut short or replaced since is found before a decoder
-sees it, and told to the loader as a reason. Raised is only what is no file's fault: ResourceError.
+Only a regular file of the size that was indexed is read at all (Root.read). Its hash (10 GB/s, microseconds a photo) is
+compared with the manifest's, so that a file that was truncated or replaced since then never reaches a decoder: the
+loader gets the reason instead. An exception is raised only where no single file is to blame: ResourceError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Encoded:
     """The bytes of one sample."""
 
     image: NDArray[np.uint8]
-    """(bytes,) uint8, of a file that DALI and Pillow decode."""
+    """(bytes,) uint8, of a file that both DALI and Pillow can decode."""
     mask: NDArray[np.uint8] | None = None
     """(bytes,) uint8 of the mask's file."""
 
@@ -36,25 +36,25 @@ Reason = str
 
 
 class Reader(Protocol):
-    """Where a loader gets bytes from. Called from several threads at once."""
+    """What a loader reads bytes with; called from several threads at once."""
 
     @property
     def threads(self) -> int:
-        """Samples worth reading at the same time: more where each read waits for a network."""
+        """Samples to read at the same time: more where each read waits for a network."""
 
     def read(self, rows: Rows, i: int) -> Encoded | Reason:
-        """The bytes of sample i of the rows, or why they cannot be used."""
+        """The bytes of sample i of the rows, or why it cannot be used."""
 
     def where(self, rows: Rows, i: int) -> str:
-        """What to call sample i in messages: the place of its file."""
+        """Where the file of sample i lies, for messages."""
 
     def close(self) -> None:
-        """Give back what is open."""
+        """Close what is open."""
 
 
 @dataclass(frozen=True)
 class FileReader(Closing):
-    """One file an image, below a folder or a URI."""
+    """Reads loose files, one for each image, below a folder or a URI."""
 
     root: Root
     masks: bool = False
@@ -69,7 +69,7 @@ class FileReader(Closing):
         return self.root.full(rows.paths[i])
 
     def read(self, rows: Rows, i: int) -> Encoded | Reason:
-        """The file's bytes, and its mask's; or the reason in a few words."""
+        """The file's bytes, and its mask's; or why they cannot be used, in a few words."""
         image = self._file(rows.paths[i], int(rows.hashes[i]), int(rows.sizes[i]) or None)
         if isinstance(image, str):
             return image
@@ -91,11 +91,11 @@ class FileReader(Closing):
         return files.as_array(data)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Nothing to do: no file stays open."""
 
 
 def for_engines(encoded: NDArray[np.uint8], *, pillow: bool) -> NDArray[np.uint8] | Reason:
-    """The file itself; or transcoded, where only Pillow can decode it; or the reason why it cannot."""
+    """The file itself; transcoded where only Pillow can decode it; or why Pillow cannot."""
     try:
         return transcode(encoded) if pillow else encoded
     except EngineError as error:

@@ -1,14 +1,14 @@
-"""How do packed bytes lie for speed, and how are they read? Arrow IPC files, mapped into memory, nothing copied.
+"""How are shards laid out and read? As Arrow IPC files that are mapped into memory, with nothing copied.
 
-A shard holds consecutive rows of a manifest: its columns (texts in place of dictionaries), `data`, the encoded bytes,
-for the task mask `mask`, and `data_hash`, the xxh3_64 of `data`; what could not be used is null there. Arrow is not
-asked for a value a sample: its buffers are taken as arrays once, and a sample is a slice of one. How shards are made is
-packing.py's question, how they come over a network cache.py's.
+A shard holds consecutive rows of a manifest: the manifest's columns (strings in place of dictionaries); `data`, the
+encoded bytes; `mask`, for the task mask; and `data_hash`, the xxh3_64 of `data`. These are null for unusable files.
+Arrow's buffers are wrapped as arrays once, and a sample is a slice of one. Shards are made by packing.py, and fetched
+over a network by store/cache.py.
 
-Nothing is believed. When a reader opens, each shard must say that it was packed from the same manifest. When one is
-mapped, ids and hashes of its rows must be the manifest's. Before each sample, the file must be the one that was mapped,
-since whoever reads beyond the end of a file that was cut short is killed; and the sample's bytes must have their hash.
-What is not seen is a file that is cut short between this and its decoding, a few batches later.
+Everything is checked. When a reader opens, each shard must say that it was packed from the same manifest. When one is
+mapped, the ids and hashes of its rows must be the manifest's. Before each sample, the file must still be the one that
+was mapped, since reading beyond the end of a truncated file kills the process; and the sample's bytes must match their
+hash. Only a file that is truncated between this check and its decoding, a few batches later, goes unnoticed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ Progress = Callable[[int, int], None]
 _CHUNK_BYTES = 8 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 _Stamp = tuple[int, int, int, int]
-"""Device, inode, bytes and time of a file: as long as they stay, so does what is mapped."""
+"""Device, inode, size and time of a file: while they are unchanged, so is what is mapped."""
 
 _Column = list[tuple[NDArray[np.int64], NDArray[np.uint8]]]
-"""A binary column as it lies: offsets (rows + 1,) and bytes, a pair for each record batch."""
+"""A binary column: offsets (rows + 1,) and bytes, a pair for each record batch."""
 
 
 def schema(task: str) -> pa.Schema:
@@ -62,11 +62,11 @@ def schema(task: str) -> pa.Schema:
 def open_reader(
     manifest: Manifest, *, cache: str | Path | None = None, cache_gib: float = 100.0, progress: Progress | None = None
 ) -> Reader:
-    """What reads a manifest's samples: its loose files one by one, or its shards.
+    """A reader of a manifest's samples, from its loose files or its shards.
 
-    Shards in an object store are first brought into `cache` (by default ~/.cache/thawline/shards), all of them, once
-    for all processes of this machine; `progress` is told how far that is.
-    Raises: ShardError for shards that are missing, not what was packed, another pack's, or that the cache cannot hold.
+    Shards in an object store are first downloaded to `cache` (by default ~/.cache/thawline/shards), all of them, once
+    for all processes of this machine; `progress` is called meanwhile.
+    Raises: ShardError for shards that are missing, not what was packed, another pack's, or too large for the cache.
     """
     if not manifest.shards:
         return FileReader(Root.of(manifest.root), masks=TASKS[manifest.task].masks)
@@ -82,7 +82,7 @@ def open_reader(
 
 
 class ShardReader(Closing):
-    """Samples as views into mapped files. A shard is mapped when it is first read from."""
+    """Reads samples as views of mapped files. A shard is mapped when the first of its samples is read."""
 
     threads = 1
 
@@ -94,7 +94,7 @@ class ShardReader(Closing):
         release: Callable[[], None] = lambda: None,
         remedy: str = "pack again",
     ) -> None:
-        """paths: where each shard lies on this machine; `release` is called by `close`; `remedy`: what mends a shard.
+        """paths: of each shard on this machine. release: called by `close`. remedy: for a bad shard, in errors.
 
         Raises: ShardError when one is missing, has not its size, or is another pack's.
         """
@@ -109,12 +109,12 @@ class ShardReader(Closing):
         self._open: list[_Mapped | None] = [None] * len(paths)
         self._lock = threading.Lock()
         for k in range(len(paths)):
-            self._look(k)
+            self._check_shard(k)
 
     def read(self, rows: Rows, i: int) -> Encoded | Reason:
-        """The sample's bytes where they lie, read-only; or the reason in a few words.
+        """The sample's bytes, a read-only view; or why it cannot be used, in a few words.
 
-        Raises: ShardError when the shard is not what was packed, or no more.
+        Raises: ShardError when the shard is not what was packed, or no longer.
         """
         number = int(rows.numbers[i])
         k = bisect_right(self._firsts, number) - 1
@@ -127,9 +127,9 @@ class ShardReader(Closing):
         image = _slice(shard.data[b], row)
         if not len(image):
             return "it was not packed: its bytes are missing in the shard"
-        if not (shard.hashes[b][row] == _hash(image) if shard.hashes else _is_file(rows, i, image)):
+        if not (shard.hashes[b][row] == _hash(image) if shard.hashes else _matches_file(rows, i, image)):
             return f"damaged since it was packed; {self._remedy}"
-        ready = for_engines(image, pillow=bool(rows.pillow[i]))  # transcoded in packs of older manifests alone
+        ready = for_engines(image, pillow=bool(rows.pillow[i]))  # transcoded only in packs of older manifests
         if isinstance(ready, str):
             return ready
         if not self._masks:
@@ -142,43 +142,43 @@ class ShardReader(Closing):
         return Encoded(ready, mask)
 
     def where(self, rows: Rows, i: int) -> str:
-        """The shard, and what the file was called."""
+        """The shard, and the name that the file had."""
         return f"{self._paths[bisect_right(self._firsts, int(rows.numbers[i])) - 1]}: {rows.paths[i]}"
 
     def close(self) -> None:
-        """Let go of the maps; arrays that were handed out keep theirs."""
+        """Release the mapped files; arrays that were handed out keep theirs mapped."""
         self._open = [None] * len(self._paths)
         self._release()
 
     def _mapped(self, k: int) -> _Mapped:
-        """A shard in memory, and still the file that lies there: mapped anew, and compared, if that has changed."""
+        """The mapped shard; it is mapped and compared again if its file has changed."""
         mapped = self._open[k]
         try:
             if mapped is not None and mapped.stamp == _stamp(self._paths[k]):
                 return mapped
         except OSError:
-            pass  # said below
+            pass  # reported below
         with self._lock:
             mapped = self._open[k] = _map(self._paths[k], self._size(k), self._manifest, k, self._remedy)
             return mapped
 
-    def _look(self, k: int) -> None:
+    def _check_shard(self, k: int) -> None:
         """Raises ShardError unless the shard is there, has its size, and says that it is this pack's."""
         shard, path = self._manifest.shards[k], self._paths[k]
         self._size(k)
-        if not shard.source:  # packed before shards and manifests said so: its rows have to be compared
+        if not shard.source:  # an older pack, which does not say: its rows have to be compared
             self._mapped(k)
             return
         try:
             with pa.memory_map(str(path)) as file:
-                said = parsed((pa.ipc.open_file(file).schema.metadata or {})[b"thawline"])
+                about = parsed((pa.ipc.open_file(file).schema.metadata or {})[b"thawline"])
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             raise ShardError(f"{path} is not the shard that was packed ({error}): {self._remedy}") from error
-        if (said.get("fingerprint"), said.get("first")) != (shard.source, shard.first):
-            raise ShardError(_another(path, self._remedy))
+        if (about.get("fingerprint"), about.get("first")) != (shard.source, shard.first):
+            raise ShardError(_wrong_shard(path, self._remedy))
 
     def _size(self, k: int) -> _Stamp:
-        """What the file is now. Raises ShardError when it is missing or has not its size."""
+        """The file's stamp. Raises ShardError when it is missing or has another size than it was packed with."""
         shard, path = self._manifest.shards[k], self._paths[k]
         try:
             stamp = _stamp(path)
@@ -201,46 +201,46 @@ class _Mapped:
     data: _Column
     masks: _Column
     hashes: list[NDArray[np.uint64]]
-    """Of `data`, an array a record batch; none in packs that were made before they were kept."""
+    """Of `data`, an array for each record batch; empty for packs of older versions, which have none."""
 
 
 def _stamp(path: Path) -> _Stamp:
     """Raises OSError."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _map(path: Path, stamp: _Stamp, manifest: Manifest, k: int, remedy: str) -> _Mapped:
-    """Raises: ShardError for what is no shard, or another one."""
+    """Map a shard and check its rows. Raises ShardError for a file that is no shard, or another one."""
     shard, starts, rows = manifest.shards[k], list[int](), 0
-    found: dict[str, _Column] = {"data": [], "mask": []}
+    binary: dict[str, _Column] = {"data": [], "mask": []}
     hashes = list[NDArray[np.uint64]]()
     try:
-        # closed at once: the buffers keep the map, and thousands of shards need no thousands of open files
+        # closed at once: the buffers keep the mapping, so thousands of shards need not stay open
         with pa.memory_map(str(path)) as file:
             arrow = pa.ipc.open_file(file)
-            wanted = [field for field in schema(manifest.task) if field.name in (*_KEYS, *found, "data_hash")]
+            wanted = [field for field in schema(manifest.task) if field.name in (*_KEYS, *binary, "data_hash")]
             if "data_hash" not in arrow.schema.names:
                 wanted.pop()
             for b in range(arrow.num_record_batches):
                 batch = arrow.get_batch(b).select([field.name for field in wanted])
                 if batch.schema.types != [field.type for field in wanted]:
                     raise ValueError("its columns are of other types")
-                batch.validate(full=True)  # offsets within their buffers; of the bytes nothing is read
+                batch.validate(full=True)  # that offsets lie within their buffers; the bytes are not read
                 if not _same(batch, manifest.rows, shard.first + rows):
-                    raise ShardError(_another(path, remedy))
+                    raise ShardError(_wrong_shard(path, remedy))
                 starts.append(rows)
                 rows += batch.num_rows
-                for name in found:
+                for name in binary:
                     if name in batch.schema.names:
-                        found[name].append(_views(batch.column(name)))
+                        binary[name].append(_views(batch.column(name)))
                 if "data_hash" in batch.schema.names:
                     hashes.append(np.frombuffer(batch.column("data_hash").buffers()[1], np.uint64))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ShardError(f"{path} is not the shard that was packed ({error}): {remedy}") from error
     if rows != shard.rows:
         raise ShardError(f"{path} has {rows:,} rows in place of {shard.rows:,}: it is another shard; {remedy}")
-    return _Mapped(stamp, rows, starts, found["data"], found["mask"], hashes)
+    return _Mapped(stamp, rows, starts, binary["data"], binary["mask"], hashes)
 
 
 _KEYS = ("id", "hash", "mask_hash")
@@ -253,7 +253,7 @@ def _same(batch: pa.RecordBatch, rows: pa.Table, first: int) -> bool:
     return all(batch.column(name).equals(rows[name].chunk(0).slice(first, batch.num_rows)) for name in names)
 
 
-def _another(path: Path, remedy: str) -> str:
+def _wrong_shard(path: Path, remedy: str) -> str:
     return (
         f"{path} holds other images than the manifest says (another pack's shard, or a damaged one): they would be "
         f"trained on with this manifest's labels; {remedy}"
@@ -275,8 +275,8 @@ def _slice(column: tuple[NDArray[np.int64], NDArray[np.uint8]], row: int) -> NDA
     return data[offsets[row] : offsets[row + 1]]
 
 
-def _is_file(rows: Rows, i: int, image: NDArray[np.uint8]) -> bool:
-    """In packs without hashes of their own: whether a sample is its file, or a PNG that was made of it and is whole."""
+def _matches_file(rows: Rows, i: int, image: NDArray[np.uint8]) -> bool:
+    """For packs without `data_hash`: whether a sample is its file, or an intact PNG that was made from it."""
     if rows.hashes[i] in (0, _hash(image)):
         return True
     data, at = image.tobytes(), len(_PNG)
@@ -291,7 +291,7 @@ def _is_file(rows: Rows, i: int, image: NDArray[np.uint8]) -> bool:
 
 
 def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
-    """Read every shard of a packed manifest where it lies, and compare it with its hash: a sentence for each damage.
+    """Read every shard of a packed manifest and compare it with its hash: a sentence for each damaged one.
 
     Raises: ShardError when the manifest was not packed.
     """
@@ -300,33 +300,33 @@ def check(manifest: Manifest, *, progress: Progress | None = None) -> list[str]:
     home = Root.of(manifest.home)
     total, before, damaged = sum(shard.bytes for shard in manifest.shards), 0, []
 
-    def tell(size: int) -> None:
+    def report(size: int) -> None:
         if progress is not None:
             progress(before + min(size, shard.bytes), total)
 
     for shard in manifest.shards:
-        name, size, digest, found = home.full(shard.name), 0, "", ""
+        name, size, digest, damage = home.full(shard.name), 0, "", ""
         try:
-            size, digest = hashed(home, shard.name, tell=tell)
+            size, digest = hashed(home, shard.name, on_read=report)
         except OSError as error:
-            found = files.why_unreadable(error)
-        if not found and size != shard.bytes:
-            found = f"it has {size:,} bytes in place of {shard.bytes:,}"
-        if not found and digest != shard.hash:
-            found = f"its xxh3_128 is {digest} in place of {shard.hash}"
-        if found:
+            damage = files.why_unreadable(error)
+        if not damage and size != shard.bytes:
+            damage = f"it has {size:,} bytes in place of {shard.bytes:,}"
+        if not damage and digest != shard.hash:
+            damage = f"its xxh3_128 is {digest} in place of {shard.hash}"
+        if damage:
             last = shard.first + shard.rows - 1
-            damaged.append(f"{name} is damaged ({found}): rows {shard.first} to {last} cannot be trusted; pack again")
+            damaged.append(f"{name} is damaged ({damage}): rows {shard.first} to {last} cannot be trusted; pack again")
         before += shard.bytes
     return damaged
 
 
-def hashed(root: Root, name: str, *, tell: Callable[[int], None] = lambda size: None) -> tuple[int, str]:
-    """Bytes and xxh3_128 of a file below a root; `tell` hears how many are read. Raises OSError."""
+def hashed(root: Root, name: str, *, on_read: Callable[[int], None] = lambda size: None) -> tuple[int, str]:
+    """Size in bytes and xxh3_128 of a file below a root; on_read(bytes so far) is called meanwhile. Raises OSError."""
     digest, size = xxhash.xxh3_128(), 0
     with root.stream(name) as source:
         while len(chunk := source.read_buffer(_CHUNK_BYTES)):
             digest.update(chunk)
             size += len(chunk)
-            tell(size)
+            on_read(size)
     return size, digest.hexdigest()

@@ -1,7 +1,7 @@
-"""How do arrays become batches? Ratings, tables, features, small images: what is in memory already and not decoded.
+"""How do arrays become batches? Ratings, tables, features, small images: data that are in memory already.
 
-The order is that of images, a pure function of (seed, step), and so are the parts of the ranks and the exact end of
-validation. Nothing is drawn, nothing is augmented, and no file can break.
+The order, the local batches and the exact end of validation are those of images: a pure function of (seed, step).
+Nothing is augmented, and there are no files that could break.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,18 +26,18 @@ Array = Tensor | NDArray[Any]
 class ArrayLoader(Closing):
     """Batches of rows of tensors, for one rank: satisfies `dataio.batch.Loader`.
 
-    Raises SplitError where the tensors have not all `order.n` rows.
+    Raises SplitError unless every tensor has `order.n` rows.
     """
 
     order: Order
     inputs: Inputs
-    """Each (n, ...), on the device that batches are wanted on, of the types that the model takes."""
+    """Each (n, ...), on the device of the batches, of the types that the model takes."""
     targets: Tensor
     """(n, ...), on that device."""
     ids: Tensor
-    """(n,) int64, on the CPU: what predictions and the hash of the stream know the rows by."""
+    """(n,) int64, on the CPU: names the rows in predictions and in the stream's hash."""
     task: str = ""
-    """single_label, multi_label, ...: whose default loss and metrics suit; none of them where it is empty."""
+    """single_label, multi_label, ...: the task whose loss and metrics are the defaults; empty for none."""
     classes: tuple[str, ...] = ()
     """The vocabulary, where targets are indices into one."""
 
@@ -45,7 +45,7 @@ class ArrayLoader(Closing):
         rows = [len(each) for each in (*self._inputs, self.targets, self.ids)]
         if set(rows) != {self.order.n}:
             raise SplitError(
-                f"inputs, targets and ids have {', '.join(map(str, rows))} rows where the order is one of "
+                f"inputs, targets and ids have {', '.join(map(str, rows))} rows where the order has "
                 f"{self.order.n}: they would not belong together; give arrays of one length"
             )
 
@@ -74,7 +74,7 @@ class ArrayLoader(Closing):
         return self.order.steps(epochs)
 
     def stream(self, first_step: int = 0) -> Iterator[Batch]:
-        """Training: endless, from that step on. Validation: this rank's part, once, in order, the last one short."""
+        """Training: endless, from that step on. Validation: this rank's samples once, in order."""
         for _, positions in self.order.batches(first_step):
             _, index = self.order.at(positions)
             rows = torch.from_numpy(index)
@@ -88,10 +88,10 @@ class ArrayLoader(Closing):
         return {}
 
     def quarantine(self, files: Mapping[int, str]) -> None:
-        """There are no files."""
+        """Nothing to do: there are no files."""
 
     def close(self) -> None:
-        """The arrays are the caller's."""
+        """Nothing to do: the arrays are the caller's."""
 
 
 def array_loaders(
@@ -112,10 +112,10 @@ def array_loaders(
 
     inputs: one array, or a tuple of them for a model of several arguments. They keep their types: give float32 to
     models of float32, and int64 to embeddings. ids: (n,) integers, 0 to n - 1 when not given.
-    valid: (n,) bool, which rows are validated on; or their share, of the rows in the order of a hash of (seed, id), so
-    that of the rows of before only the few at the border change sides when some are added.
-    device: where all of them are kept, and batches come from.
-    Raises SplitError: other lengths, a side without a row, batch sizes.
+    valid: (n,) bool, the rows to validate on; or their share, in which case rows are chosen by a hash of (seed, id), so
+    that only the few at the border change splits when rows are added.
+    device: of the arrays, and so of the batches.
+    Raises SplitError: different lengths, an empty split, batch sizes.
     """
     numbers = torch.arange(len(targets)) if ids is None else torch.as_tensor(ids).to(torch.int64).cpu()
     held_out = _held_out(numbers.numpy(), valid, seed) if isinstance(valid, float | int) else np.asarray(valid)
@@ -141,14 +141,16 @@ def array_loaders(
 def _held_out(ids: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
     """(n,) bool: exactly round(share * n) of the rows."""
     if not 0 < share < 1:
-        raise SplitError(f"valid={share} is no share of the rows: give one above 0 and below 1, such as 0.2, or a mask")
+        raise SplitError(
+            f"valid={share} is not a share of the rows: give one above 0 and below 1, such as 0.2, or a mask"
+        )
     chosen = np.zeros(len(ids), np.bool_)
     chosen[np.argsort(hash64(seed, ids), kind="stable")[: round(share * len(ids))]] = True
     return chosen
 
 
 def _check(held_out: NDArray[np.bool_], lengths: list[int]) -> None:
-    """Raises SplitError for arrays of other lengths, and where a side would have no row."""
+    """Raises SplitError for arrays of different lengths, and for an empty split."""
     if len(set(lengths)) > 1:
         raise SplitError(
             f"valid, inputs, targets and ids have {', '.join(map(str, lengths))} rows: they would not belong together; "
@@ -156,13 +158,13 @@ def _check(held_out: NDArray[np.bool_], lengths: list[int]) -> None:
         )
     if held_out.all() or not held_out.any():
         raise SplitError(
-            f"{held_out.sum()} of {len(held_out)} rows are validated on: a side would be empty; give a share or a mask "
-            "that leaves some for both"
+            f"{held_out.sum()} of {len(held_out)} rows are for validation: a split would be empty; give a share or a "
+            "mask that leaves some for both"
         )
 
 
 def _take(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Those rows, in the tensor's memory format; `rows` come from the CPU, and nobody waits for a device."""
+    """The rows of a tensor, in its memory format; `rows` are on the CPU, and the host does not wait for the device."""
     if tensor.device.type == "cuda":
         rows = rows.pin_memory().to(tensor.device, non_blocking=True)
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):

@@ -29,9 +29,9 @@ from thawline.dataio.table.tasks import TASKS
 
 @dataclass(kw_only=True)
 class ImageLoader(Closing):
-    """Batches of one split for one rank: satisfies `dataio.batch.Loader`. Whoever makes it closes it.
+    """Batches of one split for one rank: satisfies `dataio.batch.Loader`. Its maker closes it.
 
-    Nothing is opened before the first batch is asked for. A stream that ends or is abandoned gives its engine back.
+    Nothing is opened before the first batch is needed. A stream that ends or is abandoned returns its engine.
     """
 
     order: Order
@@ -40,7 +40,7 @@ class ImageLoader(Closing):
     epoch_samples: int
     """Training samples an epoch: what `spec.stages` count by."""
     borrowed: bool = False
-    """A view: source and renderer are another loader's to close."""
+    """True for a view, whose source and renderer another loader closes."""
 
     @property
     def task(self) -> str:
@@ -54,7 +54,7 @@ class ImageLoader(Closing):
 
     @property
     def spec(self) -> ImageSpec:
-        """What the model sees: the given one, without mirroring where points would be called by wrong names."""
+        """The spec, without mirroring where it would give points the wrong names."""
         return self.source.spec
 
     @property
@@ -78,7 +78,7 @@ class ImageLoader(Closing):
 
     @property
     def engine(self) -> str:
-        """Who decodes: dali or reference."""
+        """The engine that decodes: dali or reference."""
         return self.renderer.choice.engine
 
     def steps(self, epochs: float) -> int:
@@ -86,24 +86,24 @@ class ImageLoader(Closing):
         return self.order.steps(epochs)
 
     def size_px(self, step: int) -> int:
-        """The side of the images that training takes at a step."""
+        """The side of the training images at a step."""
         return self.spec.size_at(step * self.global_batch / self.epoch_samples)
 
     def augmented(self, view: int) -> Self:
-        """The same samples under training's augmentation, another one for each view; closed with this loader."""
+        """The same samples under training's augmentation, drawn anew for each view; closed with this loader."""
         return replace(self, source=self.source.augmented(view), borrowed=True)
 
     @property
     def quarantined(self) -> Mapping[int, str]:
-        """What turned out unusable since the manifest was made: id -> file and reason."""
-        return dict(self.source.lost)  # reading threads add to it
+        """Files that turned out unusable since the manifest was made: id -> file and reason."""
+        return dict(self.source.unusable)  # reading threads add to it
 
     def quarantine(self, files: Mapping[int, str]) -> None:
-        """Use these no more, whoever found them. Raises QuarantineError when they are more than `max_quarantined`."""
+        """Stop using these files. Raises QuarantineError when more than `max_quarantined` are unusable."""
         self.source.quarantine(files)
 
     def stream(self, first_step: int = 0) -> Iterator[ImageBatch]:
-        """Training: endless, from that step on. Validation: this rank's part, once, in order, the last one short."""
+        """Training: endless, from that step on. Validation: this rank's samples once, in order."""
 
         def make(taken: tuple[int, NDArray[np.int64]]) -> Work:
             step, positions = taken
@@ -114,11 +114,11 @@ class ImageLoader(Closing):
 
     @property
     def seconds(self) -> Mapping[str, float]:
-        """What batches were waited for so far, over all streams together, by what took it: see Renderer.seconds."""
+        """Seconds spent waiting for batches so far, over all streams together: see Renderer.seconds."""
         return self.renderer.seconds.copy()
 
     def close(self) -> None:
-        """Give back threads, memory and files; more than once is no error. A view leaves that to its loader."""
+        """Release threads, memory and files; a second call does nothing, nor does closing a view."""
         if not self.borrowed:
             self.renderer.close()
             self.source.close()
@@ -145,7 +145,7 @@ def loaders(
         manifest.check_vocabulary(valid, name="the manifest to validate on")
     with ExitStack() as opened:
         train = opened.enter_context(split_loader(manifest, spec, "train", global_batch=global_batch, **options))
-        options |= {"global_batch": global_batch, "epoch_samples": train.samples, "look": valid is not None}
+        options |= {"global_batch": global_batch, "epoch_samples": train.samples, "check_paths": valid is not None}
         other = split_loader(valid or manifest, spec, "valid", **options)
         opened.pop_all()
     return train, other
@@ -170,17 +170,17 @@ def split_loader(
     cache: str | Path | None = None,
     cache_gib: float = 100.0,
     progress: Progress | None = None,
-    look: bool = True,
+    check_paths: bool = True,
 ) -> ImageLoader:
     """The loader of one split: 'train' endless and augmented, any other once, in order, plain.
 
-    `balance`: in training, how far rare classes come more often, from 0, as often as they are, to 1, as often as any
-    other; see balanced. `look`: whether the files are still there; once is enough for two splits of one manifest.
-    `cache`, `cache_gib`, `progress`: where the shards of a packed manifest in an object store are kept, and who is told
-    while they come; see shards.open_reader. Raises: as `loaders`, and ShardError.
+    balance: how much more often training draws rare classes, from 0 (as they occur) to 1 (all equally often).
+    check_paths: whether to check that the files are still there; once is enough for two splits of one manifest.
+    cache, cache_gib, progress: for the shards of a packed manifest in an object store; see shards.open_reader.
+    Raises: as `loaders`, and ShardError.
     """
     check_balance(balance, task=manifest.task)
-    if look:
+    if check_paths:
         manifest.check_paths(allowed=max_quarantined)
     subset = manifest.subset(split)
     shape = {"n": len(subset), "global_batch": global_batch, "rank": rank, "world_size": world_size}

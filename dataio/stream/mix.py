@@ -3,7 +3,7 @@
 Stream position i is mixed with its neighbour i ^ 1: the stream is shuffled, so neighbours are random pairs, and no
 sample needs an image that another rank holds. The two exchange the same share: what one gives away the other gets,
 so that a batch keeps every pixel and its classes stay as balanced as they were drawn. Everything random is a
-function of (seed, step, pair), drawn on the host for the whole global batch, of which a rank uses its part.
+function of (seed, step, pair), drawn on the host for the whole global batch, of which a rank uses its own rows.
 
 Nothing here knows of losses: they must accept a row of class shares, (N, C), as a target.
 Source: H. Zhang et al., "mixup" (2018); S. Yun et al., "CutMix" (2019).
@@ -20,7 +20,7 @@ from torch import Tensor
 from thawline.dataio.batch import Batch, ImageBatch
 from thawline.dataio.errors import SpecError
 from thawline.dataio.hashing import hash64, uniforms
-from thawline.dataio.stream.plan import part_bounds
+from thawline.dataio.stream.plan import rank_bounds
 
 # Keys beside (seed, step); beyond any id or round, so that no other draw of the data path is ever repeated here.
 _MIXUP, _CUTMIX, _WHICH, _CENTRE_X, _CENTRE_Y = (0x6D69_7800_0000_0000 + i for i in range(5))
@@ -40,10 +40,10 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Mixes a rank's part of a step. Both of `mixup` and `cutmix` above zero: each pair tosses a coin.
+    """Mixes a local batch. Where both `mixup` and `cutmix` are above zero, each pair tosses a coin.
 
-    A coin a pair and not a step, so that every step has some of both and the loss does not jump between them.
-    Resuming draws the same numbers under the same numpy only: its Beta sampler may change between versions.
+    The coin is tossed for each pair, not for each step, so that every step has some of both and the loss stays smooth.
+    A resumed run draws the same numbers only with the same numpy, whose Beta sampler may change between versions.
 
     Raises SpecError on values that leave nothing to do or cut a pair in two.
     """
@@ -59,9 +59,8 @@ class Mix:
     seed: int
     """Of the run."""
     rank: int = 0
-    """Which part of the step this is."""
+    """Whose local batch this mixes."""
     world_size: int = 1
-    """How many parts there are."""
 
     def __post_init__(self) -> None:
         if not (isfinite(self.mixup) and isfinite(self.cutmix)):
@@ -78,7 +77,7 @@ class Mix:
             raise SpecError(f"classes={self.classes} leaves no column for the targets: give at least 1")
         if not 0 <= self.rank < self.world_size:
             raise SpecError(
-                f"rank={self.rank} is not below world_size={self.world_size}: it has no part of a step; "
+                f"rank={self.rank} is not below world_size={self.world_size}: it has no local batch; "
                 "give 0 to world_size - 1"
             )
         if self.global_batch < 1 or self.global_batch % (2 * self.world_size):
@@ -89,7 +88,7 @@ class Mix:
             )
 
     def draw(self, step: int, *, width_px: int, height_px: int) -> Pairs:
-        """What the pairs of the whole global batch exchange at this step; no rank has a say in it."""
+        """What the pairs of the whole global batch exchange at this step; the same on every rank."""
         pairs = self.global_batch // 2
         index = np.arange(pairs)
         cut = np.full(pairs, self.cutmix > 0)
@@ -112,14 +111,14 @@ class Mix:
         return generator.beta(alpha, alpha, self.global_batch // 2)
 
     def __call__(self, batch: Batch, step: int) -> ImageBatch:
-        """Mix this rank's part of a step; the batch given is left as it is.
+        """The mixed local batch; the given one is unchanged.
 
-        Images keep dtype, device and memory format; targets become (N, C) float32, class shares. The host waits
-        for nothing: one small copy goes to the device. Raises SpecError for targets that are not class indices
-        (N,) int64 or a floating-point row of C shares, for inputs that are not images, and for a batch that is not
-        this rank's part.
+        Images keep dtype, device and memory format; targets become (N, C) float32, class shares. The host does not
+        wait for the device: one small copy is queued. Raises SpecError for targets that are neither class indices
+        (N,) int64 nor floating-point rows of C shares, for inputs that are not images, and for a batch of another
+        size than this rank's local batch.
         """
-        lo, hi = part_bounds(self.global_batch, self.rank, self.world_size)
+        lo, hi = rank_bounds(self.global_batch, self.rank, self.world_size)
         (images, *others) = batch.arguments
         if others or images.ndim != 4 or not images.is_floating_point():
             shapes = ", ".join(f"{tuple(each.shape)} {each.dtype}" for each in batch.arguments)
@@ -128,7 +127,7 @@ class Mix:
             )
         if len(images) != hi - lo:
             raise SpecError(
-                f"{len(images)} images came where rank {self.rank}'s part of a step is {hi - lo}: they would be "
+                f"{len(images)} images came where rank {self.rank}'s local batch is {hi - lo}: they would be "
                 "mixed by other samples' numbers; mix training batches only, with the loader's global_batch"
             )
         shares = self._shares(batch.targets)
@@ -136,7 +135,7 @@ class Mix:
         drawn = self.draw(step, width_px=width_px, height_px=height_px)
         mine = slice(lo // 2, hi // 2)
         weight = drawn.weight[mine, None]
-        outside = np.where(drawn.cut[mine, None], 0, weight)  # CutMix shows nothing of the partner there
+        outside = np.where(drawn.cut[mine, None], 0, weight)  # outside its box CutMix shows nothing of the partner
         packed = torch.from_numpy(np.hstack([weight, outside, drawn.box[mine]]).astype(np.float32))
         if images.device.type == "cuda":
             packed = packed.pin_memory()  # from pageable memory the copy would wait for the stream
@@ -165,7 +164,7 @@ def _span(side: NDArray[np.float64], u: NDArray[np.float64], size_px: int) -> tu
 
 
 def _seen(packed: Tensor, height_px: int, width_px: int) -> Tensor:
-    """How much of the partner each pixel shows: 1 inside the box, the pair's share outside; (pairs, 1, H, W).
+    """The weight of the partner in each pixel: 1 inside the box, the pair's share outside; (pairs, 1, H, W).
 
     packed: (pairs, 5) float32, the share outside and the box.
     """
@@ -177,7 +176,7 @@ def _seen(packed: Tensor, height_px: int, width_px: int) -> Tensor:
 
 
 def _exchange(values: Tensor, weight: Tensor) -> Tensor:
-    """Move every even row towards the odd one after it by `weight`, and that one as far the other way."""
+    """Blend every even row with the odd one after it by `weight`, and the odd one with the even one likewise."""
     mixed = torch.empty_like(values)  # keeps the memory format
     even, odd = values[0::2], values[1::2]
     torch.lerp(even, odd, weight, out=mixed[0::2])  # exact at 0 and at 1: boxes are the partner's own pixels

@@ -62,14 +62,14 @@ def _offset(
     return (hash64(*of, round_, half) % modulus.astype(np.uint64)).astype(np.int64)
 
 
-def part_bounds(things: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The contiguous part [lo, hi) of so many things that a rank takes; parts differ by at most one."""
-    return rank * things // world_size, (rank + 1) * things // world_size
+def rank_bounds(samples: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The contiguous range [lo, hi) of that many samples that a rank takes; sizes differ by at most one."""
+    return rank * samples // world_size, (rank + 1) * samples // world_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order(ABC):
-    """Which samples this rank takes, and when: all that loaders of images and of arrays have in common.
+    """Which samples this rank takes, and in which order; shared by loaders of images and of arrays.
 
     Raises SplitError where there is nothing to take.
     """
@@ -82,7 +82,7 @@ class Order(ABC):
     world_size: int = 1
 
     endless: ClassVar[bool]
-    """Training: where a sample cannot be used, another takes its place. Otherwise there is one less."""
+    """True for training, where another sample replaces one that cannot be used; else there is one sample less."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.global_batch < 1:
@@ -107,28 +107,28 @@ class Order(ABC):
 
     @abstractmethod
     def batches(self, first_step: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """From a step on: (step, the stream positions that this rank takes then, rising)."""
+        """From a step on: (step, this rank's stream positions at that step, ascending)."""
 
     @abstractmethod
     def at(
         self, positions: NDArray[np.int64], attempts: NDArray[np.int64] | int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which sample stands at each stream position: (epochs, rows), both (k,) int64, rows in [0, n).
+        """The sample at each stream position: (epochs, rows), both (k,) int64, rows in [0, n).
 
-        attempts: for each, how many of those that would stand there cannot be used.
+        attempts: for each position, how many samples in turn could not be used there.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Order):
-    """Epoch permutations end to end, without end: all of it a function of (seed, step)."""
+    """Epoch permutations end to end, forever: a function of (seed, step)."""
 
     seed: int
     endless: ClassVar[bool] = True
 
     def positions(self, step: int) -> NDArray[np.int64]:
-        """Stream positions of this rank's part of a step: (batch,) int64, rising."""
-        lo, hi = part_bounds(self.global_batch, self.rank, self.world_size)
+        """Stream positions of this rank's local batch at a step: (local batch,) int64, ascending."""
+        lo, hi = rank_bounds(self.global_batch, self.rank, self.world_size)
         return np.arange(step * self.global_batch + lo, step * self.global_batch + hi, dtype=np.int64)
 
     def batches(self, first_step: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -141,9 +141,9 @@ class Training(Order):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See Order.
 
-        Where a sample's file cannot be used, attempt 1, 2, ... names who takes its place, and with which
-        augmentation: what stands there in epoch e + attempt * 2**40, which no run reaches. So a hole is filled in the
-        same way by any rank of any world, and after any interruption.
+        Where a sample's file cannot be used, attempt 1, 2, ... gives its substitute and the substitute's augmentation:
+        those of this position in epoch e + attempt * 2**40, which no run reaches. So every rank of any world, and a
+        resumed run, choose the same substitute.
         """
         epochs, index = np.divmod(positions, self.n)
         epochs = epochs + np.asarray(attempts, np.int64) * FAR
@@ -152,13 +152,13 @@ class Training(Order):
 
 @dataclass(frozen=True, kw_only=True)
 class Once(Order):
-    """Every sample once, as they lie: each rank has its own contiguous part, whose last batch is short."""
+    """Every sample once, in the order of rows: each rank takes a contiguous range, whose last batch may be short."""
 
     endless: ClassVar[bool] = False
 
     def batches(self, first_step: int = 0) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """See Order. All of it belongs to the one step that training stands at."""
-        lo, hi = part_bounds(self.n, self.rank, self.world_size)
+        """See Order. All batches belong to the one step that training has reached."""
+        lo, hi = rank_bounds(self.n, self.rank, self.world_size)
         for start in range(lo, hi, self.local_batch):
             yield first_step, np.arange(start, min(start + self.local_batch, hi), dtype=np.int64)
 

@@ -1,7 +1,7 @@
 """What does a model see of one image? The pixels of validation, from encoded bytes alone: no manifest, no file.
 
-What cannot be used in a run cannot be rendered here either, and whoever decodes a file in a run decodes it here. For
-many images a manifest and a loader are quicker: DALI is set up for each call.
+A file is accepted, and decoded by the same library, as in a run. For many images a manifest and a loader are quicker,
+since DALI is set up for each call.
 """
 
 import numpy as np
@@ -27,10 +27,10 @@ def render(
     dtype: torch.dtype = torch.float32,
     name: str = "the image",
 ) -> Tensor:
-    """The file of an image -> what a model that was validated with `spec` sees: (1, 3, size_px, size_px), normalised.
+    """An encoded image as a model that was validated with `spec` sees it: (1, 3, size_px, size_px), normalised.
 
-    engine: the one that validation ran with gives its pixels bit by bit. name: what the image is called in errors.
-    Raises: EngineError for a file that cannot be used, or an engine that is not here.
+    engine: the one that validation ran with gives the same pixels, bit by bit. name: of the image, in errors.
+    Raises: EngineError for a file that cannot be used, or an engine that is not installed.
     """
     check = check_bytes(encoded)
     if check.status != "ok":

@@ -1,7 +1,7 @@
-"""Who turns work into batches, and for how long? The choice of an engine, and engines that are lent to streams.
+"""Which engine turns work into batches? The choice of one, and engines that are lent to streams.
 
-A stream takes an engine when its first batch is asked for and gives it back when it ends, however it ends: so one
-engine serves one stream after another, and what has just begun never waits for what was abandoned.
+A stream borrows an engine for its first batch and returns it when it ends, however it ends. So one engine serves one
+stream after another, and a new stream never waits for one that was abandoned.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Choice:
 
 
 def choose_engine(wanted: EngineName = "auto") -> Choice:
-    """Decide who renders. Raises EngineError if DALI is asked for and cannot be had."""
+    """Choose the engine. Raises EngineError if DALI is asked for and cannot be imported."""
     if wanted == "reference":
         return Choice("reference", "asked for")
     try:
@@ -39,10 +39,10 @@ def choose_engine(wanted: EngineName = "auto") -> Choice:
     except ImportError as error:
         if wanted == "dali":
             raise EngineError(
-                f"engine='dali' was asked for, but DALI does not import ({error}): nothing could decode; "
+                f"engine='dali' was asked for, but DALI cannot be imported ({error}): nothing could decode; "
                 "install nvidia-dali-cuda130, or give engine='reference'"
             ) from error
-        return Choice("reference", f"DALI does not import ({error})")
+        return Choice("reference", f"DALI cannot be imported ({error})")
     return Choice("dali", "asked for" if wanted == "dali" else "DALI is installed")
 
 
@@ -53,7 +53,7 @@ def default_threads(world_size: int) -> int:
 
 @dataclass(kw_only=True)
 class Renderer(Closing):
-    """Renders the work of one loader and its views, stream by stream, with the engine that was chosen."""
+    """Renders the work of one loader and its views, a stream at a time, with the chosen engine."""
 
     spec: ImageSpec
     local_batch: int
@@ -65,18 +65,17 @@ class Renderer(Closing):
     threads: int = 1
     choice: Choice = field(default_factory=choose_engine)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "decode", "finish"), 0.0))
-    """What batches were waited for so far, in whichever thread asked for them: read, encoded files; decode, decoding
-    and warping, as far as the engine had not worked ahead; finish, colours and normalisation. Together, all the time.
-    """
+    """Seconds spent waiting for batches so far, in whichever thread: read, encoded files; decode, decoding and warping
+    that the engine had not done ahead; finish, colours and normalisation. Their sum is the whole wait."""
 
     def __post_init__(self) -> None:
         self._idle: list[Engine] = []
         self._closed = False
 
     def batches(self, works: Iterator[Work], mend: Mend) -> Iterator[ImageBatch]:
-        """One batch a Work that holds a sample, in order. Raises EngineError once closed."""
+        """One batch for each Work that has a sample, in order. Raises EngineError once closed."""
         if self._closed:
-            raise EngineError("the loader is closed: its engine and threads are given back; make another one")
+            raise EngineError("the loader is closed: its engine and threads were released; make another one")
         engine = self._idle.pop() if self._idle else self._make()
         read = timed((work for work in works if len(work.ids)), self.seconds, "read")
         try:
@@ -105,7 +104,7 @@ class Renderer(Closing):
         )
 
     def close(self) -> None:
-        """Give back threads and memory; a stream that is still open gives its engine's back when it ends."""
+        """Release threads and memory; a stream that is still open releases its engine when it ends."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()

@@ -1,7 +1,7 @@
 """What is rendered at a stream position? The rows of a split, their encoded files, and what turned out unusable.
 
-A file that turns out unusable never ends a stream. In training another sample takes its place (see plan.Training.at);
-in validation there is one sample less.
+A file that turns out unusable never ends a stream: in training another sample replaces it (see plan.Training.at), in
+validation it is left out.
 """
 
 import logging
@@ -29,7 +29,7 @@ from thawline.dataio.table.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 100  # to fill a hole: with even nine files of ten gone, one hole in 37,000 would stay
+_ATTEMPTS = 100  # to find a substitute: even with nine files of ten gone, it fails once in 37,000 times
 
 
 @dataclass(kw_only=True)
@@ -41,34 +41,34 @@ class Source(Closing):
 
     manifest: Manifest
     subset: Subset
-    """Its rows of the split."""
+    """The rows of the split."""
     order: Order
     spec: ImageSpec
     reader: Reader
-    """Closed with this."""
+    """Closed with the source."""
     seed: int = 42
     max_quarantined: float = 0.01
     """Share of the samples that may turn out unusable before training stops."""
     view: int | None = None
-    """For test-time augmentation: which of the augmented views of the validation samples; None is the plain one."""
-    lost: dict[int, str] = field(default_factory=dict)
-    """What turned out unusable since the manifest was made, id -> file and reason; reading threads add to it."""
+    """Which augmented view of the validation samples, for test-time augmentation; None is the plain one."""
+    unusable: dict[int, str] = field(default_factory=dict)
+    """Files that turned out unusable since the manifest was made, id -> file and reason; reading threads add to it."""
     fetching: ThreadPoolExecutor | None = None
-    """Threads of a reader that waits for a network; shared with views."""
+    """Threads for a reader that waits for a network; shared with views."""
 
     def __post_init__(self) -> None:
-        if self.subset.take(np.zeros(1, np.int64)).widths[0] < 1:  # all rows were verified, or none
+        if self.subset.take(np.zeros(1, np.int64)).widths[0] < 1:  # either all rows were verified or none
             raise ManifestError(
                 f"the {len(self.subset)} images have no size in the manifest (it was made with verify=False): "
                 "their geometry cannot be drawn; split again with verify=True, or index again"
             )
         if TASKS[self.manifest.task].sided and self.manifest.swap is None:
             self.spec = self._unmirrored()
-        if self.reader.threads > 1 and self.fetching is None:  # none is started before something is read
+        if self.reader.threads > 1 and self.fetching is None:  # its threads start with the first read
             self.fetching = ThreadPoolExecutor(self.reader.threads, thread_name_prefix="thawline-fetch")
 
     def _unmirrored(self) -> ImageSpec:
-        """The spec for points without pairs; training says so, once. Raises SpecError."""
+        """The spec for points without pairs; the training source warns of it. Raises SpecError."""
         if not self.order.endless:
             return replace(self.spec, flip=False, dihedral=False)
         spec = self.spec.unmirrored()
@@ -77,35 +77,35 @@ class Source(Closing):
         return spec
 
     def augmented(self, view: int) -> Self:
-        """The same samples under training's augmentation; what either finds unusable, both do without."""
+        """The same samples under training's augmentation; both share what is found unusable."""
         return replace(self, view=view)
 
     # What turned out unusable -----------------------------------------------------------------------------
 
     def quarantine(self, files: Mapping[int, str]) -> None:
-        """Use these no more, whoever found them. Raises QuarantineError when they are more than `max_quarantined`."""
-        self.lost.update(files)
+        """Stop using these files. Raises QuarantineError when more than `max_quarantined` are unusable."""
+        self.unusable.update(files)
         allowed = math.ceil(self.max_quarantined * len(self.subset))
-        if len(self.lost) > allowed:
-            named = "; ".join(list(self.lost.values())[:3])
-            side = "training" if self.order.endless else "validation"
+        if len(self.unusable) > allowed:
+            named = "; ".join(list(self.unusable.values())[:3])
+            split = "training" if self.order.endless else "validation"
             raise QuarantineError(
-                f"{len(self.lost)} of {len(self.subset)} {side} images turned out unusable since they were indexed "
-                f"({named}), more than the {allowed} that max_quarantined={self.max_quarantined:g} allows: mend the "
-                "files, or index again, or give a higher data.max_quarantined"
+                f"{len(self.unusable)} of {len(self.subset)} {split} images turned out unusable since they were "
+                f"indexed ({named}), more than the {allowed} that max_quarantined={self.max_quarantined:g} allows: "
+                "mend the files, or index again, or give a higher data.max_quarantined"
             )
 
     def mend(self, work: Work, reasons: Mapping[int, str]) -> Work:
-        """The work anew, without the files at those places of it, which turned out unusable: see work.Mend."""
-        self.lost.update({int(work.ids[i]): reason for i, reason in reasons.items()})
+        """The work made again without the files at these indices, which turned out unusable: see work.Mend."""
+        self.unusable.update({int(work.ids[i]): reason for i, reason in reasons.items()})
         return self.work(work.positions, size_px=work.size_px)
 
     # From positions to work -------------------------------------------------------------------------------
 
     def work(self, positions: NDArray[np.int64], *, size_px: int | None = None) -> Work:
-        """What an engine must render at these stream positions (training) or rows (validation).
+        """The work for these stream positions (training) or rows (validation).
 
-        In validation, what cannot be used is left out, so there may be fewer samples than positions.
+        In validation unusable files are left out, so there may be fewer samples than positions.
         Raises: QuarantineError when no usable file can be found for a position.
         """
         size_px = size_px or self.spec.size_px
@@ -116,7 +116,7 @@ class Source(Closing):
             if not reasons:
                 break
             for i, why in reasons.items():
-                self.lost.setdefault(int(rows.ids[i]), f"{self.reader.where(rows, i)}: {why}")
+                self.unusable.setdefault(int(rows.ids[i]), f"{self.reader.where(rows, i)}: {why}")
         encoded = [sample for sample in loaded if isinstance(sample, Encoded)]
         drawn = self._geometry(epochs, rows, size_px)
         return Work(
@@ -131,22 +131,22 @@ class Source(Closing):
         )
 
     def _choose(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], Rows]:
-        """Who stands at these positions, of those that are not known to be lost: (positions, epochs, rows)."""
+        """The samples at these positions that are not known to be unusable: (positions, epochs, rows)."""
         attempts = np.zeros(len(positions), np.int64)
         for _ in range(_ATTEMPTS + 1):
             epochs, index = self.order.at(positions, attempts)
             rows = self.subset.take(index)
-            lost = np.isin(rows.ids, list(self.lost))
-            if not lost.any():
+            bad = np.isin(rows.ids, list(self.unusable))
+            if not bad.any():
                 return positions, epochs, rows
             if self.order.endless:
-                attempts += lost
+                attempts += bad
             else:
-                positions, attempts = positions[~lost], attempts[~lost]
+                positions, attempts = positions[~bad], attempts[~bad]
         raise QuarantineError(
             f"no usable file was found in {_ATTEMPTS} attempts to fill a batch (last: "
-            f"{self.lost[int(rows.ids[lost.argmax()])]}): nearly all files are gone; bring them back, then start the "
-            "run again to go on"
+            f"{self.unusable[int(rows.ids[bad.argmax()])]}): nearly all files are gone; bring them back, and "
+            "start the run again to go on"
         )
 
     def _read(self, rows: Rows) -> list[Encoded | str]:
@@ -171,7 +171,7 @@ class Source(Closing):
         return [table[decode_mask(sample.mask)] for sample in encoded if sample.mask is not None]
 
     def close(self) -> None:
-        """Give back the reading threads and what the reader holds."""
+        """Release the reading threads, and close the reader."""
         if self.fetching is not None:
             self.fetching.shutdown(wait=False, cancel_futures=True)
         self.reader.close()

@@ -259,7 +259,7 @@ def test_a_picture_is_looked_for_a_place_before_the_work(
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch:
         patch.setattr("thawline.cluster.run.vision.job_loaders", work)
-        patch.setattr("thawline.cluster.run.vision.side_loaders", work)
+        patch.setattr("thawline.cluster.run.vision.split_loaders", work)
         for verb in ("show", "lr-find"):
             for out, said in (
                 ("a.exe", "not a kind of picture"),

@@ -244,7 +244,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path: Path) -> None:
     limited(9000)  # the journal fits, a shard does not
     try:
         with pytest.raises(
-            ShardError, match=r"packed cannot be written \(.*too large.*what stands there is whole.*goes on"
+            ShardError, match=r"packed cannot be written \(.*too large.*the shards there are complete.*goes on"
         ):
             pack(manifest, tmp_path / "packed")
     finally:

@@ -94,10 +94,10 @@ def test_images_keep_their_memory_format_and_numbers_their_types() -> None:
     [
         ({"ids": np.arange(5)}, f"have {N}, {N}, {N}, {N}, 5 rows|have 5, {N}, {N}, {N}, 5 rows"),
         ({"valid": np.zeros(7, np.bool_)}, f"have 7, {N}, {N}, {N}, {N} rows"),
-        ({"valid": 0.0}, "valid=0.0 is no share"),
-        ({"valid": 1}, "valid=1 is no share"),
-        ({"valid": 0.001}, f"0 of {N} rows are validated on"),
-        ({"valid": np.ones(N, np.bool_)}, f"{N} of {N} rows are validated on"),
+        ({"valid": 0.0}, "valid=0.0 is not a share"),
+        ({"valid": 1}, "valid=1 is not a share"),
+        ({"valid": 0.001}, f"0 of {N} rows are for validation"),
+        ({"valid": np.ones(N, np.bool_)}, f"{N} of {N} rows are for validation"),
         ({"global_batch": 2, "world_size": 3}, "global_batch=2 is smaller than world_size=3"),
     ],
 )

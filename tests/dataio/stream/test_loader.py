@@ -209,10 +209,12 @@ def test_without_dali_the_reference_engine_steps_in(flat: Manifest, monkeypatch:
     monkeypatch.setitem(sys.modules, "thawline.dataio.pixels.dali", None)
     found = choose_engine("auto")
     assert found.engine == "reference"
-    assert found.reason.startswith("DALI does not import (")
+    assert found.reason.startswith("DALI cannot be imported (")
     (batch,) = first(pair(flat, "auto")[0], 1)
     assert len(batch.ids) == 8
-    with pytest.raises(EngineError, match=r"engine='dali' was asked for, but DALI does not import.*engine='reference'"):
+    with pytest.raises(
+        EngineError, match=r"engine='dali' was asked for, but DALI cannot be imported.*engine='reference'"
+    ):
         pair(flat, "dali")
 
 

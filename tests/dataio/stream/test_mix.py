@@ -258,6 +258,6 @@ def test_inputs_that_are_not_images_are_refused(inputs: Any) -> None:
         mix()(Batch(inputs, torch.zeros(BATCH, dtype=torch.int64), torch.arange(BATCH)), 0)
 
 
-def test_a_batch_that_is_not_this_ranks_part_is_refused() -> None:
-    with pytest.raises(SpecError, match="16 images came where rank 1's part of a step is 8"):
+def test_a_batch_that_is_not_this_ranks_local_batch_is_refused() -> None:
+    with pytest.raises(SpecError, match="16 images came where rank 1's local batch is 8"):
         mix(rank=1, world_size=2)(step_batch(0), 0)

@@ -9,7 +9,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from thawline.dataio.errors import SplitError
 from thawline.dataio.hashing import hash64, uniforms
-from thawline.dataio.stream.plan import Training, part_bounds, permute
+from thawline.dataio.stream.plan import Training, permute, rank_bounds
 
 LENGTHS = (1, 2, 3, 5, 10, 97, 1438, 10_007)
 U64 = (1 << 64) - 1
@@ -213,7 +213,7 @@ def test_steps_are_the_nearest_whole_number_and_at_least_one(
 
 @pytest.mark.parametrize(("count", "world_size"), [(0, 3), (2, 3), (7, 3), (360, 8)])
 def test_part_bounds_cover_everything_once(count: int, world_size: int) -> None:
-    bounds = [part_bounds(count, rank, world_size) for rank in range(world_size)]
+    bounds = [rank_bounds(count, rank, world_size) for rank in range(world_size)]
     assert [i for lo, hi in bounds for i in range(lo, hi)] == list(range(count))
 
 

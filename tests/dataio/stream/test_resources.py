@@ -145,8 +145,8 @@ def test_a_loader_that_cannot_be_made_keeps_no_reader_open(flat: Manifest, monke
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ((4, 3, 4), "DALI returned 3 images where the next batch has 4.*others' targets"),
-        ((4, 4, 4), "DALI ended with 1 batches that it did not return.*others' targets"),
+        ((4, 3, 4), "DALI returned 3 images where the next batch has 4.*wrong targets"),
+        ((4, 4, 4), "DALI ended without returning 1 of its batches.*wrong targets"),
     ],
 )
 def test_a_batch_that_dali_loses_is_noticed_by_the_number_of_samples(

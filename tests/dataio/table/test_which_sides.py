@@ -41,7 +41,7 @@ def job_on(folder: Path, name: str, **words: Any) -> Job:
 
 def test_a_manifest_of_test_images_is_explained_and_training_says_what_it_lacks(folder: Path) -> None:
     job = job_on(folder, "test.parquet", test="all")
-    (loader,) = vision.side_loaders(job, LocalContext())
+    (loader,) = vision.split_loaders(job, LocalContext())
     assert explain(loader).startswith("test sample: position 0, id 0\n")
     assert [len(batch.ids) for batch in loader.stream()] == [8]
     with pytest.raises(
@@ -49,7 +49,7 @@ def test_a_manifest_of_test_images_is_explained_and_training_says_what_it_lacks(
     ):
         inspect(job)
     both = job_on(folder, "both.parquet", valid="0.25", test="0.25")
-    sides = [explain(loader).partition(":")[0] for loader in vision.side_loaders(both, LocalContext())]
+    sides = [explain(loader).partition(":")[0] for loader in vision.split_loaders(both, LocalContext())]
     assert sides == ["training sample", "validation sample", "test sample"]
 
 
