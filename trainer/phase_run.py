@@ -19,11 +19,11 @@ from thawline.trainer.lr_finder import lr_find
 from thawline.trainer.metrics.evaluation import Measured
 from thawline.trainer.rows import Place, valid_row
 from thawline.trainer.schedule.phases import Find, Phase, length
-from thawline.trainer.schedule.shapes import LearningRate
+from thawline.trainer.schedule.shapes import LearningRate, Schedule
 from thawline.trainer.session import Session
 from thawline.trainer.step import world
 from thawline.trainer.step.window import Window, extend_hash
-from thawline.trainer.stopping import best_epoch, phase_rows, since_best
+from thawline.trainer.stopping import best_epoch, falls, phase_rows, since_best
 
 
 class PhaseRun:
@@ -41,13 +41,13 @@ class PhaseRun:
         self.epochs = phase.epochs or self.steps * train.global_batch / train.samples
         whole = range(1, math.floor(self.epochs + 1e-9) + 1)
         self.epoch_ends = {self.steps, *(min(self.steps, train.steps(epoch)) for epoch in whole)}
-        lr = _learning_rate(session, phase)
+        self._lr = _learning_rate(session, phase)
         self.stepper = session.stepper(ema=session.ema)
         if session.optimizer_state is not None:
             optim.load_state(self.stepper.optimizer, session.optimizer_state["optimizer"])
             self.stepper.scaler.load_state_dict(session.optimizer_state["scaler"])
             session.optimizer_state = None
-        self.schedule = phase.schedule(lr, groups=len(self.stepper.parameters), steps=self.steps)
+        self.schedule = self._scheduled()
         self.window = Window()
         self._over = False
         self._measured: Measured | None = None
@@ -69,6 +69,14 @@ class PhaseRun:
         if not session.stopped:
             session.progress = progress.after_phase(self._epochs_done())
         return self._measured
+
+    def _scheduled(self) -> Schedule:
+        fallen = 0
+        if self.phase.shape == "plateau":
+            values, higher = self.session.watched()
+            fallen = falls(values, higher=higher, wait=self.phase.plateau_epochs)
+        groups = len(self.stepper.parameters)
+        return self.phase.schedule(self._lr, groups=groups, steps=self.steps, fallen=fallen)
 
     def _step(self) -> None:
         """Take one step at the schedule's rates on the stream's next batch: see `step.step.train_step`."""
@@ -148,6 +156,7 @@ class PhaseRun:
         best = session.keeper.best
         is_best = best is not None and session.recorder.is_best(best.metric, higher=best.higher)
         described = self._decide()
+        self.schedule = self._scheduled()
         if is_best or session.keeper.due() or self._over:
             self._save({name: described[name] for name in measured.metrics})
 

@@ -6,7 +6,7 @@ What in an image's description contradicts what is dataio.ImageSpec's to refuse.
 from dataclasses import fields
 
 from thawline.cluster.errors import JobError
-from thawline.cluster.job.job import FIT_ALONE, Job, PhaseJob, from_dict, nested
+from thawline.cluster.job.job import FIT_ALONE, FIT_SHAPES, Job, PhaseJob, from_dict, nested
 from thawline.cluster.job.tables import flat
 from thawline.cluster.words import quoted
 from thawline.dataio import ranges
@@ -17,7 +17,7 @@ _OPTIONS = {recipe: [name for name in options(recipe) if name in _FIELDS] for re
 """Recipe -> what of [fit] or of a phase shapes it, besides its length and lr."""
 _SHAPES = {name for names in _OPTIONS.values() for name in names}
 
-_FOR_PHASES = ("recipe", "lr", "div", "pct_start", "warmup")
+_FOR_PHASES = ("recipe", "lr", *FIT_SHAPES)
 """Of [fit], what a phase takes where it says nothing itself."""
 
 
@@ -109,7 +109,7 @@ def _check_recipes(job: Job) -> None:
             if (value := getattr(phase, name)) is not None:
                 raise _unread(f"phases[{i}].{name}={quoted(value)}", name, recipe)
     recipes = {phase.recipe or job.fit.recipe for phase in job.phases} or {job.fit.recipe}
-    for name in ("div", "pct_start", "warmup"):
+    for name in FIT_SHAPES:
         value = getattr(job.fit, name)
         if value and not any(name in _OPTIONS[recipe] for recipe in recipes):
             raise _unread(f"fit.{name}={quoted(value)}", name, " and ".join(sorted(recipes)))
@@ -136,16 +136,21 @@ def _check_read(job: Job) -> None:
 def _check_stopping(job: Job) -> None:
     """What ends a phase must be comparable from epoch to epoch, and what is given must be read."""
     fit, best = job.fit, job.checkpoint.best
-    watched = fit.patience is not None or fit.restore_best
+    recipes = {phase.recipe or fit.recipe for phase in job.phases} or {fit.recipe}
+    goes_by = {
+        f"fit.patience={fit.patience}": fit.patience is not None,
+        "fit.restore_best=true": fit.restore_best,
+        "recipe plateau": "plateau" in recipes,
+    }
+    watched = [name for name, does in goes_by.items() if does]
     if fit.monitor != type(fit).monitor and not watched:
         raise JobError(
-            f"fit.monitor={quoted(fit.monitor)} without fit.patience or fit.restore_best: nothing would go by it; give "
-            "one of them, or leave it out"
+            f"fit.monitor={quoted(fit.monitor)} without fit.patience, fit.restore_best or recipe plateau: nothing "
+            "would go by it; give one of them, or leave it out"
         )
     if watched and job.data.stages:
-        name = "patience" if fit.patience is not None else "restore_best"
         raise JobError(
-            f"fit.{name}={getattr(fit, name)} beside data.stages: epochs of one phase would be compared that were "
+            f"{watched[0]} beside data.stages: epochs of one phase would be compared that were "
             "measured at different sizes; give each size a phase, by size_px in [[phases]]"
         )
     if fit.restore_best and best and best != fit.monitor:
@@ -170,7 +175,8 @@ def _check_budget(job: Job) -> None:
 
 
 def _unread(given: str, name: str, recipe: str) -> JobError:
-    others = " or ".join(other for other, names in _OPTIONS.items() if name in names)
+    *others, last = (other for other, names in _OPTIONS.items() if name in names)
+    recipes = f"{', '.join(others)} or {last}" if others else last
     return JobError(
-        f"{given} with recipe {recipe}, which has none: nothing would read it; leave it out, or give {others}"
+        f"{given} with recipe {recipe}, which has none: nothing would read it; leave it out, or give {recipes}"
     )

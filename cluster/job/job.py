@@ -36,6 +36,7 @@ _SHARE = between(0, 1, "it is a share of the steps; 0 is none")
 _RATE = Range(lambda v: v == "find" or 0 < v < inf, "a finite number above 0", "training would stand still or diverge")
 _DIV = at_least(1, "the cycle would start above its own maximum")
 _PCT = Range(lambda v: 0 < v < 1, "0 < _ < 1", "a cycle rises and falls")
+_GAMMA = Range(lambda v: 0 < v < 1, "0 < _ < 1", "lr would never fall, or be gone")
 _BUDGET = Range(
     lambda v: v == "" or seconds(v) is not None, "a time above 0 such as '90s', '30m' or '2h30m'", "it is no time"
 )
@@ -117,7 +118,13 @@ class Fit(Stopping, TrainSettings):
     pct_start: Annotated[float | None, _PCT] = None
     """Share of the steps in which lr rises or stays flat; None = the recipe's own."""
     warmup: Annotated[float, _SHARE] = 0.0
-    """Share of the steps in which lr rises linearly; flat_cos and constant only."""
+    """Share of the steps in which lr rises linearly; not fine_tune or one_cycle, which warm up by themselves."""
+    milestones: Annotated[tuple[float, ...] | None, _SHARE] = None
+    """Shares of the steps from which on lr is gamma times as high; step only; None = 0.5, 0.75."""
+    gamma: Annotated[float | None, _GAMMA] = None
+    """Factor by which lr falls; step and plateau only; None = 0.1."""
+    plateau_epochs: Annotated[int | None, at_least(1, "lr would fall in every epoch")] = None
+    """Epochs in a row without a new best of fit.monitor until lr falls; plateau only; None = 1."""
     metrics: Annotated[tuple[str, ...], given("names such as 'accuracy'", "nothing is called so")] = ()
     """Metrics of the validation, such as "f_beta(beta=2)"; empty = the task's own."""
 
@@ -155,6 +162,12 @@ class PhaseJob:
     """Momentum at the start, the middle and the end of a cycle."""
     warmup: Annotated[float | None, _SHARE] = None
     """Share of the steps in which lr rises linearly; None = fit.warmup."""
+    milestones: Annotated[tuple[float, ...] | None, _SHARE] = None
+    """Shares of the steps from which on lr is gamma times as high; None = fit.milestones."""
+    gamma: Annotated[float | None, _GAMMA] = None
+    """Factor by which lr falls; None = fit.gamma."""
+    plateau_epochs: Annotated[int | None, at_least(1, "lr would fall in every epoch")] = None
+    """Epochs in a row without a new best until lr falls; None = fit.plateau_epochs."""
     size_px: Annotated[int | None, SIDE] = None
     """Side of the training images from here on; None = as before; at first data.size_px."""
 
@@ -218,6 +231,9 @@ class Job:
 
 FIT_ALONE = ("epochs", "frozen_epochs", "budget")
 """Of [fit], what counts only where there are no [[phases]]."""
+
+FIT_SHAPES = ("div", "pct_start", "warmup", "milestones", "gamma", "plateau_epochs")
+"""Of [fit], what shapes the schedule of a phase that does not say it itself."""
 
 MAY_DIFFER = (
     # Where and under what name the run goes on: a run started on one machine may continue on another.

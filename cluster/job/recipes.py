@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 
-from thawline.cluster.job.job import Fit, Job, PhaseJob
+from thawline.cluster.job.job import FIT_SHAPES, Fit, Job, PhaseJob
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.plan import Training
 from thawline.trainer.schedule.phases import RECIPES, Find, Phase, length, options
@@ -45,7 +45,7 @@ def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
 def _phases(table: PhaseJob, fit: Fit) -> tuple[Phase, ...]:
     """One table's phases; what it does not give comes from [fit], or is the recipe's own."""
     recipe = table.recipe or fit.recipe
-    given = {"div": fit.div, "pct_start": fit.pct_start, "warmup": fit.warmup}
+    given = {name: getattr(fit, name) for name in FIT_SHAPES}
     given |= {name: value for name, value in vars(table).items() if value is not None}
     shaped = {name: given[name] for name in options(recipe) if given.get(name) is not None}
     lr = fit.lr if table.lr is None else table.lr

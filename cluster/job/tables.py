@@ -108,6 +108,7 @@ _WORDS: dict[Any, str] = {
     float: "a number",
     str: "a string",
     tuple[str, ...]: "strings in [ ]",
+    tuple[float, ...]: "numbers in [ ]",
     tuple[float, float]: "two numbers in [ ]",
     tuple[int, int]: "two whole numbers in [ ]",
     dict[str, float]: "names with numbers in { }",

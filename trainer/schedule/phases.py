@@ -1,13 +1,13 @@
 """Which phases make up a run: how long is each, what does it train, and how fast?
 
-    one_cycle_phases, flat_cos_phases, constant_phases, fine_tune_phases -> Phase, ...     RECIPES has them by name
+    one_cycle_phases, cosine_phases, fine_tune_phases, ... -> Phase, ...     RECIPES has them by name
     length(phase, ...) -> its steps     phase.schedule(lr, ...) -> what `shapes` computes at each of them
 
 Pure descriptions: no torch, no state. A phase knows no loader, and a `Find` no learning rate, before it runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from numbers import Real
 from typing import Literal, get_args
@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.schedule.shapes import (
+    MILESTONES,
     MOMENTA,
     Constant,
     FlatCos,
@@ -23,12 +24,14 @@ from thawline.trainer.schedule.shapes import (
     OneCycle,
     Schedule,
     Shape,
+    Step,
+    check_gamma,
     positive,
     spread,
     whole,
 )
 
-RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "constant"]
+RecipeName = Literal["fine_tune", "one_cycle", "flat_cos", "cosine", "step", "plateau", "constant"]
 
 FEW_STEPS = 20
 """Below these a schedule has hardly begun: BatchNorm's running statistics alone need as many."""
@@ -78,7 +81,13 @@ class Phase:
     momenta: Momenta = MOMENTA
     """Of one_cycle; the other shapes leave momentum alone."""
     warmup: float = 0.0
-    """Of flat_cos and constant: the share of the steps in which lr rises along a line, from lr / div."""
+    """Of all but one_cycle: the share of the steps in which lr rises along a line, from lr / div."""
+    milestones: tuple[float, ...] = MILESTONES
+    """Of step: from which shares of the steps on lr is `gamma` times what it was."""
+    gamma: float = 0.1
+    """Of step and plateau."""
+    plateau_epochs: int = 1
+    """Of plateau: after how many epochs in a row without a new best of the monitored metric lr falls by `gamma`."""
 
     def __post_init__(self) -> None:
         name, value = given_length(
@@ -90,14 +99,21 @@ class Phase:
             raise RecipeError(f"freeze_to={self.freeze_to!r} is no layer group: give 0 for all, -1 for the last alone")
         if self.shape not in get_args(Shape):
             raise RecipeError(f"shape={self.shape!r} is no schedule: give one of {', '.join(get_args(Shape))}")
+        check_gamma(self.gamma)
+        whole("plateau_epochs", self.plateau_epochs)
         self.schedule(self.lr.rate if isinstance(self.lr, Find) else self.lr, groups=1, steps=1)
 
-    def schedule(self, lr: LearningRate, *, groups: int, steps: int) -> Schedule:
-        """The learning rates and momenta of the phase's `steps`. lr: the phase's own, or what its `Find` comes to."""
+    def schedule(self, lr: LearningRate, *, groups: int, steps: int, fallen: int = 0) -> Schedule:
+        """The learning rates and momenta of the phase's `steps`. lr: the phase's own, or what its `Find` comes to.
+
+        fallen: how often a plateau has let lr fall so far, which is known at the end of an epoch only.
+        """
         maxima = spread(lr, groups)
         pct_start = {} if self.pct_start is None else {"pct_start": self.pct_start}
-        if self.shape == "constant":
-            return Constant(maxima, steps, self.div, self.warmup)
+        if self.shape in ("constant", "plateau"):
+            return Constant(tuple(rate * self.gamma**fallen for rate in maxima), steps, self.div, self.warmup)
+        if self.shape == "step":
+            return Step(maxima, steps, self.div, self.warmup, self.milestones, self.gamma)
         if self.shape == "flat_cos":
             return FlatCos(maxima, steps, self.div, self.div_final, warmup=self.warmup, **pct_start)
         if self.warmup:
@@ -207,6 +223,58 @@ def constant_phases(
     return (Phase("constant", epochs, freeze_to=freeze_to, lr=lr, shape="constant", div=div, warmup=warmup),)
 
 
+def cosine_phases(
+    epochs: float,
+    lr: LearningRate | Find = 3e-3,
+    *,
+    div: float = 25.0,
+    div_final: float = 1e5,
+    warmup: float = 0.0,
+    freeze_to: int = 0,
+) -> tuple[Phase, ...]:
+    """Down by a cosine, after a linear warm-up if asked for: a single phase. Raises RecipeError.
+
+    Source: Loshchilov and Hutter, SGDR, 2017, without restarts; as torch's CosineAnnealingLR, called every step.
+    """
+    (phase,) = flat_cos_phases(
+        epochs, lr, div=div, div_final=div_final, pct_start=warmup, warmup=warmup, freeze_to=freeze_to
+    )
+    return (replace(phase, name="cosine"),)
+
+
+def step_phases(
+    epochs: float,
+    lr: LearningRate | Find = 3e-3,
+    *,
+    div: float = 25.0,
+    warmup: float = 0.0,
+    milestones: tuple[float, ...] = MILESTONES,
+    gamma: float = 0.1,
+    freeze_to: int = 0,
+) -> tuple[Phase, ...]:
+    """One rate that falls at each milestone: a single phase. Raises RecipeError. Source: torch's MultiStepLR."""
+    (phase,) = constant_phases(epochs, lr, div=div, warmup=warmup, freeze_to=freeze_to)
+    return (replace(phase, name="step", shape="step", milestones=tuple(milestones), gamma=gamma),)
+
+
+def plateau_phases(
+    epochs: float,
+    lr: LearningRate | Find = 3e-3,
+    *,
+    div: float = 25.0,
+    warmup: float = 0.0,
+    gamma: float = 0.1,
+    plateau_epochs: int = 1,
+    freeze_to: int = 0,
+) -> tuple[Phase, ...]:
+    """One rate that falls when the validation gets no better: a single phase. Raises RecipeError.
+
+    Which metric is watched is the Learner's to say (stopping.monitor). Source: fastai's ReduceLROnPlateau.
+    """
+    (phase,) = constant_phases(epochs, lr, div=div, warmup=warmup, freeze_to=freeze_to)
+    return (replace(phase, name="plateau", shape="plateau", gamma=gamma, plateau_epochs=plateau_epochs),)
+
+
 def fine_tune_phases(
     epochs: float,
     base_lr: float | Find = 2e-3,
@@ -261,6 +329,9 @@ RECIPES: Mapping[RecipeName, Callable[..., tuple[Phase, ...]]] = {
     "fine_tune": fine_tune_phases,
     "one_cycle": one_cycle_phases,
     "flat_cos": flat_cos_phases,
+    "cosine": cosine_phases,
+    "step": step_phases,
+    "plateau": plateau_phases,
     "constant": constant_phases,
 }
 """Name -> the phases that (epochs, lr, **options) make; the length in epochs is the last phase's."""

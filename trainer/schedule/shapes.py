@@ -1,7 +1,7 @@
 """What are the learning rates and the momentum at a step? Pure functions of progress; no torch, no state.
 
     lr, or its maximum: a number, a slice, a pair   spread -> one maximum per layer group
-    OneCycle, FlatCos, Constant                     .at(step) -> learning rates, momentum
+    OneCycle, FlatCos, Step, Constant               .at(step) -> learning rates, momentum
 
 The words and the numbers are fastai's; which schedules make up a run is `schedule`'s to say.
 """
@@ -9,6 +9,7 @@ The words and the numbers are fastai's; which schedules make up a run is `schedu
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 from typing import Literal, Protocol
 
@@ -18,7 +19,8 @@ from thawline.trainer.optim_settings import MOMENTUM
 LearningRate = float | slice | Sequence[float]
 """One for all layer groups; slice(b), slice(a, b), or the pair [a, b], slice(a, b) as TOML writes it."""
 
-Shape = Literal["one_cycle", "flat_cos", "constant"]
+Shape = Literal["one_cycle", "flat_cos", "step", "constant", "plateau"]
+"""cosine is a flat_cos that is flat nowhere; plateau is constant as long as the validation gets better."""
 
 Momenta = tuple[float, float, float]
 """At the start of a cycle, at the maximum of lr, at the end."""
@@ -116,6 +118,46 @@ class FlatCos:
         return tuple(cosine(lr, lr / self.div_final, p) for lr in self.lr), None
 
 
+MILESTONES = (0.5, 0.75)
+"""Source: He et al., Deep Residual Learning, 2016, section 4.2: after 32,000 and 48,000 of 64,000 steps."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """At the maximum first, times `gamma` from each milestone on. Raises RecipeError where a value makes no schedule.
+
+    Source: torch's MultiStepLR; the warm-up is linear.
+    """
+
+    lr: tuple[float, ...]
+    """As Constant's, and so are `steps`, `div` and `warmup`."""
+    steps: int
+    div: float = 25.0
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = MILESTONES
+    """Shares of the steps, rising."""
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.steps, div=self.div)
+        _share("warmup", self.warmup)
+        check_gamma(self.gamma)
+        bounds = (self.warmup, *self.milestones)
+        for before, milestone in pairwise(bounds):
+            _share("milestones", milestone)
+            if before > milestone:
+                raise RecipeError(
+                    f"milestones={list(self.milestones)} do not rise from warmup={self.warmup}: lr would fall before "
+                    "it has risen; give rising shares of the steps, such as 0.5, 0.75"
+                )
+
+    def at(self, step: int) -> tuple[tuple[float, ...], None]:
+        """As `Schedule.at`; momentum is always None."""
+        p = _progress(step, self.steps)
+        scale = self.gamma ** sum(p >= milestone for milestone in self.milestones)
+        return tuple(lr * scale for lr in _warmed(self.lr, p, warmup=self.warmup, div=self.div)), None
+
+
 @dataclass(frozen=True)
 class Constant:
     """At the maximum, after a linear warm-up if there is one. Raises RecipeError where a value makes no schedule."""
@@ -161,6 +203,12 @@ def spread(lr: LearningRate, groups: int) -> tuple[float, ...]:
             )
         return spread(slice(lr[0], lr[1]), groups)
     return (_rate(lr),) * groups
+
+
+def check_gamma(value: object) -> None:
+    """Raises RecipeError unless lr falls by this factor."""
+    if positive("gamma", value, "give a factor such as 0.1") >= 1:
+        raise RecipeError(f"gamma={value!r} is not below 1: lr would never fall; give a factor such as 0.1")
 
 
 def positive(name: str, value: object, remedy: str = "give a positive number") -> float:
