@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         from_lists,
         label,
         mask_path,
+        numbers_by_columns,
         points_by_columns,
         points_by_function,
     )
@@ -46,7 +47,8 @@ __getattr__ = late(
         "thawline.dataio.stream.renderer": "choose_engine",
         "thawline.dataio.table.draws": "k_fold random_split stratified",
         "thawline.dataio.table.labels": (
-            "by_column by_function by_parent by_regex from_lists label mask_path points_by_columns points_by_function"
+            "by_column by_function by_parent by_regex from_lists label mask_path numbers_by_columns points_by_columns "
+            "points_by_function"
         ),
         "thawline.dataio.table.manifest": "Manifest",
         "thawline.dataio.table.sources": "Table from_csv from_file from_folder from_table",
@@ -82,6 +84,7 @@ __all__ = [
     "label",
     "loaders",
     "mask_path",
+    "numbers_by_columns",
     "pack",
     "points_by_columns",
     "points_by_function",

@@ -23,10 +23,10 @@ class Batch:
     inputs: Inputs
     """On the loader's device."""
     targets: Tensor
-    """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. points: (N, K, 2) float32 x, y,
-    -1 and 1 at the edges of the image as the model sees it, beyond them for a point that the crop or augmentation
-    moved outside, NaN where there is none. mask: (N, H, W) int64 class indices, 255 where there is none. On the
-    loader's device."""
+    """single_label: (N,) int64 class indices. multi_label: (N, C) float32 one-hot. number: (N, C) float32, in their own
+    units. points: (N, K, 2) float32 x, y, -1 and 1 at the edges of the image as the model sees it, beyond them for a
+    point that the crop or the augmentation left outside, NaN where there is none. mask: (N, H, W) int64 class indices,
+    255 where there is none. On the loader's device."""
     ids: Tensor
     """(N,) int64 ids of the samples (of a manifest, say), on the CPU."""
 

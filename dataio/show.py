@@ -149,6 +149,8 @@ class Drawing:
     """(target as the model gets it, classes, size_px) -> in one line."""
     over: Callable[[Axes, Any, int], None] | None = None
     """(axes that show the image, target, number of classes): draws it there; None for what is words alone."""
+    predicted: Callable[[Any], Any] | None = None
+    """(prediction as tables of predictions have it) -> as a target; None where they do not have all of it."""
 
 
 def _class_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
@@ -159,11 +161,20 @@ def _classes_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
     return ", ".join(name for name, yes in zip(classes, target, strict=True) if yes) or "(none)"
 
 
+def _number_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
+    return ", ".join(f"{name} {number:.6g}" for name, number in zip(classes, target, strict=True))
+
+
 def _points_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
     """Points in pixels of what the model sees."""
     placed = (target + 1) / 2 * size_px
     there = [f"{name} {x:.1f},{y:.1f}" for name, (x, y) in zip(classes, placed, strict=True) if not np.isnan(x)]
     return "; ".join(there) or "(none)"
+
+
+def _placed(prediction: Any) -> NDArray[np.float32]:
+    """Lists of [x, y], None for none."""
+    return np.array([(np.nan, np.nan) if point is None else point for point in prediction], np.float32)
 
 
 def _mask_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
@@ -190,7 +201,8 @@ def _draw_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
 DRAWINGS: dict[str, Drawing] = {
     "single_label": Drawing(_class_words),
     "multi_label": Drawing(_classes_words),
-    "points": Drawing(_points_words, _draw_points),
+    "number": Drawing(_number_words),
+    "points": Drawing(_points_words, _draw_points, _placed),
     "mask": Drawing(_mask_words, _draw_mask),
 }
 """By the tasks' names, see tasks.py."""

@@ -7,13 +7,14 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from thawline.models.errors import UnknownModelError
-from thawline.models.heads import head_of
+from thawline.models.heads import check_options, head_of
 from thawline.models.tiny import FEATURES, tiny_body
 from thawline.models.tiny import NAME as TINY
 from thawline.models.weights import load_file, load_imagenet
@@ -23,7 +24,7 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Classifier(nn.Module):
-    """A body under fastai's head: images (N, 3, H, W) float -> logits (N, classes).
+    """A body under fastai's head: images (N, 3, H, W) float -> what its task asks for, such as logits (N, classes).
 
     The body's children have torchvision's names, so a ResNet's state dict is torchvision's without `fc`.
     """
@@ -31,7 +32,11 @@ class Classifier(nn.Module):
     name: str
     """The backbone's name, as `create` takes it."""
     classes: int
-    """How many logits come out."""
+    """How many logits, numbers or points come out."""
+    options: dict[str, Any]
+    """Further arguments of `create` that shaped its head."""
+    scale: tuple[float, ...] | None
+    """The units of the numbers that come out: a standard deviation each; None where they are no numbers."""
     origin: str
     """Where the weights came from, in words; for the log."""
     pretrained: bool
@@ -41,6 +46,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
+        self.options, self.scale = {}, None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.body(images))
@@ -90,26 +96,35 @@ def create(
     dropout: float = 0.5,
     seed: int | None = None,
     class_names: Sequence[str] | None = None,
+    label_mean: Sequence[float] | None = None,
+    label_std: Sequence[float] | None = None,
+    y_range: Sequence[float] | None = None,
 ) -> Classifier:
-    """Build a classifier on the CPU, in training mode, everything trainable.
+    """Build a model on the CPU, in training mode, everything trainable.
 
     `weights` is "imagenet" (downloaded once, checked; a job's default too), "none" (torchvision's own initialisation),
     a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its shapes agree and, if
     `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet: there "imagenet" is
     "none", and `origin` says so.
+    label_mean, label_std, y_range: of task number alone, see heads.number_head.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
     Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a task without a head), WeightsError.
     """
     check_name(name)
     make_head = head_of(task)
+    options: dict[str, Any] = {"dropout": dropout}
+    numbers = {"label_mean": label_mean, "label_std": label_std, "y_range": y_range}
+    options |= {key: tuple(value) for key, value in numbers.items() if value is not None}
+    check_options(task, options)
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
         body, features = _untrained_body(name)
-        head = make_head(features, classes, dropout=dropout)
+        head = make_head(features, classes, **options)
     model = Classifier(body, head, name=name, classes=classes)
+    model.options, model.scale = options, options.get("label_std")
     if weights == "imagenet" and name == TINY:
         model.origin = "random weights: nobody trained it on ImageNet"
         return model

@@ -25,7 +25,7 @@ FOLDER = "model"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 VERSION = 1
 _FORMAT = "thawline bundle"
-_OPTIONS = ("dropout",)
+_OPTIONS = ("dropout", "label_mean", "label_std", "y_range")
 """Of `create`, that a description of this version may give."""
 
 

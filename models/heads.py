@@ -1,6 +1,8 @@
 """What turns a body's feature map into the task's outputs? fastai's heads, and which of them a task has."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +49,81 @@ def classification_head(features: int, outputs: int, *, dropout: float = 0.5) ->
     return head
 
 
+class InUnits(nn.Module):
+    """Standardised outputs (N, C) -> numbers in their own units, (N, C) float32, within `y_range` where one is given.
+
+    Its constants are no buffers: those follow the model into half precision, where 2026 becomes 2032.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], y_range: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.y_range = None if y_range is None else (float(y_range[0]), float(y_range[1]))
+
+    def forward(self, standardised: Tensor) -> Tensor:
+        if self.y_range is not None:
+            return sigmoid_range(standardised.float(), *self.y_range)
+        columns = zip(standardised.float().unbind(1), self.mean, self.std, strict=True)
+        return torch.stack([column * std + mean for column, mean, std in columns], 1)
+
+
+class AsPoints(nn.Module):
+    """Outputs (N, 2K) -> points (N, K, 2) float32, x and y in (-1, 1), the edges of the square that the model sees."""
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        return sigmoid_range(outputs.float(), -1.0, 1.0).reshape(outputs.shape[0], -1, 2)
+
+
+def sigmoid_range(outputs: Tensor, low: float, high: float) -> Tensor:
+    """Source: fastai."""
+    return outputs.sigmoid() * (high - low) + low
+
+
+def number_head(
+    features: int,
+    outputs: int,
+    *,
+    dropout: float = 0.5,
+    label_mean: Sequence[float] | None = None,
+    label_std: Sequence[float] | None = None,
+    y_range: Sequence[float] | None = None,
+) -> nn.Sequential:
+    """The head from a feature map to numbers (N, outputs) in their own units.
+
+    label_mean, label_std: what the numbers of the training images have, one each, so that what is learned is around 0
+    and 1 whatever the units. y_range: the model says nothing outside of it.
+    Raises: ModelError, as `classification_head`, for moments that are not one an output and a range without an inside.
+    """
+    mean, std = tuple(label_mean or (0.0,) * outputs), tuple(label_std or (1.0,) * outputs)
+    if not len(mean) == len(std) == outputs or not all(spread > 0 for spread in std):
+        raise ModelError(
+            f"label_mean={mean} and label_std={std} for {outputs} numbers: outputs could not be put into their units; "
+            "give one of each a number, deviations above 0"
+        )
+    if y_range is not None and not y_range[0] < y_range[1]:
+        raise ModelError(f"y_range={tuple(y_range)} has no inside: no number could be said; give (low, high)")
+    return nn.Sequential(*classification_head(features, outputs, dropout=dropout), InUnits(mean, std, y_range))
+
+
+def points_head(features: int, outputs: int, *, dropout: float = 0.5) -> nn.Sequential:
+    """The head from a feature map to `outputs` points, (N, outputs, 2). Raises ModelError as `classification_head`.
+
+    Source: fastai, whose points are within a y_range of -1 to 1, too.
+    """
+    return nn.Sequential(*classification_head(features, 2 * outputs, dropout=dropout), AsPoints())
+
+
 TASKS: dict[str, Callable[..., nn.Module] | None] = {
     "single_label": classification_head,
     "multi_label": classification_head,
-    "points": None,
+    "number": number_head,
+    "points": points_head,
     "mask": None,
 }
-"""(features, outputs, dropout=) -> the head of each task; None where there is none, and a model is the user's own."""
+"""(features, outputs, dropout=, ...) -> the head of each task; None where there is none, and a model is the user's own.
+
+What further arguments a head takes, `create` takes for it.
+"""
 
 
 def head_of(task: str) -> Callable[..., nn.Module]:
@@ -63,3 +133,19 @@ def head_of(task: str) -> Callable[..., nn.Module]:
         known = " or ".join(name for name, head in TASKS.items() if head)
         raise ModelError(f"task={task!r} has no head here: no model can be built; give {known}, or a model of your own")
     return head
+
+
+def check_options(task: str, options: dict[str, Any]) -> None:
+    """Raises ModelError for an argument that the head of a task does not take."""
+    takes = _arguments(head_of(task))
+    for name, value in options.items():
+        if name not in takes:
+            others = " or ".join(each for each, head in TASKS.items() if head and name in _arguments(head))
+            raise ModelError(
+                f"{name}={value} with task={task!r}, whose head has no such thing: nothing would read it; leave it "
+                f"out{f' (it is for {others})' if others else ''}"
+            )
+
+
+def _arguments(head: Callable[..., nn.Module]) -> Sequence[str]:
+    return list(inspect.signature(head).parameters)

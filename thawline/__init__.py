@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         label,
         loaders,
         mask_path,
+        numbers_by_columns,
         pack,
         points_by_columns,
         points_by_function,
@@ -93,7 +94,7 @@ __getattr__ = late(
             "ArrayLoader Batch DataError ImageLoader ImageSpec Loader Manifest Mix Table "
             "array_loaders by_column by_folder "
             "by_function by_parent by_regex choose_engine explain from_csv from_file from_folder "
-            "from_lists from_table hold_out k_fold label loaders mask_path pack points_by_columns "
+            "from_lists from_table hold_out k_fold label loaders mask_path numbers_by_columns pack points_by_columns "
             "points_by_function random_split render show_batch split split_loader stratified"
         ),
         "thawline.models": (
@@ -161,6 +162,7 @@ __all__ = [
     "lr_find",
     "mask_path",
     "normalisation",
+    "numbers_by_columns",
     "pack",
     "parameter_groups",
     "points_by_columns",

@@ -16,7 +16,7 @@ ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
 def weigh(asked: Literal["balanced"] | Mapping[str, float], train: Loader) -> NDArray[np.float64]:
-    """The weight of each class, (C,): see losses.default_loss for what it weighs.
+    """The weight of each class, (C,): see losses.named_loss for what it weighs.
 
     balanced: n / (classes x count) for a single label, so that all classes weigh equally together and a sample weighs
     1 on average; for several labels, the images without one / those with it. A class that no training sample has, or
@@ -39,7 +39,7 @@ def weigh(asked: Literal["balanced"] | Mapping[str, float], train: Loader) -> ND
 
 def check(asked: ClassWeights, *, task: str, classes: Sequence[str]) -> None:
     """Raises RecipeError for a task whose loss has no weights by class, and for a class that is not there."""
-    if asked is not None and record_of(task).weighted is None:
+    if asked is not None and record_of(task).balanced is None:
         raise unclassed(task)
     for name in asked if isinstance(asked, Mapping) else ():
         if name not in classes:
@@ -50,10 +50,10 @@ def check(asked: ClassWeights, *, task: str, classes: Sequence[str]) -> None:
             )
 
 
-def unclassed(task: str) -> RecipeError:
-    """What is said of class weights where the loss has no classes to weigh."""
-    known = " or ".join(name for name, each in TASKS.items() if each.weighted)
+def unclassed(task: str, loss: str = "") -> RecipeError:
+    """What is said of class weights where the loss, of this name, has no classes to weigh."""
+    known = " or ".join(name for name, each in TASKS.items() if each.balanced)
     return RecipeError(
-        f"class_weights with task={task!r}: its loss has no weights by class, so nothing would be balanced; leave them "
+        f"class_weights with task={task!r}{loss and f' and loss {loss}'}: its loss has no weights by class, so nothing would be balanced; leave them "
         f"out, or train {known}"
     )

@@ -36,7 +36,7 @@ from thawline.trainer.recorder import Recorder
 from thawline.trainer.schedule.phases import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
 from thawline.trainer.schedule.shapes import LearningRate
 from thawline.trainer.session import BatchTransform, Session
-from thawline.trainer.settings import BatchNorms, Compile, PrecisionName, TrainSettings
+from thawline.trainer.settings import BatchNorms, Compile, LossName, PrecisionName, TrainSettings
 from thawline.trainer.step import world
 from thawline.trainer.step.precision import Precision, choose_precision, place
 from thawline.trainer.step.step import LossFunction, StepSettings
@@ -52,8 +52,8 @@ class Learner:
     model: any module with `groups()` (see models.groups), called with a batch's inputs: it takes images (N, 3, H, W) to
     (N, C), for points to (N, K, 2), for masks to (N, C, H, W).
     optimizer: a name, or OptimSettings. precision: see step.choose_precision.
-    loss: (logits, targets) -> (N,) per-sample losses; from the task when not given, with `label_smoothing` and
-    `class_weights`: "balanced", or a weight by class name, 1 for the others; see losses.default_loss.
+    loss: a name (see losses.named_loss), or (outputs, targets) -> (N,) per-sample losses; with `label_smoothing` and
+    `class_weights`: "balanced", or a weight by class name, 1 for the others.
     meter: what is measured, or a function that makes it when first needed; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
     accumulate: in how many micro-batches each rank takes its part of a step, to need less memory.
@@ -75,7 +75,7 @@ class Learner:
         *,
         optimizer: OptimName | OptimSettings = "adamw",
         precision: PrecisionName = "auto",
-        loss: LossFunction | None = None,
+        loss: LossFunction | LossName = "auto",
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = None,
         meter: "Meter | Callable[[], Meter] | None" = None,
@@ -99,7 +99,10 @@ class Learner:
         of_step: dict[str, Any] = {"accumulate": accumulate, "clip": clip, "ema": ema}
         TrainSettings(label_smoothing=label_smoothing, class_weights=class_weights, **of_step).check()
         context = context or LocalContext(device=next(model.parameters()).device)
-        loss = chosen_loss(loss, train, context.device, label_smoothing=label_smoothing, class_weights=class_weights)
+        scale = getattr(model, "scale", None)  # of numbers: their units are no matter of the loss
+        loss = chosen_loss(
+            loss, train, context.device, label_smoothing=label_smoothing, class_weights=class_weights, scale=scale
+        )
         settings = _settings(
             train, context.device, loss, optimizer, precision=precision, clip=clip, compile=compile, window=log_every
         )
@@ -239,7 +242,9 @@ class Learner:
             )
         plain = self.predictions()
         others = [self._all_of(self.valid.augmented(view), keep=True).predictions for view in range(views)]
-        return None if plain is None else average(plain, [p for p in others if p is not None], beta=beta)
+        if plain is None:
+            return None
+        return average(plain, [p for p in others if p is not None], beta=beta, loss=self.session.settings.loss)
 
     def save(self, name: str) -> None:
         """Keep the weights as they are now under a name, in models/NAME of the run's folder. Collective."""

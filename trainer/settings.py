@@ -10,6 +10,9 @@ from thawline.trainer.errors import RecipeError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
 Compile = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+LossName = Literal[
+    "auto", "cross_entropy", "bce", "focal", "asymmetric", "dice", "cross_entropy_dice", "mse", "l1", "huber"
+]
 BatchNorms = Literal["train", "sync", "frozen"]
 SMOOTHING = below_one("at 1 no label would be left; 0 is none")
 _WEIGHTS = Range(
@@ -21,7 +24,7 @@ _WEIGHTS = Range(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """What a Learner is told of a step besides its loss and its optimiser, and a job in [fit]."""
+    """What a Learner is told of a step besides its optimiser, and a job in [fit]."""
 
     precision: PrecisionName = "auto"
     """Number format of the forward and backward pass."""
@@ -31,6 +34,8 @@ class TrainSettings:
     """Largest norm of all gradients together; None = no limit."""
     ema: Annotated[float, below_one("at 1 the average would never move; 0 is none")] = 0.0
     """Decay of an average of the weights, which is then what is measured; 0 = none."""
+    loss: LossName = "auto"
+    """Loss by name, of those that the task has; auto: the task's own."""
     label_smoothing: Annotated[float, SMOOTHING] = 0.0
     """Share of every label that is spread over all classes."""
     class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, _WEIGHTS] = None

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thawline.trainer import loss_formulas as formulas
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.step.step import LossFunction
 
@@ -41,6 +41,12 @@ def _plain_rows(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[
     return {"target": targets.tolist(), "prediction": outputs.tolist()}
 
 
+def _words(label: Any) -> str:
+    if isinstance(label, list):
+        return " ".join(map(_words, label))
+    return f"{label:.4g}" if isinstance(label, float) else str(label)
+
+
 def _no_metrics() -> Mapping[str, MetricKind]:
     return {}
 
@@ -50,15 +56,15 @@ class Task:
     """What one kind of target is trained, measured and told by."""
 
     loss: LossFunction | None = None
-    """(outputs, targets) -> losses (N,) float32, whatever precision the outputs have; None where it is the user's."""
-    smoothed: Callable[[float], LossFunction] | None = None
-    """The same with this share of each label spread over all classes; None where labels have no total to spread."""
-    weighted: Callable[[float, Tensor], LossFunction] | None = None
-    """(such a share, weights (C,) float32) -> the same loss, weighted by class; None where it knows no classes."""
+    """(outputs, targets) -> losses (N,) float32, whatever precision the outputs have; None: the first of `losses`."""
+    losses: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    """By name; where they take them, they are given `label_smoothing`, `class_weights` and `scale`, see losses."""
     balanced: Callable[[NDArray[np.int64], int], NDArray[np.float64]] | None = None
     """(samples of each class (C,), samples) -> the weights that make up for how rare a class is, see class_weights."""
     metrics: tuple[str, ...] = ()
     """What is measured where nobody chose: texts, see metrics.names."""
+    metrics_by_side: tuple[str, ...] = ()
+    """The same, where it is known how many px the side of an image has."""
     own_metrics: Callable[[], Mapping[str, MetricKind]] = _no_metrics
     """The metrics that have a name of ours; called, since torchmetrics takes two seconds to import."""
     settled: Mapping[str, Any] = field(default_factory=dict)
@@ -69,24 +75,17 @@ class Task:
     """Four made-up samples of that many classes in the form that metrics take; no random state is touched."""
     probabilities: Callable[[Tensor], Tensor] = lambda outputs: outputs
     """What the outputs say, see predictions.Predictions."""
-    averaged_losses: Callable[[NDArray[np.float64], NDArray[Any]], NDArray[np.float64]] | None = None
-    """(probabilities averaged over views, targets) -> losses (N,); None where the mean over views means nothing."""
+    said_by: Callable[[Tensor], Tensor] | None = None
+    """Outputs that say these probabilities, averaged over views; None where the mean over views means nothing."""
     rows: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]] = _plain_rows
     """(targets, probabilities, classes) -> the columns of a prediction table that are the task's own."""
+    told: Callable[[Mapping[str, Any]], str] = lambda row: f"{_words(row['prediction'])} / {_words(row['target'])}"
+    """A row of that table in a few words, for people."""
+    right: Callable[[Mapping[str, Any]], bool] | None = lambda row: row["prediction"] == row["target"]
+    """Whether the prediction of such a row is right; None where it is more or less so."""
 
 
-# Losses ---------------------------------------------------------------------------------------------------
-
-
-def _cross_entropy(label_smoothing: float, weights: Tensor | None, logits: Tensor, targets: Tensor) -> Tensor:
-    """targets: (N,) int64, or (N, C) of shares that sum to 1, as MixUp makes them."""
-    return F.cross_entropy(logits.float(), targets, weights, reduction="none", label_smoothing=label_smoothing)
-
-
-def _binary_cross_entropy(weights: Tensor | None, logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean over C classes; targets: (N, C) of zeros and ones. weights: of the ones."""
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none", pos_weight=weights)
-    return losses.mean(dim=1)
+# Weights --------------------------------------------------------------------------------------------------
 
 
 def _as_often(counts: NDArray[np.int64], samples: int) -> NDArray[np.float64]:
@@ -98,18 +97,6 @@ def _as_often(counts: NDArray[np.int64], samples: int) -> NDArray[np.float64]:
 def _as_often_as_not(counts: NDArray[np.int64], samples: int) -> NDArray[np.float64]:
     """The same of each label's yes against its no: without / with it."""
     return np.where((counts > 0) & (counts < samples), (samples - counts) / np.maximum(counts, 1), 1.0)
-
-
-_TINY = np.finfo(np.float32).tiny
-
-
-def _losses_of_one_label(mixed: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
-    return -np.log(np.maximum(mixed[np.arange(len(targets)), targets], _TINY))
-
-
-def _losses_of_several(mixed: NDArray[np.float64], targets: NDArray[Any]) -> NDArray[np.float64]:
-    losses: NDArray[np.float64] = -np.log(np.maximum(np.where(targets > 0.5, mixed, 1 - mixed), _TINY)).mean(axis=1)
-    return losses
 
 
 # Metrics --------------------------------------------------------------------------------------------------
@@ -149,12 +136,25 @@ def _metrics_of_several_labels() -> Mapping[str, MetricKind]:
     }
 
 
+def _metrics_of_numbers() -> Mapping[str, MetricKind]:
+    from thawline.trainer.metrics.states import Explained, PointError
+
+    return {
+        "mae": MetricKind(PointError, settled={"power": 1}),
+        "rmse": MetricKind(PointError, settled={"power": 2, "root": True}),
+        "mse": MetricKind(PointError, settled={"power": 2}),
+        "r2": MetricKind(Explained),
+    }
+
+
 def _metrics_of_points() -> Mapping[str, MetricKind]:
-    from thawline.trainer.metrics.states import PointError
+    from thawline.trainer.metrics.states import PointDistanceError, PointError
 
     return {
         "mse": MetricKind(PointError, settled={"power": 2}),
         "mae": MetricKind(PointError, settled={"power": 1}),
+        "point_error": MetricKind(PointDistanceError),
+        "point_error_px": MetricKind(PointDistanceError, {"side_px": None}),
     }
 
 
@@ -201,6 +201,13 @@ def _rows_of_several(targets: NDArray[Any], probabilities: NDArray[Any], classes
     }
 
 
+def _rows_of_numbers(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
+    columns = {"target": targets, "prediction": outputs, "error": outputs - targets}
+    if len(classes) == 1:
+        return {name: numbers[:, 0] for name, numbers in columns.items()}
+    return {name: pa.array(numbers.tolist(), pa.list_(pa.float32())) for name, numbers in columns.items()}
+
+
 def _rows_of_points(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
     distance = np.hypot(*np.moveaxis(outputs - targets, -1, 0))
     named = [zip(row, classes, strict=True) for row in distance.tolist()]
@@ -230,11 +237,22 @@ def _rows_of_masks(targets: NDArray[Any], probabilities: NDArray[Any], classes: 
     return {**columns, "accuracy": pa.array(columns["accuracy"], pa.float64())}
 
 
+_TINY, _EPS = float(np.finfo(np.float32).tiny), 1e-12
+
+
+def _of_each(losses: Callable[..., Tensor]) -> Mapping[str, Callable[..., Tensor]]:
+    """What a difference may cost, by the field's names."""
+    each = {"mse": formulas.squared, "l1": torch.abs, "huber": formulas.huber}
+    return {name: partial(losses, formula) for name, formula in each.items()}
+
+
 TASKS: dict[str, Task] = {
     "single_label": Task(
-        loss=partial(_cross_entropy, 0.0, None),
-        smoothed=lambda share: partial(_cross_entropy, share, None),
-        weighted=lambda share, weights: partial(_cross_entropy, share, weights),
+        losses={
+            "cross_entropy": formulas.cross_entropy,
+            "bce": formulas.one_against_rest,
+            "focal": formulas.focal_of_one,
+        },
         balanced=_as_often,
         metrics=("error_rate", "accuracy"),
         own_metrics=_metrics_of_one_label,
@@ -242,12 +260,15 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double().softmax(1), targets),
         trial=lambda classes: (_scores(classes).softmax(1), torch.arange(4) % classes),
         probabilities=lambda outputs: outputs.softmax(1),
-        averaged_losses=_losses_of_one_label,
+        said_by=lambda shares: shares.clamp(min=_TINY).log(),
         rows=_rows_of_one_label,
     ),
     "multi_label": Task(
-        loss=partial(_binary_cross_entropy, None),
-        weighted=lambda share, weights: partial(_binary_cross_entropy, weights),
+        losses={
+            "bce": formulas.binary_cross_entropy,
+            "focal": formulas.focal_of_several,
+            "asymmetric": formulas.asymmetric,
+        },
         balanced=_as_often_as_not,
         metrics=("accuracy_multi",),
         own_metrics=_metrics_of_several_labels,
@@ -255,16 +276,38 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double().sigmoid(), (targets > 0.5).long()),
         trial=lambda classes: (_scores(classes).sigmoid(), (_scores(classes) > 0.2).long()),
         probabilities=lambda outputs: outputs.sigmoid(),
-        averaged_losses=_losses_of_several,
+        said_by=lambda shares: shares.clamp(_TINY, 1 - _EPS).logit(),
         rows=_rows_of_several,
     ),
+    "number": Task(
+        losses=_of_each(formulas.of_numbers),
+        metrics=("mae", "rmse", "r2"),
+        own_metrics=_metrics_of_numbers,
+        measured=lambda outputs, targets: (outputs.double(), targets.double()),
+        trial=lambda classes: (_scores(classes), _scores(classes + 1)[:, 1:]),
+        said_by=lambda numbers: numbers,
+        rows=_rows_of_numbers,
+        right=None,
+    ),
     "points": Task(
-        metrics=("mse",),
+        losses=_of_each(formulas.of_points),
+        metrics=("mse", "point_error"),
+        metrics_by_side=("point_error_px",),
+        measured=lambda outputs, targets: (outputs, formulas.seen(targets)),
         own_metrics=_metrics_of_points,
         trial=lambda classes: (torch.arange(24.0).sin().reshape(4, 3, 2), torch.arange(24.0).cos().reshape(4, 3, 2)),
         rows=_rows_of_points,
+        told=lambda row: (
+            "no point" if row["mean_distance"] is None else f"{row['mean_distance'] / 2:.1%} of the side off"
+        ),
+        right=None,
     ),
     "mask": Task(
+        losses={
+            "cross_entropy": formulas.pixel_cross_entropy,
+            "dice": formulas.dice,
+            "cross_entropy_dice": formulas.cross_entropy_dice,
+        },
         metrics=("jaccard", "accuracy"),
         own_metrics=_metrics_of_masks,
         settled={"task": "multiclass", "ignore_index": IGNORED, "input_format": "index"},
@@ -272,6 +315,8 @@ TASKS: dict[str, Task] = {
         trial=_tried_masks,
         probabilities=lambda outputs: outputs.softmax(1),
         rows=_rows_of_masks,
+        told=lambda row: "no class" if row["accuracy"] is None else f"{row['accuracy']:.1%} right",
+        right=None,
     ),
 }
 """By name, as loaders have it."""

@@ -18,19 +18,29 @@ from thawline.cluster.words import say
 class Sample(Verb):
     """Write sample images to train on."""
 
-    what: Positional[Literal["digits", "pets"]]
+    what: Positional[Literal["digits", "pets", "shapes"]]
     """digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to download; an
-    interrupted download goes on."""
+    interrupted download goes on. shapes: drawn here, 64 px, their truth known, for --task."""
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
-    """Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet."""
+    """Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet, shapes below images with their
+    labels in shapes.csv."""
+    task: Literal["single_label", "multi_label", "number", "points", "mask"] = "single_label"
+    """Of shapes: what is to be learned of them."""
+    count: int = 2000
+    """Of shapes: how many pictures."""
+    seed: int = 0
+    """Of shapes: which ones."""
 
     def run(self) -> int:
-        """Print the folder of pets."""
+        """Print the folder of pets, or the list of shapes."""
         from thawline.dataio.samples import fetch_pets, write_digits
 
         if self.what == "digits":
             count = write_digits(self.folder)
             say(f"{count} images in {self.folder}")
+            return 0
+        if self.what == "shapes":
+            print(self._shapes())
             return 0
         with _transfer() as progress:
             images = fetch_pets(self.folder, progress=progress)
@@ -38,6 +48,17 @@ class Sample(Verb):
         say(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet")
         print(images)
         return 0
+
+    def _shapes(self) -> Path:
+        """Write them, and say what to type next. Returns their list."""
+        from thawline.dataio.shapes import CSV, SIDE_PX, write_shapes
+
+        label = write_shapes(self.folder, self.task, count=self.count, seed=self.seed)
+        listed, manifest = self.folder / CSV, f"{self.folder.name or 'shapes'}.parquet"
+        say(f"next: thawline index {shlex.quote(str(listed))} {label} --out {shlex.quote(manifest)}")
+        small = f"--model.weights none --data.size-px {SIDE_PX} --data.presize-px {SIDE_PX} --augment.preset plain"
+        say(f"then: thawline train {shlex.quote(manifest)} {small} --fit.recipe one_cycle --fit.epochs 20")
+        return listed
 
 
 @contextmanager

@@ -128,6 +128,8 @@ def _labeller(words: str, delimiter: str | None) -> tuple[labels.Labeller, str |
         return labels.by_parent(), None
     if kind in ("regex", "path-regex") and value:
         return labels.by_regex(value, whole_path=kind == "path-regex"), None
+    if kind == "number" and value:
+        return labels.numbers_by_columns(value.split(",")), None
     of_columns = {task.option: name for name, task in TASKS.items()}
     if kind in of_columns and value:
         return labels.by_column(value, delimiter=delimiter), None if kind == "column" else of_columns[kind]
@@ -137,7 +139,7 @@ def _labeller(words: str, delimiter: str | None) -> tuple[labels.Labeller, str |
         return labels.points_by_columns(value.split(",")), None
     raise LabelError(
         f"--label {quoted(repr(words))} is not known: give parent, regex:PATTERN, path-regex:PATTERN, column:C, "
-        "mask:TEMPLATE, mask-column:C, points:X0,Y0,... or points-column:C"
+        "number:C,..., mask:TEMPLATE, mask-column:C, points:X0,Y0,... or points-column:C"
     )
 
 

@@ -17,7 +17,8 @@ class IndexOptions:
 
     label: Annotated[str, arg(metavar="RULE")] = "parent"
     """Where labels come from: parent (the folder's name), regex:R (first group, on the file's name), path-regex:R,
-    column:C, mask:TEMPLATE (masks/{stem}.png; {parent}, {name}), mask-column:C, points:X0,Y0,... or points-column:C."""
+    column:C, number:C,... (columns of numbers), mask:TEMPLATE (masks/{stem}.png; {parent}, {name}), mask-column:C,
+    points:X0,Y0,... or points-column:C."""
     delimiter: _Text = None
     """Split a column's value at this into several labels (multi-label)."""
     classes: Annotated[str | None, arg(metavar="A,B,...|FILE")] = None

@@ -10,7 +10,7 @@ Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DAL
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -97,6 +97,8 @@ class Model:
     """Weights to start from: none, imagenet, a file, or the folder of a run or a checkpoint."""
     dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
     """Dropout before the last layer; half of it before the layer ahead."""
+    y_range: Annotated[tuple[float, float] | None, Range(isfinite, "two finite numbers", "it is a range")] = None
+    """Least and largest number that the model can say, in their own units; None = no limit; task number only."""
 
 
 @dataclass(frozen=True)

@@ -205,8 +205,10 @@ def epochs_of(folder: Root) -> str:
 
 
 def _check_task(job: Job, task: str) -> None:
-    """Raises LaunchError for a task that `models.create` builds no model for."""
+    """Raises LaunchError for a task that `models.create` builds no model for, or whose targets do not mix; RecipeError
+    for a loss that is not the task's."""
     from thawline.models.heads import TASKS as HEADS  # brings torch, for which `thawline status` need not wait
+    from thawline.trainer.losses import named_loss
 
     if HEADS.get(task) is None:
         trained = " and ".join(name for name, head in HEADS.items() if head)
@@ -214,6 +216,14 @@ def _check_task(job: Job, task: str) -> None:
             f"{job.manifest} is for task {task}, and a job trains {trained}: there is no model for it; look at it with "
             "`thawline show`, or train a model of your own from Python on dataio.loaders"
         )
+    for mixing in ("mixup", "cutmix"):
+        if (alpha := getattr(job.augment, mixing)) and mixing not in TASKS[task].mixes:
+            others = " or ".join(name for name, each in TASKS.items() if mixing in each.mixes)
+            raise LaunchError(
+                f"augment.{mixing}={alpha} with task {task}: the targets of two images do not mix as the images do; "
+                f"give augment.{mixing} = 0 (it is for {others})"
+            )
+    named_loss(job.fit.loss, task=task, label_smoothing=job.fit.label_smoothing)
 
 
 def spare_images(out: Path | None, loaded: Loaded) -> None:

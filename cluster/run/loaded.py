@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from thawline.cluster.job.job import Job
+from thawline.dataio.table.census import label_moments
 from thawline.dataio.table.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Loaded:
         from thawline.models.bodies import create  # with torch, which reading a manifest does not need
 
         model, classes = self.job.model, self.manifest.classes
+        mean, std = label_moments(self.manifest) or (None, None)
         self._model = create(
             model.name,
             len(classes),
@@ -53,6 +55,9 @@ class Loaded:
             dropout=model.dropout,
             seed=self.job.seed,
             class_names=classes,
+            label_mean=mean,
+            label_std=std,
+            y_range=model.y_range,
         )
 
     def take_model(self) -> "Classifier":

@@ -17,6 +17,7 @@ from thawline.dataio.store import files
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
+from thawline.models.bodies import Classifier
 from thawline.models.bundle import FOLDER, Description, packed
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.context import RunContext
@@ -78,13 +79,14 @@ def _measured(learner: Learner) -> dict[str, Tensor]:
 
 def _described(job: Job, learner: Learner, result: Result) -> Description:
     """What the bundle says of its model. Its images are those of the last validation, whatever stage that was in."""
-    valid = learner.valid
+    valid, model = learner.valid, learner.model
     assert isinstance(valid, ImageLoader)
+    assert isinstance(model, Classifier)
     spec = asdict(valid.spec)
     image = {name: spec[name] for name in ("presize_px", "presize", "border", "mean", "std")}
     return Description(
         model=job.model.name,
-        options={"dropout": job.model.dropout},
+        options=model.options,
         outputs=len(valid.classes),
         task=valid.task,
         classes=tuple(valid.classes),

@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from thawline.cluster.run.figures import write
 from thawline.cluster.run.folder import write_text
 from thawline.dataio.pixels.reference import ReferenceEngine
-from thawline.dataio.show import denormalise, grid
+from thawline.dataio.show import DRAWINGS, denormalise, grid
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.trainer.analysis import plots
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.rows import metric_columns
+from thawline.trainer.tasks import record_of
 
 _SHOWN = 24
 
@@ -40,6 +41,7 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
         epochs=epochs,
         names=names,
         findings=diagnose(rows),
+        judged=record_of(valid.task).right is not None,
         curves=[(_embedded(figure), said) for figure, said in _curves(rows, metrics)],
         worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN]),
         sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes))),
@@ -78,8 +80,9 @@ def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
 def _shown(which: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[Any, Any]) -> tuple[str, str]:
     """Validation images as a picture within the page, and what it shows in words."""
     taken = outcomes.take(rows).to_pylist()
-    right = sum(row["prediction"] == row["target"] for row in taken)
-    counts = f"{right} right, {len(taken) - right} wrong"
+    record = record_of(valid.task)
+    right = sum(record.right(row) for row in taken) if record.right else 0
+    counts = f"{right} right, {len(taken) - right} wrong" if record.right else "; ".join(map(record.told, taken[:3]))
     said = f"{which} validation images, {len(taken)}, each titled prediction / truth: {counts}"
     return _embedded(_pictures(outcomes, valid, rows)), said
 
@@ -89,19 +92,24 @@ def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
-    """Validation images as the model saw them, titled prediction / truth, red where they differ."""
+    """Validation images as the model saw them, titled prediction / truth, red where they differ.
+
+    Points are drawn as predicted, masks as they truly are.
+    """
     by_id = {row["id"]: row for row in outcomes.take(which).to_pylist()}
     work = valid.source.work(np.searchsorted(valid.subset.ids, list(by_id)))
     rows = [by_id[int(number)] for number in work.ids]  # a file may have gone since it was predicted
     with ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1) as engine:
         (batch,) = engine.run(iter([work]))
-    titles = [f"{_words(row['prediction'])} / {_words(row['target'])}" for row in rows]
-    colours = ["#1a7f37" if row["prediction"] == row["target"] else "#c62828" for row in rows]
-    return grid(list(denormalise(batch.inputs, valid.spec)), titles, cols=8, colours=colours)
-
-
-def _words(label: str | list[str]) -> str:
-    return label if isinstance(label, str) else " ".join(label)
+    record, drawing = record_of(valid.task), DRAWINGS[valid.task]
+    colours = [("#1a7f37" if record.right(row) else "#c62828") if record.right else "black" for row in rows]
+    figure = grid(list(denormalise(batch.inputs, valid.spec)), list(map(record.told, rows)), cols=8, colours=colours)
+    if drawing.over:
+        for axes, row, target in zip(figure.axes, rows, batch.targets.numpy(), strict=False):
+            drawing.over(
+                axes, drawing.predicted(row["prediction"]) if drawing.predicted else target, len(valid.classes)
+            )
+    return figure
 
 
 def _embedded(figure: Figure) -> str:

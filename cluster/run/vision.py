@@ -141,6 +141,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         label_smoothing=job.fit.label_smoothing,
         class_weights=job.fit.class_weights,
         meter=lambda: _meter(job, train),
+        loss=job.fit.loss,
         accumulate=job.fit.accumulate,
         clip=job.fit.clip,
         ema=job.fit.ema,
@@ -171,7 +172,7 @@ def _meter(job: Job, train: ImageLoader) -> "Meter":
     # torchmetrics takes two seconds to import, which a run that goes on can do without
     from thawline.trainer.metrics.meter import Meter, build
 
-    return Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes)))
+    return Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes), side_px=train.spec.size_px))
 
 
 def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = None) -> Mix | None:

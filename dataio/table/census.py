@@ -1,4 +1,4 @@
-"""How many images has each class in train, valid and test? And are there images for both that training needs?
+"""What do the labels of train, valid and test come to? Images of each class, numbers' moments, what training lacks.
 
 Counted where labels are names of classes: what masks show is known only while the files are verified (masks.py).
 """
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from thawline.dataio.errors import ManifestError
 from thawline.dataio.table.counts import Counts
 from thawline.dataio.table.manifest import Manifest
+from thawline.dataio.table.numbers import Moments
 from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS
 
@@ -42,6 +43,18 @@ def class_indices(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
     labels = subset.table["label"].chunk(0).take(pa.array(subset.rows))
     index: NDArray[np.int64] = pc.index_in(names(labels), pa.array(classes, pa.string())).drop_null().to_numpy()
     return index
+
+
+def label_moments(manifest: Manifest) -> Moments | None:
+    """What numbers are standardised by, of the training images alone; None where labels are no numbers.
+
+    Raises ManifestError where a number is the same for all of them.
+    """
+    moments = TASKS[manifest.task].moments
+    if moments is None:
+        return None
+    subset = manifest.subset("train")
+    return moments(subset.table["label"].chunk(0).take(pa.array(subset.rows)), manifest.classes)
 
 
 def check_splits(manifest: Manifest, valid: Manifest | None = None, *, names: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What is each image?
 
-A labeller is a function from one row to what the row shows: a text, a list of texts, points, or the path of a mask.
+A labeller is a function from one row to what the row shows: a text, a list of texts, numbers, points, or a mask's path.
 `label` runs it over a table and fixes the task, whose record (tasks.py) reads what it gave. No file is opened.
 """
 
@@ -126,6 +126,25 @@ def mask_path(place: str | Callable[[Row], Any]) -> Labeller:
         return place.format(parent=path.parent, name=path.name, stem=path.stem)
 
     return Labeller(fill, f"mask_path({quoted(repr(place))})", "mask")
+
+
+def numbers_by_columns(columns: Sequence[str]) -> Labeller:
+    """Label an image with the numbers in these columns, which are called as the columns are; or in one column of lists.
+
+    An image that lacks one of them has no label: see `skip_unlabelled` of `label`.
+
+    Raises: LabelError for no column, or one that comes twice.
+    """
+    columns = list(columns)
+    name = f"numbers_by_columns({listed(columns)})"
+    if not columns or len(set(columns)) < len(columns):
+        raise LabelError(f"{name} repeats a column or has none: give each column of numbers once")
+
+    def cells(row: Row) -> Any:
+        values = [_cell(row, column) for column in columns]
+        return values[0] if len(values) == 1 else values
+
+    return Labeller(cells, name, "number", tuple(columns))
 
 
 def points_by_columns(columns: Sequence[str]) -> Labeller:

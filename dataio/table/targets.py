@@ -55,6 +55,11 @@ def _indices(names: pa.Array, view: View) -> pa.Array:
     return indices
 
 
+def plain_numbers(labels: pa.Array, view: View) -> Targets:
+    """Numbers as they are, in their own units, (n, C) float32."""
+    return labels.flatten().to_numpy().reshape(len(labels), len(view.classes)).astype(np.float32)
+
+
 def placed_points(labels: pa.Array, view: View) -> Targets:
     """Points as (n, K, 2) float32 x, y: [-1, 1] is the model's square, and what crop or augmentation left outside lies
     beyond; NaN where there is none.

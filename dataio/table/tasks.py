@@ -16,10 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from thawline.dataio.table import keypoints, masks, names
+from thawline.dataio.table import keypoints, masks, names, numbers
 from thawline.dataio.table.keypoints import Pairs
+from thawline.dataio.table.numbers import Moments
 from thawline.dataio.table.paths import tidy
-from thawline.dataio.table.targets import Targets, View, class_flags, class_indices, drawn_by_the_engine, placed_points
+from thawline.dataio.table.targets import (
+    Targets,
+    View,
+    class_flags,
+    class_indices,
+    drawn_by_the_engine,
+    placed_points,
+    plain_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,10 @@ class Task:
     """Where labels are names of classes: all names in n labels, one after another."""
     one_class: bool = False
     """A label is the name of one class: training can draw images by it."""
+    moments: Callable[[pa.Array, Sequence[str]], Moments] | None = None
+    """Where labels are numbers: what they are standardised by, from those of the training images."""
+    mixes: tuple[str, ...] = ()
+    """Of mixup and cutmix, those after which targets mixed by the same shares are true of the mixed images."""
     least_classes: int = 1
     """Fewer leave nothing to learn."""
     masks: bool = False
@@ -99,6 +112,11 @@ class Task:
 def _read_names(labels: Labels, *, task: str, lists: bool) -> Column:
     column, notes = names.class_names(labels.values, labels.paths, labels.labeller, task, labels.classes, lists=lists)
     return column, labels.classes, notes
+
+
+def _read_numbers(labels: Labels) -> Column:
+    column, classes = numbers.read_numbers(labels.values, labels.paths, labels.labeller, labels.classes)
+    return column, classes, ()
 
 
 def _read_points(labels: Labels) -> Column:
@@ -163,6 +181,10 @@ def _mask_remarks(rows: pa.Table, checks: pa.Table, meaning: Meaning) -> Iterato
     yield from masks.remarks(rows, checks, classes=meaning.classes, values=meaning.values, counted=meaning.counted)
 
 
+def _number_remarks(rows: pa.Table, checks: pa.Table, meaning: Meaning) -> Iterator[str]:
+    yield from numbers.remarks(rows, names=meaning.classes)
+
+
 def _point_remarks(rows: pa.Table, checks: pa.Table, meaning: Meaning) -> Iterator[str]:
     yield from keypoints.remarks(rows, names=meaning.classes)
     if meaning.swap is None:
@@ -177,6 +199,7 @@ TASKS: dict[str, Task] = {
         targets=class_indices,
         names=lambda labels: labels,
         one_class=True,
+        mixes=("mixup", "cutmix"),
         least_classes=2,
     ),
     "multi_label": Task(
@@ -185,6 +208,20 @@ TASKS: dict[str, Task] = {
         wrong=_wrong_names,
         targets=class_flags,
         names=lambda labels: labels.flatten(),
+        mixes=("mixup", "cutmix"),
+    ),
+    "number": Task(
+        column=pa.list_(pa.float64()),  # one of each name
+        read=_read_numbers,
+        wrong=numbers.wrong_numbers,
+        targets=plain_numbers,
+        missing=numbers.is_missing,
+        remarks=_number_remarks,
+        moments=numbers.moments,
+        mixes=("mixup",),  # a rectangle out of another image does not have a share of that image's number
+        option="number",
+        labels_word="numbers",
+        classes_word="numbers",
     ),
     "points": Task(
         column=pa.list_(pa.float32()),  # x0, y0, x1, y1, ... in px of the upright image; NaN for a point not there

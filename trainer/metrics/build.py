@@ -26,7 +26,7 @@ _BYTES_AN_ENTRY = 32
 """For each of as many bins or thresholds as a number asks for: what torchmetrics holds of them meanwhile."""
 
 
-def one(text: str, *, task: str, classes: int) -> Metric:
+def one(text: str, *, task: str, classes: int, side_px: int | None = None) -> Metric:
     """The metric that a text asks for, tried on a few made-up samples of the task.
 
     It takes what meter.as_metrics_take makes of the model's outputs and the targets.
@@ -35,7 +35,7 @@ def one(text: str, *, task: str, classes: int) -> Metric:
         RecipeError: no such metric, arguments that it does not take, or it does not give one number for this task.
     """
     asked = parse(text)
-    metric = _make(_known(asked, task, classes), asked)
+    metric = _make(_known(asked, task, classes, side_px), asked)
     _try(metric, text, task, classes)
     return metric
 
@@ -63,7 +63,7 @@ def by_column() -> Mapping[str, type[Metric]]:
     return {snake(name): kind for name, kind in _theirs().items()}
 
 
-def _known(asked: MetricCall, task: str, classes: int) -> MetricKind:
+def _known(asked: MetricCall, task: str, classes: int, side_px: int | None) -> MetricKind:
     """How the requested metric is made, with the arguments that the task settles filled in."""
     if task not in TASKS:
         raise RecipeError(f"task={quoted(task)!r} has no metrics: give {', '.join(TASKS)}, or your own metrics")
@@ -77,6 +77,7 @@ def _known(asked: MetricCall, task: str, classes: int) -> MetricKind:
     else:
         raise RecipeError(_unknown(asked, task))
     settled = {**TASKS[task].settled, "num_classes": classes, "num_labels": classes, "validate_args": False}
+    settled |= {"side_px": side_px} if side_px else {}
     kind = replace(kind, made_by=by_class(kind.made_by))
     takes = inspect.signature(kind.made_by).parameters
     settled = {key: value for key, value in settled.items() if key in takes}

@@ -68,12 +68,16 @@ def _counts(metric: Metric) -> tuple[Any, ...] | None:
     return (metric.average == "micro", *(getattr(metric, name, None) for name in told))
 
 
-def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
+def build(names: Sequence[str], *, task: str, classes: int, side_px: int | None = None) -> TaskMetrics:
     """The metrics that these texts ask for (see metrics.names), by column; with no texts, the task's own.
+
+    side_px: of the images as the model sees them, for what is counted in px.
 
     single_label: error_rate, accuracy, top_k(k=5), f_beta(beta=1, average="macro"), precision, recall, roc_auc.
     multi_label: accuracy_multi(threshold=0.5), f_beta(beta=1, threshold=0.5, average="macro"), precision, recall,
-    roc_auc. points: mse, mae, over the coordinates that are not NaN in the target. mask: jaccard, dice (averaged over
+    roc_auc. number: mae, rmse, mse, in the numbers' own units (with several, the mean over all), r2. points: mse, mae,
+    over the coordinates of points that the image shows, 2 its side; point_error, the mean distance, 1 its side,
+    point_error_px(side_px=...). mask: jaccard, dice (averaged over
     the classes that occur), accuracy, error_rate, over the pixels that are not names.IGNORED. Any task: a
     torchmetrics class by its name, with keyword arguments; num_classes and the like are filled in.
 
@@ -84,14 +88,15 @@ def build(names: Sequence[str], *, task: str, classes: int) -> TaskMetrics:
         known = ", ".join(TASKS)
         raise RecipeError(f"task={task!r} has no default metrics: give {known}, or your own metrics")
     metrics: dict[str, Metric] = {}
-    for text in names or TASKS[task].metrics:
+    record = TASKS[task]
+    for text in names or (*record.metrics, *(record.metrics_by_side if side_px else ())):
         column = parse(text).column
         if column in metrics:
             raise RecipeError(
                 f"metric {quoted(text)!r} comes twice as column {quoted(column)}: one would hide the other; leave one "
                 "out"
             )
-        metrics[column] = one(text, task=task, classes=classes)
+        metrics[column] = one(text, task=task, classes=classes, side_px=side_px)
     return TaskMetrics(metrics, task=task)
 
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thawline.trainer.errors import RecipeError
+from thawline.trainer.losses import default_loss
 from thawline.trainer.step import world
+from thawline.trainer.step.step import LossFunction
 from thawline.trainer.tasks import record_of
 
 
@@ -21,10 +23,11 @@ class Predictions:
     ids: NDArray[np.int64]
     """(N,)"""
     targets: NDArray[np.int64] | NDArray[np.float32]
-    """(N,) class indices, (N, C) one-hot, (N, K, 2) points, or (N, H, W) class indices of masks."""
+    """(N,) class indices, (N, C) one-hot or numbers, (N, K, 2) points, or (N, H, W) class indices of masks."""
     probabilities: NDArray[np.float32]
-    """(N, C): softmax for a single label, sigmoid for several. mask: (N, C, H, W), softmax over the C classes of each
-    pixel. points: (N, K, 2), the coordinates that the model puts out, which have no probability."""
+    """(N, C): softmax for a single label, sigmoid for several, numbers as they are. mask: (N, C, H, W), softmax over
+    the C classes of each pixel. points: (N, K, 2), the coordinates that the model puts out, which have no probability.
+    """
     losses: NDArray[np.float32]
     """(N,)"""
     task: str
@@ -32,7 +35,8 @@ class Predictions:
     def table(self, classes: Sequence[str]) -> pa.Table:
         """One row a sample: id, target, prediction, columns of the task's own, loss.
 
-        Labels: class names, or lists of them at 0.5; `probability` of the top class. points: lists of [x, y], null
+        Labels: class names, or lists of them at 0.5; `probability` of the top class. Numbers: as they are, lists where
+        they are several, and the `error`, prediction less target. points: lists of [x, y], null
         where there is none; `distance` of each, `mean_distance`, and the name of the `farthest`, in the units of the
         targets (2 is the side of the image that the model sees). mask: the names of the classes that occur; `accuracy`,
         the share of its pixels with a class that are right, null where it has none.
@@ -56,7 +60,7 @@ def as_predicted(outputs: Tensor, *, task: str) -> Tensor:
 
 def check_averaged(task: str) -> None:
     """Raises RecipeError for a task of which augmented views cannot be averaged: what they show lies elsewhere."""
-    if record_of(task).averaged_losses is None:
+    if record_of(task).said_by is None:
         raise RecipeError(
             f"tta with task={task!r}: each augmented view may show what is asked for elsewhere, so their mean would be "
             "true of none; use predictions() or validate(), which see the plain images"
@@ -75,10 +79,13 @@ def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | N
     return Predictions(ids[order], targets[order], said.numpy(), losses[order], task)
 
 
-def average(plain: Predictions, views: Sequence[Predictions], *, beta: float) -> Predictions:
+def average(
+    plain: Predictions, views: Sequence[Predictions], *, beta: float, loss: LossFunction | None = None
+) -> Predictions:
     """The plain image's probabilities with weight `beta`, the mean of the views' with the rest; losses of the result.
 
-    Of labels, see `check_averaged`. A sample that any of them lacks (its file broke in between) is left out.
+    loss: that of the plain ones; the task's own when not given. Of labels and numbers, see `check_averaged`. A sample
+    that any of them lacks (its file broke in between) is left out.
     """
     ids = plain.ids
     for view in views:
@@ -86,7 +93,7 @@ def average(plain: Predictions, views: Sequence[Predictions], *, beta: float) ->
     first, *others = (p.probabilities[np.searchsorted(p.ids, ids)].astype(np.float64) for p in (plain, *views))
     mixed = beta * first + (1 - beta) * np.mean(others, axis=0) if others else first
     targets = plain.targets[np.searchsorted(plain.ids, ids)]
-    averaged_losses = record_of(plain.task).averaged_losses
-    assert averaged_losses is not None, "see `check_averaged`"
-    losses = averaged_losses(mixed, targets)
-    return Predictions(ids, targets, mixed.astype(np.float32), losses.astype(np.float32), plain.task)
+    said_by = record_of(plain.task).said_by
+    assert said_by is not None, "see `check_averaged`"
+    losses = (loss or default_loss(plain.task))(said_by(torch.from_numpy(mixed)), torch.from_numpy(targets))
+    return Predictions(ids, targets, mixed.astype(np.float32), losses.float().numpy(), plain.task)

@@ -97,22 +97,65 @@ class PointError(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, power: int) -> None:
+    def __init__(self, power: int, root: bool = False) -> None:
         super().__init__()
-        self.power = power
+        self.power, self.root = power, root
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """outputs, targets: (N, K, 2)."""
+        """outputs, targets: of one shape."""
         there = ~targets.isnan()
         off = torch.where(there, outputs.double() - targets.double(), 0.0)
         self.total = self.total + off.abs().pow(self.power).sum()
         self.count = self.count + there.sum()
 
     def compute(self) -> Tensor:
-        """A float64 scalar; NaN over no points."""
-        return self.total / self.count
+        """A float64 scalar, the square root of the mean where `root`; NaN over nothing."""
+        mean = self.total / self.count
+        return mean.sqrt() if self.root else mean
+
+
+class PointDistanceError(PointError):
+    """The mean distance of a point from where it is, over those that are there: in shares of the image's side, or px.
+
+    side_px: of the image as the model sees it, whose edges are -1 and 1.
+    """
+
+    def __init__(self, side_px: float | None = None) -> None:
+        super().__init__(power=1)
+        self.side = 1.0 if side_px is None else float(side_px)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """outputs, targets: (N, K, 2)."""
+        off = (outputs.double() - targets.double()).square().sum(-1).sqrt() * (self.side / 2)
+        super().update(off, torch.where(off.isnan(), torch.nan, 0.0))
+
+
+class Explained(Metric):
+    """R2: the share of the targets' variance that predictions explain, of each number, their mean. float64.
+
+    torchmetrics sums in float32, in which a number far from 0 (a year) has no variance left.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(4, num_labels, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """outputs, targets: (N, C)."""
+        off, wanted = outputs.double() - targets.double(), targets.double()
+        told = [torch.ones_like(off), off.square(), wanted, wanted.square()]
+        self.sums = self.sums + torch.stack([each.sum(0) for each in told])
+
+    def compute(self) -> Tensor:
+        """A float64 scalar, at most 1; not finite where the targets are all the same."""
+        count, off, total, squares = self.sums
+        return (1 - off / (squares - total.square() / count)).mean()
 
 
 class RocAuc(Metric):

@@ -1,0 +1,93 @@
+"""Which numbers does a label hold? One or several for each image, such as an age, or a length and a width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from thawline.dataio.errors import LabelError, ManifestError, quoted
+from thawline.dataio.table.names import complain_of
+
+Moments = tuple[tuple[float, ...], tuple[float, ...]]
+"""The mean and the standard deviation of each number."""
+
+
+def is_missing(value: Any) -> bool:
+    """Whether one of an image's numbers is not there: nothing, an empty cell, or NaN."""
+    return any(map(_absent, value)) if isinstance(value, list) else _absent(value)
+
+
+def _absent(number: Any) -> bool:
+    if isinstance(number, str):
+        return number.strip().lower() in ("", "nan")
+    return number is None or (isinstance(number, float) and math.isnan(number))
+
+
+def read_numbers(
+    labels: list[Any], paths: pa.ChunkedArray, name: str, known: tuple[str, ...] | None
+) -> tuple[list[list[float]], tuple[str, ...]]:
+    """One list of finite numbers an image, and what each of them is called.
+
+    Raises LabelError for an image that lacks one, for what is no finite number, and for lists of several lengths.
+    """
+    complain_of([index for index, value in enumerate(labels) if is_missing(value)], paths, name)
+    column = []
+    for index, value in enumerate(labels):
+        try:
+            column.append([_finite(number) for number in (value if isinstance(value, list) else [value])])
+        except (TypeError, ValueError) as error:
+            raise LabelError(
+                f"{name} gives {quoted(paths[index].as_py())} what is no number ({quoted(str(error))}): nothing could "
+                "be learned from it; give finite numbers such as 3.5"
+            ) from error
+    known = known or ("number",)
+    count = len(column[0]) if len(known) == 1 else len(known)  # one name may be that of a column of lists
+    other = next((index for index, numbers in enumerate(column) if len(numbers) != count or not count), None)
+    if other is not None:
+        raise LabelError(
+            f"{name} gives {quoted(paths[other].as_py())} {len(column[other])} numbers and not {count}: a model has "
+            "the same outputs for every image; give each image the same numbers, at least one"
+        )
+    return column, known if count == len(known) else tuple(f"{known[0]} {i}" for i in range(count))
+
+
+def _finite(number: Any) -> float:
+    found = float(number)
+    if not math.isfinite(found):
+        raise ValueError(f"{number} is not finite")
+    return found
+
+
+def wrong_numbers(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Which labels are not a finite number for each name, (n,)."""
+    counts = labels.value_lengths().fill_null(0).to_numpy()
+    owners = np.repeat(np.arange(len(labels)), counts)
+    wrong: NDArray[np.bool_] = counts != len(classes)
+    wrong[owners[~np.isfinite(labels.flatten().fill_null(np.nan).to_numpy())]] = True
+    return wrong
+
+
+def moments(labels: pa.Array, names: Sequence[str]) -> Moments:
+    """Mean and standard deviation of each number over n labels. Raises ManifestError where one is always the same."""
+    values = labels.flatten().to_numpy().reshape(len(labels), len(names))
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    same = next((name for name, spread in zip(names, std, strict=True) if not spread > 0), None)
+    if same is not None:
+        raise ManifestError(
+            f"the {len(labels):,} training images have the same {quoted(same)}: there is nothing to learn; index "
+            "images whose numbers differ"
+        )
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def remarks(rows: pa.Table, *, names: Sequence[str]) -> Iterator[str]:
+    """How far the numbers of a manifest's usable rows reach, a line each."""
+    values = rows["label"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, len(names))
+    for name, column in zip(names, values.T, strict=True):
+        ends, middle = f"{column.min():.6g} to {column.max():.6g}", f"{column.mean():.6g} +- {column.std():.6g}"
+        yield f"{quoted(name)}: {ends}, {middle} (mean and standard deviation)"
