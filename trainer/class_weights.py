@@ -53,7 +53,8 @@ def check(asked: ClassWeights, *, task: str, classes: Sequence[str]) -> None:
 def unclassed(task: str, loss: str = "") -> RecipeError:
     """What is said of class weights where the loss, of this name, has no classes to weigh."""
     known = " or ".join(name for name, each in TASKS.items() if each.balanced)
+    of = f"{task!r} and loss {loss}" if loss else repr(task)
     return RecipeError(
-        f"class_weights with task={task!r}{loss and f' and loss {loss}'}: its loss has no weights by class, so nothing would be balanced; leave them "
+        f"class_weights with task={of}: its loss has no weights by class, so nothing would be balanced; leave them "
         f"out, or train {known}"
     )

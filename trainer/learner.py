@@ -95,23 +95,19 @@ class Learner:
         stopping: Stopping | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
-        class_weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
-        of_step: dict[str, Any] = {"accumulate": accumulate, "clip": clip, "ema": ema}
-        TrainSettings(label_smoothing=label_smoothing, class_weights=class_weights, **of_step).check()
+        weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
+        of_labels: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": weights}
+        TrainSettings(accumulate=accumulate, clip=clip, ema=ema, **of_labels).check()
         context = context or LocalContext(device=next(model.parameters()).device)
-        scale = getattr(model, "scale", None)  # of numbers: their units are no matter of the loss
-        loss = chosen_loss(
-            loss, train, context.device, label_smoothing=label_smoothing, class_weights=class_weights, scale=scale
-        )
+        loss = chosen_loss(loss, train, context.device, scale=getattr(model, "scale", None), **of_labels)
         settings = _settings(
             train, context.device, loss, optimizer, precision=precision, clip=clip, compile=compile, window=log_every
         )
         model = place(_normed(model, batch_norm, context.device), settings.precision, context.device)
         origin = Origin(run or {}, train.classes)
         keeper = Keeper(context, every_s=checkpoint_every_s, keep=keep, best=best, origin=origin)
-        self.session = Session(
-            model, train, valid, settings, context, keeper, Recorder(sinks=sinks), _meter(meter, train), seed=seed
-        )
+        recorder, made = Recorder(sinks=sinks), _meter(meter, train)
+        self.session = Session(model, train, valid, settings, context, keeper, recorder, made, seed=seed)
         self.session.progress = Progress(splits=accumulate)
         self.session.ema = Ema(model, ema) if ema else None
         self.session.batch_transform = batch_transform
@@ -244,7 +240,8 @@ class Learner:
         others = [self._all_of(self.valid.augmented(view), keep=True).predictions for view in range(views)]
         if plain is None:
             return None
-        return average(plain, [p for p in others if p is not None], beta=beta, loss=self.session.settings.loss)
+        loss, device = self.session.settings.loss, self.context.device
+        return average(plain, [p for p in others if p is not None], beta=beta, loss=loss, device=device)
 
     def save(self, name: str) -> None:
         """Keep the weights as they are now under a name, in models/NAME of the run's folder. Collective."""

@@ -73,12 +73,7 @@ def named_loss(
         raise RecipeError(f"task={task!r} has no default loss: give {known}, or a loss of your own")
     chosen = next(iter(losses)) if name == "auto" else name
     if chosen not in losses:
-        others = [each for each, of in TASKS.items() if name in of.losses]
-        whose = f"is for task {' or '.join(others)}" if others else "is not known"
-        raise RecipeError(
-            f"loss {quoted(name)!r} {whose} and this one is {task}: it would not measure what the model says; give "
-            f"{', '.join(dict.fromkeys(['auto', *losses]))}, or a loss of your own"
-        )
+        raise _others(chosen, task, list(losses))
     SMOOTHING.check("label_smoothing", label_smoothing, RecipeError)
     takes = _takes(losses[chosen])
     if label_smoothing and "label_smoothing" not in takes:
@@ -90,6 +85,16 @@ def named_loss(
         raise unclassed(task, chosen)
     given: dict[str, Any] = {"label_smoothing": label_smoothing or None, "class_weights": class_weights, "scale": scale}
     return partial(losses[chosen], **{key: value for key, value in given.items() if value is not None and key in takes})
+
+
+def _others(name: str, task: str, losses: Sequence[str]) -> RecipeError:
+    """What is said of a loss that the task does not have."""
+    others = [each for each, of in TASKS.items() if name in of.losses]
+    whose = f"is for task {' or '.join(others)}" if others else "is not known"
+    return RecipeError(
+        f"loss {quoted(name)!r} {whose} and this one is {task}: it would not measure what the model says; give "
+        f"{', '.join(dict.fromkeys(['auto', *losses]))}, or a loss of your own"
+    )
 
 
 def _losses(record: Task) -> dict[str, Callable[..., Tensor]]:

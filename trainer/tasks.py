@@ -148,13 +148,13 @@ def _metrics_of_numbers() -> Mapping[str, MetricKind]:
 
 
 def _metrics_of_points() -> Mapping[str, MetricKind]:
-    from thawline.trainer.metrics.states import PointDistanceError, PointError
+    from thawline.trainer.metrics.states import PointDistanceError, PointDistancePxError, PointError
 
     return {
         "mse": MetricKind(PointError, settled={"power": 2}),
         "mae": MetricKind(PointError, settled={"power": 1}),
         "point_error": MetricKind(PointDistanceError),
-        "point_error_px": MetricKind(PointDistanceError, {"side_px": None}),
+        "point_error_px": MetricKind(PointDistancePxError, {"side_px": None}),
     }
 
 

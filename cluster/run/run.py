@@ -162,7 +162,8 @@ def _description(job: Job, context: RunContext, learner: Learner) -> str:
     return (
         f"{job.name}: {job.model.name} ({getattr(learner.model, 'origin', 'given')}), "
         f"{learner.train.samples:,} training and {learner.valid.samples:,} validation images in "
-        f"{len(learner.train.classes)} classes; {context.world_size} worker(s) on {context.device.type}, "
+        f"{len(learner.train.classes)} {TASKS[learner.train.task].classes_word}; "
+        f"{context.world_size} worker(s) on {context.device.type}, "
         f"{learner.precision.name}; {learner.train.engine}: {learner.train.renderer.choice.reason}"
     )
 

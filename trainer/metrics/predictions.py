@@ -80,12 +80,17 @@ def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | N
 
 
 def average(
-    plain: Predictions, views: Sequence[Predictions], *, beta: float, loss: LossFunction | None = None
+    plain: Predictions,
+    views: Sequence[Predictions],
+    *,
+    beta: float,
+    loss: LossFunction | None = None,
+    device: torch.device | str = "cpu",
 ) -> Predictions:
     """The plain image's probabilities with weight `beta`, the mean of the views' with the rest; losses of the result.
 
-    loss: that of the plain ones; the task's own when not given. Of labels and numbers, see `check_averaged`. A sample
-    that any of them lacks (its file broke in between) is left out.
+    loss: that of the plain ones, on `device`; the task's own when not given. Of labels and numbers, see
+    `check_averaged`. A sample that any of them lacks (its file broke in between) is left out.
     """
     ids = plain.ids
     for view in views:
@@ -95,5 +100,6 @@ def average(
     targets = plain.targets[np.searchsorted(plain.ids, ids)]
     said_by = record_of(plain.task).said_by
     assert said_by is not None, "see `check_averaged`"
-    losses = (loss or default_loss(plain.task))(said_by(torch.from_numpy(mixed)), torch.from_numpy(targets))
+    said = said_by(torch.from_numpy(mixed)).to(device)
+    losses = (loss or default_loss(plain.task))(said, torch.from_numpy(targets).to(device)).cpu()
     return Predictions(ids, targets, mixed.astype(np.float32), losses.float().numpy(), plain.task)

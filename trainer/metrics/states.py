@@ -117,19 +117,25 @@ class PointError(Metric):
 
 
 class PointDistanceError(PointError):
-    """The mean distance of a point from where it is, over those that are there: in shares of the image's side, or px.
+    """The mean distance of a point from where it is, over those that are there, in shares of the image's side."""
 
-    side_px: of the image as the model sees it, whose edges are -1 and 1.
-    """
+    side = 1.0
 
-    def __init__(self, side_px: float | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__(power=1)
-        self.side = 1.0 if side_px is None else float(side_px)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """outputs, targets: (N, K, 2)."""
+        """outputs, targets: (N, K, 2), -1 and 1 at the edges of the image as the model sees it."""
         off = (outputs.double() - targets.double()).square().sum(-1).sqrt() * (self.side / 2)
         super().update(off, torch.where(off.isnan(), torch.nan, 0.0))
+
+
+class PointDistancePxError(PointDistanceError):
+    """The same in px of an image with this side."""
+
+    def __init__(self, side_px: float) -> None:
+        super().__init__()
+        self.side = float(side_px)
 
 
 class Explained(Metric):

@@ -127,13 +127,26 @@ def test_a_label_s_verdict_does_not_depend_on_the_batch_it_came_in() -> None:
     assert metric.compute()["accuracy_multi"].item() == 1.0
 
 
+def of_numbers(task: str, x: Any, y: Any) -> dict[str, float]:
+    """Those of numbers and of points, (N, C) or (N, K, 2)."""
+    if task == "number":
+        return {
+            "mae": sk.mean_absolute_error(y, x),
+            "rmse": float(np.sqrt(sk.mean_squared_error(y, x))),
+            "r2": sk.r2_score(y, x),
+            "mean_absolute_percentage_error": sk.mean_absolute_percentage_error(y, x),
+        }
+    off = (x - y)[~np.isnan(y)]
+    far = float(np.nanmean(np.hypot(*np.moveaxis(x - y, -1, 0))))
+    errors = {"point_error": far / 2, "point_error_px_side_px_64": far / 2 * 64}
+    return {"mse": float((off**2).mean()), "mae": float(np.abs(off).mean()), **errors}
+
+
 def oracle(task: str, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     """Every name of NAMES by scikit-learn or plain numpy, in float64."""
     x, y = outputs.numpy().astype(np.float64), targets.numpy()
-    if task == "points":
-        there = ~np.isnan(y)
-        off = (x - y.astype(np.float64))[there]
-        return {"mse": float((off**2).mean()), "mae": float(np.abs(off).mean())}
+    if task in ("points", "number"):
+        return of_numbers(task, x, y.astype(np.float64))
     if task == "multi_label":
         p = 1 / (1 + np.exp(-x))
         y = (y > 0.5).astype(int)
@@ -188,7 +201,8 @@ NAMES = {
         *("accuracy_multi", "accuracy_multi(threshold=.2)", "f_beta", "f_beta(beta=2, threshold=0.3)", "precision"),
         *("recall(average='micro')", "roc_auc", "MultilabelAveragePrecision(average='micro')"),
     ],
-    "points": ["mse", "mae"],
+    "points": ["mse", "mae", "point_error", "point_error_px(side_px=64)"],
+    "number": ["mae", "rmse", "r2", "MeanAbsolutePercentageError"],
     "mask": ["jaccard", "dice", "dice(average='micro')", "accuracy", "error_rate", "MulticlassCohenKappa"],
 }
 SAMPLES = 83
@@ -203,6 +217,9 @@ def outputs_of(task: str) -> tuple[torch.Tensor, torch.Tensor]:
         if task == "multi_label":
             targets[:, -1] = 0
         return logits, targets
+    if task == "number":  # years, whose squares float32 does not tell apart
+        years = random.normal(2026, 5, (SAMPLES, CLASSES)).astype(np.float32)
+        return torch.from_numpy(years + random.normal(size=years.shape).astype(np.float32)), torch.from_numpy(years)
     if task == "points":
         truth = random.uniform(-1, 1, (SAMPLES, 4, 2)).astype(np.float32)
         outputs = torch.from_numpy(truth + random.normal(size=truth.shape).astype(np.float32))
@@ -257,7 +274,7 @@ def _rank(rank: int, folder: str) -> None:
 def test_ranks_with_uneven_or_empty_parts_count_every_sample_once(tmp_path: Path) -> None:
     processes(_rank, str(tmp_path), number=3)
     ranks: list[Any] = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
-    assert len(ranks[0]) == 12
+    assert len(ranks[0]) == 15
     for case, values in ranks[0].items():
         size, _, task = case.split()
         assert all(rank[case] == values for rank in ranks[: int(size)]), f"ranks differ: {case}"
@@ -305,6 +322,7 @@ def test_metrics_with_the_same_counts_count_once() -> None:
 READS_THE_DEVICE = {
     "single_label": [],
     "multi_label": [],
+    "number": [],
     "points": [],
     "mask": ["jaccard", "accuracy", "error_rate"],
 }
@@ -314,12 +332,13 @@ READS_THE_DEVICE = {
 @pytest.mark.parametrize("task", NAMES)
 def test_no_other_name_than_those_told_reads_the_device_in_update(task: str) -> None:
     """On tensors of a pretended GPU, an operation whose result the host must see raises."""
-    shapes = {"single_label": ((8, 6), (8,)), "multi_label": ((8, 6), (8, 6)), "points": ((8, 4, 2), (8, 4, 2))}
+    shapes = {"single_label": ((8, 6), (8,)), "points": ((8, 4, 2), (8, 4, 2))}
+    shapes |= dict.fromkeys(("multi_label", "number"), ((8, 6), (8, 6)))
     outputs, targets = shapes.get(task, ((8, 6, 4, 4), (8, 4, 4)))
     kind = torch.int64 if task in ("single_label", "mask") else torch.float32
     waiting = []
     for name in TASKS[task].own_metrics():
-        metrics = build([name], task=task, classes=6)
+        metrics = build([name], task=task, classes=6, side_px=32)
         with FakeTensorMode(allow_non_fake_inputs=True):
             for metric in metrics.values():
                 for state, value in metric._defaults.items():
@@ -347,7 +366,7 @@ def test_a_metric_over_no_samples_is_not_a_number() -> None:
 
 
 def test_an_unknown_task_gets_a_sentence() -> None:
-    with pytest.raises(RecipeError, match=r"task='boxes'.*give single_label, multi_label, points, mask"):
+    with pytest.raises(RecipeError, match=r"task='boxes'.*give single_label, multi_label, number, points, mask"):
         default_metrics("boxes", 2)
     with pytest.raises(RecipeError, match=r"task='boxes'.*give single_label"):
         default_loss("boxes")

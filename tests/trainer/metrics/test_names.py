@@ -33,7 +33,7 @@ def test_a_column_is_the_text_in_snake_case(text: str, column: str) -> None:
 def test_every_name_of_the_house_is_built_for_its_tasks() -> None:
     for task, record in TASKS.items():
         names = record.own_metrics()
-        assert list(build(list(names), task=task, classes=6)) == sorted(names)
+        assert list(build(list(names), task=task, classes=6, side_px=32)) == sorted(names)
         assert set(record.metrics) <= set(names)
     assert list(build([], task="single_label", classes=2)) == ["accuracy", "error_rate"]
 
@@ -65,7 +65,7 @@ def test_arguments_reach_the_metric() -> None:
     [
         ("eror_rate", "single_label", r"'eror_rate' is not known.*give error_rate \(the nearest"),
         ("cohen_kappa", "single_label", r"is not known.*CohenKappa.*nearest"),
-        ("zzz", "points", r"is not known.*give mse, mae, or a class of torchmetrics"),
+        ("zzz", "points", r"is not known.*give mse, mae, point_error, point_error_px, or a class of torchmetrics"),
         ("f_beta(gamma=2)", "single_label", r"gives arguments that f_beta does not take.*it takes beta, average$"),
         ("f_beta(threshold=.3)", "single_label", r"gives arguments that f_beta does not take"),
         ("top_k(2, top_k=3)", "single_label", r"gives arguments that top_k does not take"),
@@ -74,7 +74,7 @@ def test_arguments_reach_the_metric() -> None:
         ("accuracy(dist_sync_on_step=True)", "mask", r"accuracy does not take"),
         ("f_beta(average='foo')", "multi_label", r"cannot be made: .*`average`.*but got foo"),
         ("top_k(9)", "single_label", r"cannot be made: .*`top_k`.*9 and 6"),
-        ("mse", "single_label", r"is for task points and this one is single_label"),
+        ("mse", "single_label", r"is for task number or points and this one is single_label"),
         ("accuracy_multi", "mask", r"is for task multi_label and this one is mask"),
         ("MulticlassConfusionMatrix", "single_label", r"does not fit task single_label.*more than one number"),
         ("f_beta(average='none')", "single_label", r"does not fit.*more than one number"),
