@@ -86,7 +86,7 @@ def _transfer() -> Iterator[Callable[[str, int, int | None], None]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Index(Verb):
-    """Make a manifest: which images there are, what each shows, which are for validation and test."""
+    """Make a manifest: which images there are, their labels, and which are for validation and test."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """A folder of images, or a CSV, TSV, JSON-lines, Parquet or Arrow file with a column of paths, also gzipped; or the
@@ -111,23 +111,23 @@ class Index(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Pack(Verb):
-    """Put a manifest's images into shards: large Arrow files that training maps into memory, or fetches once a machine
-    from an object store. An interrupted pack goes on when it is started again."""
+    """Pack a manifest's images into shards: Arrow files that training maps into memory, or downloads once a machine
+    from an object store. The same command continues an interrupted pack."""
 
     manifest: Annotated[Positional[str], arg(metavar="MANIFEST")]
     """A manifest, as `thawline index` made it."""
     dest: Annotated[Positional[str], arg(metavar="DEST")]
     """A folder, or a URI such as s3://bucket/photos; train on the manifest.arrow in it."""
     max_side_px: Annotated[int | None, arg(metavar="INT")] = None
-    """Scale larger images down, so that their longer side has this many pixels."""
+    """Longer side, in pixels, to which larger images are scaled down."""
     quality: int = 92
-    """Quality of the JPEGs that are scaled down, 1 to 100."""
+    """JPEG quality of images that are scaled down, 1 to 100."""
     shard_mib: int = 512
-    """Size of a shard in MiB, about."""
+    """Approximate size of a shard in MiB."""
     max_bad: float = 0.01
     """Share of the images that may be missing or changed since they were indexed."""
     check: bool = False
-    """Write nothing: read what was packed there and report damage (exit status 1)."""
+    """Only check what was packed there, and report damage (exit status 1)."""
 
     def run(self) -> int:
         """Print the path of the shards' manifest."""

@@ -28,14 +28,14 @@ Address = Annotated[str, arg(metavar="URL")]
 
 @dataclass(frozen=True, kw_only=True)
 class Submit(JobVerb):
-    """Train a job on a Ray cluster, or go on with it there."""
+    """Train a job on a Ray cluster, or resume it there."""
 
     address: Address = ""
     """The cluster's dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given."""
     follow: Flag = False
     """Show the epoch table until the job is over; the exit status is then the job's."""
     fresh: Flag = False
-    """Begin anew, and move what is in the run's folder aside."""
+    """Start over; what is in the run's folder is moved aside."""
     package: Literal["ship", "installed"] = "ship"
     """ship: send this machine's thawline along. installed: use the one on the cluster's machines."""
 
@@ -54,7 +54,7 @@ class Submit(JobVerb):
 
 @dataclass(frozen=True, kw_only=True)
 class List(Verb):
-    """What runs on a cluster, and what ran there: the last attempt of each job."""
+    """List the jobs of a cluster, running and past: the last attempt of each."""
 
     address: Address = ""
     """The cluster's dashboard, such as http://127.0.0.1:8265; $RAY_API_SERVER_ADDRESS if not given."""
@@ -71,7 +71,7 @@ class List(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Status(Verb):
-    """How far a job is, as one line of JSON. Exit 0 finished, 143 stopped (130 by Ctrl-C), 1 failed, 3 under way."""
+    """Show a job's progress as a line of JSON. Exit 0 finished, 143 stopped (130 by Ctrl-C), 1 failed, 3 under way."""
 
     name: Name
     """The job's name."""
@@ -103,14 +103,14 @@ class Status(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Logs(Verb):
-    """What a job has printed: its rows, and whatever else."""
+    """Show what a job has printed: its rows, and everything else."""
 
     name: Name
     """The job's name."""
     address: Address = ""
     """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
     follow: Flag = False
-    """Show what comes until the job is over; the exit status is then the job's."""
+    """Show new lines until the job is over; the exit status is then the job's."""
 
     def run(self) -> int:
         """Print it."""
@@ -128,14 +128,14 @@ class Logs(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Stop(Verb):
-    """End a job at the end of its window, with a checkpoint; submitted again, it goes on from there."""
+    """Stop a job at the end of its window, with a checkpoint; submitted again, it goes on from there."""
 
     name: Name
     """The job's name."""
     address: Address = ""
     """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
     now: Flag = False
-    """End it within seconds, without a checkpoint."""
+    """Stop it within seconds, without a checkpoint."""
 
     def run(self) -> int:
         """0 where it stopped as asked."""
@@ -154,7 +154,7 @@ class Stop(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Token(Verb):
-    """Where this user's token for clusters comes from."""
+    """Show where this user's token for clusters comes from."""
 
     create: Flag = False
     """Make one, readable by this user alone, where there is none."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(JobVerb):
-    """One sample of a job's images through every step, with shapes."""
+    """Follow one image of each split through every step, with shapes."""
 
     def run(self) -> int:
         """Print it."""
@@ -30,7 +30,7 @@ class Explain(JobVerb):
 
 @dataclass(frozen=True, kw_only=True)
 class Show(JobVerb):
-    """A batch as the model sees it, as a picture."""
+    """Draw a batch as the model sees it."""
 
     out: Annotated[str, arg(metavar="FILE")]
     """The picture to write, such as batch.png."""
@@ -54,7 +54,7 @@ class Show(JobVerb):
 
 @dataclass(frozen=True, kw_only=True)
 class LrFind(JobVerb):
-    """Which learning rate suits a job's first phase: four suggestions, and the curve."""
+    """Find a learning rate for a job's first phase: four suggestions, and the curve."""
 
     out: Annotated[str, arg(metavar="FILE")] = ""
     """A picture of the curve to write, such as lr.png."""
@@ -100,10 +100,10 @@ def _searched(job: "Job") -> "tuple[tuple[float, float] | Literal['find'], Phase
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Verb):
-    """Versions, devices, engines: what works here, what does not, and what to do."""
+    """Check versions, devices and engines: what works here, what does not, and what to do."""
 
     storage: str = "runs"
-    """The folder that runs would be written to."""
+    """Folder or URI that runs would be written to."""
 
     def run(self) -> int:
         """Print a line for each check; 1 where one fails."""

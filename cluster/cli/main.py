@@ -27,17 +27,17 @@ from thawline.cluster.run import signals
 from thawline.cluster.words import Plain, quoted, say
 
 _DESCRIPTION = (
-    "Fine-tune vision models: index images, look at them, train here or on a cluster. `thawline VERB --help` tells "
-    "more of a verb, `thawline --version` which thawline this is."
+    "Fine-tune vision models: index images, look at them, train here or on a cluster. See `thawline VERB --help` "
+    "for a verb's options; `thawline --version` prints the version."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion(Verb):
-    """Shell completion: a script for `source`, such as `source <(thawline completion bash)`."""
+    """Print a script for shell completion: `source <(thawline completion bash)`."""
 
     shell: Annotated[Positional[Literal["bash", "zsh", "fish"]], arg(metavar="bash|zsh|fish")]
-    """The shell that shall know the verbs and their options."""
+    """Shell that the script is for."""
 
     def run(self) -> int:
         """Print the script."""

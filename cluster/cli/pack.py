@@ -1,4 +1,4 @@
-"""How do the words of `thawline pack` become shards, or an answer whether they are whole?"""
+"""What does `thawline pack` do? Pack a manifest into shards, or check shards that were packed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

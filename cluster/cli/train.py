@@ -15,12 +15,12 @@ from thawline.cluster.words import as_json, say
 
 @dataclass(frozen=True, kw_only=True)
 class Train(JobVerb):
-    """Train a job, or go on with it, or show the result of a run that has finished."""
+    """Train a job, resume it, or show the result if it has finished."""
 
     address: Annotated[str, arg(metavar="auto|HOST:PORT")] = ""
     """Train on the Ray cluster that this machine belongs to (auto), or on the one there."""
     fresh: Flag = False
-    """Begin anew, and move what is in the run's folder aside."""
+    """Start over; what is in the run's folder is moved aside."""
     print_job: Flag = False
     """Print every field of the job before it starts, not only what differs from the defaults."""
 

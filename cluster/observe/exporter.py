@@ -1,7 +1,7 @@
 """What does a worker tell Prometheus? One endpoint a worker; every series carries run and rank, nothing else.
 
-The training loop adds to plain numbers; text is made only when somebody scrapes, in the server's own thread. There too
-the GPU and the loader are asked for theirs. Rates and sums over ranks are left to PromQL:
+The training loop adds to plain numbers; text is made only at a scrape, in the server's thread, where the GPU and the
+loader are read, too. Rates and sums over ranks are left to PromQL:
 `sum(rate(thawline_images_total[30s]))` is images a second.
 
 A counter has one writer; two threads that add to the same one could lose a step.
@@ -17,8 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from thawline.cluster.observe import gpus
-from thawline.cluster.observe.answers import Answers
 from thawline.cluster.observe.discovery import reachable
+from thawline.cluster.observe.http_server import HttpServer
 from thawline.dataio.closing import Closing
 from thawline.trainer.rows import metric_columns
 
@@ -44,7 +44,7 @@ _WATCHED = {
     "decode": "Seconds that the making of batches waited for decoding and warping",
     "finish": "Seconds that colours and normalisation took",
 }
-"""What `watch` may bring -> its help; under its own name where it is not listed."""
+"""Names that `watch` may give -> help; others are shown under their own names."""
 _GAUGES = {
     "loss": ("loss", "Training loss of the last logging window"),
     "lr": ("learning_rate", "Learning rate of the head"),
@@ -53,7 +53,7 @@ _GAUGES = {
     "quarantined": ("quarantined_files", "Files that turned out unusable since the run began, over all workers"),
     "world_size": ("world_size", "Workers in this run"),
 }
-"""Column of a recorder's row -> the gauge that shows it; a validation's metrics come besides, under their own names."""
+"""Column of a recorder's row -> gauge, help. Metrics of the validation are gauges under their own names."""
 _GPU = {
     "gpu_memory_bytes": "Memory in use on this worker's GPU, by whomever",
     "gpu_utilisation_ratio": "Share of the last moments in which this worker's GPU ran a kernel",
@@ -85,7 +85,7 @@ class Exporter(Closing, Collector):
     `gpu`: the index of this worker's CUDA device, None on a CPU.
 
     Raises:
-        OSError: `host` is no address of this machine.
+        OSError: `host` is not an address of this machine.
     """
 
     def __init__(self, *, run: str, rank: int, host: str, port: int, restarts: int = 0, gpu: int | None = None) -> None:
@@ -97,8 +97,8 @@ class Exporter(Closing, Collector):
         self._gauges: dict[str, float] = {}
         registry = CollectorRegistry()
         registry.register(self)
-        self._answers = Answers(make_wsgi_app(registry), host=host, port=port, name="thawline-metrics")
-        self.endpoint = f"{reachable(host)}:{self._answers.port}"
+        self._server = HttpServer(make_wsgi_app(registry), host=host, port=port, name="thawline-metrics")
+        self.endpoint = f"{reachable(host)}:{self._server.port}"
 
     def step(self, images: int, step_s: float, data_wait_s: float) -> None:
         """Count one optimiser step over `images` images of this rank, in about a microsecond."""
@@ -109,11 +109,11 @@ class Exporter(Closing, Collector):
         self._data_wait.add(data_wait_s)
 
     def watch(self, times: Callable[[], Mapping[str, float]]) -> None:
-        """Have every scrape ask for cumulative seconds by name: "decode" is shown as thawline_decode_seconds_total."""
+        """Read cumulative seconds by name at every scrape: "decode" is shown as thawline_decode_seconds_total."""
         self._times = times
 
     def busy(self, *, busy_s: float) -> None:
-        """Count what a window's steps took this rank: see trainer.step.busy."""
+        """Count the seconds that this rank was busy in a window's steps: see trainer.step.busy."""
         self._counters["busy_seconds"] += busy_s
 
     def observe(self, row: Mapping[str, object]) -> None:
@@ -131,7 +131,7 @@ class Exporter(Closing, Collector):
                 self._gauges[column] = float(value)
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for at every scrape."""
+        """All series, for prometheus_client, at every scrape."""
         counters = {name: (text, self._counters[name]) for name, text in _COUNTERS.items()}
         for name, seconds in self._times().items():
             counters[f"{name}_seconds"] = (_WATCHED.get(name, f"Seconds that {name} took"), seconds)
@@ -149,7 +149,7 @@ class Exporter(Closing, Collector):
             yield gauge
 
     def _all_gauges(self) -> dict[str, tuple[str, float]]:
-        """Name -> (help, value): what rows told last, and what the GPU says now."""
+        """Name -> (help, value): the last numbers of rows, and those of the GPU now."""
         shown = {}
         for column, value in self._gauges.copy().items():
             own = (column, f"{column.replace('_', ' ').capitalize()} of the last validation")
@@ -160,4 +160,4 @@ class Exporter(Closing, Collector):
 
     def close(self) -> None:
         """Stop serving and free the port; a second call does nothing."""
-        self._answers.close()
+        self._server.close()
