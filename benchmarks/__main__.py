@@ -19,6 +19,7 @@ NAMES = (
     "profile",
     "overhead",
     "finetune",
+    "imbalance",
     "ray_overhead",
     "shards",
     "scale",

@@ -1,7 +1,7 @@
 """How much does each class count in the loss? By name, or by how rare it is in training."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,10 +12,10 @@ from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.tasks import TASKS, record_of
 
-ClassWeights = Literal["balanced"] | Mapping[str, float] | None
+ClassWeights = Literal["balanced"] | dict[str, float] | None
 
 
-def weigh(asked: Literal["balanced"] | Mapping[str, float], train: Loader) -> NDArray[np.float64]:
+def weigh(asked: Literal["balanced"] | dict[str, float], train: Loader) -> NDArray[np.float64]:
     """The weight of each class, (C,): see losses.named_loss for what it weighs.
 
     balanced: n / (classes x count) for a single label, so that all classes weigh equally together and a sample weighs
@@ -41,7 +41,7 @@ def check(asked: ClassWeights, *, task: str, classes: Sequence[str]) -> None:
     """Raises RecipeError for a task whose loss has no weights by class, and for a class that is not there."""
     if asked is not None and record_of(task).balanced is None:
         raise unclassed(task)
-    for name in asked if isinstance(asked, Mapping) else ():
+    for name in asked if isinstance(asked, dict) else ():
         if name not in classes:
             near = difflib.get_close_matches(name, classes, n=1) or [*classes[:1]]
             raise RecipeError(

@@ -95,8 +95,7 @@ class Learner:
         stopping: Stopping | None = None,
         run: Mapping[str, Any] | None = None,
     ) -> None:
-        weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
-        of_labels: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": weights}
+        of_labels: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": class_weights}
         TrainSettings(accumulate=accumulate, clip=clip, ema=ema, **of_labels).check()
         context = context or LocalContext(device=next(model.parameters()).device)
         loss = chosen_loss(loss, train, context.device, scale=getattr(model, "scale", None), **of_labels)
@@ -106,7 +105,7 @@ class Learner:
         model = place(_normed(model, batch_norm, context.device), settings.precision, context.device)
         origin = Origin(run or {}, train.classes)
         keeper = Keeper(context, every_s=checkpoint_every_s, keep=keep, best=best, origin=origin)
-        recorder, made = Recorder(sinks=sinks), _meter(meter, train)
+        recorder, made = Recorder(sinks=sinks), _meter(meter, train, recalls=class_weights is not None)
         self.session = Session(model, train, valid, settings, context, keeper, recorder, made, seed=seed)
         self.session.progress = Progress(splits=accumulate)
         self.session.ema = Ema(model, ema) if ema else None
@@ -369,12 +368,14 @@ def _settings(
     )
 
 
-def _meter(meter: "Meter | Callable[[], Meter] | None", train: Loader) -> "Callable[[], Meter]":
+def _meter(meter: "Meter | Callable[[], Meter] | None", train: Loader, *, recalls: bool) -> "Callable[[], Meter]":
     """A function that makes the meter. torchmetrics takes two seconds to import; passing a function puts that off."""
     if meter is None:
-        from thawline.trainer.metrics.meter import Meter, default_metrics
+        from thawline.trainer.metrics import meter as meters
 
-        meter = Meter(default_metrics(train.task, len(train.classes)))
+        task, classes = train.task, len(train.classes)
+        each = meters.recalls(task, classes) if recalls else None
+        meter = meters.Meter(meters.default_metrics(task, classes), recalls=each)
     return meter if callable(meter) else lambda: meter
 
 

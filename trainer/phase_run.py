@@ -151,6 +151,7 @@ class PhaseRun:
             valid_s=valid_s,
             valid_samples=samples,
             metrics=measured.metrics,
+            recalls=dict(zip(session.valid.classes, measured.recalls or (), strict=False)),
         )
         session.record(row)
         best = session.keeper.best

@@ -5,6 +5,7 @@ knows the columns. Rows of before a column was there lack it. Nothing is written
 """
 
 from collections.abc import Iterable, Mapping
+from math import isnan
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 
@@ -50,6 +51,14 @@ class TrainRow(Place, WindowNumbers):
     momentum: float | None
 
 
+class ClassRecall(TypedDict):
+    """How many of a class's validation samples were found."""
+
+    name: str
+    recall: float | None
+    """None where it has no sample."""
+
+
 class ValidRow(Place):
     """A validation. Its metrics are further columns, by their names: see `metric_columns`."""
 
@@ -59,6 +68,8 @@ class ValidRow(Place):
     valid_loss: float
     valid_s: float
     valid_samples: int
+    recalls: NotRequired[list[ClassRecall]]
+    """Of every class, where classes are weighted or balanced."""
 
 
 class CheckpointRow(TypedDict):
@@ -144,11 +155,20 @@ FIRST = ("kind", "phase", "step", "epoch", "time_s", "unix_s", "loss", "lr", "mo
 
 
 def valid_row(
-    place: Place, *, train_loss: float, valid_s: float, valid_samples: int, metrics: Mapping[str, float]
+    place: Place,
+    *,
+    train_loss: float,
+    valid_s: float,
+    valid_samples: int,
+    metrics: Mapping[str, float],
+    recalls: Mapping[str, float],
 ) -> ValidRow:
-    """The row of a validation. metrics: valid_loss, and the others by their columns."""
+    """The row of a validation. metrics: valid_loss, and the others by their columns. recalls: by class, or none."""
     numbers = {"train_loss": train_loss, "valid_s": valid_s, "valid_samples": valid_samples}
-    return cast(ValidRow, {"kind": "valid", **place, **numbers, **metrics})
+    row = cast(ValidRow, {"kind": "valid", **place, **numbers, **metrics})
+    if recalls:
+        row["recalls"] = [{"name": name, "recall": None if isnan(r) else r} for name, r in recalls.items()]
+    return row
 
 
 def metric_columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -18,6 +18,8 @@ from thawline.trainer.analysis.diagnosis import Finding
 from thawline.trainer.rows import metric_columns
 
 Row = Mapping[str, Any]
+_RECALLS = 10
+"""Classes below an epoch."""
 
 
 def metric_names(row: Row) -> list[str]:
@@ -39,14 +41,22 @@ def table_line(row: Row, *, since_s: float) -> str:
     return "  ".join([*cells, f"{f'{minutes:02d}:{seconds:02d}':>10}"])
 
 
+def recall_line(row: Row) -> str:
+    """Below an epoch: the recall of its classes, the lowest first, ten at most; empty where it was not asked for."""
+    known = [(each["recall"], each["name"]) for each in row.get("recalls") or () if each["recall"] is not None]
+    shown = [f"{printable(name)} {recall:.3f}" for recall, name in sorted(known)[:_RECALLS]]
+    which = "recall" if len(shown) == len(known) else f"recall, lowest of {len(known)}"
+    return f"{'':10}  {which}: {', '.join(shown)}" if shown else ""
+
+
 def epoch_table(rows: Sequence[Row]) -> str:
     """The whole table of a run, as fastai prints it."""
     valid = [row for row in rows if row["kind"] == "valid"]
     if not valid:
         return "no epoch has ended yet"
     starts = [0.0, *(float(row["time_s"]) for row in valid)]
-    lines = [table_line(row, since_s=start) for row, start in zip(valid, starts, strict=False)]
-    return "\n".join([table_header(valid[0]), *lines])
+    lines = [(table_line(row, since_s=start), recall_line(row)) for row, start in zip(valid, starts, strict=False)]
+    return "\n".join([table_header(valid[0]), *(line for pair in lines for line in pair if line)])
 
 
 def diagnosis_lines(findings: Sequence[Finding]) -> list[str]:
@@ -98,6 +108,8 @@ class Console:
         if last is None:
             self.say(table_header(row))
         self.say(table_line(row, since_s=float(last["time_s"]) if last else 0.0))
+        if recalls := recall_line(row):
+            self.say(recalls)
         self._last_valid = row
 
     def _progress(self, row: Row) -> None:

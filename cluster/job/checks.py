@@ -51,6 +51,11 @@ def check_together(job: Job) -> None:
     _check_budget(job)
     job.optim.check(where="optim.")
     fit, workers = job.fit, job.most_workers
+    if fit.class_weights == "balanced" and job.data.balance:
+        raise JobError(
+            f"fit.class_weights='balanced' with data.balance={job.data.balance:g}: rare classes would count twice, in "
+            "the loss and in the stream; leave one of the two out, or give weights by name"
+        )
     if fit.compile == "reduce-overhead" and workers > 1:
         raise JobError(
             f"fit.compile='reduce-overhead' with workers={workers}: torch skips CUDA graphs for BatchNorm under DDP "

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
         result=result,
         epochs=epochs,
         names=names,
+        classes=_by_class(outcomes) if any(row.get("recalls") for row in epochs) else [],
         findings=diagnose(rows),
         judged=record_of(valid.task).right is not None,
         curves=[(_embedded(figure), said) for figure, said in _curves(rows, metrics)],
@@ -48,6 +50,16 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_text(root, "report.html", page)
+
+
+def _by_class(outcomes: pa.Table) -> list[tuple[str, int, int]]:
+    """(class, its validation images, how many of them were found), the lowest recall first; of one label or several."""
+    images, found = Counter[str](), Counter[str]()
+    for target, prediction in zip(outcomes["target"].to_pylist(), outcomes["prediction"].to_pylist(), strict=True):
+        labels, said = ({*each} if isinstance(each, list) else {each} for each in (target, prediction))
+        images.update(labels)
+        found.update(labels & said)
+    return sorted(((name, n, found[name]) for name, n in images.items()), key=lambda row: (row[2] / row[1], row[0]))
 
 
 def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from thawline.cluster.errors import KINDS, HangError, LaunchError, StorageError
@@ -24,10 +25,12 @@ from thawline.cluster.run.pulse import Pulse
 from thawline.cluster.run.vision import job_learner, ranks_here
 from thawline.cluster.words import quoted
 from thawline.dataio.store import files
+from thawline.dataio.stream.balanced import Balanced
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table import census, counts
 from thawline.dataio.table.tasks import TASKS
+from thawline.trainer.class_weights import weigh
 from thawline.trainer.context import RunContext
 from thawline.trainer.durations import seconds
 from thawline.trainer.learner import Learner
@@ -79,7 +82,7 @@ def _run(
         loaded.forget()
         stack.callback(learner.close)
         _announce(job, context, learner, stack)
-        for line in (_description(job, context, learner), *_class_warnings(learner)):
+        for line in (_description(job, context, learner), *_class_warnings(learner), *_balance(job, learner)):
             learner.note(line)
         resumed = learner.resume()
         _check_same_batch(job, learner)
@@ -179,3 +182,22 @@ def _class_warnings(learner: Learner) -> list[str]:
     return counts.lacking(
         {side: census.count_subset(of.subset, of.classes) for side, of in sides.items()}, train.classes
     )
+
+
+def _balance(job: Job, learner: Learner) -> list[str]:
+    """How much the rarest class is made of, and the commonest, where they are not taken as they are. On rank 0 only."""
+    train = learner.train
+    if learner.context.rank or not isinstance(train, ImageLoader):
+        return []
+    images, lines = train.class_counts(), []
+    there = np.flatnonzero(images)
+    ends = [int(there[images[there].argmin()]), int(there[images[there].argmax()])] if len(there) else []
+    if isinstance(train.order, Balanced):
+        times = train.order.shares() * train.samples / np.maximum(images, 1)
+        said = (f"each of {images[i]:,} images of {quoted(train.classes[i])} {times[i]:.3g} times" for i in ends)
+        lines.append(f"data.balance={job.data.balance:g}: an epoch shows {', '.join(said)}; validation is as it is")
+    if job.fit.class_weights is not None:
+        weights = weigh(job.fit.class_weights, train)
+        said = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in ends)
+        lines.append(f"class weights in the loss: {', '.join(said)}")
+    return lines

@@ -170,9 +170,12 @@ def _whose(job: Job, context: RunContext) -> dict[str, object]:
 
 def _meter(job: Job, train: ImageLoader) -> "Meter":
     # torchmetrics takes two seconds to import, which a run that goes on can do without
-    from thawline.trainer.metrics.meter import Meter, build
+    from thawline.trainer.metrics.meter import Meter, build, recalls
 
-    return Meter(build(job.fit.metrics, task=train.task, classes=len(train.classes), side_px=train.spec.size_px))
+    task, classes = train.task, len(train.classes)
+    uneven = job.fit.class_weights is not None or job.data.balance > 0
+    metrics = build(job.fit.metrics, task=task, classes=classes, side_px=train.spec.size_px)
+    return Meter(metrics, recalls=recalls(task, classes) if uneven else None)
 
 
 def mixing(job: Job, *, classes: int, rank: int = 0, world_size: int | None = None) -> Mix | None:

@@ -18,6 +18,7 @@ from thawline.benchmarks import (
     decode,
     finetune,
     harness,
+    imbalance,
     overhead,
     profile,
     ray_overhead,
@@ -239,6 +240,14 @@ def test_few_labels_are_so_many_of_each_class_by_the_seed_and_all_others_validat
         assert (known[labels == digit] == "valid").sum() == round(0.1 * (labels == digit).sum())
     with pytest.raises(harness.BenchmarkError, match=r"labels=60 leaves nothing of a class's \d+ images"):
         finetune.by_class(finetune.few(60), seed=1)(rows)
+
+
+def test_a_rare_class_has_few_training_images_and_all_others_validate() -> None:
+    rows = pa.table({"label": ["rare"] * 30 + ["other"] * 500})
+    sides = imbalance.by_class({"rare": 4, "other": 400}, seed=1)(rows)
+    assert [(sides[part] == "train").sum() for part in (slice(0, 30), slice(30, None))] == [4, 400]
+    assert set(sides) == {"train", "valid"}
+    assert (imbalance.by_class({"rare": 4, "other": 400}, seed=2)(rows) != sides).any()
 
 
 @pytest.mark.slow

@@ -98,7 +98,8 @@ def test_a_task_without_classes_has_no_weights() -> None:
 def fitted(here: Here) -> Outcome:
     learn = here.learner("weighted", model=ToyModel(norm=False, dropout=0.0), class_weights="balanced", ema=0.5)
     learn.fit_one_cycle(2, 1e-2)
-    return {"weights": snapshot(learn.model), "loss": learn.validate()["valid_loss"]}
+    recalls = {each["name"]: each["recall"] for each in learn.recorder.of_kind("valid")[-1]["recalls"]}
+    return {"weights": snapshot(learn.model), "loss": learn.validate()["valid_loss"], "recalls": recalls}
 
 
 @pytest.mark.slow
@@ -106,6 +107,7 @@ def test_two_and_three_ranks_equal_one(tmp_path: Path) -> None:
     worlds = worlds_of(fitted, tmp_path)
     (one,) = worlds[1]
     for outcome in (*worlds[2], *worlds[3]):
+        assert outcome["recalls"] == one["recalls"]
         assert outcome["loss"] == pytest.approx(one["loss"], rel=1e-5)
         for name, value in one["weights"].items():
             torch.testing.assert_close(outcome["weights"][name], value, rtol=1e-4, atol=1e-6)

@@ -17,8 +17,8 @@ from torchmetrics import classification as tm
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.metrics.names import MetricCall, parse, snake
-from thawline.trainer.metrics.states import by_class, matrix_bytes
-from thawline.trainer.tasks import TASKS, MetricKind
+from thawline.trainer.metrics.states import by_class, matrix_bytes, of_each
+from thawline.trainer.tasks import TASKS, MetricKind, record_of
 
 _MOST_BYTES = 4 << 30
 """What a metric may take on the device: a matrix over 23,000 classes, or 1,000 thresholds of 130,000."""
@@ -38,6 +38,15 @@ def one(text: str, *, task: str, classes: int, side_px: int | None = None) -> Me
     metric = _make(_known(asked, task, classes, side_px), asked)
     _try(metric, text, task, classes)
     return metric
+
+
+def recall_of_each(task: str, classes: int) -> Metric | None:
+    """The recall of each class, (C,) float64, NaN where no sample has it; None for a task without recall."""
+    if "recall" not in record_of(task).own_metrics():
+        return None
+    asked = parse("recall")
+    kind = _known(asked, task, classes, None)
+    return _make(replace(kind, made_by=of_each(kind.made_by)), asked)
 
 
 def house_metrics() -> Mapping[str, type[Metric]]:

@@ -25,6 +25,8 @@ class Measured:
     """The same on every rank."""
     predictions: Predictions | None = None
     """One a sample, on rank 0, where they were asked for."""
+    recalls: list[float] | None = None
+    """Of each class, see Meter.compute_recalls."""
 
 
 _THROUGH, _INTERRUPTED, _FAILED = range(3)
@@ -66,4 +68,5 @@ def evaluate(
         raise world.common_error(failure)
     if worst == _INTERRUPTED:
         return None
-    return Measured(meter.compute(), collect(kept, task=loader.task) if keep else None)
+    metrics, recalls = meter.compute(), meter.compute_recalls()
+    return Measured(metrics, collect(kept, task=loader.task) if keep else None, recalls)

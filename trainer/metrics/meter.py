@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassStatScores, MultilabelStatScor
 
 from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.metrics.build import one
+from thawline.trainer.metrics.build import one, recall_of_each
 from thawline.trainer.metrics.names import parse
 from thawline.trainer.metrics.states import gathered
 from thawline.trainer.tasks import TASKS, record_of
@@ -100,6 +100,12 @@ def build(names: Sequence[str], *, task: str, classes: int, side_px: int | None 
     return TaskMetrics(metrics, task=task)
 
 
+def recalls(task: str, classes: int) -> TaskMetrics | None:
+    """The recall of each class; None for a task without recall."""
+    recall = recall_of_each(task, classes)
+    return None if recall is None else TaskMetrics({"recall": recall}, task=task)
+
+
 def default_metrics(task: str, classes: int) -> TaskMetrics:
     """The metrics of a task that nobody chose any for; of an empty one none. Raises RecipeError for an unknown one."""
     return build((), task=task, classes=classes) if task else TaskMetrics({}, task=task)
@@ -108,20 +114,25 @@ def default_metrics(task: str, classes: int) -> TaskMetrics:
 class Meter:
     """Metrics and the mean loss of one validation. Only `compute` waits for the device or for other ranks."""
 
-    def __init__(self, metrics: MetricCollection) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: MetricCollection, *, recalls: TaskMetrics | None = None) -> None:
+        """recalls: as `recalls` makes them, where each class's is wanted, too."""
+        self.metrics, self.recalls = metrics, recalls
         # float64: a float32 sum stops counting at 2^24 samples. NaN must show, and looking for it would wait.
         self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
 
     def to(self, device: torch.device) -> Self:
         """Count on this device."""
         self.metrics.to(device)
+        if self.recalls is not None:
+            self.recalls.to(device)
         self.loss.to(device)
         return self
 
     def update(self, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
         """One batch of this rank, on the device: the model's outputs, targets as the task has them, losses (N,)."""
         self.metrics.update(outputs, targets)
+        if self.recalls is not None:
+            self.recalls.update(outputs, targets)
         self.loss.update(losses)
 
     def compute(self) -> dict[str, float]:
@@ -133,7 +144,21 @@ class Meter:
         numbers = torch.stack([value.double().squeeze() for value in values.values()]).tolist()  # one read for all
         return dict(zip(values, numbers, strict=True))
 
+    def compute_recalls(self) -> list[float] | None:
+        """The recall of each class, NaN where no sample has it, the same on every rank; None if not wanted.
+
+        Collective.
+        """
+        if self.recalls is None:
+            return None
+        with warnings.catch_warnings(), gathered([*self.recalls.values()]):
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
+            found: list[float] = self.recalls.compute()["recall"].tolist()
+        return found
+
     def reset(self) -> None:
         """Forget all samples."""
         self.metrics.reset()
+        if self.recalls is not None:
+            self.recalls.reset()
         self.loss.reset()

@@ -74,6 +74,23 @@ def by_class(kind: type[Metric]) -> type[Metric]:
     return type(kind.__name__, (_ByClass, kind), {"__doc__": kind.__doc__})
 
 
+class _OfEach:
+    """Each class's recall in place of their mean."""
+
+    tp: Tensor
+    fn: Tensor
+
+    def compute(self) -> Tensor:
+        """(C,) float64: the share of each class's samples that were found, NaN where it has none."""
+        return self.tp.double() / (self.tp + self.fn)
+
+
+@cache
+def of_each(recall: type[Metric]) -> type[Metric]:
+    """A class of torchmetrics' recall, such that it gives each class's: see _OfEach."""
+    return type("RecallOfEach", (_OfEach, recall), {})
+
+
 class ErrorRate(MulticlassAccuracy):
     """The share of samples (pixels) whose largest logit is another class's, divided in float64 from whole counts."""
 

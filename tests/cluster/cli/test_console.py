@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 
-from thawline.cluster.cli.console import Console, diagnosis_lines, epoch_table, metric_names
+from thawline.cluster.cli.console import Console, diagnosis_lines, epoch_table, metric_names, recall_line
 from thawline.cluster.jobs import log_records
 from thawline.cluster.words import printable
 from thawline.trainer.analysis.diagnosis import Finding
@@ -23,6 +23,16 @@ def train_row(step: int, **more: Any) -> dict[str, Any]:
         "epoch": step / 10,
     }
     return {**row, "time_s": step * 6.0, "loss": 2.5 / step, "images_per_s": 1234.5, "data_wait_fraction": 0.25, **more}
+
+
+def test_the_recall_of_classes_stands_below_their_epoch() -> None:
+    found = [{"name": "cat", "recall": 0.9}, {"name": "owl", "recall": None}, {"name": "[dog]", "recall": 0.25}]
+    row = {**valid_row(10), "recalls": found}
+    assert recall_line(valid_row(10)) == ""
+    assert recall_line(row) == f"{'':10}  recall: [dog] 0.250, cat 0.900"
+    assert epoch_table([row]).splitlines()[-1] == recall_line(row)
+    many = [{"name": f"c{i}", "recall": i / 20} for i in range(20)]
+    assert recall_line({**row, "recalls": many}).startswith(f"{'':10}  recall, lowest of 20: c0 0.000, c1 0.050, ")
 
 
 def valid_row(step: int) -> dict[str, Any]:

@@ -49,6 +49,8 @@ JOB = Job(manifest="pets.parquet")
         (["--optim.momentum", "1"], r"0 <= optim\.momentum < 1"),
         (["--optim.beta2", "-0.1"], r"0 <= optim\.beta2 < 1"),
         (["--optim.eps", "0"], r"optim\.eps=0\.0"),
+        (["--data.balance", "1.1"], r"inverse frequency.*give 0 <= data\.balance <= 1"),
+        (["--fit.class-weights", "cat", "0"], r"finite numbers above 0 by class"),
     ],
 )
 def test_values_out_of_range_are_refused_with_what_to_give(args: list[str], sentence: str) -> None:
@@ -114,6 +116,7 @@ def test_what_a_phase_s_recipe_would_not_read_is_refused(recipe: Any, phase: dic
             ["--fit.compile", "reduce-overhead", "--workers", "2"],
             r"with workers=2: .*BatchNorm under DDP \(pytorch#139207\).*'max-autotune-no-cudagraphs'",
         ),
+        (["--fit.class-weights", "balanced", "--data.balance", "1"], r"rare classes would count twice.*leave one of"),
         (["--optim.nesterov"], r"optim\.name='adamw' .*give optim\.name='sgd'"),
         (["--optim.nesterov", "--optim.name", "sgd", "--optim.momentum", "0"], r"optim\.momentum=0\.0: only sgd"),
         (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.kit.images import flat_manifest
-from thawline.cluster.run.report import write_report
+from thawline.cluster.run.report import _by_class, write_report
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import loaders
@@ -73,3 +73,14 @@ def test_the_page_tells_every_metric_and_a_diagnosis_where_there_is_one(tmp_path
     expected = [("The learning rate was too high.", "Training loss began at 3 and rose to 6.5 (limit 4.5)")]
     assert found == (expected if slope > 0 else [])
     assert ("What the curves show" in page) == (slope > 0)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_recall_by_class_is_a_plain_count(task: str) -> None:
+    ids, classes = np.arange(4), ("cat", "dog", "owl")
+    said = np.array([[0.9, 0.1, 0.0], [0.8, 0.6, 0.0], [0.1, 0.7, 0.0], [0.9, 0.2, 0.0]], np.float32)
+    single = task == "single_label"
+    targets = np.array([0, 1, 1, 0]) if single else np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]], np.float32)
+    outcomes = Predictions(ids, targets, said, np.zeros(4, np.float32), task).table(classes)
+    expected = [("dog", 2, 1), ("cat", 2, 2)] if single else [("dog", 3, 2), ("cat", 3, 3)]
+    assert _by_class(outcomes) == expected

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from tests.kit.ranks import processes
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses import default_loss
-from thawline.trainer.metrics.meter import Meter, build, default_metrics
+from thawline.trainer.metrics.meter import Meter, build, default_metrics, recalls
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.metrics.states import ErrorRate, PointError
 from thawline.trainer.tasks import TASKS
@@ -88,6 +88,21 @@ def test_metrics_over_uneven_batches_equal_a_numpy_count(task: str) -> None:
         values = meter.compute()
         expected = count(task, *data)
         assert values == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_the_recall_of_each_class_is_scikit_learns(task: str) -> None:
+    logits, targets, losses = draw(task, 90)
+    if task == "single_label":
+        targets = targets % (CLASSES - 1)  # nobody has the last class
+        expected = sk.recall_score(targets, logits.argmax(1), labels=range(CLASSES), average=None, zero_division=np.nan)
+    else:
+        expected = sk.recall_score(targets, logits > 0, average=None)
+    meter = Meter(default_metrics(task, CLASSES), recalls=recalls(task, CLASSES))
+    for part in (slice(0, 64), slice(64, 90)):
+        meter.update(logits[part], targets[part], losses[part])
+    np.testing.assert_allclose(meter.compute_recalls() or [], expected)
+    assert recalls("points", CLASSES) is None
 
 
 def test_counts_are_integers_and_stay_exact_beyond_float32() -> None:
