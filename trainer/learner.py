@@ -29,7 +29,7 @@ from thawline.trainer.lr_finder import STEPS, LrCurve, lr_find
 from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
 from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
-from thawline.trainer.optim_settings import OptimName, OptimSettings
+from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.phase_run import PhaseRun
 from thawline.trainer.progress import Progress
 from thawline.trainer.recorder import Recorder
@@ -73,7 +73,7 @@ class Learner:
         train: Loader,
         valid: Loader,
         *,
-        optimizer: OptimName | OptimSettings = "adamw",
+        optimizer: str | OptimSettings = "adamw",
         precision: PrecisionName = "auto",
         loss: LossFunction | LossName = "auto",
         label_smoothing: float = 0.0,
@@ -349,7 +349,7 @@ def _settings(
     train: Loader,
     device: torch.device,
     loss: LossFunction,
-    optimizer: OptimName | OptimSettings,
+    optimizer: str | OptimSettings,
     *,
     precision: PrecisionName,
     clip: float | None,

@@ -6,14 +6,17 @@ Schedules are made in `schedule`, gradients clipped and scaled in `step`, result
 import importlib
 import importlib.machinery
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from thawline.trainer import optim_timm
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optim_pair import Pair
+from thawline.trainer.optim_settings import TIMM, OptimSettings
 
 LayerGroups = Sequence[Sequence[tuple[str, nn.Parameter]]]
 
@@ -25,19 +28,49 @@ def build(groups: LayerGroups, settings: OptimSettings, *, device: torch.device)
     (one axis or none) without; each param group knows its `layer_group`. Frozen parameters are included: they
     have no gradient and are passed over. device: where the parameters lie.
 
-    Raises RecipeError: no parameters; apex's kernels wanted without a GPU or NVIDIA's apex, or in bfloat16 that
-    they do not know.
+    Raises RecipeError: no parameters; nothing for muon to do; apex's kernels wanted without a GPU or NVIDIA's apex, or
+    in bfloat16 that they do not know; whatever optim_timm.build finds.
     """
     params = _param_groups(groups, settings.weight_decay)
     if settings.engine == "apex" or settings.name == "lamb":
         return _from_apex(params, settings, device)
+    if settings.name.startswith(TIMM):
+        return optim_timm.build(params, settings)
+    if settings.name == "muon":
+        return _muon(groups, settings, device)
+    if settings.name in _UNFUSED:
+        return _UNFUSED[settings.name](params, settings)
+    return _fused(params, settings, device)
+
+
+def check(settings: OptimSettings) -> None:
+    """What `build` would refuse of settings whatever the model. Raises RecipeError."""
+    settings.check()
+    if settings.name.startswith(TIMM):
+        optim_timm.build([{"params": [nn.Parameter(torch.zeros(2, 2))]}], settings)
+
+
+_UNFUSED: dict[str, Callable[[list[dict[str, Any]], OptimSettings], torch.optim.Optimizer]] = {
+    # torch has no fused kernels for these, or none on every device: their rates are plain numbers.
+    "nadam": lambda params, s: torch.optim.NAdam(
+        params, lr=0.0, betas=(s.momentum, s.beta2), eps=s.eps, decoupled_weight_decay=True
+    ),
+    "radam": lambda params, s: torch.optim.RAdam(
+        params, lr=0.0, betas=(s.momentum, s.beta2), eps=s.eps, decoupled_weight_decay=True
+    ),
+    "rmsprop": lambda params, s: torch.optim.RMSprop(params, lr=0.0, alpha=s.beta2, momentum=s.momentum, eps=s.eps),
+    "adagrad": lambda params, s: torch.optim.Adagrad(params, lr=0.0, eps=s.eps),
+}
+
+
+def _fused(params: list[dict[str, Any]], settings: OptimSettings, device: torch.device) -> torch.optim.Optimizer:
     # The CUDA kernels read the rate from the device, as float32; on the CPU float64 is a Python float to the last bit.
     dtype = torch.float64 if device.type == "cpu" else torch.float32
     for group in params:
         group["lr"] = torch.zeros((), dtype=dtype, device=device)
-    if settings.name == "adamw":
-        betas = (settings.momentum, settings.beta2)
-        return torch.optim.AdamW(params, lr=0.0, betas=betas, eps=settings.eps, fused=True)
+    if settings.name in ("adamw", "adam"):
+        kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+        return kind(params, lr=0.0, betas=(settings.momentum, settings.beta2), eps=settings.eps, fused=True)
     sgd = torch.optim.SGD(params, lr=0.0, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
     # torch makes these in the first step without filling them; were that step skipped, the next would read garbage.
     for group in sgd.param_groups:
@@ -59,8 +92,8 @@ def set_hyper(optimizer: torch.optim.Optimizer, lrs: Sequence[float], momentum: 
         if momentum is None:
             continue
         if "betas" in group:
-            group["betas"] = (momentum, group["betas"][1])
-        else:
+            group["betas"] = (momentum, *group["betas"][1:])
+        elif "momentum" in group:  # adagrad has none
             group["momentum"] = momentum
 
 
@@ -105,6 +138,29 @@ def find_apex() -> tuple[Literal["nvidia", "unrelated", "missing", "broken"], st
         fault = f"{type(error).__name__}: {error}"
         return "broken", f"the apex at {where} does not work ({fault}): build its CUDA extensions; {remedy}"
     return "nvidia", f"NVIDIA's apex with FusedLAMB at {where}"
+
+
+def _muon(groups: LayerGroups, settings: OptimSettings, device: torch.device) -> torch.optim.Optimizer:
+    """Muon for hidden matrices, AdamW for the rest, at the same rates.
+
+    Source: Jordan et al., Muon, 2024; steps as long as AdamW's by Liu et al., Muon is Scalable for LLM Training, 2025.
+    """
+    matrices = [name for group in groups for name, p in group if p.ndim == 2 and name.endswith("weight")]
+    hidden = {*matrices[:-1]}  # the last makes the outputs
+    if not hidden:
+        raise RecipeError(
+            "optimiser name='muon' has no hidden matrix in this model: filters have four axes, and all would be "
+            "adamw's; give name='adamw'"
+        )
+
+    def part(of_muon: bool) -> list[dict[str, Any]]:
+        kept = [[(name, p) for name, p in group if (name in hidden) == of_muon] for group in groups]
+        return _param_groups(kept, settings.weight_decay)
+
+    muon = torch.optim.Muon(
+        part(True), lr=0.0, weight_decay=0.0, momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
+    )
+    return Pair(muon, _fused(part(False), replace(settings, name="adamw"), device))
 
 
 def _from_apex(params: list[dict[str, Any]], settings: OptimSettings, device: torch.device) -> torch.optim.Optimizer:

@@ -55,9 +55,11 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
     from thawline.cluster.run.vision import mixing
     from thawline.dataio.stream.balanced import check as check_balance
     from thawline.models.bodies import check_name
+    from thawline.trainer import optim
 
     check_name(job.model.name)
     phases(job)
+    optim.check(job.optim)
     mixing(job, classes=2)
     check_balance(job.data.balance, task=loaded.manifest.task)
     if job.fit.class_weights is not None:

@@ -203,7 +203,7 @@ def test_empty_layer_groups_keep_the_count_of_the_others() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"name": "adam"}, "did you mean 'adamw'"),
+        ({"name": "adamx"}, "did you mean 'adam"),
         ({"name": "SGD"}, "did you mean 'sgd'"),
         ({"name": "ranger"}, "nothing like it"),
         ({"engine": "Apex"}, "engine='Apex' is not known: did you mean 'apex'"),
@@ -214,6 +214,10 @@ def test_empty_layer_groups_keep_the_count_of_the_others() -> None:
         ({"eps": 0.0}, r"eps=0\.0"),
         ({"nesterov": True}, "nesterov=True with name='adamw'"),
         ({"name": "sgd", "nesterov": True, "momentum": 0.0}, r"momentum=0\.0"),
+        ({"name": "sgd", "beta2": 0.9}, r"beta2=0\.9 with name='sgd', which has none"),
+        ({"name": "sgd", "eps": 1e-8}, "eps=1e-08 with name='sgd', which has none"),
+        ({"name": "adagrad", "momentum": 0.5}, r"momentum=0\.5 with name='adagrad', which has none"),
+        ({"name": "radam", "engine": "apex"}, "engine='apex' with name='radam', which NVIDIA's apex has not"),
     ],
 )
 def test_what_makes_no_optimiser_gets_a_sentence(options: dict[str, Any], told: str) -> None:

@@ -172,7 +172,7 @@ def test_the_ends_of_the_ranges_pass() -> None:
     assert check(phased) == phased
     warm = replace(JOB, fit=Fit("constant", warmup=1.0))
     assert check(warm) == warm
-    sgd = replace(JOB, optim=OptimSettings("sgd", nesterov=True, beta2=0.0))
+    sgd = replace(JOB, optim=OptimSettings("sgd", nesterov=True, momentum=0.5))
     assert check(sgd) == sgd
 
 

@@ -20,10 +20,12 @@ RECIPES: dict[str, Callable[[Learner], None]] = {
 }
 
 
-def on_disk(folder: Path, *, data: tuple[ToyLoader, ToyLoader] | None = None, stop_at_ask: int = 0) -> Learner:
+def on_disk(
+    folder: Path, *, data: tuple[ToyLoader, ToyLoader] | None = None, stop_at_ask: int = 0, **options: Any
+) -> Learner:
     """A new learner on that run's folder that writes a checkpoint at every window."""
     context = Watched(run_dir=folder, stop_at_ask=stop_at_ask)
-    return learner(context=context, checkpoint_every_s=0.0, data=data or loaders(train=22))
+    return learner(context=context, checkpoint_every_s=0.0, data=data or loaders(train=22), **options)
 
 
 def asked(learn: Learner) -> int:
