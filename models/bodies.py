@@ -4,87 +4,127 @@ Normalisation is no part of the model: the data path applies it.
 """
 
 import difflib
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from thawline.models.errors import UnknownModelError
-from thawline.models.heads import check_options, head_of
-from thawline.models.tiny import FEATURES, tiny_body
+from thawline.models import timm_bodies, torchvision_bodies
+from thawline.models.body import Body, Grouping, Names, Origin, on_meta, shape_of
+from thawline.models.errors import ModelError, UnknownModelError
+from thawline.models.groups import Part, gathered
+from thawline.models.heads import head_of, kind_of
 from thawline.models.tiny import NAME as TINY
-from thawline.models.weights import load_file, load_imagenet
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of ImageNet: `tiny` has them too, so that it is given the pixels that a ResNet is."""
+from thawline.models.weights import load_body, load_file, load_imagenet
 
 
 class Classifier(nn.Module):
-    """A body under fastai's head: images (N, 3, H, W) float -> what its task asks for, such as logits (N, classes).
+    """A body under a head: images (N, 3, H, W) float -> logits (N, classes).
 
-    The body's children have torchvision's names, so a ResNet's state dict is torchvision's without `fc`.
+    The body's tensors have their library's names, so a ResNet's state dict is torchvision's without `fc`.
     """
 
     name: str
-    """The backbone's name, as `create` takes it."""
+    """The body's name, as `create` takes it."""
     classes: int
-    """How many logits, numbers or points come out."""
+    """How many logits come out."""
     options: dict[str, Any]
-    """Further arguments of `create` that shaped its head."""
-    scale: tuple[float, ...] | None
-    """The units of the numbers that come out: a standard deviation each; None where they are no numbers."""
+    """Further arguments of `create` that shaped it."""
     origin: str
     """Where the weights came from, in words; for the log."""
     pretrained: bool
     """Whether the body has been trained before: frozen, it gives the head something to learn from."""
 
-    def __init__(self, body: nn.Sequential, head: nn.Module, *, name: str, classes: int) -> None:
+    def __init__(self, body: nn.Module, head: nn.Module, *, name: str, classes: int, groups: Names) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
-        self.options, self.scale = {}, None
+        self.options, self._groups = {}, groups
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.body(images))
 
-    def groups(self) -> list[list[nn.Module]]:
-        """Stem to layer2, layer3 and layer4, head: fastai's split of a ResNet."""
-        layers = list(self.body)
-        return [layers[:-2], layers[-2:], [self.head]]
+    def groups(self) -> list[list[Part]]:
+        """The body's layer groups, stem first, and the head. Of a ResNet fastai's: to layer2, to layer4, head."""
+        return [*gathered(self.body, self._groups), [self.head]]
 
 
-def names() -> list[str]:
-    """The backbones that `create` knows: torchvision's ResNet family, and `tiny`."""
-    every = torchvision.models.list_models(module=torchvision.models)
-    family = torchvision.models.resnet.__name__
-    return [*(name for name in every if torchvision.models.get_model_builder(name).__module__ == family), TINY]
+def names() -> tuple[str, ...]:
+    """The bodies that every installation has: torchvision's classification networks, and `tiny`."""
+    return torchvision_bodies.names()
 
 
 def check_name(name: str) -> None:
     """Raises UnknownModelError, with the nearest right names, if `create` does not know this one."""
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=3) or names()
+    if timm_bodies.is_ours(name):
+        timm_bodies.check_name(name)
+    elif name not in names():
+        near = ", ".join(difflib.get_close_matches(name, names(), n=3))
         raise UnknownModelError(
-            f"{name[:80]!r} is neither a ResNet of torchvision nor {TINY!r}: no model can be built; give one of "
-            f"{', '.join(near)}"
+            f"{name[:80]!r} is neither a network of torchvision nor {TINY!r}: no model can be built; give "
+            f"{f'one of {near}' if near else 'one that `thawline models` lists'}, or timm/NAME"
         )
 
 
+def origin(name: str) -> Origin:
+    """What is known of a body's published weights without building it. Raises UnknownModelError."""
+    check_name(name)
+    return timm_bodies.origin(name) if timm_bodies.is_ours(name) else torchvision_bodies.origin(name)
+
+
 def normalisation(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1], that the backbone's weights were trained with.
+    """Mean and standard deviation per channel, of pixels in [0, 1], that the body's weights were trained with.
 
     Raises: UnknownModelError.
     """
+    about = origin(name)
+    return about.mean, about.std
+
+
+def body_of(name: str, *, in_channels: int = 3, size_px: int | None = None, maps: bool = False) -> Body:
+    """A body on the CPU with random weights, as its library starts them, and all that is known of it.
+
+    size_px: the side of the images, which networks that take one size only are built for; None is what the published
+    weights were trained with. in_channels: where it is not 3, the first convolution starts anew.
+    maps: only `feature_maps` will be asked for, so that layers behind them are left out.
+    Raises: UnknownModelError, ModelError.
+    """
     check_name(name)
-    if name == TINY:
-        return _IMAGENET
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    (m0, m1, m2), (s0, s1, s2) = preset.mean, preset.std
-    return (m0, m1, m2), (s0, s1, s2)
+    if in_channels < 1:
+        raise ModelError(f"in_channels={in_channels}: there would be no image to see; give 1 or more")
+    if timm_bodies.is_ours(name):
+        return timm_bodies.body_of(name, in_channels=in_channels, size_px=size_px, maps=maps)
+    return torchvision_bodies.body_of(name, in_channels=in_channels, size_px=size_px)
+
+
+def check(name: str, *, groups: Grouping = "three", sizes_px: Sequence[int] = (), checkpointing: bool = False) -> int:
+    """Whether `create` can make such a model, and it can see images of each of these sides; how many groups it has.
+
+    Raises: UnknownModelError, ModelError.
+    """
+    body = body_of(name, size_px=sizes_px[-1] if sizes_px else None)
+    ghost = on_meta(body.module)
+    for size_px in dict.fromkeys(sizes_px):
+        shape_of(ghost, channels=3, size_px=size_px, name=name)
+    if checkpointing:
+        checkpoint_gradients(ghost, name=name)
+    return len(body.groups(groups)) + 1
+
+
+def checkpoint_gradients(module: nn.Module, *, name: str) -> None:
+    """Have a body compute its features again in the backward pass, to keep fewer. Raises ModelError if it cannot."""
+    network: Any = module
+    if not hasattr(network, "set_grad_checkpointing"):
+        raise ModelError(
+            f"{name} has no gradient checkpointing: all its features would be kept; leave model.checkpointing out, or "
+            "give a model of timm that has it"
+        )
+    try:
+        network.set_grad_checkpointing(True)
+    except (AssertionError, NotImplementedError) as error:
+        raise ModelError(f"{name} has no gradient checkpointing ({error}): leave model.checkpointing out") from error
 
 
 def create(
@@ -96,50 +136,58 @@ def create(
     dropout: float = 0.5,
     seed: int | None = None,
     class_names: Sequence[str] | None = None,
-    label_mean: Sequence[float] | None = None,
-    label_std: Sequence[float] | None = None,
-    y_range: Sequence[float] | None = None,
+    groups: Grouping = "three",
+    in_channels: int = 3,
+    size_px: int | None = None,
+    checkpointing: bool = False,
 ) -> Classifier:
-    """Build a model on the CPU, in training mode, everything trainable.
+    """Build a classifier on the CPU, in training mode, everything trainable.
 
-    `weights` is "imagenet" (downloaded once, checked; a job's default too), "none" (torchvision's own initialisation),
-    a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its shapes agree and, if
-    `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet: there "imagenet" is
-    "none", and `origin` says so.
-    label_mean, label_std, y_range: of task number alone, see heads.number_head.
+    name: of a classification network of torchvision; `timm/NAME` or `hf-hub:ORG/MODEL`, with timm installed; `tiny`.
+    `weights` is "imagenet" (the published ones of that name, downloaded once; a job's default too), "none" (as its
+    library starts it), a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its
+    shapes agree and, if `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet:
+    there "imagenet" is "none", and `origin` says so.
+    A convolutional body is given fastai's head, a transformer a normed linear one. groups: how the layers are grouped
+    for freezing and for discriminative learning rates; "three" is fastai's. size_px: the side of the images; it matters
+    to networks that take one size only. in_channels other than 3: the first layer is RGB's in fastai's way.
+    checkpointing: compute features again in the backward pass, which keeps less in memory.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
-    Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a task without a head), WeightsError.
+    Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a task without a head, a size that cannot be),
+        WeightsError.
     """
     check_name(name)
     make_head = head_of(task)
-    options: dict[str, Any] = {"dropout": dropout}
-    numbers = {"label_mean": label_mean, "label_std": label_std, "y_range": y_range}
-    options |= {key: tuple(value) for key, value in numbers.items() if value is not None}
-    check_options(task, options)
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
-        body, features = _untrained_body(name)
-        head = make_head(features, classes, **options)
-    model = Classifier(body, head, name=name, classes=classes)
-    model.options, model.scale = options, options.get("label_std")
+        body = body_of(name, in_channels=in_channels, size_px=size_px)
+        kind = kind_of(make_head, task=task, name=name, pooled=body.pooled)
+        head = make_head(body.features, classes, dropout=dropout, **kind)
+    model = Classifier(body.module, head, name=name, classes=classes, groups=body.groups(groups))
+    given = {"groups": groups, "in_channels": in_channels, "size_px": body.size_px if body.bound else None}
+    model.options = {"dropout": dropout, **{key: value for key, value in given.items() if value != _DEFAULTS[key]}}
+    if checkpointing:
+        checkpoint_gradients(body.module, name=name)
     if weights == "imagenet" and name == TINY:
         model.origin = "random weights: nobody trained it on ImageNet"
         return model
     if weights == "imagenet":
-        model.origin = load_imagenet(model, name)
+        model.origin = _load_published(model, body)
     elif weights != "none":
-        model.origin = load_file(model, weights, classes=class_names)
+        model.origin = load_file(model, weights, classes=class_names, foreign=body.foreign)
     model.pretrained = weights != "none"
     return model
 
 
-def _untrained_body(name: str) -> tuple[nn.Sequential, int]:
-    """A body as initialised, and the channels of its feature map."""
-    if name == TINY:
-        return tiny_body(), FEATURES
-    network = torchvision.models.get_model(name, weights=None)
-    children = [child for child in network.named_children() if child[0] not in ("avgpool", "fc")]
-    return nn.Sequential(OrderedDict(children)), network.fc.in_features
+def _load_published(model: Classifier, body: Body) -> str:
+    if not timm_bodies.is_ours(body.name):
+        return load_imagenet(model, body.name, foreign=body.foreign)
+    load_body(model, timm_bodies.published(body), where=body.name)
+    return f"{body.name}: body, as it is published; head as initialised"
+
+
+_DEFAULTS: dict[str, Any] = {"groups": "three", "in_channels": 3, "size_px": None}
+"""Of `create`, what a bundle need not say."""

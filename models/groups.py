@@ -1,18 +1,23 @@
 """Which layers train together, and which are frozen? Layer groups from stem to head.
 
-Works on any module with a method `groups()` that answers lists of its submodules, stem first. A model wrapped
-by DDP or torch.compile is to be unwrapped first; and DDP must be wrapped anew after each change made here.
+Works on any module with a method `groups()` that answers lists of its submodules, stem first, and beside them of such
+parameters as lie in none of these (a transformer's class token). A model wrapped by DDP or torch.compile is to be
+unwrapped first; and DDP must be wrapped anew after each change made here.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline.models.errors import ModelError
 
+Part = nn.Module | nn.Parameter
+"""What a layer group is made of."""
 
-def layer_groups(model: nn.Module) -> list[list[nn.Module]]:
+
+def layer_groups(model: nn.Module) -> list[list[Part]]:
     """The model's submodules in groups, stem first and head last.
 
     Raises: ModelError, when the model has no method `groups()`.
@@ -33,7 +38,7 @@ def parameter_groups(model: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [
-        [(names[id(parameter)], parameter) for module in group for parameter in module.parameters()]
+        [(names[id(parameter)], parameter) for part in group for parameter in _parameters(part)]
         for group in layer_groups(model)
     ]
     placed = Counter(name for group in found for name, _ in group)
@@ -44,6 +49,38 @@ def parameter_groups(model: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
             "parameters so): it would not train as meant; put every layer in exactly one group"
         )
     return found
+
+
+def gathered(module: nn.Module, names: Sequence[Sequence[str]]) -> list[list[Part]]:
+    """Groups of parameters, given by their names in `module`, as the largest submodules that lie in one group whole.
+
+    A submodule without parameters goes with what comes before it.
+    """
+    of = {name: i for i, group in enumerate(names) for name in group}
+    found: list[list[Part]] = [[] for _ in names]
+    last = 0
+
+    def place(part: nn.Module, prefix: str) -> None:
+        nonlocal last
+        inside = {of[prefix + name] for name, _ in part.named_parameters()} or {last}
+        if len(inside) == 1:
+            (last,) = inside
+            found[last].append(part)
+            return
+        for name, parameter in part.named_parameters(recurse=False):
+            found[of[prefix + name]].append(parameter)
+        for name, child in part.named_children():
+            place(child, f"{prefix}{name}.")
+
+    for name, child in module.named_children():
+        place(child, f"{name}.")
+    for name, parameter in module.named_parameters(recurse=False):
+        found[of[name]].insert(0, parameter)
+    return found
+
+
+def _parameters(part: Part) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else [*part.parameters()]
 
 
 def freeze_to(model: nn.Module, n: int) -> None:
@@ -62,9 +99,12 @@ def freeze_to(model: nn.Module, n: int) -> None:
             f"give a value from {-len(groups)} to {len(groups) - 1}"
         )
     for i, group in enumerate(groups):
-        for layer in (inner for module in group for inner in module.modules()):
-            for parameter in layer.parameters(recurse=False):
-                parameter.requires_grad_(i >= first or isinstance(layer, _BatchNorm))
+        for part in group:
+            for parameter in _parameters(part):
+                parameter.requires_grad_(i >= first)
+            for layer in part.modules() if isinstance(part, nn.Module) else ():
+                for parameter in layer.parameters(recurse=False) if isinstance(layer, _BatchNorm) else ():
+                    parameter.requires_grad_(True)
 
 
 def freeze(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What turns a body's feature map into the task's outputs? fastai's heads, and which of them a task has."""
+"""What turns a body's features into the task's outputs? fastai's heads, and which of them a task has."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -20,11 +20,13 @@ class AdaptiveConcatPool2d(nn.Module):
         return torch.cat([features.amax((2, 3), keepdim=True), features.mean((2, 3), keepdim=True)], 1)
 
 
-def classification_head(features: int, outputs: int, *, dropout: float = 0.5) -> nn.Sequential:
+def classification_head(features: int, outputs: int, *, dropout: float = 0.5, pooled: bool = False) -> nn.Sequential:
     """The head from a feature map (N, features, H, W) to logits (N, outputs).
 
     Half of `dropout` comes before the first linear layer, all of it before the second. The linear layers
     start Kaiming normal, the norms as torch makes them.
+    pooled: the body is a transformer that gives a vector, (N, features): a norm, `dropout`, and one linear layer, which
+    starts as transformers' do, truncated normal with deviation .02.
     Raises: ModelError, when there is nothing to predict or `dropout` is no probability below one.
     Source: fastai, `create_head` with its defaults; the initialisation is He et al. (2015).
     """
@@ -32,6 +34,11 @@ def classification_head(features: int, outputs: int, *, dropout: float = 0.5) ->
         raise ModelError(f"a head with {outputs} outputs predicts nothing: give at least one class")
     if not 0 <= dropout < 1:  # catches NaN too
         raise ModelError(f"dropout={dropout} lies outside [0, 1): nothing could be learned; give a value within")
+    if pooled:
+        linear = nn.Linear(features, outputs)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), linear)
     head = nn.Sequential(
         AdaptiveConcatPool2d(),
         nn.Flatten(),
@@ -87,6 +94,7 @@ def number_head(
     label_mean: Sequence[float] | None = None,
     label_std: Sequence[float] | None = None,
     y_range: Sequence[float] | None = None,
+    pooled: bool = False,
 ) -> nn.Sequential:
     """The head from a feature map to numbers (N, outputs) in their own units.
 
@@ -102,15 +110,16 @@ def number_head(
         )
     if y_range is not None and not y_range[0] < y_range[1]:
         raise ModelError(f"y_range={tuple(y_range)} has no inside: no number could be said; give (low, high)")
-    return nn.Sequential(*classification_head(features, outputs, dropout=dropout), InUnits(mean, std, y_range))
+    layers = classification_head(features, outputs, dropout=dropout, pooled=pooled)
+    return nn.Sequential(*layers, InUnits(mean, std, y_range))
 
 
-def points_head(features: int, outputs: int, *, dropout: float = 0.5) -> nn.Sequential:
+def points_head(features: int, outputs: int, *, dropout: float = 0.5, pooled: bool = False) -> nn.Sequential:
     """The head from a feature map to `outputs` points, (N, outputs, 2). Raises ModelError as `classification_head`.
 
     Source: fastai, whose points are within a y_range of -1 to 1, too.
     """
-    return nn.Sequential(*classification_head(features, 2 * outputs, dropout=dropout), AsPoints())
+    return nn.Sequential(*classification_head(features, 2 * outputs, dropout=dropout, pooled=pooled), AsPoints())
 
 
 TASKS: dict[str, Callable[..., nn.Module] | None] = {
@@ -122,7 +131,8 @@ TASKS: dict[str, Callable[..., nn.Module] | None] = {
 }
 """(features, outputs, dropout=, ...) -> the head of each task; None where there is none, and a model is the user's own.
 
-What further arguments a head takes, `create` takes for it.
+What further arguments a head takes, `create` takes for it. `pooled=True` is given where the body is a transformer, which
+gives vectors; a head without it takes feature maps alone.
 """
 
 
@@ -149,3 +159,15 @@ def check_options(task: str, options: dict[str, Any]) -> None:
 
 def _arguments(head: Callable[..., nn.Module]) -> Sequence[str]:
     return list(inspect.signature(head).parameters)
+
+
+def kind_of(make_head: Callable[..., nn.Module], *, task: str, name: str, pooled: bool) -> dict[str, bool]:
+    """What to tell a head of the body that it stands on. Raises ModelError where it cannot stand there."""
+    if not pooled:
+        return {}
+    if "pooled" not in _arguments(make_head):
+        raise ModelError(
+            f"the head of task={task!r} takes feature maps, and {name} gives a vector for each image: no model can be "
+            "built; give a convolutional body, such as resnet34"
+        )
+    return {"pooled": True}

@@ -4,6 +4,7 @@ What a file holds, `saved` says: here it is fitted to a model.
 """
 
 import contextlib
+import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +16,29 @@ import torchvision
 from torch import Tensor, nn
 
 from thawline.models import saved
+from thawline.models.body import for_channels
 from thawline.models.errors import WeightsError
 from thawline.models.saved import REMEDY
+
+_FC = ("fc.",)
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
+"""torchvision's files of DenseNets have the names of an older torch."""
 
 CONNECT_TIMEOUT_S = 5.0
 """How long a download may stand still; torch itself would wait for ever."""
 
 
 def imagenet_url(name: str) -> str:
-    """Where torchvision keeps its first ImageNet-1k weights of a backbone."""
-    return torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    """Where torchvision keeps its first ImageNet-1k weights of a body."""
+    weights = torchvision.models.get_model_weights(name)
+    chosen = weights.__members__.get("IMAGENET1K_V1", weights.DEFAULT)  # the largest two have none of that name
+    return str(chosen.url)
 
 
-def load_imagenet(model: nn.Module, name: str) -> str:
+def load_imagenet(model: nn.Module, name: str, *, foreign: Sequence[str] = _FC) -> str:
     """Fill `model.body` with torchvision's ImageNet weights, by torch hub's cache. Returns what was loaded.
 
+    foreign: what the names of the classifier's tensors begin with.
     Raises: WeightsError within seconds when offline, on an HTTP error, a wrong checksum or a damaged cache.
     """
     url = imagenet_url(name)
@@ -52,30 +61,36 @@ def load_imagenet(model: nn.Module, name: str) -> str:
             f"{url} could not be fetched ({kind}{error}): no ImageNet weights for {name}; "
             f"put the file in {cache}, {REMEDY}"
         ) from error
-    _load_body(model, _without(state, "fc."), where=str(cached))
+    load_body(model, _without(state, foreign), where=str(cached))
     return f"{cached.name}: body of {name}, trained on ImageNet-1k; head as initialised"
 
 
-def load_file(model: nn.Module, file: str | Path, *, classes: Sequence[str] | None = None) -> str:
+def load_file(
+    model: nn.Module,
+    file: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    foreign: Sequence[str] = _FC,
+) -> str:
     """Fill a model that has `body` and `head` from a file or a run. Returns what was loaded, and what was not.
 
-    file: see saved.read. Its state dict is torchvision's (conv1.weight, ...: the body), or ours (body.*, head.*: the
-    head too where its shapes agree, and `classes`, if they are told, are those that it was trained on, in their order).
-    The body must fit exactly, else nothing is loaded.
+    file: see saved.read. Its state dict is the library's (conv1.weight, ...: the body, and under `foreign` a
+    classifier, which is left out), or ours (body.*, head.*: the head too where its shapes agree, and `classes`, if they
+    are told, are those that it was trained on, in their order). The body must fit exactly, else nothing is loaded.
     Raises: WeightsError, when it is missing, unreadable, holds code, does not fit or holds what is no number.
     """
     found = saved.read(file)
     path, state = found.where, found.state
     if not any(key.startswith("body.") for key in state):
-        _load_body(model, _without(state, "fc."), where=path)
+        load_body(model, _without(state, foreign), where=path)
         return f"{path}: body; the file has no head of ours, so the head is as initialised"
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
-    body = {key.removeprefix("body."): value for key, value in _without(state, "head.").items()}
+    body = {key.removeprefix("body."): value for key, value in _without(state, ("head.",)).items()}
     misfits = differences(model.get_submodule("head"), head)
     why = f"its {_first(misfits)}" if misfits else _other_classes(found.classes, classes)
     if not why:
         _check_numbers(head, where=path)
-    _load_body(model, body, where=path)
+    load_body(model, body, where=path)
     if why:
         return f"{path}: body only; the head is as initialised, since {why}"
     model.get_submodule("head").load_state_dict(head)
@@ -102,19 +117,29 @@ def _network_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(prefix)}
+def _without(state: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(tuple(prefixes))}
 
 
-def _load_body(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+def load_body(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Fill `model.body`. where: what the weights are called in errors. Raises WeightsError, and changes nothing."""
     body = model.get_submodule("body")
+    state = _for_channels(body, {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()})
     misfits = differences(body, state)
     if misfits:
-        raise WeightsError(
-            f"{where} does not fit the model's body: {_first(misfits)}; give weights of the same backbone"
-        )
+        raise WeightsError(f"{where} does not fit the model's body: {_first(misfits)}; give weights of the same body")
     _check_numbers(state, where=where)
     body.load_state_dict(state)
+
+
+def _for_channels(body: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of RGB for a body that takes more channels or fewer."""
+    first = next(((key, own) for key, own in body.state_dict().items() if own.ndim == 4), None)
+    if first is not None and (theirs := state.get(first[0])) is not None and theirs.ndim == 4:
+        key, channels = first[0], first[1].shape[1]
+        if channels != theirs.shape[1] == 3:
+            return {**state, key: for_channels(theirs, channels)}
+    return state
 
 
 def _check_numbers(state: Mapping[str, Tensor], *, where: str) -> None:
