@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast test-cluster kills crash-points chaos fuzz likeness check docs bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills crash-points chaos fuzz likeness architectures check docs bench prometheus clean help
 .SECONDARY:
 
 DEMO := .venv/.ready-samples
@@ -61,6 +61,9 @@ fuzz: $(TEST)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSV
 SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 likeness: $(TEST)  ## 217 kinds of pictures a seed (SEEDS) through both engines: each must show Pillow's pixels
 	$(BIN)/python -m tests.campaigns.likeness $(SEEDS)
+
+architectures: $(TEST)  ## 80 architectures of torchvision and timm: created, grouped, frozen, unfrozen, a step each (30 minutes)
+	OMP_NUM_THREADS=2 $(BIN)/python -m tests.campaigns.architectures $(NAMES)
 
 check: $(CHECK)  ## ruff and the type checker
 	$(BIN)/ruff check .

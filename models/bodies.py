@@ -4,6 +4,7 @@ Normalisation is no part of the model: the data path applies it.
 """
 
 import difflib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from thawline.models import timm_bodies, torchvision_bodies
-from thawline.models.body import Body, Grouping, Names, Origin, on_meta, shape_of
+from thawline.models.body import Body, Names, Origin, on_meta, shape_of
 from thawline.models.errors import ModelError, UnknownModelError
 from thawline.models.groups import Part, gathered
-from thawline.models.heads import head_of, kind_of
+from thawline.models.heads import check_options, head_of, kind_of
+from thawline.models.settings import Grouping
 from thawline.models.tiny import NAME as TINY
 from thawline.models.weights import load_body, load_file, load_imagenet
 
 
 class Classifier(nn.Module):
-    """A body under a head: images (N, 3, H, W) float -> logits (N, classes).
+    """A body under a head: images (N, 3, H, W) float -> what its task asks for, such as logits (N, classes).
 
     The body's tensors have their library's names, so a ResNet's state dict is torchvision's without `fc`.
     """
@@ -29,9 +31,11 @@ class Classifier(nn.Module):
     name: str
     """The body's name, as `create` takes it."""
     classes: int
-    """How many logits come out."""
+    """How many logits, numbers or points come out."""
     options: dict[str, Any]
     """Further arguments of `create` that shaped it."""
+    scale: tuple[float, ...] | None
+    """The units of the numbers that come out: a standard deviation each; None where they are no numbers."""
     origin: str
     """Where the weights came from, in words; for the log."""
     pretrained: bool
@@ -41,7 +45,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
-        self.options, self._groups = {}, groups
+        self.options, self.scale, self._groups = {}, None, groups
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.body(images))
@@ -136,18 +140,22 @@ def create(
     dropout: float = 0.5,
     seed: int | None = None,
     class_names: Sequence[str] | None = None,
+    label_mean: Sequence[float] | None = None,
+    label_std: Sequence[float] | None = None,
+    y_range: Sequence[float] | None = None,
     groups: Grouping = "three",
     in_channels: int = 3,
     size_px: int | None = None,
     checkpointing: bool = False,
 ) -> Classifier:
-    """Build a classifier on the CPU, in training mode, everything trainable.
+    """Build a model on the CPU, in training mode, everything trainable.
 
     name: of a classification network of torchvision; `timm/NAME` or `hf-hub:ORG/MODEL`, with timm installed; `tiny`.
     `weights` is "imagenet" (the published ones of that name, downloaded once; a job's default too), "none" (as its
     library starts it), a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its
     shapes agree and, if `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet:
     there "imagenet" is "none", and `origin` says so.
+    label_mean, label_std, y_range: of task number alone, see heads.number_head.
     A convolutional body is given fastai's head, a transformer a normed linear one. groups: how the layers are grouped
     for freezing and for discriminative learning rates; "three" is fastai's. size_px: the side of the images; it matters
     to networks that take one size only. in_channels other than 3: the first layer is RGB's in fastai's way.
@@ -159,27 +167,42 @@ def create(
     """
     check_name(name)
     make_head = head_of(task)
+    options = _head_options(task, dropout=dropout, label_mean=label_mean, label_std=label_std, y_range=y_range)
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
         body = body_of(name, in_channels=in_channels, size_px=size_px)
         kind = kind_of(make_head, task=task, name=name, pooled=body.pooled)
-        head = make_head(body.features, classes, dropout=dropout, **kind)
+        head = make_head(body.features, classes, **options, **kind)
     model = Classifier(body.module, head, name=name, classes=classes, groups=body.groups(groups))
-    given = {"groups": groups, "in_channels": in_channels, "size_px": body.size_px if body.bound else None}
-    model.options = {"dropout": dropout, **{key: value for key, value in given.items() if value != _DEFAULTS[key]}}
+    model.options = options | _shaping(groups=groups, in_channels=in_channels, size_px=size_px if body.bound else None)
+    model.scale = options.get("label_std")
     if checkpointing:
         checkpoint_gradients(body.module, name=name)
-    if weights == "imagenet" and name == TINY:
+    _fill(model, body, weights, class_names)
+    return model
+
+
+def _head_options(task: str, *, dropout: float, **given: Sequence[float] | None) -> dict[str, Any]:
+    """What to tell a head, of what was given. Raises ModelError for what it does not take."""
+    options = {"dropout": dropout, **{name: tuple(value) for name, value in given.items() if value is not None}}
+    check_options(task, options)
+    return options
+
+
+def _fill(model: Classifier, body: Body, weights: str | Path, class_names: Sequence[str] | None) -> None:
+    """Give a model its weights, and say where they came from. Raises WeightsError."""
+    if weights == "none":
+        return
+    if weights == "imagenet" and body.name == TINY:
         model.origin = "random weights: nobody trained it on ImageNet"
-        return model
+        return
     if weights == "imagenet":
         model.origin = _load_published(model, body)
-    elif weights != "none":
+    else:
         model.origin = load_file(model, weights, classes=class_names, foreign=body.foreign)
-    model.pretrained = weights != "none"
-    return model
+    model.pretrained = True
 
 
 def _load_published(model: Classifier, body: Body) -> str:
@@ -189,5 +212,7 @@ def _load_published(model: Classifier, body: Body) -> str:
     return f"{body.name}: body, as it is published; head as initialised"
 
 
-_DEFAULTS: dict[str, Any] = {"groups": "three", "in_channels": 3, "size_px": None}
-"""Of `create`, what a bundle need not say."""
+def _shaping(**given: Any) -> dict[str, Any]:
+    """Of `create`'s arguments those that are not its defaults: a bundle need not say the others."""
+    default = inspect.signature(create).parameters
+    return {name: value for name, value in given.items() if value != default[name].default}

@@ -8,15 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log2
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from thawline.models.errors import ModelError
-
-Grouping = Literal["three", "stages", "blocks"]
-"""How a body's layers are grouped; the head is one more group each time. three: fastai's, the body in two halves."""
+from thawline.models.settings import Grouping
 
 Names = tuple[tuple[str, ...], ...]
 """Parameters of a body by layer group, stem first."""

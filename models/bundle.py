@@ -25,7 +25,7 @@ FOLDER = "model"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 VERSION = 1
 _FORMAT = "thawline bundle"
-_OPTIONS = ("dropout", "label_mean", "label_std", "y_range")
+_OPTIONS = ("dropout", "groups", "in_channels", "label_mean", "label_std", "size_px", "y_range")
 """Of `create`, that a description of this version may give."""
 
 

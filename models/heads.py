@@ -131,8 +131,8 @@ TASKS: dict[str, Callable[..., nn.Module] | None] = {
 }
 """(features, outputs, dropout=, ...) -> the head of each task; None where there is none, and a model is the user's own.
 
-What further arguments a head takes, `create` takes for it. `pooled=True` is given where the body is a transformer, which
-gives vectors; a head without it takes feature maps alone.
+What further arguments a head takes, `create` takes for it. `pooled=True` is given where the body is a transformer, and
+so gives vectors; a head without it takes feature maps alone.
 """
 
 

@@ -24,6 +24,7 @@ from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
 from thawline.dataio.stream.settings import Drawing
+from thawline.models.settings import Grouping
 from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.durations import seconds
 from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
@@ -91,14 +92,18 @@ class Augment(Mixing, Augmentation):
 class Model:
     """What is trained."""
 
-    name: Annotated[str, given("a backbone such as 'resnet34'", "there is nothing to train")] = "resnet34"
-    """Architecture: a backbone of torchvision, or tiny."""
+    name: Annotated[str, given("a body such as 'resnet34'", "there is nothing to train")] = "resnet34"
+    """Body: one of torchvision, timm/NAME, hf-hub:ORG/MODEL, or tiny; see `thawline models`."""
     weights: Annotated[str, given("none, imagenet or a file", "it would be no choice")] = "imagenet"
     """Weights to start from: none, imagenet, a file, or the folder of a run or a checkpoint."""
     dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
     """Dropout before the last layer; half of it before the layer ahead."""
     y_range: Annotated[tuple[float, float] | None, Range(isfinite, "two finite numbers", "it is a range")] = None
     """Least and largest number that the model can say, in their own units; None = no limit; task number only."""
+    groups: Grouping = "three"
+    """Layer groups for freezing and for two learning rates: fastai's three, one a stage, or one a block."""
+    checkpointing: bool = False
+    """Compute features again in the backward pass, to keep fewer in memory; timm only."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 from thawline.cluster.job.job import FIT_SHAPES, Fit, Job, PhaseJob
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.plan import Training
+from thawline.trainer.errors import RecipeError
 from thawline.trainer.schedule.phases import RECIPES, Find, Phase, length, options
 
 
@@ -40,6 +41,23 @@ def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
         parts = _phases(table, job.fit)
         step += sum(length(phase, epoch_steps=plan.steps, global_batch=batch) for phase in parts)
     return tuple(found)
+
+
+def sides_px(job: Job) -> tuple[int, ...]:
+    """Every side that a job's images have while it trains, the last one at the end."""
+    if job.data.stages:
+        return tuple(size_px for _, size_px in job.data.stages)
+    first, *others = job.phases or (PhaseJob(),)
+    return (first.size_px or job.data.size_px, *(table.size_px for table in others if table.size_px))
+
+
+def check_group(freeze_to: int, groups: int, *, name: str) -> None:
+    """Raises RecipeError where phase `name` of a model with so many layer groups would have none left to train."""
+    if not -groups <= freeze_to < groups:
+        raise RecipeError(
+            f"phase {name!r} has freeze_to={freeze_to}, and the model has {groups} layer groups: nothing would be left "
+            f"to train; give a value from {-groups} to {groups - 1}, or other model.groups"
+        )
 
 
 def _phases(table: PhaseJob, fit: Fit) -> tuple[Phase, ...]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from thawline.cluster.job.job import Job
+from thawline.cluster.job.recipes import sides_px
 from thawline.dataio.table.census import label_moments
 from thawline.dataio.table.manifest import Manifest
 
@@ -58,6 +59,9 @@ class Loaded:
             label_mean=mean,
             label_std=std,
             y_range=model.y_range,
+            groups=model.groups,
+            size_px=sides_px(self.job)[-1],
+            checkpointing=model.checkpointing,
         )
 
     def take_model(self) -> "Classifier":

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from thawline.cluster.job.checks import check_together
 from thawline.cluster.job.job import Job
-from thawline.cluster.job.recipes import image_spec, phases
+from thawline.cluster.job.recipes import check_group, image_spec, phases, sides_px
 from thawline.cluster.launch import ranks
 from thawline.cluster.run.folder import Result, inspect
 from thawline.cluster.run.loaded import Loaded
@@ -54,11 +54,13 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
     """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
     from thawline.cluster.run.vision import mixing
     from thawline.dataio.stream.balanced import check as check_balance
-    from thawline.models.bodies import check_name
+    from thawline.models import bodies
     from thawline.trainer import optim
 
-    check_name(job.model.name)
-    phases(job)
+    model = job.model
+    groups = bodies.check(model.name, groups=model.groups, sizes_px=sides_px(job), checkpointing=model.checkpointing)
+    for phase in phases(job):
+        check_group(phase.freeze_to, groups, name=phase.name)
     optim.check(job.optim)
     mixing(job, classes=2)
     check_balance(job.data.balance, task=loaded.manifest.task)
