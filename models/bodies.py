@@ -162,8 +162,7 @@ def create(
     checkpointing: compute features again in the backward pass, which keeps less in memory.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
-    Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a task without a head, a size that cannot be),
-        WeightsError.
+    Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a size that cannot be, ...), WeightsError.
     """
     check_name(name)
     make_head = head_of(task)
