@@ -160,6 +160,27 @@ def test_a_loaded_state_goes_on_bit_by_bit_with_the_same_rate_tensors(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("release", "fused"), [("2.13.0", False), ("2.15.0+cu132", True)])
+def test_sgd_in_bfloat16_on_a_cpu_is_right_with_every_torch(
+    release: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused and optim._release() < optim._FUSED_SGD_IN_BF16:
+        pytest.skip("this torch's fused SGD is wrong in bfloat16")
+    monkeypatch.setattr(torch, "__version__", release)
+    grads, groups = make_grads(6), make_groups(dtype=torch.bfloat16)
+    optimizer = optim.build(groups, SGD, device=CPU)
+    assert {group["fused"] for group in optimizer.param_groups} == {fused}
+    for step in range(6):
+        optim.set_hyper(optimizer, (1e-2, 1e-1), 0.9)
+        feed(groups, grads[step])
+        optimizer.step()
+    exact = numpy_steps(SGD, grads, constant(6))
+    for (_, p), expected in zip((named for group in groups for named in group), exact, strict=True):
+        np.testing.assert_allclose(p.detach().float().numpy(), expected, atol=0.05)
+    monkeypatch.setattr(torch, "__version__", "2.13.0")
+    assert optim.skips(optim.build(make_groups(), SGD, device=CPU)), "in float32 the fused one is right"
+
+
 # Groups and mistakes ---------------------------------------------------------------------------------------
 
 
