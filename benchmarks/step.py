@@ -26,7 +26,8 @@ from thawline.benchmarks.harness import (
 from thawline.dataio.batch import ImageBatch
 from thawline.dataio.stream.renderer import default_threads
 from thawline.models.bodies import create
-from thawline.models.groups import freeze
+from thawline.models.folding import folded
+from thawline.models.groups import freeze_to
 from thawline.trainer import optim
 from thawline.trainer.losses import default_loss
 from thawline.trainer.optim_settings import OptimSettings
@@ -64,26 +65,27 @@ def main(
         steps: Steps in a repeat; 4 for the CPU, 20 for a GPU unless given.
         precision: As in a job.
         compile: As in a job; the forward pass alone stays as it is.
-        frozen: Train the head alone, and BatchNorm, as in a frozen phase.
+        frozen: Beside the whole step, one that trains the head and BatchNorm, and one with batch_norm = frozen.
         repeats: Measured repeats.
         out: Also write the JSON here.
     """
     where = open_device(device)
     model, batch, size_px, steps = defaults(device, model, batch, size_px, steps)
     chosen = choose_precision(precision, where)
-    network = prepared(model, CLASSES, device=where, size_px=size_px)
-    if frozen:
-        freeze(network)
+    make = partial(prepared, model, CLASSES, device=where, size_px=size_px)
     data = noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
-    calls = {
-        "train_step": training(network, data, precision=chosen, compile=compile),
-        "forward": forward(network, data, precision=chosen),
-    }
+    step = partial(training, data=data, precision=chosen, compile=compile)
+    calls: dict[str, Callable[[], object]] = {"train_step": step(make())}
+    if frozen:
+        calls["train_step, frozen"] = step(frozen_to_the_head(make(), norms=True))
+        network = frozen_to_the_head(make(), norms=False)
+        calls["train_step, frozen, batch_norm frozen"] = step(network, cheap=folded(network, -1))
+    else:
+        calls["forward"] = forward(make().eval(), data, precision=chosen)
     results = {}
     with torch_threads(default_threads(1)):
         for name, call in calls.items():
             say(f"measuring {name} of {model}, batch {batch} at {size_px} px")
-            network.train(name == "train_step")
             several = partial(repeat, call, steps)
             timing = measure(several, images_per_call=steps * batch, device=where, repeats=repeats)
             results[name] = timing.summary()
@@ -126,19 +128,39 @@ def noise(
     )
 
 
+def frozen_to_the_head(network: nn.Module, *, norms: bool) -> nn.Module:
+    """The network as in a frozen phase, in which its BatchNorm trains, or stands still."""
+    freeze_to(network, -1, norms=norms)
+    for layer in network.modules():
+        layer.training = norms or not isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    return network
+
+
 def training(
-    network: nn.Module, data: ImageBatch, *, precision: Precision, compile: Compile = "off"
+    network: nn.Module,
+    data: ImageBatch,
+    *,
+    precision: Precision,
+    compile: Compile = "off",
+    cheap: nn.Module | None = None,
 ) -> Callable[[], object]:
     """A function that takes one training step of everything on `data`, as the learner does.
 
-    The network is placed for `precision` at once. The function raises BenchmarkError when the batch does not fit:
-    split, it would be another measurement.
+    cheap: the network's twin, as models.folding makes it. The network is placed for `precision` at once. The function
+    raises BenchmarkError when the batch does not fit: split, it would be another measurement.
     """
-    stepper = stepping(network, data, precision=precision, compile=compile)
+    stepper = stepping(network, data, precision=precision, compile=compile, cheap=cheap)
     return lambda: stepper.step(lambda: data, seed=0)
 
 
-def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, compile: Compile = "off") -> Stepper:
+def stepping(
+    network: nn.Module,
+    data: ImageBatch,
+    *,
+    precision: Precision,
+    compile: Compile = "off",
+    cheap: nn.Module | None = None,
+) -> Stepper:
     """The learner's way of taking a step, at the rate LR, for batches like `data`."""
 
     def refuse(splits: int) -> None:
@@ -156,7 +178,7 @@ def stepping(network: nn.Module, data: ImageBatch, *, precision: Precision, comp
         global_batch=len(data.ids),
         compile=compile,
     )
-    stepper = Stepper(place(network, precision, device), settings, splits=1, on_split=refuse)
+    stepper = Stepper(place(network, precision, device), settings, network=cheap, splits=1, on_split=refuse)
     optim.set_hyper(stepper.optimizer, [LR] * len(stepper.parameters), 0.9)
     return stepper
 

@@ -83,14 +83,33 @@ def _parameters(part: Part) -> list[nn.Parameter]:
     return [part] if isinstance(part, nn.Parameter) else [*part.parameters()]
 
 
-def freeze_to(model: nn.Module, n: int) -> None:
+def modules_of(group: Sequence[Part]) -> list[nn.Module]:
+    """Every module of a layer group, and those within."""
+    return [layer for part in group if isinstance(part, nn.Module) for layer in part.modules()]
+
+
+def freeze_to(model: nn.Module, n: int, *, norms: bool = True) -> None:
     """Train the groups from n on and freeze those before; -1 is the head only, as in indexing.
 
-    BatchNorm layers keep training in frozen groups too: their parameters ask for gradients, and since the
-    mode is left alone, `model.train()` keeps their statistics moving.
+    norms: BatchNorm layers keep training in frozen groups too: their parameters ask for gradients, and since the
+    mode is left alone, `model.train()` keeps their statistics moving. Backward then runs through the whole body.
+    Without, no frozen parameter asks for a gradient: nothing is kept of the forward pass before the first trainable
+    layer, and backward ends there.
     Raises: ModelError, when there is no group n.
     Source: fastai, `Learner.freeze_to` with `train_bn=True`.
     """
+    groups, first = layer_groups(model), first_trained(model, n)
+    for i, group in enumerate(groups):
+        for part in group:
+            for parameter in _parameters(part):
+                parameter.requires_grad_(i >= first)
+        for layer in modules_of(group):
+            for parameter in layer.parameters(recurse=False) if norms and isinstance(layer, _BatchNorm) else ():
+                parameter.requires_grad_(True)
+
+
+def first_trained(model: nn.Module, n: int) -> int:
+    """The number of the first layer group that `freeze_to(model, n)` trains. Raises ModelError, when there is none."""
     groups = layer_groups(model)
     first = n + len(groups) if n < 0 else n
     if not 0 <= first < len(groups):
@@ -98,13 +117,7 @@ def freeze_to(model: nn.Module, n: int) -> None:
             f"freeze_to {n}: the model has {len(groups)} layer groups, so nothing would be left to train; "
             f"give a value from {-len(groups)} to {len(groups) - 1}"
         )
-    for i, group in enumerate(groups):
-        for part in group:
-            for parameter in _parameters(part):
-                parameter.requires_grad_(i >= first)
-            for layer in part.modules() if isinstance(part, nn.Module) else ():
-                for parameter in layer.parameters(recurse=False) if isinstance(layer, _BatchNorm) else ():
-                    parameter.requires_grad_(True)
+    return first
 
 
 def freeze(model: nn.Module) -> None:

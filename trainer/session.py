@@ -20,6 +20,7 @@ from thawline.dataio.batch import Batch, Loader
 from thawline.dataio.hashing import hash64
 from thawline.dataio.store.root import Root
 from thawline.models import groups
+from thawline.models.folding import folded
 from thawline.trainer import optim
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.format import Saved
@@ -92,15 +93,20 @@ class Session:
     # The model ----------------------------------------------------------------------------------------------
 
     def freeze_to(self, n: int) -> None:
-        """Train the layer groups from n on (and BatchNorm), and freeze the others."""
-        groups.freeze_to(self.model, n)
+        """Train the layer groups from n on (and BatchNorm, unless it is frozen), and freeze the others."""
+        groups.freeze_to(self.model, n, norms=not self.frozen_norms)
         self.frozen_to = n
 
     def training_mode(self) -> None:
-        """As `model.train()`, except that frozen statistics stay frozen."""
+        """As `model.train()`; with frozen statistics, BatchNorm and all frozen groups are in evaluation mode."""
         self.model.train()
+        if not self.frozen_norms:
+            return
+        frozen = groups.layer_groups(self.model)[: groups.first_trained(self.model, self.frozen_to)]
+        for layer in (each for group in frozen for each in groups.modules_of(group)):
+            layer.eval()
         for layer in self.model.modules():
-            if self.frozen_norms and isinstance(layer, _BatchNorm):
+            if isinstance(layer, _BatchNorm):
                 layer.eval()
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
@@ -312,7 +318,9 @@ class Session:
 
     def stepper(self, *, ema: Ema | None = None) -> Stepper:
         """A stepper for the parameters that are trainable now."""
-        return Stepper(self.model, self.settings, splits=self.progress.splits, on_split=self.split, ema=ema)
+        splits, on_split = self.progress.splits, self.split
+        network = folded(self.model, self.frozen_to) if self.frozen_norms else self.model
+        return Stepper(self.model, self.settings, network=network, splits=splits, on_split=on_split, ema=ema)
 
     @contextlib.contextmanager
     def _put_back(self) -> Iterator[None]:

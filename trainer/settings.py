@@ -43,7 +43,7 @@ class TrainSettings:
     compile: Compile = "off"
     """Mode of torch.compile."""
     batch_norm: BatchNorms = "train"
-    """BatchNorm's statistics: each worker's own, of all workers (sync), or unchanged (frozen)."""
+    """BatchNorm's statistics: each worker's own, of all workers (sync), or unchanged, frozen layers fast (frozen)."""
 
     def check(self) -> Self:
         """Itself. Raises RecipeError for a value out of range."""

@@ -67,6 +67,7 @@ class _Once:
 class Stepper:
     """Takes steps with the parameters that are trainable when it is made: one optimiser, one DDP wrapper.
 
+    `network`: what runs in place of the model, with the model's own trainable layers (see models.folding).
     `splits`: micro-batches a step, doubled when some rank runs out of memory; `on_split` is then told, on every rank.
     """
 
@@ -75,11 +76,12 @@ class Stepper:
         model: nn.Module,
         settings: StepSettings,
         *,
+        network: nn.Module | None = None,
         splits: int,
         on_split: Callable[[int], None],
         ema: Ema | None = None,
     ) -> None:
-        self._model, self._settings, self._ema = model, settings, ema
+        self._network, self._settings, self._ema = network or model, settings, ema
         self.splits, self._on_split = splits, on_split
         self.parameters = groups.parameter_groups(model)
         # A fresh optimiser: what is frozen has changed, and moments of other gradients would mislead it.
@@ -144,7 +146,7 @@ class Stepper:
         self._reduction.close()
 
     def _wrap(self) -> Reduction:
-        return Reduction(self._model, self._settings.device, busy=self.busy, compile=self._settings.compile)
+        return Reduction(self._network, self._settings.device, busy=self.busy, compile=self._settings.compile)
 
     def _split(self, part: int) -> None:
         """Use twice as many micro-batches on every rank, and go back to the step's beginning."""
