@@ -22,7 +22,7 @@ FLOORS = {"dataio": 1, "models": 1, "trainer": 2, "cluster": 3, "benchmarks": 4}
 TRAINER_KNOWS = (
     *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.ranges"),
     *("dataio.store.files", "dataio.store.root", "dataio.store.atomic", "dataio.store.private"),
-    *("models.groups", "models.errors"),
+    *("models.groups", "models.folding", "models.errors"),
 )
 ONLY_IN = {
     "nvidia.dali": ("dataio/pixels/dali.py", "dataio/pixels/decoding.py", "benchmarks/"),
