@@ -103,12 +103,22 @@ def body_of(name: str, *, in_channels: int = 3, size_px: int | None = None, maps
     return torchvision_bodies.body_of(name, in_channels=in_channels, size_px=size_px)
 
 
+def sketch(name: str, *, size_px: int | None = None) -> Body:
+    """`body_of`, on torch's meta device: all that is known of a body, in a moment, and nothing that computes."""
+    check_name(name)
+    try:
+        with torch.device("meta"):
+            return body_of(name, size_px=size_px)
+    except ModelError:  # a few networks ask for numbers while they are built
+        return body_of(name, size_px=size_px)
+
+
 def check(name: str, *, groups: Grouping = "three", sizes_px: Sequence[int] = (), checkpointing: bool = False) -> int:
     """Whether `create` can make such a model, and it can see images of each of these sides; how many groups it has.
 
     Raises: UnknownModelError, ModelError.
     """
-    body = body_of(name, size_px=sizes_px[-1] if sizes_px else None)
+    body = sketch(name, size_px=sizes_px[-1] if sizes_px else None)
     ghost = on_meta(body.module)
     for size_px in dict.fromkeys(sizes_px):
         shape_of(ghost, channels=3, size_px=size_px, name=name)

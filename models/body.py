@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log2
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thawline.models.errors import ModelError
-from thawline.models.settings import Grouping
+from thawline.models.settings import GROUPINGS, Grouping
 
 Names = tuple[tuple[str, ...], ...]
 """Parameters of a body by layer group, stem first."""
@@ -72,9 +72,9 @@ class Body:
 
     def groups(self, how: Grouping = "three") -> Names:
         """Every parameter of the body by layer group. Raises ModelError for another word."""
-        if how not in get_args(Grouping):
+        if how not in GROUPINGS:
             raise ModelError(
-                f"groups={how[:80]!r}: which layers train together is not known; give {', '.join(get_args(Grouping))}"
+                f"groups={how[:80]!r}: which layers train together is not known; give {', '.join(GROUPINGS)}"
             )
         if how == "blocks":
             return self.by_block

@@ -6,6 +6,7 @@ Weights are weights.py's matter. `tiny`, which is ours, is cut as they are.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torchvision
@@ -158,9 +159,12 @@ def _built(name: str, size_px: int | None) -> tuple[nn.Module, tuple[str, ...], 
     """The body's module, its library's other tensors, and whether it sees one size only."""
     family = _family(name)
     sized = _SIZED.get(family)
-    options = {} if not sized or size_px is None else {sized: size_px if sized == "image_size" else (size_px, size_px)}
+    options: dict[str, Any] = {}
+    if sized:
+        size_px = size_px or origin(name).size_px
+        options = {sized: size_px if sized == "image_size" else (size_px, size_px)}
     if family in ("googlenet", "inception"):
-        options |= {"init_weights": True}  # torchvision's default; unsaid, it warns
+        options["init_weights"] = True  # torchvision's default; unsaid, it warns
     try:
         network = torchvision.models.get_model(name, weights=None, **options)
     except (ValueError, RuntimeError) as error:

@@ -19,6 +19,7 @@ from thawline.cluster import outputs
 from thawline.cluster.cli.data import Index, Pack, Sample
 from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
 from thawline.cluster.cli.look import Doctor, Explain, LrFind, Show
+from thawline.cluster.cli.models import Models
 from thawline.cluster.cli.train import Train
 from thawline.cluster.cli.verbs import Verb, parse, with_job
 from thawline.cluster.errors import USER_ERRORS, HangError
@@ -49,6 +50,7 @@ VERBS: Mapping[str, type[Verb]] = {
     "sample": Sample,
     "index": Index,
     "pack": Pack,
+    "models": Models,
     "explain": Explain,
     "show": Show,
     "lr-find": LrFind,

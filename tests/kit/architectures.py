@@ -13,9 +13,7 @@ from thawline import models
 from thawline.models import torchvision_bodies
 from thawline.models.bodies import body_of
 from thawline.models.body import Body
-from thawline.models.settings import Grouping
-
-GROUPINGS: tuple[Grouping, ...] = ("three", "stages", "blocks")
+from thawline.models.settings import GROUPINGS, Grouping
 
 
 @dataclass(frozen=True)
