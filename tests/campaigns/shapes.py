@@ -1,0 +1,83 @@
+"""Is each task learned as well as it must be? `-m tests.campaigns.shapes [TASK...]`: sample, index, train, on the CPU.
+
+Each trains from random weights by `thawline train` in under three minutes on two free cores, and is held to its target.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+SIDE_PX = 64
+
+
+class Target(NamedTuple):
+    """What a task is trained with, and what it must come to."""
+
+    options: str
+    """Of `thawline train`."""
+    metric: str
+    limit: float
+    """The most, or of what is the better the higher, the least."""
+    higher: bool = False
+    count: int = 2000
+
+
+TARGETS = {
+    "single_label": Target("--fit.epochs 20", "error_rate", 0.02),
+    "multi_label": Target("--fit.epochs 20 --fit.metrics f_beta accuracy_multi", "f_beta", 0.95, higher=True),
+    "number": Target("--fit.epochs 20", "mae", 0.02 * 50),  # of 2.8 to 51.8 % of the picture
+    "points": Target("--fit.epochs 20", "point_error", 0.02),
+}
+_COMMON = (
+    "--model.name tiny --model.weights none --data.size-px 64 --data.presize-px 64 --augment.preset plain "
+    "--fit.recipe one_cycle --fit.lr 1e-2 --data.global-batch 32 --metrics.port 0 --device cpu"
+)
+
+
+def _thawline(words: str, *, where: Path) -> str:
+    """What a command says on stderr."""
+    command = [str(Path(sys.executable).with_name("thawline")), *shlex.split(words)]
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"thawline {words}: exit status {done.returncode}\n{done.stderr}")
+    return done.stderr
+
+
+def learn(task: str, folder: Path) -> tuple[float, float, float]:
+    """(what the metric came to, wall seconds and seconds of training) of one task."""
+    target = TARGETS[task]
+    said = _thawline(f"sample shapes {task} --task {task} --count {target.count}", where=folder)
+    (index,) = re.findall(r"next: thawline (index .*)", said)
+    _thawline(index, where=folder)
+    began = time.monotonic()
+    _thawline(f"train {task}.parquet --name {task} {_COMMON} {target.options}", where=folder)
+    wall_s = time.monotonic() - began
+    result = json.loads((folder / "runs" / task / "result.json").read_text())
+    return result["metrics"][target.metric], wall_s, result["wall_s"]
+
+
+def main(tasks: list[str]) -> int:
+    """Print a line a task; 1 if any missed its target."""
+    missed = 0
+    for task in tasks or TARGETS:
+        target = TARGETS[task]
+        with tempfile.TemporaryDirectory() as folder:
+            value, wall_s, train_s = learn(task, Path(folder))
+        met = value >= target.limit if target.higher else value <= target.limit
+        missed += not met
+        print(
+            f"{task:<13} {target.metric} {value:.4f} ({'at least' if target.higher else 'at most'} {target.limit:g}): "
+            f"{'met' if met else 'MISSED'}; {wall_s:.0f} s, {train_s:.0f} of them the run",
+            flush=True,
+        )
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
