@@ -1,7 +1,7 @@
 """Is the U-Net fastai's? Parameters and shapes beside its DynamicUnet, and two losses on the same tensors.
 
-By hand, where fastai is installed (nobody's dependency): `pip install fastai`, then `-m benchmarks.fastai_unet`. What it
-prints stands in tests/models/test_unet.py.
+By hand, where fastai is installed (nobody's dependency): `pip install fastai`, then `-m benchmarks.fastai_unet`. What
+it prints stands in tests/models/test_unet.py.
 """
 
 import json

@@ -20,13 +20,35 @@ class AdaptiveConcatPool2d(nn.Module):
         return torch.cat([features.amax((2, 3), keepdim=True), features.mean((2, 3), keepdim=True)], 1)
 
 
-def classification_head(features: int, outputs: int, *, dropout: float = 0.5, pooled: bool = False) -> nn.Sequential:
+class SpatialSoftmax(nn.Module):
+    """Where each channel is large: (N, F, H, W) -> (N, 2F, 1, 1), all x, then all y, -1 and 1 at the map's edges.
+
+    Pooled as classes are, features tell where something lies only near the edges, by the padding that they saw there.
+    Source: Levine et al., End-to-End Training of Deep Visuomotor Policies, 2016.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        shares = features.float().flatten(2).softmax(2).reshape(features.shape)
+        x, y = (_middles(side, features.device) for side in (features.shape[3], features.shape[2]))
+        across, down = (shares.sum(2) * x).sum(2), (shares.sum(3) * y).sum(2)
+        return torch.cat([across, down], 1)[:, :, None, None].to(features.dtype)
+
+
+def _middles(side: int, device: torch.device) -> Tensor:
+    """The middles of `side` cells between -1 and 1."""
+    return (2 * torch.arange(side, device=device, dtype=torch.float32) + 1) / side - 1
+
+
+def classification_head(
+    features: int, outputs: int, *, dropout: float = 0.5, pooled: bool = False, pool: nn.Module | None = None
+) -> nn.Sequential:
     """The head from a feature map (N, features, H, W) to logits (N, outputs).
 
     Half of `dropout` comes before the first linear layer, all of it before the second. The linear layers
     start Kaiming normal, the norms as torch makes them.
     pooled: the body is a transformer that gives a vector, (N, features): a norm, `dropout`, and one linear layer, which
     starts as transformers' do, truncated normal with deviation .02.
+    pool: of a feature map, (N, F, H, W) -> (N, 2F, 1, 1); the concat pool when not given.
     Raises: ModelError, when there is nothing to predict or `dropout` is no probability below one.
     Source: fastai, `create_head` with its defaults; the initialisation is He et al. (2015).
     """
@@ -40,7 +62,7 @@ def classification_head(features: int, outputs: int, *, dropout: float = 0.5, po
         nn.init.zeros_(linear.bias)
         return nn.Sequential(nn.LayerNorm(features), nn.Dropout(dropout), linear)
     head = nn.Sequential(
-        AdaptiveConcatPool2d(),
+        pool or AdaptiveConcatPool2d(),
         nn.Flatten(),
         nn.BatchNorm1d(2 * features),
         nn.Dropout(dropout / 2),
@@ -117,9 +139,12 @@ def number_head(
 def points_head(features: int, outputs: int, *, dropout: float = 0.5, pooled: bool = False) -> nn.Sequential:
     """The head from a feature map to `outputs` points, (N, outputs, 2). Raises ModelError as `classification_head`.
 
-    Source: fastai, whose points are within a y_range of -1 to 1, too.
+    Source: fastai, whose points are within a y_range of -1 to 1, too; but features are pooled by where they are.
     """
-    return nn.Sequential(*classification_head(features, 2 * outputs, dropout=dropout, pooled=pooled), AsPoints())
+    pool = SpatialSoftmax()
+    return nn.Sequential(
+        *classification_head(features, 2 * outputs, dropout=dropout, pooled=pooled, pool=pool), AsPoints()
+    )
 
 
 TASKS: dict[str, Callable[..., nn.Module] | None] = {

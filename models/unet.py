@@ -104,7 +104,9 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.path = nn.Sequential(*_convolution(channels, channels), _start(nn.Conv2d(channels, channels, 3, padding=1)))
+        self.path = nn.Sequential(
+            *_convolution(channels, channels), _start(nn.Conv2d(channels, channels, 3, padding=1))
+        )
 
     def forward(self, value: Tensor) -> Tensor:
         out: Tensor = (self.path(value) + value).relu()

@@ -272,9 +272,10 @@ class Learner:
     ) -> Predictions | None:
         """Run phases one after another; after `resume`, from where the run stood. Collective.
 
-        predict: return what `predictions` would of the trained model; it costs no further pass, since the fit's last
-        validation keeps them. budget_s: how long the run may take; the last phase is then as many epochs long as that
-        allows, see trainer.budget. Returns early, with `stopped` set and no predictions, when somebody asked to stop.
+        predict: return what `predictions` would of the trained model, of masks only what their table needs; it costs no
+        further pass, since the fit's last validation keeps them. budget_s: how long the run may take; the last phase is
+        then as many epochs long as that allows, see trainer.budget. Returns early, with `stopped` set and no
+        predictions, when somebody asked to stop.
         Raises CheckpointError, the model trained, where checkpoints are wanted and the last cannot be written.
         """
         session, measured = self.session, None
@@ -296,7 +297,7 @@ class Learner:
             raise CheckpointError(refused)
         if session.stopped or not predict:
             return None
-        return self.predictions() if measured is None else measured.predictions
+        return (measured or self._all_of(self.valid, keep=True, brief=True)).predictions
 
     def resume(self) -> bool:
         """Go on from the newest valid checkpoint in the run's folder; False if there is none. Collective.
@@ -323,8 +324,8 @@ class Learner:
 
     # Within -----------------------------------------------------------------------------------------------
 
-    def _all_of(self, loader: Loader, *, keep: bool = False) -> Measured:
-        measured = self.session.measure(loader, keep=keep)
+    def _all_of(self, loader: Loader, *, keep: bool = False, brief: bool = False) -> Measured:
+        measured = self.session.measure(loader, keep=keep, brief=brief)
         assert measured is not None  # nobody interrupts it
         return measured
 

@@ -136,7 +136,10 @@ class PhaseRun:
         """
         session, began = self.session, time.monotonic()
         measured = session.measure(
-            session.valid, keep=self._predict and self._may_end(), interrupted=session.context.should_stop
+            session.valid,
+            keep=self._predict and self._may_end(),
+            brief=True,
+            interrupted=session.context.should_stop,
         )
         if measured is None:
             session.stopped = True

@@ -150,7 +150,12 @@ class Session:
         return rows[-1 if best is None else best]
 
     def measure(
-        self, loader: Loader, *, keep: bool = False, interrupted: Callable[[], bool] = lambda: False
+        self,
+        loader: Loader,
+        *,
+        keep: bool = False,
+        brief: bool = False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> Measured | None:
         """`evaluate`, with the averaged weights if there are any. Collective."""
         with contextlib.nullcontext() if self.ema is None else self.ema.in_place():
@@ -162,6 +167,7 @@ class Session:
                 precision=self.settings.precision,
                 meter=self.meter,
                 keep=keep,
+                brief=brief,
                 interrupted=interrupted,
             )
         unrecorded = [*self.quarantine.unrecorded("valid").items()]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thawline.trainer import loss_formulas as formulas
+from thawline.trainer.metrics import masks
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.step.step import LossFunction
 
@@ -77,6 +78,8 @@ class Task:
     """What the outputs say, see predictions.Predictions."""
     said_by: Callable[[Tensor], Tensor] | None = None
     """Outputs that say these probabilities, averaged over views; None where the mean over views means nothing."""
+    brief: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """(outputs, targets) -> what is kept of both for `rows`, where they are too large to keep; None: themselves."""
     rows: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]] = _plain_rows
     """(targets, probabilities, classes) -> the columns of a prediction table that are the task's own."""
     told: Callable[[Mapping[str, Any]], str] = lambda row: f"{_words(row['prediction'])} / {_words(row['target'])}"
@@ -226,17 +229,6 @@ def _points_or_null(points: NDArray[Any]) -> list[list[list[float] | None]]:
     return [[None if np.isnan(x) or np.isnan(y) else [x, y] for x, y in row] for row in points.tolist()]
 
 
-def _rows_of_masks(targets: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    names = np.array(classes, dtype=object)
-    columns: dict[str, Any] = {"target": [], "prediction": [], "accuracy": []}
-    for target, scores in zip(targets, probabilities, strict=True):
-        predicted, counts = scores.argmax(0), target != IGNORED
-        columns["target"].append(list(names[np.unique(target[counts])]))
-        columns["prediction"].append(list(names[np.unique(predicted)]))
-        columns["accuracy"].append(float((predicted == target)[counts].mean()) if counts.any() else None)
-    return {**columns, "accuracy": pa.array(columns["accuracy"], pa.float64())}
-
-
 _TINY, _EPS = float(np.finfo(np.float32).tiny), 1e-12
 
 
@@ -314,8 +306,9 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.argmax(1), targets.long()),
         trial=_tried_masks,
         probabilities=lambda outputs: outputs.softmax(1),
-        rows=_rows_of_masks,
-        told=lambda row: "no class" if row["accuracy"] is None else f"{row['accuracy']:.1%} right",
+        brief=masks.counted,
+        rows=masks.rows,
+        told=lambda row: "no class" if row["iou"] is None else f"IoU {row['iou']:.3f}",
         right=None,
     ),
 }

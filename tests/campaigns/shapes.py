@@ -25,7 +25,7 @@ class Target(NamedTuple):
     limit: float
     """The most, or of what is the better the higher, the least."""
     higher: bool = False
-    count: int = 2000
+    pictures: int = 2000
 
 
 TARGETS = {
@@ -52,7 +52,7 @@ def _thawline(words: str, *, where: Path) -> str:
 def learn(task: str, folder: Path) -> tuple[float, float, float]:
     """(what the metric came to, wall seconds and seconds of training) of one task."""
     target = TARGETS[task]
-    said = _thawline(f"sample shapes {task} --task {task} --count {target.count}", where=folder)
+    said = _thawline(f"sample shapes {task} --task {task} --count {target.pictures}", where=folder)
     (index,) = re.findall(r"next: thawline (index .*)", said)
     _thawline(index, where=folder)
     began = time.monotonic()

@@ -12,6 +12,7 @@ from thawline.trainer.metrics.predictions import Predictions, collect
 from thawline.trainer.step import world
 from thawline.trainer.step.precision import Precision
 from thawline.trainer.step.step import LossFunction, eval_step
+from thawline.trainer.tasks import record_of
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter
@@ -41,16 +42,19 @@ def evaluate(
     precision: Precision,
     meter: "Meter",
     keep: bool = False,
+    brief: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Measured | None:
     """The metrics over all ranks' samples, and with `keep` one prediction a sample on rank 0. Collective.
+
+    brief: keep of outputs and targets only what rows of predictions need, where a task has too much.
 
     None on every rank if `interrupted`, called before each batch, returned True on any. Raises on every rank what any
     of them met.
     """
     model.eval()
     meter.reset()
-    kept: list[tuple[torch.Tensor, ...]] = []
+    kept, shorten = list[tuple[torch.Tensor, ...]](), record_of(loader.task).brief
     state, failure = _THROUGH, None
     try:
         for batch in loader.stream(step):
@@ -60,7 +64,8 @@ def evaluate(
             outputs, losses = eval_step(model, batch, loss=loss, precision=precision)
             meter.update(outputs, batch.targets, losses)
             if keep:
-                kept.append((batch.ids, batch.targets, outputs, losses))
+                outputs, targets = shorten(outputs, batch.targets) if brief and shorten else (outputs, batch.targets)
+                kept.append((batch.ids, targets, outputs, losses))
     except Exception as error:
         state, failure = _FAILED, error
     worst = world.worst(state)
@@ -69,4 +74,4 @@ def evaluate(
     if worst == _INTERRUPTED:
         return None
     metrics, recalls = meter.compute(), meter.compute_recalls()
-    return Measured(metrics, collect(kept, task=loader.task) if keep else None, recalls)
+    return Measured(metrics, collect(kept, task=loader.task, brief=brief) if keep else None, recalls)

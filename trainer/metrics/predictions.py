@@ -26,8 +26,8 @@ class Predictions:
     """(N,) class indices, (N, C) one-hot or numbers, (N, K, 2) points, or (N, H, W) class indices of masks."""
     probabilities: NDArray[np.float32]
     """(N, C): softmax for a single label, sigmoid for several, numbers as they are. mask: (N, C, H, W), softmax over
-    the C classes of each pixel. points: (N, K, 2), the coordinates that the model puts out, which have no probability.
-    """
+    the C classes of each pixel; of a fit, counts of pixels, see metrics.masks. points: (N, K, 2), the coordinates that
+    the model puts out, which have no probability."""
     losses: NDArray[np.float32]
     """(N,)"""
     task: str
@@ -39,7 +39,8 @@ class Predictions:
         they are several, and the `error`, prediction less target. points: lists of [x, y], null
         where there is none; `distance` of each, `mean_distance`, and the name of the `farthest`, in the units of the
         targets (2 is the side of the image that the model sees). mask: the names of the classes that occur; `accuracy`,
-        the share of its pixels with a class that are right, null where it has none.
+        the share of its pixels with a class that are right, and `iou`, the mean over the classes of either mask; null
+        where it has none.
         Raises: RecipeError for outputs whose shape is not the task's.
         """
         try:
@@ -67,15 +68,20 @@ def check_averaged(task: str) -> None:
         )
 
 
-def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str) -> Predictions | None:
-    """Bring (ids, targets, logits, losses) of every batch of every rank to rank 0. Collective; None elsewhere."""
+def collect(kept: Sequence[tuple[Tensor, ...]], *, task: str, brief: bool = False) -> Predictions | None:
+    """Bring (ids, targets, logits, losses) of every batch of every rank to rank 0. Collective; None elsewhere.
+
+    brief: as the task's record shortens targets and logits, where it does.
+    """
     columns = [torch.cat(column) for column in zip(*kept, strict=True)]
     ranks = [rank for rank in world.gather_to_first(columns) if rank]  # one without samples sends none
     if not ranks:
         return None
     ids, targets, logits, losses = (torch.cat(column).numpy() for column in zip(*ranks, strict=True))
     order = np.argsort(ids, kind="stable")
-    said = as_predicted(torch.from_numpy(logits[order]), task=task)
+    said = torch.from_numpy(logits[order])
+    if not (brief and record_of(task).brief):
+        said = as_predicted(said, task=task)
     return Predictions(ids[order], targets[order], said.numpy(), losses[order], task)
 
 

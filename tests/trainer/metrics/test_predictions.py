@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from tests.kit.toy import SIDE_PX, learner, loader
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.learner import Learner
-from thawline.trainer.metrics.predictions import Predictions
+from thawline.trainer.losses import named_loss
+from thawline.trainer.metrics.predictions import Predictions, average
+from thawline.trainer.schedule.phases import one_cycle_phases
 
 N, K = 9, 2
 NAMES = ("ape", "bee", "cat")
@@ -68,6 +70,18 @@ def test_a_pixels_probabilities_are_a_softmax_over_its_classes() -> None:
         assert row["accuracy"] == (pytest.approx(sum(right) / len(right)) if right else None)
         assert row["target"] == [NAMES[k] for k in range(3) if k in target]
         assert row["prediction"] == [NAMES[k] for k in range(3) if k in scores.argmax(0)]
+        counts, said = target != 255, scores.argmax(0)
+        each = [
+            ((said == k) & (target == k))[counts].sum() / ((said == k) | (target == k))[counts].sum()
+            for k in range(3)
+            if ((said == k) | (target == k))[counts].any()
+        ]
+        assert row["iou"] == (pytest.approx(float(np.mean(each))) if each else None)
+    told = subject.fit(one_cycle_phases(1, 1e-9), predict=True)  # which keeps counts, not masks
+    assert told is not None
+    assert told.probabilities.shape == (N, 3, 4)
+    short = told.table(NAMES).drop_columns("loss").to_pylist()
+    assert short == found.table(NAMES).drop_columns("loss").to_pylist()
     assert rows[1]["target"] == []
     counted = (targets != 255).sum((1, 2)).numpy()
     shares = np.array([row["accuracy"] or 0 for row in rows])
@@ -115,3 +129,17 @@ def test_a_task_without_a_record_is_written_as_it_is() -> None:
         {"id": 3, "target": 1.5, "prediction": [2.0], "loss": 0.25},
         {"id": 7, "target": 4.0, "prediction": [3.5], "loss": 0.25},
     ]
+
+
+def test_numbers_are_said_as_they_are_and_averaged_over_views() -> None:
+    targets = np.array([[1.5], [4.0]], np.float32)
+    said = [np.array([[2.0], [3.5]], np.float32), np.array([[4.0], [3.5]], np.float32)]
+    plain, view = (Predictions(np.arange(2), targets, each, np.zeros(2, np.float32), "number") for each in said)
+    expected = {"id": 0, "target": 1.5, "prediction": 2.0, "error": 0.5, "loss": 0.0}
+    assert plain.table(("age",)).to_pylist()[0] == expected
+    mixed = average(plain, [view], beta=0.25, loss=named_loss("l1", task="number", scale=(10.0,)))
+    np.testing.assert_allclose(mixed.probabilities, [[3.5], [3.5]])
+    np.testing.assert_allclose(mixed.losses, [0.2, 0.05], rtol=1e-6)
+    ones = np.ones((1, 2), np.float32)
+    pair = Predictions(np.arange(1), ones, np.zeros((1, 2), np.float32), ones[:, 0], "number")
+    assert pair.table(("a", "b")).to_pylist()[0]["error"] == [-1.0, -1.0]
