@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from thawline.models import timm_bodies, torchvision_bodies
-from thawline.models.body import Body, Names, Origin, on_meta, shape_of
+from thawline.models.body import Body, Names, Origin, feature_maps, on_meta, shape_of
 from thawline.models.errors import ModelError, UnknownModelError
 from thawline.models.groups import Part, gathered
-from thawline.models.heads import check_options, head_of, kind_of
+from thawline.models.heads import check_options, head_of, kind_of, on_stages
 from thawline.models.settings import Grouping
 from thawline.models.tiny import NAME as TINY
 from thawline.models.weights import load_body, load_file, load_imagenet
@@ -36,6 +36,8 @@ class Classifier(nn.Module):
     """Further arguments of `create` that shaped it."""
     scale: tuple[float, ...] | None
     """The units of the numbers that come out: a standard deviation each; None where they are no numbers."""
+    on_stages: bool
+    """The head is given the images and the maps of all stages, and not the last map alone."""
     origin: str
     """Where the weights came from, in words; for the log."""
     pretrained: bool
@@ -45,9 +47,11 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
-        self.options, self.scale, self._groups = {}, None, groups
+        self.options, self.scale, self.on_stages, self._groups = {}, None, False, groups
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.on_stages:
+            return self.head(images, feature_maps(self.body, images))
         return self.head(self.body(images))
 
     def groups(self) -> list[list[Part]]:
@@ -181,12 +185,12 @@ def create(
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
-        body = body_of(name, in_channels=in_channels, size_px=size_px)
-        kind = kind_of(make_head, task=task, name=name, pooled=body.pooled)
+        body = body_of(name, in_channels=in_channels, size_px=size_px, maps=on_stages(make_head))
+        kind = kind_of(make_head, body, task=task, in_channels=in_channels)
         head = make_head(body.features, classes, **options, **kind)
     model = Classifier(body.module, head, name=name, classes=classes, groups=body.groups(groups))
     model.options = options | _shaping(groups=groups, in_channels=in_channels, size_px=size_px if body.bound else None)
-    model.scale = options.get("label_std")
+    model.scale, model.on_stages = options.get("label_std"), on_stages(make_head)
     if checkpointing:
         checkpoint_gradients(body.module, name=name)
     _fill(model, body, weights, class_names)

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thawline.models.body import Body
 from thawline.models.errors import ModelError
+from thawline.models.unet import unet_head
 
 HIDDEN = 512
 """Width between the two linear layers."""
@@ -152,12 +154,13 @@ TASKS: dict[str, Callable[..., nn.Module] | None] = {
     "multi_label": classification_head,
     "number": number_head,
     "points": points_head,
-    "mask": None,
+    "mask": unet_head,
 }
 """(features, outputs, dropout=, ...) -> the head of each task; None where there is none, and a model is the user's own.
 
 What further arguments a head takes, `create` takes for it. `pooled=True` is given where the body is a transformer, and
-so gives vectors; a head without it takes feature maps alone.
+so gives vectors; a head without it takes feature maps alone. One with `stages` is given those of the body, and is
+called with the images and the map of each stage.
 """
 
 
@@ -186,13 +189,25 @@ def _arguments(head: Callable[..., nn.Module]) -> Sequence[str]:
     return list(inspect.signature(head).parameters)
 
 
-def kind_of(make_head: Callable[..., nn.Module], *, task: str, name: str, pooled: bool) -> dict[str, bool]:
+def on_stages(make_head: Callable[..., nn.Module]) -> bool:
+    """Whether a head works on the maps of all stages, and not on the last alone."""
+    return "stages" in _arguments(make_head)
+
+
+def kind_of(make_head: Callable[..., nn.Module], body: Body, *, task: str, in_channels: int) -> dict[str, Any]:
     """What to tell a head of the body that it stands on. Raises ModelError where it cannot stand there."""
-    if not pooled:
+    if on_stages(make_head):
+        if len(body.stages) < 2:
+            raise ModelError(
+                f"{body.name} has feature maps of one size alone, and the head of task={task!r} goes from small ones "
+                "to large ones: no model can be built; give a convolutional body, such as resnet34"
+            )
+        return {"stages": body.stages, "in_channels": in_channels}
+    if not body.pooled:
         return {}
     if "pooled" not in _arguments(make_head):
         raise ModelError(
-            f"the head of task={task!r} takes feature maps, and {name} gives a vector for each image: no model can be "
-            "built; give a convolutional body, such as resnet34"
+            f"the head of task={task!r} takes feature maps, and {body.name} gives a vector for each image: no model can "
+            "be built; give a convolutional body, such as resnet34"
         )
     return {"pooled": True}

@@ -116,17 +116,12 @@ class Residual(nn.Module):
 def unet_head(
     features: int, outputs: int, *, stages: Sequence[Stage], dropout: float = 0.5, in_channels: int = 3
 ) -> UNetHead:
-    """A U-Net's decoder over a body with these stages, the largest map first; it has no dropout.
+    """A U-Net's decoder over a body with two stages or more, the largest map first; it has no dropout.
 
-    Raises: ModelError for a body whose maps have all one size, and for fewer than two classes.
+    Raises: ModelError for fewer than two classes.
     """
     if outputs < 2:
         raise ModelError(f"a mask of {outputs} classes has nothing to tell apart: give at least two")
-    if len(stages) < 2:
-        raise ModelError(
-            "the body has feature maps of one size alone (a transformer's, say), and a U-Net goes from small ones to "
-            "large ones: no model can be built; give a convolutional body, such as resnet34"
-        )
     return UNetHead([stage.channels for stage in stages], outputs, in_channels=in_channels)
 
 

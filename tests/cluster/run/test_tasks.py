@@ -19,7 +19,6 @@ from thawline.cluster.run.folder import inspect
 from thawline.dataio import ImageSpec, Manifest
 from thawline.dataio.stream.loader import loaders
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.tasks import TASKS
 
 
 def job_of(folder: Path, task: str, **tables: dict[str, Any]) -> jobs.Job:
@@ -52,10 +51,18 @@ def spoken_by_the_bundle(job: jobs.Job, run: Path) -> tuple[list[int], torch.Ten
     return torch.cat([b.ids for b in batches]).tolist(), outputs, torch.cat([b.targets for b in batches])
 
 
-LEARNED = [task for task, record in TASKS.items() if record.losses and task in ("number", "points")]
+def agreement(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, float]:
+    """(mIoU, accuracy) of masks, by counting pixels."""
+    found, wanted = outputs.argmax(1).numpy(), targets.numpy()
+    shares = [
+        ((found == c) & (wanted == c)).sum() / ((found == c) | (wanted == c)).sum()
+        for c in range(outputs.shape[1])
+        if ((found == c) | (wanted == c)).any()
+    ]
+    return float(np.mean(shares)), float((found == wanted).mean())
 
 
-@pytest.mark.parametrize("task", LEARNED)
+@pytest.mark.parametrize("task", ["number", "points", "mask"])
 def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str) -> None:
     job = job_of(tmp_path, task)
     result = in_process(job)
@@ -63,6 +70,12 @@ def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str) -> 
     rows = pq.read_table(run / "valid.parquet").to_pylist()
     ids, outputs, targets = spoken_by_the_bundle(job, run)
     assert [row["id"] for row in rows] == ids
+    if task == "mask":
+        overlap, right = agreement(outputs, targets)
+        assert result["metrics"]["jaccard"] == pytest.approx(overlap, rel=1e-4)
+        assert np.mean([row["accuracy"] for row in rows]) == pytest.approx(right, rel=1e-4)
+        assert set(rows[0]) == {"id", "target", "prediction", "accuracy", "iou", "loss"}, "no masks"
+        return
     said = np.array([row["prediction"] for row in rows], np.float32).reshape(outputs.shape)
     np.testing.assert_allclose(said, outputs, rtol=1e-4, atol=1e-5)
     off = (outputs - targets).double().numpy()
@@ -102,6 +115,14 @@ def test_numbers_are_said_in_their_units_from_the_first_step_and_within_a_range(
             {"augment": {"cutmix": 1.0}},
             LaunchError,
             "cutmix=1.0 with task number.*single_label or multi_label",
+        ),
+        ("mask", {"augment": {"cutmix": 1.0}}, LaunchError, "augment.cutmix=1.0 with task mask.*give augment.cutmix"),
+        ("mask", {"fit": {"loss": "focal"}}, RecipeError, "'focal' is for task single_label or multi_label and this"),
+        (
+            "mask",
+            {"model": {"name": "vit_b_32"}, "data": {"size_px": 224, "presize_px": 224}},
+            models.ModelError,
+            "one",
         ),
         ("number", {"fit": {"loss": "bce"}}, RecipeError, "'bce' is for task single_label or multi_label and this one"),
         ("points", {"model": {"y_range": [0.0, 1.0]}}, models.ModelError, "y_range=.*task='points'.*it is for number"),
