@@ -207,7 +207,7 @@ def kind_of(make_head: Callable[..., nn.Module], body: Body, *, task: str, in_ch
         return {}
     if "pooled" not in _arguments(make_head):
         raise ModelError(
-            f"the head of task={task!r} takes feature maps, and {body.name} gives a vector for each image: no model can "
-            "be built; give a convolutional body, such as resnet34"
+            f"the head of task={task!r} takes feature maps, and {body.name} gives a vector for each image: no model "
+            "can be built; give a convolutional body, such as resnet34"
         )
     return {"pooled": True}
