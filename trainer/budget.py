@@ -46,12 +46,13 @@ def plan(session: Session, phases: Sequence[Phase], budget_s: float) -> tuple[Ph
                 f"a budget of {written(budget_s)} is shorter than one epoch of every phase, which take "
                 f"{written(takes_s)} here: nothing would be trained to its end; give that or more, or epochs instead"
             )
-        session.progress.planned_epochs = epochs
+        session.progress.planned_epochs, session.progress.planned_phase = epochs, len(phases) - 1
         session.note(
             f"{written(budget_s)} allow {epochs} epoch(s) of {phases[-1].name}, in about {written(takes_s)}: a step "
             f"takes {written(pace.step_s[-1])}, a validation {written(pace.valid_s)}"
         )
-    return (*phases[:-1], replace(phases[-1], epochs=session.progress.planned_epochs, steps=0, samples=0))
+    index, epochs = session.progress.planned_phase, session.progress.planned_epochs
+    return (*phases[:index], replace(phases[index], epochs=epochs, steps=0, samples=0), *phases[index + 1 :])
 
 
 def epochs_within(session: Session, phases: Sequence[Phase], pace: Pace, left_s: float) -> tuple[int, float]:

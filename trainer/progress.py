@@ -23,7 +23,9 @@ class Progress:
     found_lr: float | None = None
     """What the lr finder last suggested to a phase that asked for it."""
     planned_epochs: int | None = None
-    """How many epochs the current fit's last phase takes, where a budget was given: see `budget.plan`."""
+    """How many epochs a phase of the current fit takes, where a budget was given: see `budget.plan`."""
+    planned_phase: int = 0
+    """Which phase that is: the last, unless more were appended since."""
     stream_hash: str = ""
     """Over the ids of every step so far, as they arrived (see `window.extend_hash`)."""
     elapsed_s: float = 0.0

@@ -1,13 +1,16 @@
 """What does `thawline train` do? Train a job here, go on with it, or show the result of a run that has finished."""
 
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from thawline.cluster.cli.verbs import Flag, JobVerb
-from thawline.cluster.job.job import Job, to_toml
+from thawline.cluster.errors import JobError
+from thawline.cluster.job.job import Job, from_toml, to_toml
 from thawline.cluster.launch import ranks
 from thawline.cluster.run import signals
 from thawline.cluster.words import as_json, say
@@ -19,17 +22,32 @@ class Train(JobVerb):
 
     address: Annotated[str, arg(metavar="auto|HOST:PORT")] = ""
     """Train on the Ray cluster that this machine belongs to (auto), or on the one there."""
+    more: Annotated[float | None, arg(metavar="EPOCHS")] = None
+    """Go on with a finished run, JOB being its folder, for so many epochs with the last schedule over again."""
     fresh: Flag = False
     """Start over; what is in the run's folder is moved aside."""
     print_job: Flag = False
     """Print every field of the job before it starts, not only what differs from the defaults."""
 
+    def load(self, verb: str) -> Job:
+        """As any job's; of a run's folder, the job that ran there. Raises JobError."""
+        folder = Path(self.job).absolute()
+        with suppress(OSError, ValueError):  # no name that a file can have
+            if (folder / "job.toml").is_file():
+                return replace(from_toml(folder / "job.toml"), storage=str(folder.parent), name=folder.name)
+        return super().load(verb)
+
     def run(self) -> int:
         """Print the result as JSON; 143 or 130 where SIGTERM or Ctrl-C stopped the run at a checkpoint."""
         from thawline.cluster.run.loaded import Loaded
+        from thawline.cluster.run.more import going_on
         from thawline.cluster.run.preflight import preflight
 
         job = self.fields
+        if self.more is not None:
+            if self.fresh:
+                raise JobError("--more goes on with what --fresh moves aside: nothing would be left; give one of them")
+            job = going_on(job, self.more)
         loaded = Loaded(job)
         # What torchrun starts again is the run that --fresh began.
         fresh = self.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"

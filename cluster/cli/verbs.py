@@ -51,6 +51,11 @@ class JobVerb(Verb):
     fields: Annotated[Job, arg(name="")] = field(default_factory=Job)
     """The job itself: its file's, with the flags on top, its paths absolute."""
 
+    def load(self, verb: str) -> Job:
+        """The job of the file that JOB names. verb: as it is typed. Raises JobError."""
+        _check_indexed(self.job, verb)
+        return jobs.load(self.job)
+
 
 V = TypeVar("V", bound=Verb)
 
@@ -82,8 +87,7 @@ def with_job(verb: V, words: Sequence[str], *, file: Job | None = None) -> V:
     if not isinstance(verb, JobVerb):
         return verb
     if file is None:
-        _check_indexed(verb.job, words[0])
-        file = jobs.load(verb.job)
+        file = verb.load(words[0])
     kind = type(verb)
     required: dict[str, Any] = {
         f.name: tyro.MISSING for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING

@@ -92,27 +92,33 @@ def _check_enough(job: Job, images: int, step: str, remedy: str) -> None:
 
 
 def _check_phases(job: Job) -> None:
-    for i, phase in enumerate(job.phases):
-        given_length(f"phases[{i}]", JobError, epochs=phase.epochs, steps=phase.steps, samples=phase.samples)
+    for where, phase in _tables(job):
+        given_length(where, JobError, epochs=phase.epochs, steps=phase.steps, samples=phase.samples)
         if phase.size_px and job.data.stages:
             raise JobError(
-                f"phases[{i}].size_px={phase.size_px} beside data.stages: the images would have two sizes; give sizes "
+                f"{where}.size_px={phase.size_px} beside data.stages: the images would have two sizes; give sizes "
                 "in one of the two places"
             )
         if phase.size_px and phase.size_px > job.data.presize_px:
             raise JobError(
-                f"phases[{i}].size_px={phase.size_px} is larger than data.presize_px={job.data.presize_px}: the warp "
+                f"{where}.size_px={phase.size_px} is larger than data.presize_px={job.data.presize_px}: the warp "
                 f"would invent pixels; give data.presize_px >= {phase.size_px}"
             )
 
 
+def _tables(job: Job) -> list[tuple[str, PhaseJob]]:
+    """Each of [[phases]] and [[appended]], and what errors call it."""
+    named = {"phases": job.phases, "appended": job.appended}
+    return [(f"{name}[{i}]", table) for name, tables in named.items() for i, table in enumerate(tables)]
+
+
 def _check_recipes(job: Job) -> None:
     """Whatever is given must be read by some recipe: a phase's own, or for [fit] any of the job's."""
-    for i, phase in enumerate(job.phases):
+    for where, phase in _tables(job):
         recipe = phase.recipe or job.fit.recipe
         for name in sorted(_SHAPES - {*_OPTIONS[recipe]}):
             if (value := getattr(phase, name)) is not None:
-                raise _unread(f"phases[{i}].{name}={quoted(value)}", name, recipe)
+                raise _unread(f"{where}.{name}={quoted(value)}", name, recipe)
     recipes = {phase.recipe or job.fit.recipe for phase in job.phases} or {job.fit.recipe}
     for name in FIT_SHAPES:
         value = getattr(job.fit, name)

@@ -28,7 +28,9 @@ def on_top(job: Job, flags: Callable[[Job], Job]) -> Job:
     """
 
     def parse(default: Job) -> Job:
-        return replace(flags(replace(default, phases=())), phases=default.phases)
+        return replace(
+            flags(replace(default, phases=(), appended=())), phases=default.phases, appended=default.appended
+        )
 
     parsed = parse(job)
     preset = parsed.augment.preset

@@ -224,6 +224,8 @@ class Job:
     cluster: Cluster = field(default_factory=Cluster)
     phases: tuple[PhaseJob, ...] = ()
     """Instead of [fit]'s epochs and frozen_epochs; only in a file, not a flag."""
+    appended: tuple[PhaseJob, ...] = ()
+    """What `thawline train RUN --more EPOCHS` has appended to the run, once it had finished."""
 
     @property
     def least_workers(self) -> int:
@@ -247,6 +249,8 @@ MAY_DIFFER = (
     *("name", "manifest", "storage", "data.root", "data.valid", "data.cache", "data.cache_gib"),
     # What the stream and the reduction do not depend on, by design: the same steps over the same ids.
     *("workers", "device", "data.engine", "data.threads"),
+    # What comes after a run's end; see cluster.run.more.
+    "appended",
     # What is written and survived, not what is computed.
     *("log_every", "failures", "preemptions", "checkpoint", "metrics", "cluster", "data.max_quarantined"),
 )
@@ -346,7 +350,8 @@ def resolved(job: Job) -> Job:
 def identity(job: Job, *, ignore: Collection[str] = MAY_DIFFER) -> dict[str, Any]:
     """What a run and its continuation have in common, by field."""
     fields = {**flat(job), "augment.flip": job.augment.flip is not False}
-    return {name: value for name, value in fields.items() if name not in ignore and name.split(".")[0] not in ignore}
+    sections = {name: name.partition(".")[0].partition("[")[0] for name in fields}
+    return {name: fields[name] for name, section in sections.items() if name not in ignore and section not in ignore}
 
 
 def differences(old: Job, new: Job, *, ignore: Collection[str] = MAY_DIFFER) -> list[str]:

@@ -1,6 +1,7 @@
 """What do a job's tables come to? Its phases, and what its images become, from which step on at another side."""
 
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 from thawline.cluster.job.job import FIT_SHAPES, Fit, Job, PhaseJob
 from thawline.dataio.pixels.spec import ImageSpec
@@ -17,9 +18,23 @@ def image_spec(job: Job) -> ImageSpec:
 
 
 def phases(job: Job) -> tuple[Phase, ...]:
-    """What a job's [[phases]] come to, or where it has none, its [fit]. Raises RecipeError."""
+    """What a job's [[phases]] come to, or where it has none, its [fit]; and what was appended. Raises RecipeError."""
+    return tuple(phase for table in _tables(job) for phase in _phases(table, job.fit))
+
+
+def longer(job: Job, epochs: float) -> Job:
+    """The job with one more phase, of so many epochs: the last one's schedule over again, with what that trains."""
+    last = _tables(job)[-1]
+    frozen = 0.0 if (last.recipe or job.fit.recipe) == "fine_tune" else None
+    name = "more" if not job.appended else f"more {len(job.appended) + 1}"
+    unsaid: dict[str, Any] = {"steps": None, "samples": None, "size_px": None}
+    phase = replace(last, name=name, epochs=epochs, frozen_epochs=frozen, **unsaid)
+    return replace(job, appended=(*job.appended, phase))
+
+
+def _tables(job: Job) -> tuple[PhaseJob, ...]:
     alone = PhaseJob(epochs=job.fit.epochs, frozen_epochs=job.fit.frozen_epochs)
-    return tuple(phase for table in job.phases or (alone,) for phase in _phases(table, job.fit))
+    return (*(job.phases or (alone,)), *job.appended)
 
 
 def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
@@ -34,7 +49,7 @@ def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
     plan = Training(n=samples, global_batch=batch, seed=job.seed)
     step, size_px = 0, job.data.size_px
     found: list[tuple[float, int]] = []
-    for table in job.phases:
+    for table in _tables(job):
         size_px = table.size_px or size_px
         if not found or found[-1][1] != size_px:
             found.append((step * batch / samples, size_px))  # the very quotient that ImageLoader.size_px looks up

@@ -59,6 +59,29 @@ def inspect(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> R
     return _inspect(job, loaded or Loaded(job), fresh=fresh)[0]
 
 
+def appended(job: Job) -> Job:
+    """The job with the phases that were appended to its run, where the run's folder knows more of them than the job.
+
+    Raises StorageError.
+    """
+    folder = run_root(job)
+    with _refusals(folder):
+        if "job.toml" not in folder.listing():
+            return job
+        known = jobs.from_dict(_parsed(folder, "job.toml", tomllib.loads), source=folder.full("job.toml")).appended
+    return replace(job, appended=known) if len(known) > len(job.appended) else job
+
+
+def is_shorter(result: Result | None, job: Job) -> bool:
+    """Whether a result is of the run as it was before the last of the job's phases were appended."""
+    return result is not None and result.get("appended", 0) < len(job.appended)
+
+
+def read_result(job: Job) -> Result | None:
+    """What `result.json` of the job's run holds, if there is one. Raises StorageError."""
+    return _read(job, run_root(job)).result
+
+
 def has_begun(job: Job) -> bool:
     """Whether the run has a checkpoint, so that its settings are known to work. Raises StorageError."""
     folder = run_root(job)
@@ -109,6 +132,8 @@ def _inspect(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, s
     """What `inspect` gives, and unless that is a result, the fingerprints of the job's manifests."""
     folder = run_root(job)
     there = _Contents(job, None, "") if fresh else _read(job, folder)
+    if is_shorter(there.result, job if fresh else appended(job)):
+        there = there._replace(result=None)
     _check_settings(folder, there, job)
     if there.result is not None:
         if there.fingerprint and not _data_gone(there.job, job):
@@ -261,7 +286,7 @@ def open_run(
         _check_data(folder, there, job, fingerprint)
     with _refusals(folder):
         write_text(folder, "manifest.hash", fingerprint + "\n")
-        write_text(folder, "job.toml", jobs.to_toml(job))
+        write_text(folder, "job.toml", jobs.to_toml(appended(job)))
     return None
 
 

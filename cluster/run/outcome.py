@@ -141,6 +141,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "precision": learner.precision.name,
         "model": job.model.name,
         "epochs": progress.epochs,
+        "appended": len(job.appended),
         "steps": progress.step,
         **({} if learner.stopped else _whose_weights(learner)),
         "checkpoint": learner.keeper.place(progress.step),

@@ -18,7 +18,7 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import phases
 from thawline.cluster.observe.discovery import clear_targets, targets_file, write_targets
 from thawline.cluster.observe.exporter import Exporter
-from thawline.cluster.run.folder import Result, open_run, run_dir
+from thawline.cluster.run.folder import Result, appended, open_run, run_dir
 from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.outcome import outcome
 from thawline.cluster.run.pulse import Pulse
@@ -75,6 +75,7 @@ def _run(
     finished = world.gather(_together(begin))[0]
     if finished is not None:
         return finished
+    job = appended(job)
     torch.set_num_threads(default_threads(ranks_here(context)))
     torch.backends.cudnn.benchmark = True  # every batch of a run has the same shape: the search pays once
     with ExitStack() as stack:

@@ -1,0 +1,125 @@
+"""A finished run that goes on: is it the run that would have been made at once, also when it is interrupted?"""
+
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.kit.runs import counted_error_rate, digits_manifest, result, write_job
+from tests.kit.toy import same
+from thawline.cluster.cli.train import Train
+from thawline.cluster.cli.verbs import with_job
+from thawline.cluster.errors import JobError, StorageError
+from thawline.cluster.job import job as jobs
+from thawline.cluster.job.job import Fit, Job, PhaseJob
+from thawline.cluster.job.recipes import longer, phases
+from thawline.cluster.run.more import going_on
+from thawline.cluster.run.run import run
+from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.context import LocalContext
+
+
+class Until(LocalContext):
+    """Asks to stop when asked for the nth time."""
+
+    asks = 0
+    last = 0
+
+    def should_stop(self) -> bool:
+        self.asks += 1
+        return self.asks == self.last
+
+
+def go(job: Job, *, last: int = 0) -> dict[str, Any]:
+    context = Until(Path(job.storage) / job.name)
+    context.last = last
+    return run(job, context)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    saved, _ = checkpoint.newest(folder / "checkpoints")
+    assert saved is not None
+    return saved.load("model")
+
+
+def numbers(folder: Path) -> list[tuple[Any, ...]]:
+    kept = ("kind", "phase", "step", "epoch", "loss", "lr", "momentum", "valid_loss", "error_rate", "train_loss")
+    rows = pq.read_table(folder / "rows.parquet").to_pylist()
+    return [tuple(row.get(name) for name in kept) for row in rows if row["kind"] in ("train", "valid")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    job = jobs.from_toml(write_job(folder, digits_manifest(folder, count=120), model="tiny"))
+    job = replace(job, fit=Fit("one_cycle", epochs=1), log_every=2, checkpoint=replace(job.checkpoint, every_s=0.0))
+    go(job)
+    return folder / "runs/run"
+
+
+def copied(finished: Path, folder: Path) -> Job:
+    """The job of a copy of the run."""
+    shutil.copytree(finished, folder)
+    return replace(jobs.from_toml(folder / "job.toml"), storage=str(folder.parent), name=folder.name)
+
+
+@pytest.mark.slow
+def test_more_epochs_are_the_run_with_both_phases_interrupted_or_not(finished: Path, tmp_path: Path) -> None:
+    whole = replace(jobs.from_toml(finished / "job.toml"), storage=str(tmp_path), name="whole")
+    go(replace(whole, phases=(PhaseJob("one_cycle", epochs=1.0), PhaseJob("more", epochs=2.0))))
+    for last in (0, 2, 5):
+        job = copied(finished, tmp_path / str(last))
+        before = result(tmp_path / str(last))
+        if last:
+            assert go(going_on(job, 2), last=last)["status"] == "stopped"
+            assert result(tmp_path / str(last)) == before, "until the new one is there"
+        made = go(going_on(job, 2))
+        assert (made["status"], made["epochs"], made["appended"]) == ("finished", 3, 1)
+        assert made["stream_hash"] == result(tmp_path / "whole")["stream_hash"] != before["stream_hash"]
+        assert numbers(tmp_path / str(last)) == numbers(tmp_path / "whole")
+        assert same(weights(tmp_path / str(last)), weights(tmp_path / "whole"))
+        assert counted_error_rate(tmp_path / str(last))[1] == pytest.approx(made["metrics"]["error_rate"])
+        assert [p.name for p in phases(jobs.from_toml(tmp_path / str(last) / "job.toml"))] == ["one_cycle", "more"]
+    assert go(job) == made, "the job of before shows the run as it is"
+    again = go(going_on(job, 1))
+    assert (again["epochs"], again["appended"]) == (4, 2)
+
+
+@pytest.mark.slow
+def test_what_cannot_go_on_gets_a_sentence(finished: Path, tmp_path: Path) -> None:
+    job = copied(finished, tmp_path / "run")
+    with pytest.raises(JobError, match="--more -1 is no number of epochs above 0"):
+        going_on(job, -1)
+    go(going_on(job, 2), last=2)
+    with pytest.raises(StorageError, match=r"on its way through --more 2, .* give --more 2 again, and then --more 3"):
+        going_on(job, 3)
+    (tmp_path / "run/result.json").unlink()
+    with pytest.raises(StorageError, match="has not finished, and --more is for a run that has"):
+        going_on(job, 2)
+    shutil.copytree(finished, tmp_path / "moved/pets")
+    words = ["train", str(tmp_path / "moved/pets"), "--more", "3"]
+    verb = with_job(Train(job=words[1], more=3.0), words)
+    assert isinstance(verb, Train)
+    assert (verb.fields.storage, verb.fields.name) == (str(tmp_path / "moved"), "pets"), "the folder, not what it says"
+
+
+def test_what_is_appended_is_the_last_schedule_over_again() -> None:
+    plain = longer(Job(manifest="a.parquet"), 3)
+    assert [(p.name, p.epochs, p.freeze_to) for p in phases(plain)] == [
+        ("frozen", 1, -1),
+        ("unfrozen", 5, 0),
+        ("more", 3, 0),
+    ]
+    assert phases(plain)[2] == replace(phases(plain)[1], name="more", epochs=3)
+    two = (PhaseJob(epochs=1.0, size_px=128), PhaseJob("end", "flat_cos", steps=7, lr=1e-4, freeze_to=-1, size_px=224))
+    twice = longer(longer(Job(manifest="a.parquet", phases=two), 3), 0.5)
+    *_, end, more, more_2 = phases(twice)
+    assert more == replace(end, name="more", epochs=3, steps=0)
+    assert more_2 == replace(more, name="more 2", epochs=0.5)
+    assert jobs.from_dict(tomllib.loads(jobs.to_toml(twice))) == twice
+    assert jobs.differences(twice, replace(twice, appended=())) == []
