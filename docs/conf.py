@@ -7,7 +7,7 @@ import re
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
@@ -28,6 +28,8 @@ smartquotes = False  # -- is the beginning of a flag, not a dash
 html_theme = "furo"
 html_title = f"thawline {release}"
 html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["thawline.css"]
 
 default_role = "code"  # docstrings put code in single backticks, as Markdown does
 autodoc_member_order = "bysource"
@@ -38,7 +40,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Types of others have their pages elsewhere, which an offline build cannot look up.
     ("py:.*", r"(torch|torchmetrics|numpy|np|pyarrow|pa|pandas|pd|PIL|matplotlib|collections|pathlib|typing)\..*"),
-    ("py:.*", "Path|Figure|Meter"),  # imported for the type checker alone, so that autodoc does not know whose they are
+    # Imported for the type checker alone, so that autodoc does not know whose they are; and one that has no page.
+    ("py:.*", "Path|Figure|.*TaskMetrics"),
 ]
 
 
@@ -54,5 +57,15 @@ def _as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
         lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
 
 
+def _without_ranges(app: Any, *event: Any) -> None:
+    """Of a field's type leave out its range, which stands in the reference of a job."""
+    for thing in event:  # a class, before its fields are listed; or its __init__, before its signature is written
+        for field, hint in getattr(thing, "__annotations__", {}).items():
+            if get_origin(hint) is Annotated:
+                thing.__annotations__[field] = get_args(hint)[0]
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-before-process-signature", _without_ranges)
+    app.connect("autodoc-process-docstring", _without_ranges)
     app.connect("autodoc-process-docstring", _as_rst)
