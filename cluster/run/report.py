@@ -64,14 +64,15 @@ def _by_class(outcomes: pa.Table) -> list[tuple[str, int, int]]:
 
 def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:
     """The figures, each with what it shows for those who do not see it."""
-    drawn = [plots.plot_metrics(rows)] if len(metrics) > 1 else [plots.plot_metric(rows, name) for name in metrics]
-    measured = ", ".join(_course(rows, "valid", name, name) for name in metrics)
     losses = f"{_course(rows, 'train', 'loss', 'training')}, {_course(rows, 'valid', 'valid_loss', 'validation')}"
     schedule = f"{_course(rows, 'train', 'lr', 'rate')}, {_course(rows, 'train', 'momentum', 'momentum')}"
     return [
         (plots.plot_loss(rows), f"Loss by epoch: {losses}"),
         (plots.plot_schedule(rows), f"Learning rate and momentum by epoch: {schedule}"),
-        *((figure, f"Validation metrics by epoch: {measured}") for figure in drawn),
+        *(
+            (plots.plot_metric(rows, name), f"Validation metric by epoch: {_course(rows, 'valid', name, name)}")
+            for name in metrics
+        ),
         (plots.plot_throughput(rows), f"Throughput by epoch: {_course(rows, 'train', 'images_per_s', 'images/s')}"),
         (
             plots.plot_data_wait(rows),

@@ -144,6 +144,8 @@ def _metric(axes: Axes, rows: pa.Table, name: str) -> None:
     if len(value):
         axes.annotate(f"{value[-1]:.3g}", (epoch[-1], value[-1]), (0, 7), textcoords="offset points", ha="center")
     axes.margins(x=0.06, y=0.15)
+    if len(epoch) == 1:
+        axes.set_xticks(epoch)  # the locator would show thousandths of an epoch around it
 
 
 def _series(rows: pa.Table, kind: str, column: str) -> tuple[Floats, Floats]:

@@ -63,12 +63,12 @@ def test_the_page_tells_every_metric_and_a_diagnosis_where_there_is_one(tmp_path
     assert "<td>0.900000</td><td>nan</td><td></td>" in page, "the first epoch has no f_beta"
     assert "<b>0.6250</b><span>f_beta_beta_2, over 3 images" in page
     assert "<b>no number</b><span>auroc_$1_$, over 3 images" in page
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 9
     alts = re.findall(r'<img src="[^"]*" alt="([^"]*)"', page)
     assert alts[0].startswith(f"Loss by epoch: training from {2 + slope:.3g} to {2 + 5 * slope:.3g} (between ")
-    assert alts[2].startswith("Validation metrics by epoch: error_rate from 0.9 to 0.5 (between 0.5 and 0.9), ")
-    assert alts[5] == "Evenly spaced validation images, 3, each titled prediction / truth: 3 right, 0 wrong"
-    assert len(set(alts)) == page.count("<img ") == 7, "every picture says what it shows"
+    assert alts[2] == "Validation metric by epoch: error_rate from 0.9 to 0.5 (between 0.5 and 0.9)"
+    assert alts[7] == "Evenly spaced validation images, 3, each titled prediction / truth: 3 right, 0 wrong"
+    assert len(set(alts)) == page.count("<img ") == 9, "every picture says what it shows"
     found = re.findall(r"<li><b>(.*?)</b> (.*?)\. <i>", page)
     expected = [("The learning rate was too high.", "Training loss began at 3 and rose to 6.5 (limit 4.5)")]
     assert found == (expected if slope > 0 else [])

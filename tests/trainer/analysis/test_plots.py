@@ -74,6 +74,12 @@ def test_metric_throughput_and_data_wait_show_their_rows(rows: pa.Table) -> None
     assert median == [np.median(speeds[1])] * 2
 
 
+def test_the_one_epoch_of_a_metric_has_a_whole_number() -> None:
+    figure = plots.plot_metric(pa.table({"kind": ["valid"], "epoch": [1.0], "error_rate": [0.5]}), "error_rate")
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1"]
+
+
 def test_every_metric_gets_axes_of_its_own(rows: pa.Table) -> None:
     kind, epoch = rows["kind"].to_pylist(), rows["epoch"].to_pylist()
     for i in range(4):
