@@ -18,7 +18,6 @@ import argparse
 import errno
 import io
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -34,17 +33,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.campaigns.kills import differences
+from tests.kit.forked import preloaded
 from tests.kit.images import flat_manifest
 from tests.kit.runs import result
 from thawline.dataio.store import atomic
 
-PRELOADED = [
-    "thawline.cluster.cli.main",
-    "thawline.cluster.cli.train",
-    "thawline.cluster.launch.launch",
-    "thawline.cluster.run.report",
-    "thawline.trainer.metrics.meter",
-]
 DEADLINE_S = 300
 MODES: tuple["Mode", ...] = ("error", "kill")
 Mode = Literal["error", "kill"]
@@ -213,8 +206,7 @@ class Campaign:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._processes = multiprocessing.get_context("forkserver")  # imports once, and forks before any thread starts
-        self._processes.set_forkserver_preload(PRELOADED)
+        self._processes = preloaded()
         self._manifest = folder / "flat.parquet"
         flat_manifest(folder / "flat", train=32, valid=6).save(self._manifest)
         status = self._start(folder / "unbroken", None)

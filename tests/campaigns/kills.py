@@ -12,7 +12,6 @@ The model is a ResNet of half a million weights and no report is drawn: neither 
 """
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from tests.kit.forked import preloaded
 from tests.kit.moments import KINDS, PARTS, SITES, Kill, Marks, install, moment
 from tests.kit.runs import digits_manifest, planned_hash, result, write_job
 from thawline.cluster.job import job as jobs
@@ -36,11 +36,9 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.run import outcome
 from thawline.cluster.run import run as life
 from thawline.cluster.run.folder import run_dir
-from thawline.dataio.cores import usable_cores
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.context import LocalContext
 
-PRELOADED = ["thawline.cluster.run.run", "thawline.trainer.analysis.plots", "nvidia.dali.fn", "nvidia.dali.pipeline"]
 DEADLINE_S = 600
 
 
@@ -94,7 +92,7 @@ def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     with log.open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    os.environ["LOCAL_WORLD_SIZE"] = str(usable_cores())  # one thread each
+    setattr(life, "default_threads", lambda _: 1)  # noqa: B010  # others run beside it
     marks = Marks(marks_file)
     inside = partial(moment, marks, kill)
     install(inside, marks)
@@ -111,8 +109,7 @@ class Campaign:
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.folder, self.seed = folder, seed
-        self._processes = multiprocessing.get_context("forkserver")  # imports once, and forks before any thread starts
-        self._processes.set_forkserver_preload(PRELOADED)
+        self._processes = preloaded()
         self.manifest = digits_manifest(folder, count=250)
         job = jobs.from_toml(write_job(folder, self.manifest))
         self._job = replace(

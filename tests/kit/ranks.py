@@ -1,6 +1,5 @@
 """How do tests see several ranks? A scenario in 1, 2 and 3 processes (gloo, on the CPU), and what each rank saw."""
 
-import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
+from tests.kit.forked import preloaded
 from tests.kit.toy import ToyLoader, Watched, learner, loaders
 from thawline.trainer.learner import Learner
 
@@ -69,7 +69,7 @@ def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome], sizes:
 
 def processes(call: Callable[..., None], *arguments: Any, number: int) -> None:
     """Run call(rank, *arguments) in so many processes, forked from one that has imported what they need once."""
-    multiprocessing.set_forkserver_preload(["tests.kit.ranks"])
+    preloaded()
     start_processes(call, arguments, nprocs=number, start_method="forkserver")  # type: ignore[no-untyped-call]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from tests.kit.clusters import free_port
+from tests.kit.forked import Forked, thawline_process
 from thawline.cluster.cli.index import make_manifest
 from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.plan import Training
@@ -65,7 +67,7 @@ def write_job(folder: Path, manifest: Path, *, model: str = "resnet18") -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a child: one thread a process, so that runs side by side stay comparable."""
+    """The environment of a child: one thread a process, since others run beside it."""
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
     kept = {name: value for name, value in os.environ.items() if name not in names}
     return {**kept, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": "/tmp/thawline-test-ray", **more}
@@ -73,33 +75,43 @@ def environment(**more: str) -> dict[str, str]:
 
 def thawline(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     """`thawline ARGUMENTS` to its end."""
-    command = [sys.executable, "-m", "thawline.cluster.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=240, check=False)
+    process = fork(*arguments, **more)
+    out, talk = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(arguments, process.returncode or 0, out, talk)
+
+
+def fork(*arguments: str | Path, **more: str) -> Forked:
+    """`thawline ARGUMENTS`, going on, without the imports that a process of its own would begin with."""
+    return thawline_process([*map(str, arguments)], environment(**more))
 
 
 def start(*arguments: str | Path, out: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen[str]:
-    """`thawline ARGUMENTS`, going on. out: where its stdout goes."""
-    command = [str(Path(sys.executable).with_name("thawline")), *map(str, arguments)]  # as a user starts it
+    """`thawline ARGUMENTS` as a user starts it, going on. out: where its stdout goes."""
+    command = [str(Path(sys.executable).with_name("thawline")), *map(str, arguments)]
     return subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment(**more))
 
 
-def _under_torchrun(workers: int, *arguments: str | Path) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    return [*command, "-m", "thawline.cluster.cli", *map(str, arguments)]
+def fork_ranks(workers: int, *arguments: str | Path) -> list[Forked]:
+    """`thawline ARGUMENTS` once a rank, each told its place as torchrun tells it."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
+    return [
+        fork(*arguments, **meeting, LOCAL_WORLD_SIZE=str(workers), RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(workers)
+    ]
 
 
-def start_torchrun(workers: int, *arguments: str | Path, **more: str) -> subprocess.Popen[str]:
-    """`thawline ARGUMENTS` under torchrun, going on; it is on a port of its own."""
-    command = _under_torchrun(workers, *arguments)
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(**more)
-    )
+def ranks(workers: int, *arguments: str | Path) -> None:
+    """`thawline ARGUMENTS` once a rank, to the end of all, which must be a good one."""
+    processes = fork_ranks(workers, *arguments)
+    talk = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * workers, "\n".join(talk)
 
 
 def torchrun(workers: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """`thawline ARGUMENTS` under torchrun with that many processes, on a port of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     return subprocess.run(
-        _under_torchrun(workers, *arguments),
+        [*command, "-m", "thawline.cluster.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -108,12 +120,12 @@ def torchrun(workers: int, *arguments: str | Path) -> subprocess.CompletedProces
     )
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], *, timeout_s: float = 180) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | Forked, *, timeout_s: float = 180) -> None:
     """Until a checkpoint of that step or a later one is committed."""
     until = time.monotonic() + timeout_s
     while not any(int(f.name[5:]) >= step for f in (run / "checkpoints").glob("step_*")):
         if process.poll() is not None or time.monotonic() > until:
-            said = process.stderr.read() if process.poll() is not None and process.stderr else ""
+            said = process.communicate()[1] if process.poll() is not None else ""
             raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {said}")
         time.sleep(0.02)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.kit.runs import counted_error_rate, digits_manifest, result, start, thawline, wait_for_step, write_job
+from tests.kit.runs import counted_error_rate, digits_manifest, fork, result, start, thawline, wait_for_step, write_job
 from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.step.window import extend_hash
@@ -86,7 +86,7 @@ def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path
     file = path_of(data, victim)
     content = file.read_bytes()
     job = write_job(tmp_path, manifest)
-    process = start("train", job, "--fit.epochs", str(EPOCHS))
+    process = fork("train", job, "--fit.epochs", str(EPOCHS))
     run = tmp_path / "runs/run"
     wait_for_step(run, 4, process)
     file.unlink()
@@ -103,8 +103,8 @@ def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path
 
 def test_more_broken_files_than_allowed_end_the_run_with_a_sentence(tmp_path: Path, manifest: Path) -> None:
     data = Manifest.load(manifest)
-    job = write_job(tmp_path, manifest)
-    process = start("train", job, "--fit.epochs", "9", "--data.max_quarantined", "0.02")
+    job = write_job(tmp_path, manifest, model="tiny")
+    process = fork("train", job, "--fit.epochs", "900", "--data.max_quarantined", "0.02")
     wait_for_step(tmp_path / "runs/run", 2, process)
     for number in data.subset("train").ids[::7]:
         path_of(data, int(number)).unlink()

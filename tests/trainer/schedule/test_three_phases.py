@@ -1,6 +1,5 @@
 """A job of three phases with two sizes, interrupted in each: the same run as the unbroken one, also on two ranks."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.kit.runs import digits_manifest, planned_hash, result, start_torchrun, torchrun, wait_for_step, write_job
+from tests.kit.runs import digits_manifest, fork_ranks, planned_hash, ranks, result, wait_for_step, write_job
 from tests.kit.toy import same
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import check
@@ -44,9 +43,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits_manifest(tmp_path_factory.mktemp("digits"))
 
 
-def three_phases(folder: Path, manifest: Path) -> Path:
+def three_phases(folder: Path, manifest: Path, *, model: str = "resnet18") -> Path:
     folder.mkdir()
-    file = write_job(folder, manifest)
+    file = write_job(folder, manifest, model=model)
     text = file.read_text().replace("log_every = 2", "log_every = 5").replace("epochs = 2\n", "")
     file.write_text(text + PHASES)
     return file
@@ -84,8 +83,8 @@ def go(job: jobs.Job, *, last: int = 0) -> dict[str, Any]:
 
 
 def test_stopped_in_each_phase_it_equals_the_unbroken_run_bit_by_bit(tmp_path: Path, manifest: Path) -> None:
-    whole = check(jobs.load(three_phases(tmp_path / "whole", manifest)))
-    broken = check(jobs.load(three_phases(tmp_path / "broken", manifest)))
+    whole = check(jobs.load(three_phases(tmp_path / "whole", manifest, model="tiny")))
+    broken = check(jobs.load(three_phases(tmp_path / "broken", manifest, model="tiny")))
     unbroken = go(whole)
     assert (unbroken["status"], unbroken["steps"]) == ("finished", STEPS)
     phases = []
@@ -100,33 +99,21 @@ def test_stopped_in_each_phase_it_equals_the_unbroken_run_bit_by_bit(tmp_path: P
     assert numbers(tmp_path / "broken/runs/run") == numbers(tmp_path / "whole/runs/run")
 
 
-def workers_of(process: int) -> list[int]:
-    """The pids of torchrun's children that train, by rank."""
-    found: dict[int, int] = {}
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-        environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        found |= {int(entry[5:]): int(child) for entry in environ if entry.startswith(b"RANK=")}
-    return [found[rank] for rank in sorted(found)]
-
-
 def test_sigterm_to_one_of_two_ranks_in_each_phase_stops_both_with_a_checkpoint(tmp_path: Path, manifest: Path) -> None:
-    done = torchrun(2, "train", three_phases(tmp_path / "whole", manifest))
-    assert done.returncode == 0, done.stderr
+    ranks(2, "train", three_phases(tmp_path / "whole", manifest))
     job, run_dir = three_phases(tmp_path / "broken", manifest), tmp_path / "broken/runs/run"
     for victim, step in ((1, 5), (0, 15), (1, 25)):
-        process = start_torchrun(2, "train", job)
-        wait_for_step(run_dir, step, process)
-        pids = workers_of(process.pid)
-        assert len(pids) == 2
-        os.kill(pids[victim], signal.SIGTERM)
-        _, talk = process.communicate(timeout=120)
-        assert process.returncode == 1, "what torchrun makes of 143"
+        both = fork_ranks(2, "train", job)
+        wait_for_step(run_dir, step, both[0])
+        both[victim].send_signal(signal.SIGTERM)
+        _, talk = both[0].communicate(timeout=120)
+        both[1].communicate(timeout=120)
+        assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2
         assert "the same command resumes it" in talk
         saved, _ = checkpoint.newest(run_dir / "checkpoints")
         assert saved is not None
         assert step <= saved.step < STEPS
-    done = torchrun(2, "train", job)
-    assert done.returncode == 0, done.stderr
+    ranks(2, "train", job)
     made, unbroken = result(run_dir), result(tmp_path / "whole/runs/run")
     assert (made["status"], made["world_size"], made["steps"]) == ("finished", 2, STEPS)
     assert made["stream_hash"] == unbroken["stream_hash"] == planned_hash(manifest, STEPS)

@@ -1,0 +1,93 @@
+"""How does a test start a process quickly? Forked from one that has imported torch, DALI and thawline already.
+
+To import them takes most of the time of a small run. A few tests start processes as a user does; all others fork.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_PRELOADED = [
+    *("thawline.cluster.cli.main", "thawline.cluster.cli.train", "thawline.cluster.launch.launch"),
+    *("thawline.cluster.run.run", "thawline.cluster.run.report", "thawline.trainer.metrics.meter"),
+    *("nvidia.dali.fn", "nvidia.dali.pipeline", "tests.kit.ranks"),
+]
+
+
+def preloaded() -> "multiprocessing.context.ForkServerContext":
+    """The context whose processes are forked, before any thread starts, from one that has imported all of this."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def _child(call: Callable[..., None], arguments: tuple[Any, ...], env: Mapping[str, str], out: Path) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        with (out / name).open("ab") as file:
+            os.dup2(file.fileno(), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    call(*arguments)
+
+
+def _command(words: list[str]) -> None:
+    from thawline.cluster.cli.__main__ import start
+    from thawline.cluster.run import run
+
+    setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # others run beside it; mypy would refuse an assignment
+    sys.argv = ["thawline", *words]
+    start()
+
+
+class Forked:
+    """A process that calls a function; with what tests need of a `subprocess.Popen`."""
+
+    def __init__(self, call: Callable[..., None], *arguments: Any, env: Mapping[str, str]) -> None:
+        self._out = Path(tempfile.mkdtemp(prefix="forked-"))
+        for name in ("stdout", "stderr"):
+            (self._out / name).touch()
+        self._process = preloaded().Process(target=_child, args=(call, arguments, dict(env), self._out))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it goes on, and minus the signal's number if one ended it."""
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        """As `poll`."""
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it is there."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def said(self) -> str:
+        """What it has written to stderr so far."""
+        return (self._out / "stderr").read_text()
+
+    def communicate(self, timeout: float = 240) -> tuple[str, str]:
+        """Wait for its end: (stdout, stderr). Raises TimeoutError."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            self.kill()
+            raise TimeoutError(f"process {self.pid} took more than {timeout} s and said:\n{self.said()}")
+        return (self._out / "stdout").read_text(), self.said()
+
+
+def thawline_process(words: list[str], env: Mapping[str, str]) -> Forked:
+    """`thawline WORDS`, going on."""
+    return Forked(_command, words, env=env)
