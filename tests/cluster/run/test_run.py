@@ -24,7 +24,6 @@ from tests.kit.runs import (
     planned_hash,
     ranks,
     result,
-    start,
     thawline,
     torchrun,
     wait_for_step,
@@ -160,9 +159,9 @@ def test_more_ranks_see_the_same_stream_and_count_exactly(
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, manifest: Path, whole: Path) -> None:
-    """As a user starts it; `python -m tests.campaigns.kills` kills at every kind of moment."""
+    """`python -m tests.campaigns.kills` kills at every kind of moment."""
     job = write_job(tmp_path, manifest)
-    process = start("train", job)
+    process = fork("train", job)
     wait_for_step(tmp_path / "runs/run", 14, process)
     process.send_signal(signal.SIGSTOP)  # or it would have finished meanwhile
     second = thawline("train", job)
