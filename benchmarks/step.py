@@ -23,16 +23,16 @@ from thawline.benchmarks.harness import (
     say,
     torch_threads,
 )
-from thawline.dataio.batch import ImageBatch
+from thawline.dataio.batch import Batch, ImageBatch
 from thawline.dataio.stream.renderer import default_threads
 from thawline.models.bodies import create
-from thawline.models.folding import folded
+from thawline.models.folding import folded, in_two
 from thawline.models.groups import freeze_to
 from thawline.trainer import optim
 from thawline.trainer.losses import default_loss
 from thawline.trainer.optim_settings import OptimSettings
 from thawline.trainer.settings import Compile, PrecisionName
-from thawline.trainer.step.precision import Precision, choose_precision, place
+from thawline.trainer.step.precision import Precision, autocast, choose_precision, place
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.step import StepSettings, eval_step
 
@@ -65,7 +65,7 @@ def main(
         steps: Steps in a repeat; 4 for the CPU, 20 for a GPU unless given.
         precision: As in a job.
         compile: As in a job; the forward pass alone stays as it is.
-        frozen: Beside the whole step, one that trains the head and BatchNorm, and one with batch_norm = frozen.
+        frozen: Also steps that train the head: with BatchNorm, with batch_norm = frozen, and on kept features.
         repeats: Measured repeats.
         out: Also write the JSON here.
     """
@@ -74,14 +74,12 @@ def main(
     chosen = choose_precision(precision, where)
     make = partial(prepared, model, CLASSES, device=where, size_px=size_px)
     data = noise(batch, size_px, CLASSES, device=where, dtype=chosen.input_dtype)
-    step = partial(training, data=data, precision=chosen, compile=compile)
-    calls: dict[str, Callable[[], object]] = {"train_step": step(make())}
+    calls: dict[str, Callable[[], object]] = {
+        "train_step": training(make(), data, precision=chosen, compile=compile),
+        "forward": forward(make().eval(), data, precision=chosen),
+    }
     if frozen:
-        calls["train_step, frozen"] = step(frozen_to_the_head(make(), norms=True))
-        network = frozen_to_the_head(make(), norms=False)
-        calls["train_step, frozen, batch_norm frozen"] = step(network, cheap=folded(network, -1))
-    else:
-        calls["forward"] = forward(make().eval(), data, precision=chosen)
+        calls |= frozen_steps(make, data, precision=chosen, compile=compile)
     results = {}
     with torch_threads(default_threads(1)):
         for name, call in calls.items():
@@ -128,6 +126,23 @@ def noise(
     )
 
 
+def frozen_steps(
+    make: Callable[[], nn.Module], data: ImageBatch, *, precision: Precision, compile: Compile
+) -> dict[str, Callable[[], object]]:
+    """Steps of a frozen phase, by what they spare themselves: on networks that `make` makes."""
+    options: dict[str, Any] = {"precision": precision, "compile": compile}
+    trains, still, kept = (frozen_to_the_head(make(), norms=norms) for norms in (True, False, False))
+    place(kept, precision, data.inputs.device)
+    front, head = in_two(folded(kept, -1))
+    with torch.no_grad(), autocast(precision, data.inputs.device):
+        features = Batch(front(data.inputs), data.targets, data.ids)
+    return {
+        "frozen, BatchNorm trains": training(trains, data, **options),
+        "frozen, batch_norm = frozen": training(still, data, cheap=folded(still, -1), **options),
+        "frozen, kept features": training(kept, features, cheap=head, **options),
+    }
+
+
 def frozen_to_the_head(network: nn.Module, *, norms: bool) -> nn.Module:
     """The network as in a frozen phase, in which its BatchNorm trains, or stands still."""
     freeze_to(network, -1, norms=norms)
@@ -138,7 +153,7 @@ def frozen_to_the_head(network: nn.Module, *, norms: bool) -> nn.Module:
 
 def training(
     network: nn.Module,
-    data: ImageBatch,
+    data: Batch,
     *,
     precision: Precision,
     compile: Compile = "off",
@@ -155,7 +170,7 @@ def training(
 
 def stepping(
     network: nn.Module,
-    data: ImageBatch,
+    data: Batch,
     *,
     precision: Precision,
     compile: Compile = "off",
@@ -169,7 +184,7 @@ def stepping(
             "another measurement; give a smaller --batch"
         )
 
-    device = data.inputs.device
+    device = data.targets.device
     settings = StepSettings(
         device=device,
         precision=precision,

@@ -101,3 +101,18 @@ class Counted(Protocol):
 
     def class_counts(self) -> NDArray[np.int64]:
         """Samples of the split, over all ranks, that have each class, (C,)."""
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """A training loader that knows what it will load: what keeping what a model says of it needs besides `Loader`."""
+
+    def repeated(self, views: int) -> "PlannedLoader":
+        """The same stream, its augmentations those of the first `views` epochs again and again."""
+
+
+class PlannedLoader(Loader, Protocol):
+    """A loader of a stream that repeats."""
+
+    def planned(self, step: int) -> list[tuple[int, ...]]:
+        """Of each sample of this rank's part of a step what decides its inputs and target, its id last."""

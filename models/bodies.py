@@ -54,6 +54,10 @@ class Classifier(nn.Module):
             return self.head(images, feature_maps(self.body, images))
         return self.head(self.body(images))
 
+    def in_two(self) -> tuple[nn.Module, nn.Module]:
+        """Body and head: one after the other they are the model."""
+        return self.body, self.head
+
     def groups(self) -> list[list[Part]]:
         """The body's layer groups, stem first, and the head. Of a ResNet fastai's: to layer2, to layer4, head."""
         return [*gathered(self.body, self._groups), [self.head]]

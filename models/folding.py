@@ -14,8 +14,12 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from thawline.models.errors import ModelError
 from thawline.models.groups import first_trained, layer_groups, modules_of
+from thawline.models.heads import AdaptiveConcatPool2d
 
+_POOLS = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
+"""Layers that neither learn nor draw: what is after them takes less room."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """These very types: a subclass (timm's BatchNormAct2d) does more than to normalise."""
@@ -42,6 +46,26 @@ def folded(model: nn.Module, n: int) -> nn.Module:
         twin.set_submodule(convolution, fuse_conv_bn_eval(*both))
         twin.set_submodule(norm, nn.Identity())
     return twin if pairs else model
+
+
+def in_two(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """What comes before the first layer that learns of the head, pooling included; and the head from there on.
+
+    One after the other they are the model, of whose layers they are made.
+    Raises: ModelError, for a model that does not say what it is made of.
+    """
+    parts = getattr(model, "in_two", None)
+    if not callable(parts):
+        raise ModelError(
+            f"{type(model).__name__} has no method in_two(): where its head begins is not known; give it one that "
+            "returns (body, head), of which model(x) is head(body(x)), or leave features uncached"
+        )
+    body, head = parts()
+    layers = [*head] if isinstance(head, nn.Sequential) else [head]
+    pools = 0
+    while pools < len(layers) - 1 and isinstance(layers[pools], _POOLS):
+        pools += 1
+    return nn.Sequential(body, *layers[:pools]), nn.Sequential(*layers[pools:])
 
 
 def _foldable(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from thawline.dataio.batch import Augmented, Loader
-from thawline.trainer import budget
+from thawline.trainer import budget, features
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.checkpoints.format import Origin
@@ -60,6 +60,7 @@ class Learner:
     clip: the largest norm of a step's gradients. ema: decay of an average of the weights, which is then what is
     measured; 0 keeps none. compile: a mode of torch.compile for training steps.
     batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
+    cache_features: of how many augmentations of each image a frozen body's features are kept; see features.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
     stopping: when a phase ends early, and with which weights.
     log_every: steps a window; the device is read once in each. checkpoint_every_s, keep, best: see keeper, checkpoint.
@@ -85,6 +86,7 @@ class Learner:
         ema: float = 0.0,
         compile: Compile = "off",  # torch's word
         batch_norm: BatchNorms = "train",
+        cache_features: int = 0,
         seed: int = 42,
         context: RunContext | None = None,
         sinks: Sequence[Sink] = (),
@@ -96,7 +98,7 @@ class Learner:
         run: Mapping[str, Any] | None = None,
     ) -> None:
         of_labels: dict[str, Any] = {"label_smoothing": label_smoothing, "class_weights": class_weights}
-        TrainSettings(accumulate=accumulate, clip=clip, ema=ema, **of_labels).check()
+        TrainSettings(accumulate=accumulate, clip=clip, ema=ema, cache_features=cache_features, **of_labels).check()
         context = context or LocalContext(device=next(model.parameters()).device)
         loss = chosen_loss(loss, train, context.device, scale=getattr(model, "scale", None), **of_labels)
         settings = _settings(
@@ -111,6 +113,8 @@ class Learner:
         self.session.ema = Ema(model, ema) if ema else None
         self.session.batch_transform = batch_transform
         self.session.frozen_norms = batch_norm == "frozen"
+        self.session.cache_features = cache_features
+        features.check(cache_features, model, train, frozen_norms=batch_norm == "frozen", mixes=bool(batch_transform))
         self.session.stopping = (stopping or Stopping()).check()
         self._check_measured()
 

@@ -42,6 +42,7 @@ class PhaseRun:
         whole = range(1, math.floor(self.epochs + 1e-9) + 1)
         self.epoch_ends = {self.steps, *(min(self.steps, train.steps(epoch)) for epoch in whole)}
         self._lr = _learning_rate(session, phase)
+        session.keep_features()
         self.stepper = session.stepper(ema=session.ema)
         if session.optimizer_state is not None:
             optim.load_state(self.stepper.optimizer, session.optimizer_state["optimizer"])
@@ -66,6 +67,7 @@ class PhaseRun:
                     self._end_window(at_epoch_end=at_epoch_end)
         finally:
             self.stepper.close()
+            session.features = None
         if not session.stopped:
             session.progress = progress.after_phase(self._epochs_done())
         return self._measured
@@ -113,6 +115,8 @@ class PhaseRun:
             written=session.keeper.finished(),
         )
         session.set_apart("train", reading.lost)
+        if session.features is not None:
+            session.features.share()
         session.record_written(reading.written)
         session.keeper.warn(reading.taken_at, window_s=reading.window_s)
         bad = reading.seen.bad

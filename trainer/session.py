@@ -30,6 +30,7 @@ from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.context import RunContext
 from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError
+from thawline.trainer.features import Features
 from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.evaluation import Measured, evaluate
 from thawline.trainer.progress import Progress
@@ -69,6 +70,10 @@ class Session:
     seed: int = 42
     stopping: Stopping = field(default_factory=Stopping)
     progress: Progress = field(default_factory=Progress)
+    cache_features: int = 0
+    """Views of each image of which a frozen body's features are kept; see features."""
+    features: Features | None = None
+    """Of the phase under way, where they are kept."""
     stopped: bool = False
     """Somebody asked to stop, and the phase under way did."""
     resuming: bool = False
@@ -177,7 +182,9 @@ class Session:
     # The stream ---------------------------------------------------------------------------------------------
 
     def next_batch(self) -> Batch:
-        """The stream's next batch, from the cursor on, transformed."""
+        """The stream's next batch, from the cursor on, transformed; or its features, where those are kept."""
+        if self.features is not None:
+            return self.features.batch(self.progress.step)
         if self._stream is None:  # opened at the cursor, once: phases and fits go on in the same stream
             self._stream = self.train.stream(self.progress.step)
         return self._draw(self._stream, self.progress.step)
@@ -322,10 +329,25 @@ class Session:
                         break
         return losses
 
+    def keep_features(self) -> None:
+        """For the phase that begins, keep what a frozen body says of each image, if that is asked for."""
+        last = len(groups.layer_groups(self.model)) - 1
+        if not self.cache_features or groups.first_trained(self.model, self.frozen_to) < last:
+            self.features = None
+            return
+        self._stream = None  # a later phase opens it where the cursor is then
+        self.features = Features(self.model, self.train, self.settings, views=self.cache_features)
+        self.note(
+            f"cache_features={self.cache_features}: what the frozen body says of each training image is kept in "
+            f"memory, in {self.cache_features} augmentation(s), which repeat from epoch to epoch"
+        )
+
     def stepper(self, *, ema: Ema | None = None) -> Stepper:
         """A stepper for the parameters that are trainable now."""
         splits, on_split = self.progress.splits, self.split
-        network = folded(self.model, self.frozen_to) if self.frozen_norms else self.model
+        network = self.model
+        if self.frozen_norms:
+            network = folded(self.model, self.frozen_to) if self.features is None else self.features.head
         return Stepper(self.model, self.settings, network=network, splits=splits, on_split=on_split, ema=ema)
 
     @contextlib.contextmanager

@@ -45,6 +45,9 @@ class TrainSettings:
     batch_norm: BatchNorms = "train"
     """BatchNorm's statistics: each worker's own, of all workers (sync), or unchanged, frozen layers fast (frozen)."""
 
+    cache_features: Annotated[int, at_least(0, "it counts views; 0 is none")] = 0
+    """Augmentations of each image of which a frozen body's features are kept in memory; needs batch_norm = frozen."""
+
     def check(self) -> Self:
         """Itself. Raises RecipeError for a value out of range."""
         ranges.check(self, RecipeError)

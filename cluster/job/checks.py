@@ -51,6 +51,11 @@ def check_together(job: Job) -> None:
     _check_budget(job)
     job.optim.check(where="optim.")
     fit, workers = job.fit, job.most_workers
+    if fit.cache_features and fit.batch_norm != "frozen":
+        raise JobError(
+            f"fit.cache_features={fit.cache_features} with fit.batch_norm={fit.batch_norm!r}: what the body says of an "
+            "image would change from step to step; give fit.batch_norm='frozen', or fit.cache_features=0"
+        )
     if fit.class_weights == "balanced" and job.data.balance:
         raise JobError(
             f"fit.class_weights='balanced' with data.balance={job.data.balance:g}: rare classes would count twice, in "

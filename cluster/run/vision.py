@@ -147,6 +147,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         ema=job.fit.ema,
         compile=job.fit.compile,
         batch_norm=job.fit.batch_norm,
+        cache_features=job.fit.cache_features,
         batch_transform=mixing(job, classes=len(train.classes), rank=context.rank, world_size=context.world_size),
         seed=job.seed,
         context=context,

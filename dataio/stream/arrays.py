@@ -6,7 +6,7 @@ Nothing is augmented, and there are no files that could break.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -81,6 +81,16 @@ class ArrayLoader(Closing):
             inputs = tuple(_take(each, rows) for each in self._inputs)
             several = isinstance(self.inputs, tuple)
             yield Batch(inputs if several else inputs[0], _take(self.targets, rows), self.ids[rows])
+
+    def repeated(self, views: int) -> Self:
+        """See dataio.batch.Repeatable: nothing is augmented, so this loader itself."""
+        return self
+
+    def planned(self, step: int) -> list[tuple[int, ...]]:
+        """See dataio.batch.PlannedLoader."""
+        _, positions = next(self.order.batches(step))
+        _, index = self.order.at(positions)
+        return [(number,) for number in self.ids[torch.from_numpy(index)].tolist()]
 
     @property
     def quarantined(self) -> Mapping[int, str]:

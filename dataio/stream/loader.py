@@ -93,6 +93,15 @@ class ImageLoader(Closing):
         """The same samples under training's augmentation, drawn anew for each view; closed with this loader."""
         return replace(self, source=self.source.augmented(view), borrowed=True)
 
+    def repeated(self, views: int) -> Self:
+        """See dataio.batch.Repeatable; closed with this loader."""
+        return replace(self, source=self.source.repeated(views), borrowed=True)
+
+    def planned(self, step: int) -> list[tuple[int, ...]]:
+        """See dataio.batch.PlannedLoader: size, view, id."""
+        _, positions = next(self.order.batches(step))
+        return [(self.size_px(step), view, number) for view, number in self.source.planned(positions)]
+
     @property
     def quarantined(self) -> Mapping[int, str]:
         """Files that turned out unusable since the manifest was made: id -> file and reason."""

@@ -51,6 +51,8 @@ class Source(Closing):
     """Share of the samples that may turn out unusable before training stops."""
     view: int | None = None
     """Which augmented view of the validation samples, for test-time augmentation; None is the plain one."""
+    views: int | None = None
+    """In training: after how many epochs the augmentations come again; None is never."""
     unusable: dict[int, str] = field(default_factory=dict)
     """Files that turned out unusable since the manifest was made, id -> file and reason; reading threads add to it."""
     fetching: ThreadPoolExecutor | None = None
@@ -79,6 +81,15 @@ class Source(Closing):
     def augmented(self, view: int) -> Self:
         """The same samples under training's augmentation; both share what is found unusable."""
         return replace(self, view=view)
+
+    def repeated(self, views: int) -> Self:
+        """The same stream, its augmentations those of the first `views` epochs again and again."""
+        return replace(self, views=views)
+
+    def planned(self, positions: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """(view, id) of what will be rendered at these positions, as far as it is known what cannot be used."""
+        _, epochs, rows = self._choose(positions)
+        return [*zip(self._views(epochs).tolist(), rows.ids.tolist(), strict=True)]
 
     # What turned out unusable -----------------------------------------------------------------------------
 
@@ -158,7 +169,11 @@ class Source(Closing):
         sizes: dict[str, Any] = {"widths": rows.widths, "heights": rows.heights, "size_px": size_px}
         if not self.order.endless and self.view is None:
             return geometry.centred(self.spec, **sizes)
-        return geometry.draw(self.spec, seed=self.seed, epochs=epochs + (self.view or 0), ids=rows.ids, **sizes)
+        views = self._views(epochs) + (self.view or 0)
+        return geometry.draw(self.spec, seed=self.seed, epochs=views, ids=rows.ids, **sizes)
+
+    def _views(self, epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+        return epochs if self.views is None else epochs % self.views
 
     def _targets(self, rows: Rows, drawn: geometry.Geometry, size_px: int) -> Targets:
         of = self.manifest

@@ -116,6 +116,7 @@ def test_what_a_phase_s_recipe_would_not_read_is_refused(recipe: Any, phase: dic
             ["--fit.compile", "reduce-overhead", "--workers", "2"],
             r"with workers=2: .*BatchNorm under DDP \(pytorch#139207\).*'max-autotune-no-cudagraphs'",
         ),
+        (["--fit.cache-features", "1"], r"with fit\.batch_norm='train': .*give fit\.batch_norm='frozen'"),
         (["--fit.class-weights", "balanced", "--data.balance", "1"], r"rare classes would count twice.*leave one of"),
         (["--optim.nesterov"], r"optim\.name='adamw' .*give optim\.name='sgd'"),
         (["--optim.nesterov", "--optim.name", "sgd", "--optim.momentum", "0"], r"optim\.momentum=0\.0: only sgd"),
