@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
+from thawline.cluster.cli.bars import bar
 from thawline.cluster.cli.index_options import IndexOptions
 from thawline.dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
 from thawline.dataio.store import files
@@ -40,14 +39,13 @@ def make_manifest(source: str | Path, **options: Any) -> Manifest:
             f"--classes {o.classes} is for {other.task} and --label {quoted(o.label)} gives {table.task}: their "
             "targets do not mean the same; label in the same way, or leave --classes out"
         )
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        checking = bar.add_task("checking images", total=table.rows.num_rows)
+    with bar("checking images") as progress:
         return splits.split(
             table,
             splitter,
             max_bad=o.max_bad,
             max_pixels=o.max_pixels,
-            progress=lambda done, total: bar.update(checking, completed=done, total=total),
+            progress=progress,
         )
 
 
