@@ -30,9 +30,9 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = _QUOTED
 
 
 def quoted(value: object) -> str:
-    """A user's value as a sentence may hold it: in one line, without control characters, cut at 80 characters.
+    """A user's value for use in a sentence: in one line, without control characters, cut at 80 characters.
 
-    A text goes in as it is, anything else as Python writes it, its long parts left out.
+    A string is itself, anything else is written as in Python, its long parts left out.
     """
     text = value if isinstance(value, str) else _repr.repr(value)
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: _QUOTED + 1])
@@ -78,11 +78,11 @@ class QuarantineError(DataError):
 
 
 class PlaceError(DataError):
-    """There is no folder that is this user's alone."""
+    """There is no folder that is private to this user."""
 
 
 class ResourceError(DataError):
-    """The process or its machine lacks what reading takes: open files, memory, a storage that answers."""
+    """The process or its machine lacks a resource for reading: open files, memory, a storage that responds."""
 
 
 class EngineError(DataError):
@@ -90,5 +90,5 @@ class EngineError(DataError):
 
 
 def kind_of(reason: str) -> str:
-    """Why a file cannot be used, without what is particular to it: a few kinds are counted, however many files."""
+    """The kind of a reason why a file cannot be used, without its details: there are few kinds, however many files."""
     return "its mask" if reason.startswith("its mask ") else reason.partition(":")[0]

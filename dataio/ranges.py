@@ -15,13 +15,13 @@ from thawline.dataio.errors import quoted
 
 @dataclass(frozen=True)
 class Range:
-    """Which values a field may have. None always passes; of a tuple, each value must."""
+    """The values that a field may have. None always passes; of a tuple, each value must pass."""
 
     holds: Callable[[Any], bool]
     give: str
-    """What to give, such as "_ >= 1": _ stands for the field's name."""
+    """The remedy, such as "_ >= 1": _ stands for the field's name."""
     why: str
-    """What would happen outside, or what the value is."""
+    """What would happen outside of the range, or what the value is."""
 
     def check(self, name: str, value: Any, error: type[Exception]) -> None:
         """Raises `error` for a value of the field `name` that lies outside."""
@@ -47,12 +47,12 @@ def above_zero(why: str, give: str = "a finite number above 0") -> Range:
 
 
 def below_one(why: str) -> Range:
-    """A share of which the whole does not pass."""
+    """A share below 1."""
     return Range(lambda v: 0 <= v < 1, "0 <= _ < 1", why)
 
 
 def given(give: str, why: str) -> Range:
-    """Anything but nothing."""
+    """Anything but empty."""
     return Range(bool, give, why)
 
 

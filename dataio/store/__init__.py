@@ -1,1 +1,1 @@
-"""Where do bytes lie, and how do they get there whole? Folders, object stores, the node's cache; not what they mean."""
+"""Where do bytes lie, and how are they written whole? Folders, object stores, the node's cache; not what they mean."""

@@ -19,11 +19,11 @@ import xxhash
 from thawline.dataio.store.root import Root
 
 _BUFFER_BYTES = 1 << 20
-"""Of a file that is written in many small pieces, as torch and Arrow do."""
+"""For files that torch and Arrow write in many small pieces."""
 
 
 class Sink(io.RawIOBase):
-    """Passes bytes on, counts and hashes them."""
+    """Writes bytes through to a file; counts and hashes them."""
 
     def __init__(self, out: Any, digest: Any) -> None:
         self._out = out

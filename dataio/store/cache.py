@@ -1,4 +1,4 @@
-"""Where do shards of an object store lie on this machine? In a folder that all its processes share and none overfills.
+"""Where do shards of an object store lie on this machine? In a folder of bounded size that all processes share.
 
 Each data set has a folder there. A process that uses it holds a shared lock on its `use` file, so that its shards are
 not evicted meanwhile; `bytes` beside it says how much it needs. Each shard is locked during its download: the first
@@ -31,26 +31,26 @@ _THREADS = 4  # shards at a time: one connection rarely fills a link
 _CHUNK_BYTES = 8 << 20
 _GIB = 1 << 30
 _OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of the folder here, which another attempt to download would meet again."""
+"""Errors of the local folder, which another attempt to download would meet again."""
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all), from any thread, one call at a time"""
 
 
 class Held:
-    """Shards on this machine that nobody evicts until `release`, or the end of this process."""
+    """Shards on this machine that are not evicted until `release`, or the end of this process."""
 
     def __init__(self, paths: Sequence[Path], lock: int) -> None:
         self.paths = paths
         self._close = weakref.finalize(self, os.close, lock)
 
     def release(self) -> None:
-        """Allow their eviction. May be called again."""
+        """Allow their eviction; a second call does nothing."""
         self._close()
 
 
 class _BrokenError(OSError):
-    """A download that brought something else than the shard."""
+    """A download that is not the shard."""
 
 
 def default_folder() -> Path:
@@ -66,10 +66,10 @@ def hold(
     limit_gib: float = 100.0,
     progress: Progress | None = None,
 ) -> Held:
-    """Bring all of these shards from the URI `home` into the cache, and keep them there.
+    """Download these shards from the URI `home` into the cache, and hold them there.
 
-    What was used least recently, and by nobody now, makes room. `limit_gib` bounds the whole cache.
-    Raises: ShardError when the shards are more than the limit, or come broken time and again, or cannot be written.
+    Data sets that are not in use are evicted to make room, the least recently used first. `limit_gib` bounds the cache.
+    Raises: ShardError when the shards exceed the limit, arrive damaged repeatedly, or cannot be written.
     """
     cache = default_folder() if folder is None else Path(folder).expanduser()
     limit, need = int(limit_gib * _GIB), sum(shard.bytes for shard in shards)
@@ -92,11 +92,11 @@ def hold(
     return held
 
 
-# Who may lie there ----------------------------------------------------------------------------------------
+# What may stay there ---------------------------------------------------------------------------------------
 
 
 def _claim(cache: Path, key: str, need: int, limit: int) -> tuple[Path, int]:
-    """Take a data set into use, and evict what has no room beside it: its folder, and the lock to be closed."""
+    """Mark a data set as in use, and evict others to make room: its folder, and the lock to be closed."""
     mine = cache / key
     mine.mkdir(parents=True, exist_ok=True)
     with locked(cache / "lock"):
@@ -114,7 +114,7 @@ def _claim(cache: Path, key: str, need: int, limit: int) -> tuple[Path, int]:
 
 @dataclass(frozen=True, order=True)
 class _Idle:
-    """A file that nobody uses; in order of eviction."""
+    """A file that is not in use; in order of eviction."""
 
     used_ns: int
     path: Path
@@ -122,9 +122,9 @@ class _Idle:
 
 
 def _make_room(cache: Path, mine: Path, allowed: int) -> None:
-    """Evict until all other data sets together have `allowed` bytes; those in use count with all they will need."""
+    """Evict until all other data sets together have `allowed` bytes; one in use counts with all that it will need."""
     in_use, idle, folders = 0, list[_Idle](), list[Path]()
-    for claim in sorted(cache.glob("*/bytes")):  # only what was made here: the folder may hold other things
+    for claim in sorted(cache.glob("*/bytes")):  # only files of the cache: the folder may hold others
         folder = claim.parent
         if folder == mine:
             continue
@@ -135,7 +135,7 @@ def _make_room(cache: Path, mine: Path, allowed: int) -> None:
         folders.append(folder)
         for file in (*folder.glob("*.arrow"), *folder.glob("*.arrow.part")):
             status = file.stat()
-            whole = file.suffix == ".arrow"  # what a dead process began is of no use
+            whole = file.suffix == ".arrow"  # what a dead process left unfinished is of no use
             idle.append(_Idle(status.st_mtime_ns if whole else 0, file, status.st_size))
     if in_use > allowed:
         raise ShardError(
@@ -168,7 +168,7 @@ def _is_used(folder: Path) -> bool:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Alone among all processes and threads of this machine that say the same; waits for its turn."""
+    """A lock between all processes and threads of this machine that name the same file; waits for it."""
     lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -177,11 +177,11 @@ def locked(file: Path) -> Iterator[None]:
         os.close(lock)
 
 
-# How they come --------------------------------------------------------------------------------------------
+# Downloads ------------------------------------------------------------------------------------------------
 
 
 class _Fetching:
-    """One process's share of bringing the shards, and how far it is."""
+    """The downloads of one process, and their progress."""
 
     def __init__(self, home: Root, shards: Sequence[Shard], paths: Sequence[Path], progress: Progress | None) -> None:
         self._home, self._shards, self._paths, self._progress = home, shards, paths, progress
@@ -191,7 +191,7 @@ class _Fetching:
         self._stopped = threading.Event()
 
     def all(self) -> None:
-        """Until every shard is here. Raises ShardError for the first that cannot be had."""
+        """Wait until every shard is here. Raises ShardError for the first that cannot be downloaded."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="thawline-cache") as pool:
             try:
                 for _ in pool.map(self._one, range(len(self._shards))):

@@ -1,9 +1,8 @@
-"""How does a large file come over a network that breaks? Whole, checked, and no byte twice.
+"""How is a large file downloaded over a network that breaks? Whole, checked, and no byte twice.
 
-What has come of NAME lies beside its place as NAME.part, with the server's word for that version (its ETag or date)
-in NAME.part.version. The next attempt, or the next call, asks for the rest on condition that it is still that version;
-a server that cannot continue, or has another version by now, sends the whole. Proxies are the environment's.
-Nothing here unpacks.
+The part of NAME that has arrived lies beside it as NAME.part, and the version (the server's ETag or date) in
+NAME.part.version. The next attempt, or the next call, asks for the rest if it is still that version; a server that
+cannot continue, or has another version by now, sends the whole. Proxies are the environment's. Nothing is unpacked.
 """
 
 import hashlib
@@ -21,26 +20,26 @@ from thawline.dataio.errors import SourceError
 Progress = Callable[[str, int, int | None], None]
 """Called with the file's name, the bytes that are here, and the bytes in all (None where the server does not say)."""
 
-_ATTEMPTS = 5  # in a row, of which none brought a byte more: a bad line may break as often as it likes
+_ATTEMPTS = 5  # in a row without a further byte: a bad line may break as often as it likes otherwise
 _FIRST_WAIT_S = 1.0  # before the second attempt; doubled before each one after it
 _TIMEOUT_S = 30.0  # without a byte
 _CHUNK_BYTES = 1 << 18
 
 
 class Resource(NamedTuple):
-    """A file to fetch."""
+    """A file to download."""
 
     url: str
     md5: str
 
     @property
     def name(self) -> str:
-        """What the file is called."""
+        """The file's name."""
         return self.url.rsplit("/", 1)[-1]
 
 
 class _BrokenError(Exception):
-    """An attempt came to nothing. `promising`: the server is there, so another attempt may do better."""
+    """An attempt failed. promising: the server responds, so another attempt may succeed."""
 
     def __init__(self, reason: object, *, promising: bool) -> None:
         super().__init__(str(reason) or type(reason).__name__)
@@ -48,10 +47,10 @@ class _BrokenError(Exception):
 
 
 def fetch(resources: Sequence[Resource], folder: Path, *, progress: Progress | None = None) -> None:
-    """Bring the files into a folder that exists; one that is there with the right md5 is not asked for.
+    """Download the files into a folder that exists; one that is there with the right md5 is skipped.
 
-    Raises: SourceError when a file cannot be had or is not the one whose md5 was given. OSError when it cannot be
-    written; what has come is kept.
+    Raises: SourceError when a file cannot be downloaded, or has another md5 than was given. OSError when it cannot be
+    written; what has arrived is kept.
     """
     for resource in resources:
         file = folder / resource.name
@@ -96,7 +95,7 @@ def _persist(resource: Resource, part: Path, progress: Progress) -> None:
 
 
 def _attempt(resource: Resource, part: Path, progress: Progress) -> None:
-    """Ask for what is missing, append it. Raises _BrokenError when that was not all."""
+    """Request what is missing, and append it. Raises _BrokenError when it does not all arrive."""
     here = _size(part)
     request = Request(resource.url, headers={"User-Agent": "thawline"})
     if here:
@@ -110,7 +109,7 @@ def _attempt(resource: Resource, part: Path, progress: Progress) -> None:
     except HTTPError as error:
         with error:
             if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{here}":
-                return  # everything had come before the last interruption
+                return  # everything had arrived before the last interruption
             if error.code == 416:
                 part.unlink()
             promising = error.code in (408, 416, 429) or error.code >= 500
@@ -132,7 +131,7 @@ def _append(response: HTTPResponse, part: Path, here: int, progress: Callable[[i
             part.unlink()
             raise _BrokenError(f"it sent {span or 'an unknown part'}, not what follows {here}", promising=True)
     else:
-        part.write_bytes(b"")  # first: the old bytes must never stand under the new version
+        part.write_bytes(b"")  # first: the old bytes must never be taken for the new version
         _version_file(part).write_text(_version(response.headers), encoding="utf-8")
     with part.open("ab") as out:
         progress(done, total)
@@ -145,7 +144,7 @@ def _append(response: HTTPResponse, part: Path, here: int, progress: Callable[[i
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    """What comes, as it comes; the network's errors as _BrokenError, so that they are not taken for the disk's."""
+    """The response's bytes as they arrive. Network errors become _BrokenError, to tell them from the disk's."""
     while True:
         try:
             chunk = response.read1(_CHUNK_BYTES)
@@ -157,7 +156,7 @@ def _chunks(response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _version(headers: Message) -> str:
-    """What If-Range may name: a strong ETag, else the date, else nothing."""
+    """The value for If-Range: a strong ETag, else the date, else none."""
     etag = headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified", "")
 

@@ -26,13 +26,13 @@ class UnfitError(OSError):
 
 
 HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, UnfitError)
-"""Errors that another attempt would meet again."""
+"""Errors for which another attempt would not help."""
 _EXHAUSTED = {
     errno.EMFILE: "this process has as many files open as it may: raise the limit (ulimit -n 65536)",
     errno.ENFILE: "this machine has as many files open as it may: end what holds them (sysctl fs.file-max)",
     errno.ENOMEM: "this machine has no memory left: end other processes, or give smaller batches",
 }
-"""Not the file's fault: the process could not read any other."""
+"""Errors that are not the file's fault: the process cannot read any file."""
 
 
 def plain(file: str | Path) -> str:
@@ -42,7 +42,7 @@ def plain(file: str | Path) -> str:
 
 
 def text(file: str | Path) -> str:
-    """What a local file says in UTF-8, with or without a byte order mark; a small one, written by hand or for people.
+    """The text of a small local file in UTF-8, with or without a byte order mark.
 
     Raises: OSError, UnfitError for one of more than 64 MiB; ValueError.
     """
@@ -52,11 +52,11 @@ def text(file: str | Path) -> str:
 def read_local(path: str, *, size: int | None = None, most: int | None = None) -> bytes:
     """The bytes of a file of this machine. Raises OSError.
 
-    UnfitError is raised before anything is read: for what is no regular file (a pipe or a device would block, or never
-    end), for one whose bytes are not `size`, what it had when it was indexed, and for more than `most` bytes. Of a
-    file that grows meanwhile no more is read than it had when it was opened.
+    UnfitError is raised before anything is read: for what is not a regular file (a pipe or a device would block, or
+    never end), for a size other than `size`, the one when it was indexed, and for more than `most` bytes. If the file
+    grows meanwhile, no more is read than it had when it was opened.
     """
-    # without O_NONBLOCK a pipe that nobody writes to would block in open
+    # without O_NONBLOCK a pipe without a writer would block in open
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -96,9 +96,9 @@ def check_size(actual: int, size: int | None, most: int | None) -> None:
 
 
 def why_unreadable(error: OSError) -> str:
-    """What an error in reading means, in a few words, for a manifest's status and a run's record.
+    """Why a file cannot be read, in a few words, for a manifest's status and a run's record.
 
-    Raises: ResourceError where it is the process that cannot read, whatever the file: no image is at fault then.
+    Raises: ResourceError where the process cannot read any file: no image is at fault then.
     """
     if error.errno in _EXHAUSTED:
         raise ResourceError(
@@ -117,7 +117,7 @@ def why_unreadable(error: OSError) -> str:
 
 
 def why_refused(error: Exception) -> str:
-    """What a storage's error means, in one line, for a sentence."""
+    """A storage's error in one line, for a sentence."""
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number else str(error).partition("\n")[0] or type(error).__name__
 
@@ -128,10 +128,10 @@ def as_array(data: bytes) -> NDArray[np.uint8]:
 
 
 def as_table(data: bytes) -> pa.Table:
-    """The rows of a Parquet file. Raises pa.ArrowException for what is none.
+    """The rows of a Parquet file. Raises pa.ArrowException for another kind of file.
 
-    In this thread alone: pq.read_table leaves the bytes to Arrow's threads, and one that lets go of them while Python
-    ends aborts the process.
+    In this thread alone: pq.read_table leaves the bytes to Arrow's threads, and one that releases them while Python
+    shuts down aborts the process.
     """
     import pyarrow.parquet as pq
 

@@ -19,21 +19,21 @@ _SYSTEMS = frozenset(
         *("thumbs.db", "desktop.ini"),  # Windows
     )
 )
-"""Names of folders and files that systems make beside pictures, in small letters."""
+"""Lower-case names of folders and files that operating systems make beside pictures."""
 
 
 @dataclass
 class Listing:
-    """The files below a root: their names, relative and posix, in no promised order."""
+    """Relative posix names of the files below a root, in no particular order."""
 
     names: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Skipped folders, by their last names."""
+    """Last components of skipped folders."""
     hidden: int = 0
     """Hidden images in the other folders; other hidden files (.DS_Store, ...) are not counted."""
 
     def note(self) -> str:
-        """A line on what was skipped; '' if nothing was."""
+        """A sentence on what was skipped; '' if nothing was."""
         parts = []
         if folders := self.skipped.total():
             named = ", ".join(f"{count:,} {quoted(name)}" for name, count in self.skipped.most_common(5))
@@ -46,7 +46,7 @@ class Listing:
 def list_files(root: Root, *, endings: tuple[str, ...], recursive: bool) -> Listing:
     """All files below a root; `endings` are those of images.
 
-    A folder that two names lead to is listed once, under its own name if that is below the root.
+    A folder with two names is listed once, under its real name if that is below the root.
 
     Raises: SourceError for a root that is missing, is a file, or cannot be listed.
     """
@@ -87,7 +87,7 @@ def _local(root: Path, endings: tuple[str, ...], *, recursive: bool) -> Listing:
             raise SourceError(
                 f"{root} is a file, not a folder: give the folder with the images, or use from_csv or from_file"
             )
-        while folders or links:  # real folders first: a link never takes the place of the name it leads to
+        while folders or links:  # real folders first: a link never replaces the folder that it points to
             folder = folders.pop() if folders else links.pop(0)
             status = folder.stat()
             if (status.st_dev, status.st_ino) in seen:
@@ -103,7 +103,7 @@ def _local(root: Path, endings: tuple[str, ...], *, recursive: bool) -> Listing:
                 elif entry.is_dir():
                     if recursive:
                         (links if entry.is_symlink() else folders).append(entry)
-                else:  # a broken link too: verify.py reports it, rather than nobody
+                else:  # a broken link too: verify.py reports it
                     listing.names.append(below + entry.name)
     except OSError as error:
         raise SourceError(f"{error.filename} cannot be listed ({error.strerror}): allow reading, or move it") from error

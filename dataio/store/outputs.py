@@ -1,4 +1,4 @@
-"""Where may a manifest be written? To a name that says what it is, and over nothing but another manifest."""
+"""Where may a manifest be written? To a name with the right ending, and over nothing but another manifest."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from thawline.dataio.errors import ManifestError, quoted
 from thawline.dataio.store.root import Root
 
 KEY = b"thawline"
-"""What the metadata of a manifest's table has an entry for."""
+"""The key of a manifest's entry in its table's metadata."""
 
 ENDINGS = (".parquet", ".arrow")
 
 
 def check_output(file: str | Path, *, read: Sequence[str | Path] = ()) -> None:
-    """See that nothing of the user's would be lost by writing a manifest to `file`, which need not be there.
+    """Check that writing a manifest to `file`, which need not exist, would destroy nothing of the user's.
 
-    read: files that it is made from, which stay, manifests or not.
+    read: files that it is made from, which are never written over, manifests or not.
 
     Raises: ManifestError otherwise.
     """

@@ -1,7 +1,7 @@
-"""Where may a process leave something for itself? In folders that are this user's alone: scratch, and the cache.
+"""Where may a process keep files of its own? In folders that are private to this user: scratch, and the cache.
 
-A folder that already stands below TMPDIR may be another user's, or a link to anywhere, and nothing in it can be
-trusted. So each of ours is made anew, or checked. A scratch folder is locked by the process that uses it: if that was
+A folder that exists already below TMPDIR may be another user's, or a link to anywhere, and nothing in it can be
+trusted. So ours are always made anew, or checked. A scratch folder is locked by the process that uses it: if that was
 killed, the next start finds the lock free and removes the folder.
 """
 
@@ -27,7 +27,7 @@ _LONGEST = 20
 def scratch(folder: Path | None = None) -> Iterator[Path]:
     """A new folder, readable by this user alone, until the block ends; first, those of dead processes are removed.
 
-    folder: a `scratch_path`, for who shall find it; one with a random name if not given.
+    folder: a `scratch_path`, if others have to find it; one with a random name if not given.
     Raises PlaceError when it cannot be made.
     """
     folder = folder or scratch_path(secrets.token_hex(4))
@@ -37,7 +37,7 @@ def scratch(folder: Path | None = None) -> Iterator[Path]:
         lock = os.open(made, os.O_RDONLY)
         with suppress(OSError):  # a file system without locks: its folders stay
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        made.rename(folder)  # locked before anybody can find it
+        made.rename(folder)  # locked before others can find it
     except OSError as error:
         raise PlaceError(
             f"{folder} cannot be made ({error.strerror}): there is no place for sockets and Ray's files; "
@@ -51,13 +51,13 @@ def scratch(folder: Path | None = None) -> Iterator[Path]:
 
 
 def scratch_path(name: str) -> Path:
-    """Where a scratch folder called so lies: in TMPDIR, or in /tmp where the paths of sockets must be shorter."""
+    """The path of a scratch folder of that name: in TMPDIR, or in /tmp where the paths of sockets must be shorter."""
     given = Path(tempfile.gettempdir())
     return (given if len(os.fsencode(given)) <= _LONGEST else Path("/tmp")) / f"{_PREFIX}{name}"
 
 
 def check_own(folder: Path) -> None:
-    """Raises PlaceError unless it is a folder of this user's that nobody else can write to; OSError where it is not."""
+    """Raises PlaceError unless it is this user's folder, and no other's to write to; OSError where there is none."""
     seen = folder.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
         raise PlaceError(
@@ -77,12 +77,12 @@ def cache_home() -> Path:
 
 
 def use_compile_cache() -> None:
-    """Have torch keep the code that it compiles, and runs when it finds it, where nobody else can put any.
+    """Have torch keep compiled code, which it runs when it finds it, where nobody else can put any.
 
-    Its own place is below TMPDIR, whoever made that. It is looked for, and made, when torch is imported, even where
-    nothing is compiled, and torch then sets the variable as a user would: so call this before, and where something is
+    By default torch keeps it below TMPDIR, whoever made that. It makes the folder when it is imported, even where
+    nothing is compiled, and then sets the variable as a user would: so call this before that, and where something is
     compiled.
-    Raises PlaceError where there is no such place.
+    Raises PlaceError where there is no private folder.
     """
     given = Path(os.environ.get(_COMPILE_CACHE, "") or "torchinductor_")
     if given.name.startswith("torchinductor_") and given.parent in (Path(), Path(tempfile.gettempdir())):
@@ -90,7 +90,7 @@ def use_compile_cache() -> None:
 
 
 def compile_cache() -> Path:
-    """This user's folder for what torch compiles, made if need be. Raises PlaceError."""
+    """This user's folder for compiled code, made if necessary. Raises PlaceError."""
     for home in (cache_home(), _cache_without_home()):
         folder = home / "thawline" / "torchinductor"
         with suppress(OSError, PlaceError):

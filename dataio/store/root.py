@@ -25,13 +25,13 @@ from thawline.dataio.errors import SourceError, quoted
 from thawline.dataio.store import files
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")
-"""pyarrow's names of filesystems without folders: an object appears when its stream is closed, and none is renamed."""
+"""pyarrow's names of object stores: an object appears when its stream is closed, and cannot be renamed."""
 _FSSPEC_OBJECT_STORES = frozenset(
     ("memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "hf")
 )
-"""The same by fsspec's protocols. All others may show a file while it is written, so files are moved into place."""
+"""fsspec's protocols of object stores. Others may show a file while it is written, so files are moved into place."""
 _SECRETS = ("key", "secret", "token", "password", "credential", "connection_string")
-"""Within the names of options whose values belong neither into manifests nor into logs."""
+"""Parts of the names of options whose values must not get into manifests or logs."""
 _RETRIES_S = (0.1, 1.0)
 
 
@@ -40,7 +40,7 @@ class Root:
     """A folder of this machine or a place below a URI; made by `Root.of`, `Root.holding` and `child`."""
 
     text: str
-    """As manifests keep it: an absolute folder, links resolved, or a URI without a slash at its end."""
+    """As in manifests: an absolute folder, links resolved, or a URI without a trailing slash."""
     _within: tuple[Root, str] | None = field(default=None, repr=False, compare=False)
     """The root that this one is a child of, and its name there."""
 
@@ -48,7 +48,7 @@ class Root:
     def of(cls, place: str | Path | Root) -> Root:
         """The root of a folder or URI that a user gave; file:// is a folder. Opens nothing.
 
-        Raises: SourceError for a URI with a secret in it, which would end in manifests and logs; for a name with a NUL.
+        Raises: SourceError for a URI with a secret, which would get into manifests and logs; for a name with a NUL.
         """
         if isinstance(place, Root):
             return place
@@ -98,7 +98,7 @@ class Root:
         return Root(self.full(quote(name) if self.remote else name), (self, name))
 
     def full(self, name: str) -> str:
-        """What a file here is called in messages: its path or URI. An absolute path of this machine is itself."""
+        """The path or URI of a file here, for messages. An absolute path of this machine is returned unchanged."""
         if not self.remote:
             return name if name.startswith("/") else f"{self.text.rstrip('/')}/{name}"
         parts = urlsplit(self.text)
@@ -120,7 +120,7 @@ class Root:
     def read(self, name: str, *, size: int | None = None, most: int | None = None) -> bytes:
         """The bytes of a file. Raises OSError; UnfitError before anything is read, see `files.read_local`.
 
-        What may pass (a network file system that hiccups) is tried again twice within about a second; one that hangs
+        Errors that may be temporary (a network file system) are retried twice within about a second; a hanging one
         cannot be interrupted.
         """
         for wait_s in (*_RETRIES_S, None):
@@ -147,7 +147,7 @@ class Root:
         return pa.memory_map(self.full(name)).read_buffer() if size else pa.py_buffer(b"")
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file, for reading any ranges of it. Raises OSError."""
+        """Open a file to read any of its bytes. Raises OSError."""
         if self.remote:
             filesystem, base = self.opened
             return filesystem.open_input_file(f"{base}/{name}")
@@ -155,7 +155,7 @@ class Root:
         return pa.OSFile(self.full(name))
 
     def stream(self, name: str) -> pa.NativeFile:
-        """A file, for reading it once from beginning to end, in one request. Raises OSError."""
+        """Open a file to read it once from beginning to end, in one request. Raises OSError."""
         if not self.remote:
             return self.open(name)
         filesystem, base = self.opened
@@ -164,9 +164,9 @@ class Root:
     # Looking ----------------------------------------------------------------------------------------------
 
     def listing(self) -> dict[str, int | None]:
-        """What lies directly here, by name: a file's bytes, None for what is no file. Raises OSError.
+        """The entries directly here, by name: a file's size in bytes, None for others. Raises OSError.
 
-        A root that is not there holds nothing; one whose bucket is not there raises FileNotFoundError.
+        A root that does not exist has none; one whose bucket does not exist raises FileNotFoundError.
         """
         if not self.remote:
             try:
@@ -182,14 +182,14 @@ class Root:
         return {info.base_name: info.size if info.type == pafs.FileType.File else None for info in infos}
 
     def walk(self) -> Iterator[tuple[str, int]]:
-        """(relative name, bytes) of every file below a URI, in no promised order. Raises OSError."""
+        """(relative name, size in bytes) of every file below a URI, in no particular order. Raises OSError."""
         filesystem, base = self.opened
         for info in filesystem.get_file_info(pafs.FileSelector(base, recursive=True)):
             if info.type == pafs.FileType.File:
                 yield info.path.removeprefix(f"{base}/"), info.size
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """The names that are no files; a store is asked for all of them at once."""
+        """The names that are not files; a store is asked for all of them at once."""
         if not self.remote:
             return [name for name in names if not _is_file(self.full(name))]
         filesystem, base = self.opened
@@ -197,7 +197,7 @@ class Root:
         return [name for name, info in zip(names, infos, strict=True) if info.type != pafs.FileType.File]
 
     def size(self, name: str) -> int | None:
-        """A file's bytes; None for what is no file, or not there. Raises OSError."""
+        """A file's size in bytes; None for what is not a file, or does not exist. Raises OSError."""
         if not self.remote:
             return Path(self.full(name)).stat().st_size if _is_file(self.full(name)) else None
         filesystem, base = self.opened
@@ -205,7 +205,7 @@ class Root:
         return int(info.size) if info.type == pafs.FileType.File else None
 
     def exists(self, name: str) -> bool:
-        """Whether there is anything of this name, broken links included. Raises OSError."""
+        """Whether the name exists, broken links included. Raises OSError."""
         if not self.remote:
             return os.path.lexists(self.full(name))
         filesystem, base = self.opened
@@ -215,7 +215,7 @@ class Root:
 
     @property
     def at_once(self) -> bool:
-        """Whether a file appears only when its stream is closed, as in object stores, and none is ever renamed."""
+        """Whether a file appears only when its stream is closed, as in object stores, so that none is renamed."""
         filesystem, _ = self.opened
         if isinstance(filesystem, pafs.PyFileSystem) and isinstance(filesystem.handler, pafs.FSSpecHandler):
             protocol = filesystem.handler.fs.protocol
@@ -223,7 +223,7 @@ class Root:
         return filesystem.type_name in _OBJECT_STORES
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all that is in it; nothing where nothing is. Raises OSError."""
+        """Remove a file, or a folder with its contents, if it exists. Raises OSError."""
         if not self.remote:
             path = Path(self.full(name))
             if path.is_symlink() or not path.is_dir():
@@ -239,7 +239,7 @@ class Root:
             filesystem.delete_file(f"{base}/{name}")
 
     def move(self, name: str, dest: Root) -> None:
-        """Move a file, or a folder with all that is in it, under its name to another root of the same filesystem.
+        """Move a file, or a folder with its contents, under the same name to another root of the same filesystem.
 
         In an object store everything is copied before anything is removed. Raises OSError.
         """
