@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import thawline
-from thawline.models import tensors
+from thawline.models import saved, tensors
 from thawline.models.bodies import Classifier, create
 from thawline.models.errors import BundleError, ModelError
 from thawline.models.weights import differences
 
-FOLDER = "model"
+FOLDER = saved.BUNDLE
 """The bundle's, in a run's folder."""
-DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+DESCRIPTION, WEIGHTS = saved.DESCRIPTION, saved.BUNDLED
 VERSION = 1
 _FORMAT = "thawline bundle"
 _OPTIONS = ("dropout", "groups", "in_channels", "label_mean", "label_std", "size_px", "y_range")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thawline.models import tensors
 from thawline.models.errors import WeightsError
 
 REMEDY = 'give model.weights = "FILE", or weights = "none"'
@@ -24,8 +25,10 @@ _BEGINNINGS = (b"PK", b"\x80")
 """Of what torch.save writes: an archive, and before torch 1.6 a pickle."""
 _WEIGHTS, _AVERAGE = "model", "ema"
 """Parts of a checkpoint: all weights, and where one was kept the average of the parameters, which was measured."""
-_WITHIN = ("state_dict", "model", "model_state_dict")
+_WITHIN = ("state_dict", "model", "model_state_dict", "model_state")
 """Where training programs keep a state dict beside other things: Lightning and timm, torchvision, others."""
+BUNDLE, DESCRIPTION, BUNDLED = "model", "model.json", "model.safetensors"
+"""A bundle's folder within a run's, and its two files."""
 _WRAPPERS = ("module", "_orig_mod")
 """What DDP and torch.compile put into the names."""
 
@@ -40,13 +43,16 @@ class SavedWeights:
 
 
 def read(given: str | Path) -> SavedWeights:
-    """The weights in a file, in a run's folder (its newest checkpoint) or in a checkpoint's, on the CPU.
+    """The weights in a file, in a run's folder (its bundle, or else its newest checkpoint), in a bundle's or a
+    checkpoint's, on the CPU.
 
     Names lose what DDP (`module.`), torch.compile (`_orig_mod.`) and Lightning (`model.`) put before them.
     Raises: WeightsError, when nothing is there, or it is unreadable, damaged, holds code or no state dict.
     """
     path = Path(given).expanduser()
     try:
+        if (bundle := _bundle(path)) is not None:
+            return _of_bundle(bundle)
         if path.is_dir():
             folder = _newest(path)
             return _of_checkpoint(folder, _about(folder))
@@ -56,9 +62,38 @@ def read(given: str | Path) -> SavedWeights:
             raise WeightsError(f"{path} is neither a file nor a folder, so no weights are read from it: {REMEDY}")
         if path.name in _files(about := _about(path.parent)).values():
             return _of_checkpoint(path.parent, about, path.name)
+        if path.suffix == ".safetensors":
+            return SavedWeights(_named(_tensors(path)), None, str(path))
         return SavedWeights(_state(_read(path), path), None, str(path))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}") from error
+
+
+def _bundle(path: Path) -> Path | None:
+    """The bundle that a path is, holds as a finished run does, or is the weights of."""
+    for folder in (path, path / BUNDLE, *([path.parent] if path.name == BUNDLED else [])):
+        if (folder / DESCRIPTION).is_file() and (folder / BUNDLED).is_file():
+            return folder
+    return None
+
+
+def _of_bundle(folder: Path) -> SavedWeights:
+    """The weights that a run's last validation measured."""
+    file = folder / BUNDLED
+    try:
+        about = json.loads((folder / DESCRIPTION).read_bytes())
+        classes, told = tuple(map(str, about["classes"])), about["weights"]["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{folder / DESCRIPTION} is not a bundle's description: copy the bundle again") from error
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != told:
+        raise WeightsError(f"{file} changed since it was written: its weights would be wrong; copy the bundle again")
+    state = {key: value.clone() for key, value in tensors.from_bytes(data, where=str(file)).items()}
+    return SavedWeights(state, classes, str(file))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in tensors.from_bytes(path.read_bytes(), where=str(path)).items()}
 
 
 def _newest(folder: Path) -> Path:
@@ -146,6 +181,10 @@ def _state(data: bytes, path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict (a {type(state).__name__}): there is nothing to load by name; "
             "save one with torch.save(model.state_dict(), FILE)"
         )
+    return _named(state)
+
+
+def _named(state: Mapping[Any, Tensor]) -> dict[str, Tensor]:
     named = {_unwrapped(str(key)): value for key, value in state.items()}
     lightning = {key: value for key, value in named.items() if key.startswith("model.")}
     return {key.removeprefix("model."): value for key, value in (lightning or named).items()}

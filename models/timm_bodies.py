@@ -232,5 +232,13 @@ def published(body: Body) -> dict[str, Tensor]:
     return {key: value for key, value in network.state_dict().items() if key in own}
 
 
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a network of timm with its own classifier, in order. Raises UnknownModelError."""
+    check_name(name)
+    with torch.device("meta"):
+        network: nn.Module = _timm(name).create_model(name.removeprefix(PREFIX))
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['nothing more'])[0][:120]}"

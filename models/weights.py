@@ -5,9 +5,8 @@ What a file holds, `saved` says: here it is fitted to a model.
 
 import contextlib
 import re
-import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from thawline.models import saved
+from thawline.models import fetched, saved
 from thawline.models.body import for_channels
 from thawline.models.errors import WeightsError
 from thawline.models.saved import REMEDY
@@ -23,9 +22,6 @@ from thawline.models.saved import REMEDY
 _FC = ("fc.",)
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
 """torchvision's files of DenseNets have the names of an older torch."""
-
-CONNECT_TIMEOUT_S = 5.0
-"""How long a download may stand still; torch itself would wait for ever."""
 
 
 def imagenet_url(name: str) -> str:
@@ -42,11 +38,11 @@ def load_imagenet(model: nn.Module, name: str, *, foreign: Sequence[str] = _FC) 
     Raises: WeightsError within seconds when offline, on an HTTP error, a wrong checksum or a damaged cache.
     """
     url = imagenet_url(name)
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache = fetched.cache()
     cached = cache / url.rsplit("/", 1)[-1]
     try:
         # torch announces a download on stdout, where only data belongs
-        with _network_timeout(), contextlib.redirect_stdout(sys.stderr):
+        with fetched.alone(cache), fetched.network_timeout(), contextlib.redirect_stdout(sys.stderr):
             state = torch.hub.load_state_dict_from_url(
                 url, check_hash=True, weights_only=True, map_location="cpu", progress=sys.stderr.isatty()
             )
@@ -74,12 +70,13 @@ def load_file(
 ) -> str:
     """Fill a model that has `body` and `head` from a file or a run. Returns what was loaded, and what was not.
 
-    file: see saved.read. Its state dict is the library's (conv1.weight, ...: the body, and under `foreign` a
-    classifier, which is left out), or ours (body.*, head.*: the head too where its shapes agree, and `classes`, if they
-    are told, are those that it was trained on, in their order). The body must fit exactly, else nothing is loaded.
+    file: see saved.read; or an address. Its state dict is the library's (conv1.weight, ...: the body, and under
+    `foreign` a classifier, which is left out), or ours (body.*, head.*: the head too where its shapes agree, and
+    `classes`, if they are told, are those that it was trained on, in their order). The body must fit exactly, else
+    nothing is loaded.
     Raises: WeightsError, when it is missing, unreadable, holds code, does not fit or holds what is no number.
     """
-    found = saved.read(file)
+    found = saved.read(fetched.fetch(str(file)) if fetched.is_url(file) else file)
     path, state = found.where, found.state
     if not any(key.startswith("body.") for key in state):
         load_body(model, _without(state, foreign), where=path)
@@ -107,16 +104,6 @@ def _other_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> 
     return f"it was trained on other classes ({there[:80]!r} in the place of {here[:80]!r})"
 
 
-@contextlib.contextmanager
-def _network_timeout() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(CONNECT_TIMEOUT_S if before is None else before)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _without(state: Mapping[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith(tuple(prefixes))}
 
@@ -127,9 +114,19 @@ def load_body(model: nn.Module, state: Mapping[str, Tensor], *, where: str) -> N
     state = _for_channels(body, {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()})
     misfits = differences(body, state)
     if misfits:
-        raise WeightsError(f"{where} does not fit the model's body: {_first(misfits)}; give weights of the same body")
+        raise WeightsError(
+            f"{where} does not fit the model's body{_share(body, state)}: {_first(misfits)}; give weights of the same "
+            "body"
+        )
     _check_numbers(state, where=where)
     body.load_state_dict(state)
+
+
+def _share(body: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """How much of it does, where that is little: then it is of another architecture."""
+    own = body.state_dict()
+    fit = sum(key in state and state[key].shape == value.shape for key, value in own.items())
+    return f" and is of another architecture ({fit} of its {len(own)} tensors are there)" if 2 * fit < len(own) else ""
 
 
 def _for_channels(body: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,11 +16,12 @@ from thawline.cluster.words import say
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Verb):
-    """Write sample images to train on."""
+    """Write sample images to train on, or trained weights."""
 
-    what: Positional[Literal["digits", "pets", "shapes"]]
+    what: Positional[Literal["digits", "pets", "shapes", "weights"]]
     """digits: scikit-learn's 1,797 handwritten digits, 96 px. pets: the Oxford-IIIT Pet photos, 0.8 GB to download; an
-    interrupted download goes on. shapes: drawn here, 64 px, their truth known, for --task."""
+    interrupted download goes on. shapes: drawn here, 64 px, their truth known, for --task. weights: ImageNet's of
+    timm/tf_efficientnet_lite0, as FILE.safetensors, without a network."""
     folder: Annotated[Positional[Path], arg(metavar="DIR")]
     """Where to write them: digits as 7_0123.jpg and so on, pets below oxford-iiit-pet, shapes below images with their
     labels in shapes.csv."""
@@ -39,8 +40,8 @@ class Sample(Verb):
             count = write_digits(self.folder)
             say(f"{count} images in {self.folder}")
             return 0
-        if self.what == "shapes":
-            print(self._shapes())
+        if self.what in ("shapes", "weights"):
+            print(self._shapes() if self.what == "shapes" else self._weights())
             return 0
         with _transfer() as progress:
             images = fetch_pets(self.folder, progress=progress)
@@ -48,6 +49,19 @@ class Sample(Verb):
         say(f"next: thawline index {shlex.quote(str(images))} {label} --out pets.parquet")
         print(images)
         return 0
+
+    def _weights(self) -> Path:
+        """Write them, and say what to type next. Returns their file."""
+        from thawline.dataio.store.atomic import atomic_write
+        from thawline.dataio.store.root import Root
+        from thawline.models.samples import MODEL, efficientnet_lite0
+
+        file = self.folder if self.folder.suffix == ".safetensors" else self.folder.with_suffix(".safetensors")
+        data = efficientnet_lite0()
+        with atomic_write(Root.of(file.parent), file.name) as sink:
+            sink.write(data)
+        say(f"next: thawline train JOB --model.name {MODEL} --model.weights {shlex.quote(str(file))}")
+        return file
 
     def _shapes(self) -> Path:
         """Write them, and say what to type next. Returns their list."""

@@ -18,7 +18,7 @@ from torch import nn
 from tests.kit.images import grown
 from tests.kit.networks import untrained
 from thawline import models
-from thawline.models import weights
+from thawline.models import fetched, weights
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.format import Origin
 
@@ -339,7 +339,7 @@ def test_without_a_network_the_remedies_are_given(
 def test_a_server_that_says_nothing_is_given_up(
     shared: models.Classifier, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(fetched, "CONNECT_TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         point_to(f"http://127.0.0.1:{silent.getsockname()[1]}/resnet18-12345678.pth", monkeypatch)
         with pytest.raises(models.WeightsError, match="timed out"):
