@@ -95,7 +95,7 @@ class Model:
     name: Annotated[str, given("a body such as 'resnet34'", "there is nothing to train")] = "resnet34"
     """Body: one of torchvision, timm/NAME, hf-hub:ORG/MODEL, or tiny; see `thawline models`."""
     weights: Annotated[str, given("none, imagenet or a file", "it would be no choice")] = "imagenet"
-    """Weights to start from: none, imagenet, a file, or the folder of a run or a checkpoint."""
+    """Weights to start from: none, imagenet, a file, an address, or the folder of a run or a checkpoint."""
     dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
     """Dropout before the last layer; half of it before the layer ahead."""
     y_range: Annotated[tuple[float, float] | None, Range(isfinite, "two finite numbers", "it is a range")] = None
