@@ -26,8 +26,22 @@ def make_manifest(source: str | Path, **options: Any) -> Manifest:
         are asked for and it cannot give them.
     """
     o = IndexOptions(**options)
-    labeller, task = _labeller(o.label, o.delimiter)
     splitter = _splitter(o.valid, o.test, o.seed)
+    table = labelled(source, **options)
+    with bar("checking images") as progress:
+        return splits.split(
+            table,
+            splitter,
+            max_bad=o.max_bad,
+            max_pixels=o.max_pixels,
+            progress=progress,
+        )
+
+
+def labelled(source: str | Path, **options: Any) -> sources.Table:
+    """What `make_manifest` lists and labels; no file is opened but a list. Raises as it does."""
+    o = IndexOptions(**options)
+    labeller, task = _labeller(o.label, o.delimiter)
     names, pixels, other = _vocabulary(o.classes, o.values)
     table = _table(str(source), o)
     pairs = _pairs(o.swap) if o.swap or other is None else other.swap
@@ -39,14 +53,7 @@ def make_manifest(source: str | Path, **options: Any) -> Manifest:
             f"--classes {o.classes} is for {other.task} and --label {quoted(o.label)} gives {table.task}: their "
             "targets do not mean the same; label in the same way, or leave --classes out"
         )
-    with bar("checking images") as progress:
-        return splits.split(
-            table,
-            splitter,
-            max_bad=o.max_bad,
-            max_pixels=o.max_pixels,
-            progress=progress,
-        )
+    return table
 
 
 def _table(source: str, o: IndexOptions) -> sources.Table:

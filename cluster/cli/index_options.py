@@ -12,7 +12,7 @@ _Names = Annotated[tuple[str, ...], arg(metavar="NAME...")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexOptions:
+class SourceOptions:
     """How a folder or a list becomes a manifest. Docstrings are the help: two lines at most, which tyro joins."""
 
     label: Annotated[str, arg(metavar="RULE")] = "parent"
@@ -35,8 +35,6 @@ class IndexOptions:
     test: Annotated[str | None, arg(metavar="RULE")] = None
     """Images for the test: all, or as --valid, without folds. Fractions are of all images; but where one of the two is
     not a fraction, the test is picked first and --valid divides the rest."""
-    seed: int = 42
-    """Seed of random splits."""
     root: Annotated[str | Path | None, arg(metavar="DIR")] = None
     """Folder in which the paths of a list start; if not given, the list's own folder."""
     path_column: _Column = None
@@ -62,3 +60,11 @@ class IndexOptions:
     max_pixels: int = 120_000_000
     """Most pixels of an image or mask; larger ones are unusable and not decoded. 120 megapixels take 360 MB of memory;
     Pillow refuses more than 178,956,970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions(SourceOptions):
+    """What `thawline index` takes; where a job is made at once, its own seed is another thing."""
+
+    seed: int = 42
+    """Seed of random splits."""

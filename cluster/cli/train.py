@@ -2,12 +2,14 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
+from thawline.cluster.cli import photos
+from thawline.cluster.cli.index_options import SourceOptions
 from thawline.cluster.cli.verbs import Flag, JobVerb
 from thawline.cluster.errors import JobError
 from thawline.cluster.job.job import Job, from_toml, to_toml
@@ -18,23 +20,32 @@ from thawline.cluster.words import as_json, say
 
 @dataclass(frozen=True, kw_only=True)
 class Train(JobVerb):
-    """Train a job, resume it, or show the result if it has finished."""
+    """Train a job, resume it, or show the result if it has finished. Images can be given at once: they are indexed into
+    the run's folder, labelled by their folders' names unless --label says otherwise, a fifth of them for validation."""
 
+    job: Annotated[Positional[str], arg(metavar="JOB")]
+    """A job (.toml), a manifest (.parquet, .arrow), or a run's folder, the flags on top; or images, as `thawline index`
+    takes them: a folder, a CSV, or the URI of one."""
     address: Annotated[str, arg(metavar="auto|HOST:PORT")] = ""
     """Train on the Ray cluster that this machine belongs to (auto), or on the one there."""
     more: Annotated[float | None, arg(metavar="EPOCHS")] = None
     """Go on with a finished run, JOB being its folder, for so many epochs with the last schedule over again."""
     fresh: Flag = False
     """Start over; what is in the run's folder is moved aside."""
+    images: Annotated[SourceOptions, arg(name="")] = field(default_factory=SourceOptions)
     print_job: Flag = False
     """Print every field of the job before it starts, not only what differs from the defaults."""
 
     def load(self, verb: str) -> Job:
-        """As any job's; of a run's folder, the job that ran there. Raises JobError."""
+        """As any job's; of a run's folder, the job that ran there; of images, one on them. Raises JobError."""
         folder = Path(self.job).absolute()
         with suppress(OSError, ValueError):  # no name that a file can have
             if (folder / "job.toml").is_file():
-                return replace(from_toml(folder / "job.toml"), storage=str(folder.parent), name=folder.name)
+                job = replace(from_toml(folder / "job.toml"), storage=str(folder.parent), name=folder.name)
+                own = folder / photos.MANIFEST  # beside it, wherever both are by now
+                return replace(job, manifest=str(own)) if own.is_file() else job
+            if photos.is_source(self.job):
+                return Job(name=photos.name_of(self.job), manifest=self.job)
         return super().load(verb)
 
     def run(self) -> int:
@@ -44,13 +55,16 @@ class Train(JobVerb):
         from thawline.cluster.run.preflight import preflight
 
         job = self.fields
-        if self.more is not None:
-            if self.fresh:
-                raise JobError("--more goes on with what --fresh moves aside: nothing would be left; give one of them")
-            job = going_on(job, self.more)
-        loaded = Loaded(job)
         # What torchrun starts again is the run that --fresh began.
         fresh = self.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if self.more is not None and fresh:
+            raise JobError("--more goes on with what --fresh moves aside: nothing would be left; give one of them")
+        if photos.is_source(self.job):
+            job = replace(job, manifest=photos.indexed(job, job.manifest, self.images, fresh=fresh))
+            fresh = False  # done, and the manifest is there
+        if self.more is not None:
+            job = going_on(job, self.more)
+        loaded = Loaded(job)
         place = None if self.address else ranks.place()
         first = place is None or place.rank == 0
         finished = preflight(job, here=not self.address, fresh=fresh, loaded=loaded)
