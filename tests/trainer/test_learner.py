@@ -351,5 +351,5 @@ def test_close_gives_both_loaders_back() -> None:
 def test_a_precision_or_optimiser_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(RecipeError, match="fp16"):
         learner(precision="fp16")
-    with pytest.raises(RecipeError, match="did you mean 'adamw'"):
-        learner(optimizer="adam").fit_one_cycle(1)
+    with pytest.raises(RecipeError, match="did you mean 'adam'"):
+        learner(optimizer="adamv").fit_one_cycle(1)

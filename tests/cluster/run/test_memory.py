@@ -28,7 +28,7 @@ def bombs(folder: Path, *, batch: int, bombs: int, side_px: int = 13_000, engine
         sides = np.full(rows.num_rows, 100)
         sides[np.flatnonzero(np.array(rows["split"].to_pylist()) == "train")[:bombs]] = side_px
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), pa.array(sides, pa.int32()))
-    options = {"batch": batch, "engine": engine, "threads": 2, "look": False}
+    options = {"batch": batch, "engine": engine, "threads": 2, "check_paths": False}
     return list(loaders(replace(manifest, rows=rows), ImageSpec(size_px=32, presize_px=40), **options))  # type: ignore[arg-type]
 
 

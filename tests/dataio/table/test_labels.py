@@ -195,7 +195,7 @@ def test_other_label_mistakes_are_sentences() -> None:
         label(table, labels.by_function(lambda row: row["nope"]))
     with pytest.raises(LabelError, match=r"3 is not a function"):
         labels.by_function(3)  # type: ignore[arg-type]
-    with pytest.raises(LabelError, match=r"task 'boxes' is not known: give single_label, multi_label, points, mask"):
+    with pytest.raises(LabelError, match="task 'boxes' is not known: give single_label, multi_label, number"):
         label(table, lambda row: "x", task="boxes")
 
 

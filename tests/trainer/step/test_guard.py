@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def spoilt(step: int, how: str) -> LossFunction:
     return loss
 
 
-def on_disk(folder: Path, *, loss: LossFunction | None = None, log_every: int = 3) -> Learner:
+def on_disk(folder: Path, *, loss: LossFunction | Literal["auto"] = "auto", log_every: int = 3) -> Learner:
     options: dict[str, Any] = {"checkpoint_every_s": 0.0, "keep": 99, "log_every": log_every, "loss": loss}
     return learner(context=Watched(run_dir=folder), data=loaders(train=22), **options)
 
