@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast test-cluster kills crash-points chaos fuzz likeness architectures check docs bench prometheus clean help
+.PHONY: demo test test-fast test-cluster kills crash-points chaos fuzz likeness shapes architectures check docs bench prometheus clean help
 .SECONDARY:
 
 DEMO := .venv/.ready-samples
@@ -57,6 +57,9 @@ chaos: $(TEST)  ## runs (CHAOS=20) on a Ray cluster of this machine whose worker
 FUZZ ?= 300
 fuzz: $(TEST)  ## FUZZ mutations (FUZZ=300) each of manifests, shards, jobs, CSVs and checkpoints: told, or read as written
 	$(BIN)/python -m tests.campaigns.fuzz $(FUZZ)
+
+shapes: $(TEST)  ## the five tasks on drawn pictures, on the CPU: each must come to its target (10 minutes)
+	$(BIN)/python -m tests.campaigns.shapes
 
 SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 likeness: $(TEST)  ## 217 kinds of pictures a seed (SEEDS) through both engines: each must show Pillow's pixels
