@@ -55,7 +55,12 @@ class Classifier(nn.Module):
         return self.head(self.body(images))
 
     def in_two(self) -> tuple[nn.Module, nn.Module]:
-        """Body and head: one after the other they are the model."""
+        """Body and head: one after the other they are the model. Raises ModelError where the head sees more."""
+        if self.on_stages:
+            raise ModelError(
+                "the head of a mask sees the images and the maps of all stages, which are too large to be kept: there "
+                "is nothing to cache; leave features uncached (fit.cache_features = 0)"
+            )
         return self.body, self.head
 
     def groups(self) -> list[list[Part]]:

@@ -16,9 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from thawline.models.errors import ModelError
 from thawline.models.groups import first_trained, layer_groups, modules_of
-from thawline.models.heads import AdaptiveConcatPool2d
+from thawline.models.heads import AdaptiveConcatPool2d, SpatialSoftmax
 
-_POOLS = (AdaptiveConcatPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
+_POOLS = (AdaptiveConcatPool2d, SpatialSoftmax, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)
 """Layers that neither learn nor draw: what is after them takes less room."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -8,6 +8,7 @@ import torch
 from thawline.models.bodies import create
 from thawline.models.body import feature_maps
 from thawline.models.errors import ModelError
+from thawline.models.folding import folded, in_two
 from thawline.models.groups import freeze, parameter_groups
 from thawline.models.unet import Enlarged
 
@@ -75,6 +76,19 @@ def test_what_no_unet_can_stand_on_gets_a_sentence() -> None:
         unet("vit_b_32")
     with pytest.raises(ModelError, match="a mask of 1 classes has nothing to tell apart"):
         create("tiny", 1, task="mask", weights="none")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tiny"])
+def test_folded_it_says_the_same_and_there_is_nothing_to_cache(name: str) -> None:
+    model = unet(name).eval()
+    freeze(model)
+    images = torch.randn(2, 3, 64, 48)
+    twin = folded(model, -1)
+    assert twin is not model
+    with torch.no_grad():
+        torch.testing.assert_close(twin.eval()(images), model(images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ModelError, match=r"sees the images and the maps of all stages.*cache_features = 0"):
+        in_two(model)
 
 
 def test_other_channels_reach_the_last_convolutions_too() -> None:

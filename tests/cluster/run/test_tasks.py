@@ -19,6 +19,7 @@ from thawline.cluster.run.folder import inspect
 from thawline.dataio import ImageSpec, Manifest
 from thawline.dataio.stream.loader import loaders
 from thawline.trainer.errors import RecipeError
+from thawline.trainer.metrics.direction import direction
 
 
 def job_of(folder: Path, task: str, **tables: dict[str, Any]) -> jobs.Job:
@@ -136,6 +137,11 @@ def test_what_does_not_fit_a_task_is_told_before_anything_is_trained(
     with pytest.raises(error, match=told):
         in_process(job_of(tmp_path, task, **tables))
     assert not list((tmp_path / "runs").glob("*/checkpoints/*"))
+
+
+def test_what_is_chosen_by_knows_which_way_is_better() -> None:
+    names = ("mae", "rmse", "r2", "point_error", "point_error_px", "jaccard", "dice")
+    assert [name for name in names if direction(name)] == ["r2", "jaccard", "dice"]
 
 
 def test_numbers_mix_and_train_with_every_option_of_a_job(tmp_path: Path) -> None:
