@@ -81,7 +81,7 @@ def test_what_no_unet_can_stand_on_gets_a_sentence() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "tiny"])
 def test_folded_it_says_the_same_and_there_is_nothing_to_cache(name: str) -> None:
     model = unet(name).eval()
-    freeze(model)
+    model.body.requires_grad_(False)
     images = torch.randn(2, 3, 64, 48)
     twin = folded(model, -1)
     assert twin is not model
