@@ -190,6 +190,7 @@ def test_the_bare_loop_takes_the_step_that_the_trainer_takes() -> None:
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=2 * 0.01 * step.LR, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_overhead_ends_in_rows_of_both_learners_and_of_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "_CALLS", 1)
     found = overhead.main(model="tiny", size_px=32, batch=2, steps=2, repeats=5, threads=1)["results"]

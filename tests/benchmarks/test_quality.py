@@ -79,6 +79,7 @@ def test_photos_are_seeded_jpegs_of_the_right_size_in_px_and_bytes() -> None:
     assert len(write_photos(1, width=500, height=375, seed=7, quality=50)[0]) < len(photos[0])
 
 
+@pytest.mark.slow
 def test_presize_ends_in_one_json_object_with_speed_and_quality_of_both_engines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, flat: Manifest) -> Iterator[S
             yield Seen(address, at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUERIES)
 def test_a_query_has_data_of_each_run_and_none_of_another(seen: Seen, name: str) -> None:
     both = seen.ask(QUERIES[name])
@@ -163,6 +164,7 @@ def test_a_query_has_data_of_each_run_and_none_of_another(seen: Seen, name: str)
         assert seen.ask(QUERIES[name], run) == {labels: v for labels, v in both.items() if dict(labels)["run"] == run}
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_runs(seen: Seen) -> None:
     images, steps = seen.ask("thawline_images_total"), seen.ask("thawline_step_seconds_count")
     rank = {run: next(labels for labels in images if ("run", run) in labels) for run in BATCH}
@@ -176,6 +178,7 @@ def test_the_numbers_are_those_of_the_runs(seen: Seen) -> None:
     assert seen.ask(QUERIES["GPU in use: A"]) == {(("run", "a"),): 0.9, (("run", "b"),): 0.89}
 
 
+@pytest.mark.slow
 def test_the_variable_lists_the_runs(seen: Seen) -> None:
     (query,) = (each["query"]["query"] for each in BOARD["templating"]["list"] if each["name"] == "run")
     found = re.fullmatch(r"label_values\((\w+), (\w+)\)", query)
@@ -185,6 +188,7 @@ def test_the_variable_lists_the_runs(seen: Seen) -> None:
         assert json.load(answer)["data"] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_what_the_rules_record_is_there_for_each_run(seen: Seen) -> None:
     groups = yaml.safe_load((DEPLOY / "rules.yml").read_text())["groups"]
     records = [rule["record"] for group in groups for rule in group["rules"] if "record" in rule]

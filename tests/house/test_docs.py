@@ -62,17 +62,14 @@ def faces(folder: Path) -> None:
 GIVEN: dict[str, Callable[[Path], None]] = {"photos": photos, "labels": labels, "faces": faces}
 
 
-def _param(page: str) -> object:
-    return pytest.param(page, marks=pytest.mark.slow) if "slow" in blocks.given(PAGES[page]) else page
-
-
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", [_param(page) for page in RUNNABLE])
+@pytest.mark.parametrize("page", RUNNABLE)
 def test_a_page_does_what_it_shows(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    for name in blocks.given(PAGES[page]) - {"slow"}:
+    for name in blocks.given(PAGES[page]):
         GIVEN[name](tmp_path)
     with mock.patch.dict(LABEL_TASKS), mock.patch.dict(TRAINED_TASKS):  # a page may add a task
         unlike = [*blocks.run(blocks.blocks(page, PAGES[page]), tmp_path)]

@@ -50,6 +50,7 @@ def test_indexing_needs_no_torch() -> None:
     assert done.stdout.strip() == "False", "a mistyped path would be told seconds later"
 
 
+@pytest.mark.slow
 def test_no_module_is_loaded_twice_under_two_names() -> None:
     """The checkout holds `dataio` and, by a link, `thawline/dataio`: both at once would make two of each class."""
     code = (

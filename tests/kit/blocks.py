@@ -14,7 +14,6 @@ A comment directly before the fence says what is special about it:
 - `<!-- exits 1 -->`: that is the status of its last command;
 - `<!-- printed -->`: a text; what the Python block before it prints;
 - `<!-- given: NAME -->`: anywhere on a page: files that its reader is taken to have, see `tests/house/test_docs.py`;
-- `<!-- slow -->`: anywhere on a page: it trains for long.
 """
 
 import contextlib
@@ -68,8 +67,8 @@ def blocks(page: str, text: str) -> list[Block]:
 
 
 def given(text: str) -> set[str]:
-    """What the reader of a page is taken to have, and `slow`."""
-    return {*re.findall(r"<!-- given: (\S+) -->", text), *re.findall(r"<!-- (slow) -->", text)}
+    """What the reader of a page is taken to have."""
+    return {*re.findall(r"<!-- given: (\S+) -->", text)}
 
 
 def problems(block: Block) -> list[str]:
@@ -187,6 +186,6 @@ def _marks(text: str) -> dict[str, str]:
     marks = {}
     for words in re.findall(r"<!-- *(.*?) *-->", text):
         name, _, value = words.partition(": ") if ": " in words else words.partition(" ")
-        if name not in ("given", "slow"):
+        if name != "given":
             marks[name] = value
     return marks

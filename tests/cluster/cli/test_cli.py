@@ -165,6 +165,7 @@ def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_run_reads_each_manifest_and_makes_its_model_once(
     thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +293,7 @@ def test_what_was_found_is_printed_before_it_is_drawn(
     assert "lr.png cannot be written (No space left on device)" in err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_is_not_taken_for_finished(
     thawline: Run, tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

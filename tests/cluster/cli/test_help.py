@@ -71,6 +71,7 @@ client.Cluster._open = lambda self: there
 """In place of a cluster on which job `a` runs; Ray's own client is imported as it would be."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "before", "status", "said", "heavy"),
     [
@@ -139,6 +140,7 @@ def test_the_version_is_the_distributions(told: Told) -> None:
     assert told("--version") == (0, f"thawline {version('thawline')}\n", "")
 
 
+@pytest.mark.slow
 def test_a_shell_completes_verbs_options_and_choices(tmp_path: Path) -> None:
     env = environment()
     script = subprocess.run(

@@ -39,6 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 def test_a_whole_command_in_a_process_of_its_own_tells_of_copies_on_both_sides(folder: Path, tmp_path: Path) -> None:
     (folder / "valid").mkdir()
     shutil.copy(folder / "cat" / "2.png", folder / "valid" / "copy.png")

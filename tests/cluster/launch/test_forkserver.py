@@ -116,6 +116,7 @@ def test_where_no_server_stands_it_is_said_so(tmp_path: Path) -> None:
         fork(tmp_path / "fork", {}, wait_s=0.3)
 
 
+@pytest.mark.slow
 def test_what_is_imported_before_a_fork_has_touched_neither_dali_nor_cuda() -> None:
     """A process that CUDA has been started in cannot be forked, and a thread does not come along."""
     code = (
@@ -126,6 +127,7 @@ def test_what_is_imported_before_a_fork_has_touched_neither_dali_nor_cuda() -> N
     assert done.stdout.split() == ["False", "False", "1"]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_closed_leaves_nothing() -> None:
     name = f"test{os.getpid()}"
     server, path = ForkServer(name, "here"), socket_of(name, "here")

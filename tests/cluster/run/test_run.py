@@ -101,6 +101,7 @@ def test_validation_counts_every_image_once(whole: Path) -> None:
     assert result(whole)["metrics"]["error_rate"] == pytest.approx(errors, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_the_validation_images_once_an_epoch(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +229,7 @@ def loaded(tmp_path: Path, manifest: Path) -> jobs.Job:
     return jobs.resolved(jobs.load(write_job(tmp_path, manifest, model="tiny")))
 
 
+@pytest.mark.slow
 def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[tuple[float, ...]] = []
     from thawline.trainer import optim
@@ -247,6 +249,7 @@ def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch:
     np.testing.assert_allclose(second.max(0), [1.5e-5, 1.5e-4, 1.5e-3], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_tiny_learns_digits_and_its_bundle_answers_as_validation_did(tmp_path: Path, manifest: Path) -> None:
     flags = ["--model.name", "tiny", "--model.weights", "imagenet", "--fit.lr", "1e-2", "--fit.epochs", "4"]
     job = override(jobs.from_toml(write_job(tmp_path, manifest)), [*flags, "--fit.ema", "0.5"])
@@ -375,6 +378,7 @@ def test_an_address_that_is_not_here_is_refused(tmp_path: Path, manifest: Path) 
         in_process(replace(job, metrics=Metrics(host="192.0.2.1")))
 
 
+@pytest.mark.slow
 def test_signals_are_left_as_they_were(tmp_path: Path, manifest: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     in_process(replace(loaded(tmp_path, manifest), fit=jobs.Fit(recipe="one_cycle", epochs=1)))

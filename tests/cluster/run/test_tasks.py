@@ -63,6 +63,7 @@ def agreement(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, floa
     return float(np.mean(shares)), float((found == wanted).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["number", "points", "mask"])
 def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str) -> None:
     job = job_of(tmp_path, task)
@@ -91,6 +92,7 @@ def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str) -> 
     assert json.loads((run / "model/model.json").read_text())["task"] == task
 
 
+@pytest.mark.slow
 def test_numbers_are_said_in_their_units_from_the_first_step_and_within_a_range(tmp_path: Path) -> None:
     """Untrained, a model says about the mean of the training images, whatever that is; never beyond y_range."""
     job = job_of(tmp_path, "number", model={"y_range": [10.0, 30.0]})
@@ -144,6 +146,7 @@ def test_what_is_chosen_by_knows_which_way_is_better() -> None:
     assert [name for name in names if direction(name)] == ["r2", "jaccard", "dice"]
 
 
+@pytest.mark.slow
 def test_numbers_mix_and_train_with_every_option_of_a_job(tmp_path: Path) -> None:
     """Two phases, micro-batches, an average of the weights, MixUp, Huber; then the finished run is known again."""
     phases: tuple[dict[str, Any], ...] = (

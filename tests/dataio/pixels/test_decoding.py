@@ -47,6 +47,7 @@ except EngineError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_file_that_no_codec_knows_crashes_no_process_however_large_its_batch() -> None:
     done = subprocess.run([sys.executable, "-c", FATAL], capture_output=True, text=True, timeout=200)
     why = "image7 cannot be decoded (it is no image): the batch cannot be made; remove or mend the file and index again"

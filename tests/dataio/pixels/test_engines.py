@@ -199,6 +199,7 @@ def test_dali_lends_the_warped_samples_and_nothing_else(monkeypatch: pytest.Monk
     assert batch.inputs.data_ptr() not in lent
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_at_once_leaves_no_file_of_dali(tmp_path: Path) -> None:
     code = (
         "import os, sys, tests.dataio.pixels.test_engines as t\n"

@@ -209,6 +209,7 @@ for moment in sys.argv[2:]:
 _MOMENTS = ["sync-1", "sync-2", "row-2", "sync-3", "sync-4", "sync-5", "sync-6", "sync-9", "row-9", "sync-13", "save-0"]
 
 
+@pytest.mark.slow
 def test_a_pack_that_was_killed_goes_on_and_ends_as_if_it_had_not(tmp_path: Path) -> None:
     """Killed between any two steps that matter: what is synced, entered, moved into place."""
     manifest = photos(tmp_path / "loose")

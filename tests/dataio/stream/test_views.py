@@ -83,6 +83,7 @@ def test_views_that_lack_a_sample_leave_it_out_and_multi_label_losses_are_the_me
     np.testing.assert_allclose(found.losses, by_hand, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_a_job_trains_on_mixtures_over_the_same_stream(tmp_path: Path, name: str) -> None:
     manifest = digits_manifest(tmp_path)
