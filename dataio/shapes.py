@@ -44,13 +44,22 @@ class _Set:
     """Of the list, besides that of the paths."""
     told: Callable[[Sequence[Shape]], Sequence[object]]
     """What stands in them."""
-    label: str
+    index: str
     """What `thawline index` is given."""
+    train: str = ""
+    """What `thawline train` is given, besides `TRAIN`."""
     masks: bool = False
 
 
-def write_shapes(folder: str | Path, task: str, *, count: int = 2000, seed: int = 0) -> str:
-    """Write `count` pictures for a task below `folder`, and the list of their labels; return what index is to be given.
+TRAIN = (
+    f"--model.name tiny --model.weights none --model.dropout 0 --data.size-px {SIDE_PX} --data.presize-px {SIDE_PX} "
+    "--augment.preset plain --fit.recipe one_cycle --fit.epochs 8 --fit.lr 1e-2"
+)
+"""Options of `thawline train` with which shapes are learned from nothing, in minutes and without a GPU."""
+
+
+def write_shapes(folder: str | Path, task: str, *, count: int = 6000, seed: int = 0) -> tuple[str, str]:
+    """Write `count` pictures for a task below `folder`, and their list; return what to give index and train.
 
     images/00000.png and so on, masks/ where the task is mask, and shapes.csv. What is there is written over.
     Raises: SourceError for another task, no pictures, a negative seed, or a folder that cannot be written.
@@ -78,7 +87,7 @@ def write_shapes(folder: str | Path, task: str, *, count: int = 2000, seed: int 
         raise SourceError(
             f"shapes cannot go to {folder} ({error.strerror or error}): give a folder that you can write to"
         ) from error
-    return of.label
+    return of.index, f"{TRAIN} {of.train}".rstrip()
 
 
 def picture(task: str, *, seed: int, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Sequence[Shape]]:
@@ -173,31 +182,35 @@ SETS: Mapping[str, _Set] = {
         draw=lambda draw: [_one(draw, _KINDS[draw.integers(4)], 12, 22)],
         columns=("shape",),
         told=lambda shapes: [shapes[0].kind],
-        label="--label column:shape",
+        index="--label column:shape",
     ),
     "multi_label": _Set(
         draw=_some,
         columns=("shapes",),
         told=lambda shapes: [";".join(shape.kind for shape in shapes)],
-        label="--label column:shapes --delimiter ';'",
+        index="--label column:shapes --delimiter ';'",
+        train="--fit.metrics f_beta accuracy_multi",
     ),
     "number": _Set(
         draw=lambda draw: [_one(draw, "disc", 6, 26)],
         columns=("area",),
         told=lambda shapes: [f"{_share(shapes):.4f}"],
-        label="--label number:area",
+        index="--label number:area",
+        train="--fit.loss l1",
     ),
     "points": _Set(
         draw=lambda draw: _apart(draw, ("disc", "cross")),
         columns=("disc_x", "disc_y", "cross_x", "cross_y"),
         told=lambda shapes: [f"{at:.3f}" for shape in shapes for at in (shape.x, shape.y)],
-        label="--label points:disc_x,disc_y,cross_x,cross_y --swap none",
+        index="--label points:disc_x,disc_y,cross_x,cross_y --swap none",
+        train="--fit.loss l1",
     ),
     "mask": _Set(
-        draw=_some,
+        draw=lambda draw: _apart(draw, ("disc", "cross")),
         columns=("mask",),
         told=lambda shapes: [],
-        label=f"--label mask-column:mask --classes ground,{','.join(_KINDS)}",
+        index="--label mask-column:mask --classes ground,disc,cross --values 0,1,4",
+        train="--fit.loss cross_entropy_dice --data.global-batch 16",
         masks=True,
     ),
 }

@@ -27,7 +27,7 @@ class Sample(Verb):
     labels in shapes.csv."""
     task: Literal["single_label", "multi_label", "number", "points", "mask"] = "single_label"
     """Of shapes: what is to be learned of them."""
-    count: int = 2000
+    count: int = 6000
     """Of shapes: how many pictures."""
     seed: int = 0
     """Of shapes: which ones."""
@@ -65,13 +65,12 @@ class Sample(Verb):
 
     def _shapes(self) -> Path:
         """Write them, and say what to type next. Returns their list."""
-        from thawline.dataio.shapes import CSV, SIDE_PX, write_shapes
+        from thawline.dataio.shapes import CSV, write_shapes
 
-        label = write_shapes(self.folder, self.task, count=self.count, seed=self.seed)
+        index, train = write_shapes(self.folder, self.task, count=self.count, seed=self.seed)
         listed, manifest = self.folder / CSV, f"{self.folder.name or 'shapes'}.parquet"
-        say(f"next: thawline index {shlex.quote(str(listed))} {label} --out {shlex.quote(manifest)}")
-        small = f"--model.weights none --data.size-px {SIDE_PX} --data.presize-px {SIDE_PX} --augment.preset plain"
-        say(f"then: thawline train {shlex.quote(manifest)} {small} --fit.recipe one_cycle --fit.epochs 20")
+        say(f"next: thawline index {shlex.quote(str(listed))} {index} --out {shlex.quote(manifest)}")
+        say(f"then: thawline train {shlex.quote(manifest)} {train}")
         return listed
 
 

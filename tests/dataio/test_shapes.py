@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from thawline.cluster.cli.index import make_manifest
+from thawline.cluster.cli.main import check_arguments
 from thawline.dataio.errors import SourceError
-from thawline.dataio.shapes import CSV, SETS, SIDE_PX, picture, write_shapes
+from thawline.dataio.shapes import CSV, SETS, SIDE_PX, TRAIN, picture, write_shapes
 from thawline.dataio.table.manifest import Manifest
 
 
 def indexed(folder: Path, task: str, *, count: int = 12, seed: int = 0) -> Manifest:
     """A manifest of shapes, by the words that `thawline sample` says are next."""
-    words = shlex.split(write_shapes(folder, task, count=count, seed=seed))
+    words = shlex.split(write_shapes(folder, task, count=count, seed=seed)[0])
     options: dict[str, Any] = {
         word.removeprefix("--"): value for word, value in zip(words[::2], words[1::2], strict=True)
     }
@@ -31,6 +32,7 @@ def test_shapes_are_indexed_by_the_words_that_are_printed(tmp_path: Path, task: 
     manifest = indexed(tmp_path, task)
     assert manifest.task == task
     assert manifest.usable().sum() == 12
+    check_arguments(["train", "shapes.parquet", *shlex.split(f"{TRAIN} {SETS[task].train}")])
 
 
 def test_the_mask_and_the_list_say_what_is_drawn(tmp_path: Path) -> None:
