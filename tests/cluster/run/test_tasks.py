@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.dataio.test_shapes import indexed
+from tests.kit.runs import torchrun
 from thawline import models
 from thawline.cluster.errors import LaunchError
 from thawline.cluster.job import job as jobs
@@ -159,3 +160,21 @@ def test_numbers_mix_and_train_with_every_option_of_a_job(tmp_path: Path) -> Non
     result = in_process(job)
     assert result["steps"] == 6
     assert inspect(job) == result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["number", "points", "mask"])
+def test_two_ranks_train_a_task_as_one_does(tmp_path: Path, task: str) -> None:
+    """BatchNorm stands still and nothing is dropped, so that a rank's part of a batch does not matter."""
+    still: dict[str, dict[str, Any]] = {"fit": {"batch_norm": "frozen"}, "model": {"dropout": 0.0}}
+    one = in_process(job_of(tmp_path, task, **still))
+    job = replace(job_of(tmp_path, task, **still), name="two", workers=2)
+    (tmp_path / "two.toml").write_text(jobs.to_toml(job))
+    done = torchrun(2, "train", tmp_path / "two.toml")
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "runs/two/result.json").read_text())
+    assert two["world_size"] == 2
+    assert two["stream_hash"] == one["stream_hash"]
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
+    ids = [pq.read_table(tmp_path / "runs" / name / "valid.parquet")["id"].to_pylist() for name in (task, "two")]
+    assert ids[0] == ids[1]
