@@ -5,6 +5,7 @@ call makes the same again.
 """
 
 import json
+import tomllib
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -68,8 +69,28 @@ def indexed(job: Job, source: str, options: SourceOptions, *, fresh: bool) -> st
         elif (known := json.loads(folder.read(RECORD))) != made:
             raise StorageError(_other(folder.text, known, made))
         else:
-            say(changes(Manifest.load(folder.full(MANIFEST)), source, options))
-    return folder.full(MANIFEST)
+            say(changes(Manifest.load(_current(folder)), source, options))
+        return _current(folder)
+
+
+def renewed(job: Job, source: str, options: SourceOptions) -> "Manifest | None":
+    """A manifest of the source as it is now, or None where nothing has changed since the job's was made."""
+    from thawline.cluster.cli.index import described, make_manifest
+    from thawline.dataio.table.manifest import Manifest
+
+    if not _found(Manifest.load(job.manifest), source, options):
+        return None
+    manifest = make_manifest(source, **vars(options))
+    say(described(manifest))
+    return manifest
+
+
+def _current(folder: "Root") -> str:
+    """The manifest that the run is on: the first, or a later one, where it has gone on with new images since."""
+    if "job.toml" not in folder.listing():
+        return folder.full(MANIFEST)
+    known = PurePosixPath(tomllib.loads(folder.read("job.toml").decode()).get("manifest", MANIFEST)).name
+    return folder.full(known if known in folder.listing() else MANIFEST)
 
 
 def _make(folder: "Root", source: str, made: dict[str, Any], options: SourceOptions) -> None:
@@ -84,29 +105,34 @@ def _make(folder: "Root", source: str, made: dict[str, Any], options: SourceOpti
 
 def changes(manifest: "Manifest", source: str, options: SourceOptions) -> str:
     """What of a source is not as it was when the manifest was made from it, in a line; files are not opened."""
-    from thawline.cluster.cli.index import labelled
-
     images = f"{manifest.rows.num_rows:,} images"
     try:
-        table = labelled(source, **vars(options))
+        found = _found(manifest, source, options)
     except DataError as error:
         return f"{source} was indexed before ({images}), and cannot be compared with that now: {error}"
+    parts = [f"{len(paths):,} {what} ({_some(paths)})" for what, paths in found.items()]
+    if not parts:
+        return f"{source} was indexed before: {images}, as they are now"
+    return (
+        f"WARNING: {source} has changed since it was indexed: {', '.join(parts)}; this run stays with its {images}; "
+        "once it has finished, --more EPOCHS goes on with all; or give another --name, or --fresh"
+    )
+
+
+def _found(manifest: "Manifest", source: str, options: SourceOptions) -> dict[str, set[str]]:
+    """The paths that are new, gone, and labelled otherwise; empty where there are none. Raises DataError."""
+    from thawline.cluster.cli.index import labelled
+
     before, now = (
         dict(zip(rows["path"].to_pylist(), rows["label"].to_pylist(), strict=True))
-        for rows in (manifest.rows, table.rows)
+        for rows in (manifest.rows, labelled(source, **vars(options)).rows)
     )
     found = {
         "new": now.keys() - before.keys(),
         "gone": before.keys() - now.keys(),
         "labelled otherwise": {path for path in before.keys() & now.keys() if before[path] != now[path]},
     }
-    parts = [f"{len(paths):,} {what} ({_some(paths)})" for what, paths in found.items() if paths]
-    if not parts:
-        return f"{source} was indexed before: {images}, as they are now"
-    return (
-        f"WARNING: {source} has changed since it was indexed: {', '.join(parts)}; this run stays with its {images}; "
-        "for one on all, give another --name, or --fresh"
-    )
+    return {what: paths for what, paths in found.items() if paths}
 
 
 def _some(paths: set[str]) -> str:

@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -42,7 +42,7 @@ class Train(JobVerb):
         with suppress(OSError, ValueError):  # no name that a file can have
             if (folder / "job.toml").is_file():
                 job = replace(from_toml(folder / "job.toml"), storage=str(folder.parent), name=folder.name)
-                own = folder / photos.MANIFEST  # beside it, wherever both are by now
+                own = folder / PurePosixPath(job.manifest).name  # beside it, wherever both are by now
                 return replace(job, manifest=str(own)) if own.is_file() else job
             if photos.is_source(self.job):
                 return Job(name=photos.name_of(self.job), manifest=self.job)
@@ -59,11 +59,14 @@ class Train(JobVerb):
         fresh = self.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if self.more is not None and fresh:
             raise JobError("--more goes on with what --fresh moves aside: nothing would be left; give one of them")
+        new = None
         if photos.is_source(self.job):
-            job = replace(job, manifest=photos.indexed(job, job.manifest, self.images, fresh=fresh))
+            source = job.manifest
+            job = replace(job, manifest=photos.indexed(job, source, self.images, fresh=fresh))
             fresh = False  # done, and the manifest is there
+            new = None if self.more is None else photos.renewed(job, source, self.images)
         if self.more is not None:
-            job = going_on(job, self.more)
+            job = going_on(job, self.more, new)
         loaded = Loaded(job)
         place = None if self.address else ranks.place()
         first = place is None or place.rank == 0

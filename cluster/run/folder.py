@@ -72,6 +72,23 @@ def appended(job: Job) -> Job:
     return replace(job, appended=known) if len(known) > len(job.appended) else job
 
 
+class Recorded(NamedTuple):
+    """The data that a run was on: its manifest, and the fingerprints."""
+
+    manifest: str
+    fingerprint: str
+
+
+def recorded(job: Job) -> Recorded | None:
+    """What the run's folder says of its data; None where nothing has begun there. Raises StorageError."""
+    folder = run_root(job)
+    with _refusals(folder):
+        if not {"job.toml", "manifest.hash"} <= folder.listing().keys():
+            return None
+    there = _read(job, folder)
+    return Recorded(there.job.manifest, there.fingerprint)
+
+
 def is_shorter(result: Result | None, job: Job) -> bool:
     """Whether a result is of the run as it was before the last of the job's phases were appended."""
     return result is not None and result.get("appended", 0) < len(job.appended)

@@ -3,30 +3,48 @@
 What became of the whole is told as for any run: job.toml says what ran, result and report are of all of it.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
+from typing import TYPE_CHECKING
 
 from thawline.cluster.errors import JobError, StorageError
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import longer
-from thawline.cluster.run.folder import appended, is_shorter, read_result, run_root
+from thawline.cluster.run.folder import appended, is_shorter, read_result, recorded, run_root
+from thawline.cluster.run.loaded import Loaded
+from thawline.cluster.words import say
+
+if TYPE_CHECKING:
+    from thawline.dataio.table.manifest import Manifest
 
 
-def going_on(job: Job, epochs: float) -> Job:
+def going_on(job: Job, epochs: float, new: "Manifest | None" = None, *, tell: Callable[[str], None] = say) -> Job:
     """The job of a finished run, so many epochs longer; where the last call for as many was interrupted, that one's.
 
-    Raises JobError for no number of epochs; StorageError where the run has not finished, or is going on otherwise.
+    new: the images to go on with, where they are not those that the run was on; a job's manifest that is not the run's
+    own counts as that, too. Which side they go to: see growth.grow.
+    Raises JobError for no number of epochs; StorageError where the run has not finished, or is going on otherwise;
+    whatever growing.grown finds.
     """
     if not (isfinite(epochs) and epochs > 0):
         raise JobError(
             f"--more {epochs:g} is no number of epochs above 0: nothing would be trained; give --more 3, say"
         )
     folder, job, result = run_root(job), appended(job), read_result(job)
+    known = recorded(job)
     if result is None:
         raise StorageError(
             f"{folder} has not finished, and --more is for a run that has: leave it out, and the same command goes on"
         )
+    if known is not None and known.fingerprint not in ("", (given := Loaded(job)).fingerprint):
+        new, job = new or given.manifest, replace(job, manifest=known.manifest)
     if not is_shorter(result, job):
-        return longer(job, epochs)
+        if new is None:
+            return longer(job, epochs)
+        from thawline.cluster.run.growing import grown  # brings torch
+
+        return grown(job, epochs, new, tell=tell)
     under_way = job.appended[-1].epochs or 0
     if under_way != epochs:
         raise StorageError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.kit.runs import result, start, thawline, wait_for_step
+from tests.kit.runs import fork, result, thawline, wait_for_step
 from thawline.cluster.cli import photos
 from thawline.cluster.cli.index import make_manifest
 from thawline.cluster.cli.index_options import SourceOptions
@@ -110,14 +110,14 @@ def test_killed_while_indexing_and_while_training_it_is_the_unbroken_run(picture
     assert whole.returncode == 0, whole.stderr
     assert "60 images: 48 train, 12 valid" in whole.stderr
     broken = tmp_path / "broken/photos"
-    first = start(*command("broken"))
+    first = fork(*command("broken"))
     while not (broken / "claim.json").exists():  # it holds the folder: it indexes from here on
         assert first.poll() is None
         time.sleep(0.01)
     first.kill()
     first.communicate()
     assert not (broken / "index.json").exists()
-    second = start(*command("broken"))
+    second = fork(*command("broken"))
     wait_for_step(broken, 3, second)
     second.kill()
     second.communicate()

@@ -8,19 +8,40 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.kit.runs import counted_error_rate, digits_manifest, result, write_job
 from tests.kit.toy import same
+from thawline.cluster.cli import photos
+from thawline.cluster.cli.index import make_manifest
+from thawline.cluster.cli.index_options import SourceOptions
 from thawline.cluster.cli.train import Train
 from thawline.cluster.cli.verbs import with_job
 from thawline.cluster.errors import JobError, StorageError
 from thawline.cluster.job import job as jobs
-from thawline.cluster.job.job import Fit, Job, PhaseJob
+from thawline.cluster.job.job import Augment, Data, Fit, Job, Model, PhaseJob
 from thawline.cluster.job.recipes import longer, phases
+from thawline.cluster.observe.settings import Metrics
+from thawline.cluster.run import growing
+from thawline.cluster.run.folder import write_text
 from thawline.cluster.run.more import going_on
 from thawline.cluster.run.run import run
+from thawline.dataio.samples import write_digits
+from thawline.dataio.store.root import Root
+from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.checkpoints import checkpoint
+from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.context import LocalContext
+
+SMALL = Job(
+    data=Data(size_px=32, presize_px=40, global_batch=24),
+    augment=Augment(flip=False),
+    model=Model("tiny", "none"),
+    fit=Fit("one_cycle", epochs=1),
+    metrics=Metrics(port=0),
+    checkpoint=CheckpointSettings(every_s=0.0),
+    log_every=2,
+)
 
 
 class Until(LocalContext):
@@ -123,3 +144,64 @@ def test_what_is_appended_is_the_last_schedule_over_again() -> None:
     assert more_2 == replace(more, name="more 2", epochs=0.5)
     assert jobs.from_dict(tomllib.loads(jobs.to_toml(twice))) == twice
     assert jobs.differences(twice, replace(twice, appended=())) == []
+
+
+@pytest.mark.slow
+def test_new_images_and_classes_join_and_an_interruption_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = tmp_path / "all"
+    digits = tmp_path / "photos"
+    write_digits(everything, size_px=40)
+    files = sorted(everything.iterdir(), key=lambda file: file.stem.split("_")[1])
+    for file in files[:150]:
+        take(file, digits, classes="1234")
+    job = replace(SMALL, storage=str(tmp_path / "runs"), name="broken")
+    options = SourceOptions()
+    job = replace(job, manifest=photos.indexed(job, str(digits), options, fresh=False))
+    go(job)
+    old, head = Manifest.load(job.manifest), weights(tmp_path / "runs/broken")
+    for file in files[:250]:
+        take(file, digits, classes="01234")
+    shutil.copytree(tmp_path / "runs/broken", tmp_path / "runs/whole")
+    make_manifest(digits).save(tmp_path / "new.parquet")
+    whole = replace(job, name="whole", manifest=str(tmp_path / "new.parquet"))  # as `--manifest new.parquet` says it
+    made = {"whole": go(going_on(whole, 2))}
+
+    def again() -> Job:
+        there = replace(job, manifest=photos.indexed(job, str(digits), options, fresh=False))
+        return going_on(there, 2, photos.renewed(there, str(digits), options))
+
+    with monkeypatch.context() as patched:
+
+        def killed(root: Root, name: str, text: str) -> None:
+            assert name != "job.toml", "killed"
+            write_text(root, name, text)
+
+        patched.setattr(growing, "write_text", killed)
+        with pytest.raises(AssertionError, match="killed"):
+            again()
+    longer_job = again()
+    for key, value in weights(tmp_path / "runs/broken").items():
+        assert torch.equal(value[: len(head[key])] if value.ndim else value, head[key]), (
+            "old classes keep their outputs"
+        )
+    assert go(longer_job, last=3)["status"] == "stopped"
+    made["broken"] = go(again())
+    new = Manifest.load(jobs.from_toml(tmp_path / "runs/broken/job.toml").manifest)
+    assert (old.classes, new.classes) == (("1", "2", "3", "4"), ("1", "2", "3", "4", "0"))
+    assert {*new.subset("train").ids} >= {*old.subset("train").ids}
+    assert {*new.subset("valid").ids} >= {*old.subset("valid").ids}
+    assert (made["broken"]["status"], made["broken"]["epochs"]) == ("finished", 3)
+    assert made["broken"]["stream_hash"] == made["whole"]["stream_hash"]
+    assert made["broken"]["metrics"] == made["whole"]["metrics"]
+    assert same(weights(tmp_path / "runs/broken"), weights(tmp_path / "runs/whole"))
+    assert made["broken"]["valid_samples"] == len(new.subset("valid").ids)
+
+
+def take(file: Path, into: Path, *, classes: str) -> None:
+    """Copy a digit into its class's folder, if it is one of these."""
+    kind, number = file.stem.split("_")
+    if kind in classes:
+        (into / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, into / kind / f"{number}.jpg")
