@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -65,6 +65,8 @@ class Train(JobVerb):
             job = replace(job, manifest=photos.indexed(job, source, self.images, fresh=fresh))
             fresh = False  # done, and the manifest is there
             new = None if self.more is None else photos.renewed(job, source, self.images)
+        else:
+            self._check_images_unasked()
         if self.more is not None:
             job = going_on(job, self.more, new)
         loaded = Loaded(job)
@@ -83,6 +85,15 @@ class Train(JobVerb):
         if first:
             _print_result(job, result, already=False)
         return signals.exit_status() if result["status"] == "stopped" else 0
+
+    def _check_images_unasked(self) -> None:
+        """Raises JobError for an option of `thawline index` where JOB has its manifest already."""
+        for option in fields(SourceOptions):
+            if getattr(self.images, option.name) != option.default:
+                raise JobError(
+                    f"--{option.name.replace('_', '-')} with {self.job}, whose images are indexed already: nothing "
+                    "would read it; leave it out, or give the images themselves"
+                )
 
 
 def _print_result(job: Job, result: dict[str, Any], *, already: bool) -> None:

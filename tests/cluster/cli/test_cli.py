@@ -151,6 +151,7 @@ def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path
         (["--model.weights", str(tmp_path / "none.pt")], "none.pt"),
         (["--fit.metrics", "accurcy"], "metric 'accurcy' is not known"),
         (["--fit.metrics", "mse"], "'mse' is for task number or points and this one is single_label"),
+        (["--label", "column:x"], "--label with"),
         (["--checkpoint.best", "recall"], "best='recall' is not measured"),
         (["--fit.patience", "1", "--fit.monitor", "recall"], "monitor='recall' is not measured"),
         (
