@@ -67,11 +67,6 @@ class Features:
                 features, targets = (each.to(device) for each in tensors)
                 self._keep([tuple(key) for key in named], features, targets)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Of the features in memory."""
-        return sum(features.nbytes for features, _ in self._kept)
-
     def _keep(self, keys: list[Key], features: Tensor, targets: Tensor) -> None:
         new = {key: i for i, key in reversed([*enumerate(keys)]) if key not in self._places}
         if new:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.kit.ranks import Here, Outcome, worlds_of
 from tests.kit.toy import CLASSES, ToyModel, learner, loader, samples, snapshot
+from thawline.dataio.stream.balanced import balanced
 from thawline.trainer.class_weights import weigh
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses import default_loss
@@ -100,6 +101,31 @@ def fitted(here: Here) -> Outcome:
     learn.fit_one_cycle(2, 1e-2)
     recalls = {each["name"]: each["recall"] for each in learn.recorder.of_kind("valid")[-1]["recalls"]}
     return {"weights": snapshot(learn.model), "loss": learn.validate()["valid_loss"], "recalls": recalls}
+
+
+def drawn(here: Here) -> Outcome:
+    """The hash of a balanced stream: unbroken, and stopped on the way and resumed."""
+    hashes = []
+    for name, stop in (("unbroken", 0), ("broken", 3), ("broken", 0)):
+        train, valid = here.data()
+        kinds = train.targets.numpy()
+        shape = {name: getattr(train.order, name) for name in ("n", "global_batch", "rank", "world_size")}
+        train.order = balanced(kinds, power=1.0, count=3, seed=7, **shape)
+        learn = here.learner(name, data=(train, valid), stop_at_ask=stop, checkpoint_every_s=0.0)
+        learn.resume()
+        learn.fit_one_cycle(3, 1e-2)
+        hashes.append((learn.progress.step, learn.progress.stream_hash))
+    return {"hashes": hashes}
+
+
+@pytest.mark.slow
+def test_a_balanced_stream_has_one_hash_in_any_world_and_after_an_interruption(tmp_path: Path) -> None:
+    worlds = worlds_of(drawn, tmp_path)
+    unbroken, stopped, resumed = worlds[1][0]["hashes"]
+    assert stopped[0] < unbroken[0]
+    assert resumed == unbroken
+    for outcome in (*worlds[2], *worlds[3]):
+        assert outcome["hashes"] == [unbroken, stopped, unbroken]
 
 
 @pytest.mark.slow
