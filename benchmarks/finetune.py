@@ -8,7 +8,8 @@ behind: it would fit 5 to 9 by its shape alone.
 Which way is better depends on the budget of steps, so there are several: digits are easy, and given some tens of
 steps a network from scratch learns them from a hundred images.
 
-It says nothing of ImageNet's weights, nor of photographs: digits are what needs no download.
+With `weights`, a file such as `thawline sample weights` writes, these are what is fine-tuned, and nothing is learned of
+0 to 4. It says nothing of photographs: digits are what needs no download.
 """
 
 import tempfile
@@ -36,7 +37,7 @@ from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.loader import loaders
 from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.draws import Splits, Splitter
-from thawline.models.bodies import create
+from thawline.models.bodies import create, normalisation
 from thawline.trainer.learner import Learner
 from thawline.trainer.settings import PrecisionName
 from thawline.trainer.step.precision import choose_precision
@@ -51,6 +52,7 @@ def main(
     *,
     device: DeviceName = "cpu",
     model: str = "resnet18",
+    weights: Path | None = None,
     size_px: int = 32,
     labels: int = 20,
     epochs: tuple[int, ...] = (5, 10),
@@ -66,7 +68,8 @@ def main(
 
     Args:
         device: Where to train.
-        model: A torchvision ResNet.
+        model: As in a job.
+        weights: Start from this file in place of what the digits 0 to 4 teach.
         size_px: Side of the images.
         labels: Training images of each new class.
         epochs: Of either way, one budget after another; the first of fine-tuning's trains the head alone.
@@ -87,12 +90,13 @@ def main(
     where = open_device(device)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads or default_threads(1)):
         write_digits(folder, size_px=2 * size_px)
-        setting = Setting(Path(folder), model, size_px, batch, where, engine, precision)
+        setting = Setting(Path(folder), model, size_px, batch, where, engine, precision, weights)
         found = []
         for seed in range(seeds):
             found.append(one_seed(setting, seed, labels=labels, epochs=epochs, known_epochs=known_epochs))
             say(f"seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found[-1].items()))
     settings: dict[str, Any] = {"device": device, "model": model, "size_px": size_px, "labels": labels}
+    settings |= {"weights": "" if weights is None else weights.name}
     settings |= {"epochs": epochs, "known_epochs": known_epochs, "batch": batch, "seeds": seeds, "engine": engine}
     settings |= {"precision": choose_precision(precision, where).name, "threads": threads or default_threads(1)}
     return report("finetune", QUESTION, settings, summary(found), out=out)
@@ -109,12 +113,15 @@ class Setting:
     device: torch.device
     engine: EngineName
     precision: PrecisionName
+    weights: Path | None = None
+    """What is fine-tuned, in place of what the known digits teach."""
 
 
 def one_seed(setting: Setting, seed: int, *, labels: int, epochs: Sequence[int], known_epochs: int) -> dict[str, float]:
     """Error rates in percent: of the known digits, and of the new ones from their body's weights and from scratch."""
-    body = setting.folder / "body.pt"
-    found = {"known": trained(setting, KNOWN, held_out, fit=one_cycle(known_epochs), seed=seed, keep=body)}
+    body, found = setting.weights or setting.folder / "body.pt", dict[str, float]()
+    if setting.weights is None:
+        found["known"] = trained(setting, KNOWN, held_out, fit=one_cycle(known_epochs), seed=seed, keep=body)
     for budget in epochs:
         new = partial(trained, setting, NEW, few(labels), seed=seed)
         tuned = found[f"{budget} epochs, fine_tune"] = new(fit=fine_tune(budget), weights=body)
@@ -152,20 +159,28 @@ def trained(
     precision = choose_precision(setting.precision, setting.device)
     train, valid = loaders(
         dataio.split(table, by_class(training, seed)),
-        dataio.ImageSpec.preset("digits", size_px=setting.size_px, presize_px=2 * setting.size_px),
+        dataio.ImageSpec.preset("digits", size_px=setting.size_px, presize_px=2 * setting.size_px, **pixels(setting)),
         global_batch=setting.batch,
         seed=seed,
         device=setting.device,
         dtype=precision.input_dtype,
         engine=setting.engine,
     )
-    model = create(setting.model, len(classes), weights=weights, seed=seed).to(setting.device)
+    model = create(setting.model, len(classes), weights=weights, seed=seed, size_px=setting.size_px).to(setting.device)
     learner = Learner(model, train, valid, precision=setting.precision, seed=seed)
     fit(learner)
     learner.close()
     if keep is not None:
         torch.save(model.body.state_dict(), keep)
     return 100 * learner.recorder.last_metric("error_rate")
+
+
+def pixels(setting: Setting) -> dict[str, Any]:
+    """The normalisation that a file's weights expect; what has been trained here from random ones keeps the spec's."""
+    if setting.weights is None:
+        return {}
+    mean, std = normalisation(setting.model)
+    return {"mean": mean, "std": std}
 
 
 # Which images ------------------------------------------------------------------------------------------------
