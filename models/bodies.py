@@ -223,7 +223,8 @@ def _fill(model: Classifier, body: Body, weights: str | Path, class_names: Seque
     if weights == "imagenet":
         model.origin = _load_published(model, body)
     else:
-        model.origin = load_file(model, weights, classes=class_names, foreign=body.foreign)
+        foreign = timm_bodies.foreign(body) if timm_bodies.is_ours(body.name) else body.foreign
+        model.origin = load_file(model, weights, classes=class_names, foreign=foreign)
     model.pretrained = True
 
 

@@ -7,7 +7,7 @@ timm can read from the Hugging Face Hub; its description there is data, and its 
 import fnmatch
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -232,11 +232,21 @@ def published(body: Body) -> dict[str, Tensor]:
     return {key: value for key, value in network.state_dict().items() if key in own}
 
 
+def foreign(body: Body) -> tuple[str, ...]:
+    """What the names of a classifier's tensors begin with: `Body.foreign`, and further layers that it has."""
+    own = body.module.state_dict()
+    return (*body.foreign, *(key for key in shapes(body.name) if key not in own))
+
+
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The tensors of a network of timm with its own classifier, in order. Raises UnknownModelError."""
     check_name(name)
-    with torch.device("meta"):
-        network: nn.Module = _timm(name).create_model(name.removeprefix(PREFIX))
+    make = partial(_timm(name).create_model, name if name.startswith(HUB) else name.removeprefix(PREFIX))
+    try:
+        with torch.device("meta"):
+            network: nn.Module = make()
+    except RuntimeError:  # it asks for numbers while it is built
+        network = make()
     return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 

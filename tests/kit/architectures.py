@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import models
-from thawline.models import torchvision_bodies
+from thawline.models import timm_bodies, torchvision_bodies
 from thawline.models.bodies import body_of
 from thawline.models.body import Body
 from thawline.models.settings import GROUPINGS, Grouping
@@ -101,7 +101,8 @@ def step(model: models.Classifier, images: Tensor) -> float:
 def check_features(body: Body, module: nn.Module, images: Tensor) -> None:
     """The body computes what its library's own network gives to its classifier, by the same weights."""
     own = library(body, images.shape[-1])
-    state = {key: value for key, value in own.state_dict().items() if not key.startswith(body.foreign)}
+    foreign = timm_bodies.foreign(body) if body.name.startswith("timm/") else body.foreign
+    state = {key: value for key, value in own.state_dict().items() if not key.startswith(foreign)}
     module.load_state_dict(state)
     module.eval()
     with torch.no_grad():

@@ -13,7 +13,7 @@ from tests.kit.networks import untrained
 from tests.models.test_bundle import ABOUT
 from thawline import models
 from thawline.models import bundle, timm_bodies
-from thawline.models.bodies import body_of, check, create
+from thawline.models.bodies import body_of, check, create, sketch
 from thawline.models.body import Stage, feature_maps, for_channels
 from thawline.models.settings import Grouping
 
@@ -222,3 +222,12 @@ def test_old_names_of_densenets_are_read(tmp_path: Path) -> None:
     torch.save(old, tmp_path / "old.pt")
     body = create("densenet121", 2, weights=tmp_path / "old.pt").body.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in body.items())
+
+
+@pytest.mark.usefixtures("timm")
+def test_a_classifier_of_several_layers_is_left_out_whole() -> None:
+    body = sketch("timm/caformer_s18")
+    foreign = timm_bodies.foreign(body)
+    left = [key for key in timm_bodies.shapes(body.name) if not key.startswith(foreign)]
+    assert left == [*body.module.state_dict()]
+    assert "head.fc.fc1.weight" in foreign
