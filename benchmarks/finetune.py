@@ -83,10 +83,8 @@ def main(
     """
     check_positive(size_px=size_px, labels=labels, known_epochs=known_epochs, batch=batch)
     if min(epochs, default=0) < 2 or seeds < 2:
-        raise BenchmarkError(
-            f"epochs={epochs} and seeds={seeds} leave no epoch for the whole network, or no error of the mean: give 2 "
-            "of each, or more"
-        )
+        problem = "leave no epoch for the whole network, or no error of the mean"
+        raise BenchmarkError(f"epochs={epochs} and seeds={seeds} {problem}: give 2 of each, or more")
     where = open_device(device)
     with tempfile.TemporaryDirectory() as folder, torch_threads(threads or default_threads(1)):
         write_digits(folder, size_px=2 * size_px)
@@ -95,10 +93,10 @@ def main(
         for seed in range(seeds):
             found.append(one_seed(setting, seed, labels=labels, epochs=epochs, known_epochs=known_epochs))
             say(f"seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found[-1].items()))
-    settings: dict[str, Any] = {"device": device, "model": model, "size_px": size_px, "labels": labels}
-    settings |= {"weights": "" if weights is None else weights.name}
-    settings |= {"epochs": epochs, "known_epochs": known_epochs, "batch": batch, "seeds": seeds, "engine": engine}
-    settings |= {"precision": choose_precision(precision, where).name, "threads": threads or default_threads(1)}
+    settings: dict[str, Any] = {"device": device, "model": model, "weights": weights and weights.name}
+    settings |= {"size_px": size_px, "labels": labels, "epochs": epochs, "known_epochs": known_epochs, "batch": batch}
+    settings |= {"seeds": seeds, "engine": engine, "precision": choose_precision(precision, where).name}
+    settings["threads"] = threads or default_threads(1)
     return report("finetune", QUESTION, settings, summary(found), out=out)
 
 
