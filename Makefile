@@ -27,11 +27,11 @@ data/digits.parquet: | $(DEMO)
 demo: $(DEMO) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
 	$(BIN)/python deploy/demo.py
 
-# One thread a process: two test processes share two cores, and threads that wait for one another would spin. The slow
-# tests are three: they often wait, for processes to come up or for a time to pass.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile
-FAST := $(PYTEST) -n 2 -m 'not slow'
-SLOW := $(PYTEST) -n 3 -m 'slow and not cluster'
+# One thread a process: two test processes share two cores, and threads that wait for one another would spin. Three
+# of them, since tests often wait, for processes to come up or for a time to pass.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+FAST := $(PYTEST) -m 'not slow'
+SLOW := $(PYTEST) -m 'slow and not cluster'
 
 test: $(TEST)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
 	$(FAST)

@@ -53,6 +53,7 @@ def test_a_whole_command_in_a_process_of_its_own_tells_of_copies_on_both_sides(f
     assert [path.name for path in out.parent.iterdir()] == ["m.arrow"]
 
 
+@pytest.mark.slow
 def test_the_command_tells_of_classes_by_side_and_of_what_it_left_out(tmp_path: Path) -> None:
     for side, name, count in (("train", "cat", 4), ("valid", "cat", 2), ("valid", "dog", 2), ("train", "Owl ", 1)):
         for i in range(count):

@@ -25,6 +25,8 @@ from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split
 
+pytestmark = pytest.mark.slow  # DALI is tried on each file in processes of its own
+
 pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
 
 CUT = r"truncated: (image file is truncated|Truncated File Read).*"

@@ -101,7 +101,8 @@ def test_what_is_to_be_indexed_first_is_told(
 ) -> None:
     make(tmp_path / "my x")
     (given,) = tmp_path.iterdir()
-    for verb in ("show",) if (given / "job.toml").is_file() else ("train", "show"):  # a run's folder trains its job
+    packed = (given / "manifest.arrow").is_file()
+    for verb in ("train", "show") if packed else ("show",):  # `train` indexes the others, or trains the run's job
         with pytest.raises(error, match=message):
             read_job(str(given), verb)
 
