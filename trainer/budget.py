@@ -43,8 +43,9 @@ def plan(session: Session, phases: Sequence[Phase], budget_s: float) -> tuple[Ph
         epochs, takes_s = epochs_within(session, phases, pace, left_s)
         if epochs < 1:
             raise RecipeError(
-                f"a budget of {written(budget_s)} is shorter than one epoch of every phase, which take "
-                f"{written(takes_s)} here: nothing would be trained to its end; give that or more, or epochs instead"
+                f"a budget of {written(budget_s)} is too short for one epoch of the last phase: {written(takes_s)} "
+                f"with what comes before it, after {written(budget_s - left_s)} to get ready; give "
+                f"{written(budget_s - left_s + 1.1 * takes_s)} or more, or epochs instead"
             )
         session.progress.planned_epochs, session.progress.planned_phase = epochs, len(phases) - 1
         session.note(
