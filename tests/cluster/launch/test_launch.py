@@ -146,7 +146,7 @@ def test_a_request_is_made_though_nobody_hears_of_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "write", gone)
     context = ProcessContext(Path("unused"), torch.device("cpu"))
     with stop_on_signal(context.request_stop):
-        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
     assert context.should_stop()
 
 
