@@ -84,7 +84,7 @@ def test_a_run_leaves_what_it_promises(whole: Path, manifest: Path) -> None:
     assert made["metrics"]["valid_loss"] == last["valid_loss"]
     assert jobs.differences(jobs.from_toml(whole / "job.toml"), jobs.from_toml(whole.parent.parent / "job.toml")) == []
     page = (whole / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 8
     text = re.sub(r"base64,[\w+/=]+", "", page)  # in which "http" stands by chance, once in some forty reports
     assert "http" not in text.replace("http-equiv", ""), "the report must not need a network"
 
