@@ -27,15 +27,18 @@ data/digits.parquet: | $(DEMO)
 demo: $(DEMO) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
 	$(BIN)/python deploy/demo.py
 
-# One thread a process: threads of several test processes that wait for one another would spin. More processes than
-# cores, since tests often wait themselves; in the order of the files, or the longest would come last.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+# One thread a process: threads of several test processes that wait for one another would spin. Three processes, since
+# tests often wait themselves; in the order of the files, or the longest would come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+FAST := $(PYTEST) -m 'not slow'
+SLOW := $(PYTEST) -m 'slow and not cluster'
 
 test: $(TEST)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
-	$(PYTEST) -n 4 -m 'not cluster'
+	$(FAST)
+	$(SLOW)
 
 test-fast: $(TEST)  ## the tests that start neither Ray nor other processes
-	$(PYTEST) -n 3 -m 'not slow'
+	$(FAST)
 
 N ?= 100
 kills: $(TEST)  ## N runs (N=100) killed at random moments and resumed: each must equal the unbroken one

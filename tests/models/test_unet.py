@@ -37,7 +37,7 @@ def test_it_has_fastais_parameters_and_shapes() -> None:
 
 @pytest.mark.parametrize("name", [BODIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in BODIES[1:])])
 def test_the_mask_is_as_large_as_the_image_and_everything_learns(name: str) -> None:
-    model = unet(name)
+    model = unet(name).eval()  # in training whole blocks are left out at random
     ghost = unet(name).to("meta")
     for height, width in SIZES:
         assert ghost(torch.empty(2, 3, height, width, device="meta")).shape == (2, 5, height, width)

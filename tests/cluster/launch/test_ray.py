@@ -80,7 +80,7 @@ def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path, manife
             *("--checkpoint.every_s", "20", "--log_every", "5"),
         )
         wait_for_step(run, 5, process)  # the first checkpoint comes 20 s into training
-        time.sleep(20)
+        time.sleep(32)
         now = time.time() - 1.0
         total = ask(prometheus, "sum(rate(thawline_images_total[30s]))", now)
         each = ask(prometheus, "thawline_images_total", now)
