@@ -63,7 +63,7 @@ def read(given: str | Path) -> SavedWeights:
         if path.name in _files(about := _about(path.parent)).values():
             return _of_checkpoint(path.parent, about, path.name)
         if path.suffix == ".safetensors":
-            return SavedWeights(_named(_tensors(path)), None, str(path))
+            return SavedWeights(_named(_tensors(path.read_bytes(), path)), None, str(path))
         return SavedWeights(_state(_read(path), path), None, str(path))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): check its permissions, or {REMEDY}") from error
@@ -88,12 +88,11 @@ def _of_bundle(folder: Path) -> SavedWeights:
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != told:
         raise WeightsError(f"{file} changed since it was written: its weights would be wrong; copy the bundle again")
-    state = {key: value.clone() for key, value in tensors.from_bytes(data, where=str(file)).items()}
-    return SavedWeights(state, classes, str(file))
+    return SavedWeights(_tensors(data, file), classes, str(file))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in tensors.from_bytes(path.read_bytes(), where=str(path)).items()}
+def _tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in tensors.from_bytes(data, where=str(path)).items()}
 
 
 def _newest(folder: Path) -> Path:

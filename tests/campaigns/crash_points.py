@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.campaigns.kills import differences
-from tests.kit.forked import preloaded
+from tests.kit.forked import one_thread, preloaded
 from tests.kit.images import flat_manifest
 from tests.kit.runs import result
 from thawline.dataio.store import atomic
@@ -185,14 +185,13 @@ def child(folder: Path, job: Path, fault: Fault | None, record: Path) -> None:
     """`thawline train JOB`, cut short at the fault. folder: the storage."""
     from thawline.cluster.cli.main import main
     from thawline.cluster.run import report
-    from thawline.cluster.run import run as life
 
     with (folder.parent / "log").open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     setattr(report, "_curves", lambda *_: [])  # noqa: B010  # which mypy would refuse as an assignment
     setattr(report, "_shown", lambda *_: None)  # noqa: B010
-    setattr(life, "default_threads", lambda _: 1)  # noqa: B010  # small work, and others at it beside us
+    one_thread()
     sys.argv = ["thawline", "train", str(job)]
     Points(folder, record, fault).install()
     main()

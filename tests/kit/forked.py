@@ -36,11 +36,17 @@ def _child(call: Callable[..., None], arguments: tuple[Any, ...], env: Mapping[s
     call(*arguments)
 
 
-def _command(words: list[str]) -> None:
-    from thawline.cluster.cli.__main__ import start
+def one_thread() -> None:
+    """From now on a run in this process gives torch one core, and not all: others run beside it."""
     from thawline.cluster.run import run
 
-    setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # others run beside it; mypy would refuse an assignment
+    setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # which mypy would refuse as an assignment
+
+
+def _command(words: list[str]) -> None:
+    from thawline.cluster.cli.__main__ import start
+
+    one_thread()
     sys.argv = ["thawline", *words]
     start()
 
