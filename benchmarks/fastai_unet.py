@@ -13,7 +13,7 @@ from fastai.vision.models.unet import DynamicUnet
 from torch import nn
 
 from thawline.models.unet import UNetHead
-from thawline.trainer.losses import named_loss
+from thawline.trainer.losses.named import named_loss
 
 CHANNELS, CLASSES, SIZES = (64, 64, 128, 256, 512), 5, ((64, 96), (130, 97))
 

@@ -37,7 +37,8 @@ from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.loader import loaders
 from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.draws import Splits, Splitter
-from thawline.models.bodies import create, normalisation
+from thawline.models.bodies.libraries import normalisation
+from thawline.models.classifier import create
 from thawline.trainer.learner import Learner
 from thawline.trainer.settings import PrecisionName
 from thawline.trainer.step.precision import choose_precision

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from thawline.cluster.run import provenance
+from thawline.cluster.machine import provenance
 
 DeviceName = Literal["cpu", "cuda"]
 MIN_REPEATS = 5

@@ -28,7 +28,7 @@ from thawline.dataio.stream.loader import loaders
 from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table.draws import Splits, Splitter
 from thawline.dataio.table.manifest import Manifest
-from thawline.models.bodies import create
+from thawline.models.classifier import create
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.meter import Meter, default_metrics, recalls
 from thawline.trainer.step.precision import choose_precision

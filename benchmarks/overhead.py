@@ -44,12 +44,12 @@ from thawline.dataio.hashing import hash64
 from thawline.dataio.stream.arrays import ArrayLoader
 from thawline.dataio.stream.plan import Once, Training
 from thawline.dataio.stream.renderer import default_threads
-from thawline.trainer import optim
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.saver import snapshot
 from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers import optim
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.settings import PrecisionName
 from thawline.trainer.step.precision import Precision, autocast, choose_precision, place
 from thawline.trainer.step.window import Window

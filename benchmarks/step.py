@@ -25,12 +25,12 @@ from thawline.benchmarks.harness import (
 )
 from thawline.dataio.batch import Batch, ImageBatch
 from thawline.dataio.stream.renderer import default_threads
-from thawline.models.bodies import create
+from thawline.models.classifier import create
 from thawline.models.folding import folded, in_two
 from thawline.models.groups import freeze_to
-from thawline.trainer import optim
-from thawline.trainer.losses import default_loss
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.losses.named import default_loss
+from thawline.trainer.optimisers import optim
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.settings import Compile, PrecisionName
 from thawline.trainer.step.precision import Precision, autocast, choose_precision, place
 from thawline.trainer.step.recovery import Stepper

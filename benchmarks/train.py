@@ -36,7 +36,7 @@ from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.verify import check_files
 from thawline.trainer.learner import Learner
-from thawline.trainer.rows import Recorded
+from thawline.trainer.records.rows import Recorded
 from thawline.trainer.settings import PrecisionName
 from thawline.trainer.step.precision import choose_precision
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import thawline
-from thawline.cluster.run.provenance import DALI, HOME, commit, cpu_model, gpus, memory_bytes, version
+from thawline.cluster.machine.provenance import DALI, HOME, commit, cpu_model, gpus, memory_bytes, version
 from thawline.dataio.cores import usable_cores
 
 
@@ -83,7 +83,7 @@ def _engines() -> list[Check]:
 
 def _apex() -> Check:
     try:
-        from thawline.trainer.optim import find_apex
+        from thawline.trainer.optimisers.optim import find_apex
 
         state, sentence = find_apex()
     except Exception as error:  # such as a torch that does not import

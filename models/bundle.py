@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import thawline
-from thawline.models import saved, tensors
-from thawline.models.bodies import Classifier, create
+from thawline.models.classifier import Classifier, create
 from thawline.models.errors import BundleError, ModelError
-from thawline.models.weights import differences
+from thawline.models.weights import saved, tensors
+from thawline.models.weights.loading import differences
 
 FOLDER = saved.BUNDLE
 """The bundle's, in a run's folder."""

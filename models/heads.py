@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thawline.models.body import Body
+from thawline.models.bodies.body import Body
 from thawline.models.errors import ModelError
 from thawline.models.unet import unet_head
 

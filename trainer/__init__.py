@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from thawline.trainer.learner import Learner
     from thawline.trainer.lr_finder import LrCurve, lr_find
     from thawline.trainer.metrics.predictions import Predictions
-    from thawline.trainer.optim_settings import OptimSettings
+    from thawline.trainer.optimisers.settings import OptimSettings
     from thawline.trainer.schedule.phases import Find, Phase
     from thawline.trainer.schedule.shapes import OneCycle, spread
-    from thawline.trainer.stopping import Stopping
+    from thawline.trainer.stopping.early import Stopping
 
 __getattr__ = late(
     __name__,
@@ -29,10 +29,10 @@ __getattr__ = late(
         "thawline.trainer.learner": "Learner",
         "thawline.trainer.lr_finder": "LrCurve lr_find",
         "thawline.trainer.metrics.predictions": "Predictions",
-        "thawline.trainer.optim_settings": "OptimSettings",
+        "thawline.trainer.optimisers.settings": "OptimSettings",
         "thawline.trainer.schedule.phases": "Find Phase",
         "thawline.trainer.schedule.shapes": "OneCycle spread",
-        "thawline.trainer.stopping": "Stopping",
+        "thawline.trainer.stopping.early": "Stopping",
     },
 )
 

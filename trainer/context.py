@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-from thawline.trainer.rows import Recorded, Row
+from thawline.trainer.records.rows import Recorded, Row
 
 
 class RunContext(Protocol):

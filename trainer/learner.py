@@ -15,32 +15,33 @@ import torch
 from torch import nn
 
 from thawline.dataio.batch import Augmented, Loader
-from thawline.trainer import budget, features
+from thawline.trainer import features
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.checkpoints.format import Origin
 from thawline.trainer.checkpoints.keeper import Keeper
-from thawline.trainer.class_weights import ClassWeights
 from thawline.trainer.context import LocalContext, RunContext, Sink
-from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError, RecipeError
-from thawline.trainer.losses import chosen_loss
+from thawline.trainer.losses.class_weights import ClassWeights
+from thawline.trainer.losses.named import chosen_loss
 from thawline.trainer.lr_finder import STEPS, LrCurve, lr_find
 from thawline.trainer.metrics.direction import check_measured
 from thawline.trainer.metrics.evaluation import Measured
 from thawline.trainer.metrics.predictions import Predictions, average, check_averaged
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.phase_run import PhaseRun
 from thawline.trainer.progress import Progress
-from thawline.trainer.recorder import Recorder
+from thawline.trainer.records.recorder import Recorder
 from thawline.trainer.schedule.phases import Find, Phase, doubts, fine_tune_phases, flat_cos_phases, one_cycle_phases
 from thawline.trainer.schedule.shapes import LearningRate
 from thawline.trainer.session import BatchTransform, Session
 from thawline.trainer.settings import BatchNorms, Compile, LossName, PrecisionName, TrainSettings
 from thawline.trainer.step import world
+from thawline.trainer.step.ema import Ema
 from thawline.trainer.step.precision import Precision, choose_precision, place
 from thawline.trainer.step.step import LossFunction, StepSettings
-from thawline.trainer.stopping import Stopping
+from thawline.trainer.stopping import budget
+from thawline.trainer.stopping.early import Stopping
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter

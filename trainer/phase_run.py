@@ -12,18 +12,18 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from thawline.trainer import optim
 from thawline.trainer.checkpoints.saver import Appended
 from thawline.trainer.errors import DivergedError, RecipeError
 from thawline.trainer.lr_finder import lr_find
 from thawline.trainer.metrics.evaluation import Measured
-from thawline.trainer.rows import Place, valid_row
+from thawline.trainer.optimisers import optim
+from thawline.trainer.records.rows import Place, valid_row
 from thawline.trainer.schedule.phases import Find, Phase, length
 from thawline.trainer.schedule.shapes import LearningRate, Schedule
 from thawline.trainer.session import Session
 from thawline.trainer.step import world
 from thawline.trainer.step.window import Window, extend_hash
-from thawline.trainer.stopping import best_epoch, falls, phase_rows, since_best
+from thawline.trainer.stopping.early import best_epoch, falls, phase_rows, since_best
 
 
 class PhaseRun:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from thawline.dataio.batch import Loader
-from thawline.trainer.rows import QuarantineRow
+from thawline.trainer.records.rows import QuarantineRow
 
 
 def merge_by_id(found: Sequence[Mapping[int, str]]) -> dict[int, str]:

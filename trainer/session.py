@@ -21,26 +21,26 @@ from thawline.dataio.hashing import hash64
 from thawline.dataio.store.root import Root
 from thawline.models import groups
 from thawline.models.folding import folded
-from thawline.trainer import optim
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.format import Saved
 from thawline.trainer.checkpoints.keeper import Keeper
 from thawline.trainer.checkpoints.restore import progress_of, weights_of
 from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.context import RunContext
-from thawline.trainer.ema import Ema
 from thawline.trainer.errors import CheckpointError
 from thawline.trainer.features import Features
 from thawline.trainer.metrics.direction import direction
 from thawline.trainer.metrics.evaluation import Measured, evaluate
+from thawline.trainer.optimisers import optim
 from thawline.trainer.progress import Progress
 from thawline.trainer.quarantine import Quarantine, merge_by_id
-from thawline.trainer.recorder import Recorder
-from thawline.trainer.rows import Recorded
+from thawline.trainer.records.recorder import Recorder
+from thawline.trainer.records.rows import Recorded
 from thawline.trainer.step import world
+from thawline.trainer.step.ema import Ema
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.step import StepSettings
-from thawline.trainer.stopping import Stopping, best_epoch, course, phase_rows
+from thawline.trainer.stopping.early import Stopping, best_epoch, course, phase_rows
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thawline.trainer import loss_formulas as formulas
+from thawline.trainer.losses import formulas as formulas
 from thawline.trainer.metrics import masks
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.step.step import LossFunction

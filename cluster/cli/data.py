@@ -54,7 +54,7 @@ class Sample(Verb):
         """Write them, and say what to type next. Returns their file."""
         from thawline.dataio.store.atomic import atomic_write
         from thawline.dataio.store.root import Root
-        from thawline.models.samples import MODEL, efficientnet_lite0
+        from thawline.models.weights.samples import MODEL, efficientnet_lite0
 
         file = self.folder if self.folder.suffix == ".safetensors" else self.folder.with_suffix(".safetensors")
         data = efficientnet_lite0()

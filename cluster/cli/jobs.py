@@ -89,7 +89,7 @@ class Status(Verb):
         for kind, columns in (("train", ("step", "epoch", "loss", "images_per_s")), ("valid", None)):
             last = next((row for row in reversed(records) if row["kind"] == kind), None)
             if last is not None:
-                from thawline.cluster.cli.console import metric_names
+                from thawline.cluster.observe.console import metric_names
 
                 names = columns or ("valid_loss", *metric_names(last))
                 shown |= {column: last[column] for column in names if column in last}
@@ -213,8 +213,8 @@ def _wait_until_begun(cluster: "Cluster", attempt: "Attempt") -> int:
 
 def _follow(cluster: "Cluster", attempt: "Attempt", *, everything: bool = False) -> int:
     """Show an attempt's rows until it is over; with `everything`, all else that it prints, too."""
-    from thawline.cluster.cli.console import Console
     from thawline.cluster.jobs import log_records
+    from thawline.cluster.observe.console import Console
 
     console, end = Console(), None
     try:

@@ -37,7 +37,7 @@ class Show(JobVerb):
 
     def run(self) -> int:
         """Print the picture's path."""
-        from thawline.cluster.run import figures
+        from thawline.cluster.results import figures
         from thawline.cluster.run.folder import spare_images
         from thawline.cluster.run.loaded import Loaded
         from thawline.cluster.run.vision import split_loaders
@@ -61,7 +61,7 @@ class LrFind(JobVerb):
 
     def run(self) -> int:
         """Print the suggestions as JSON."""
-        from thawline.cluster.run import figures
+        from thawline.cluster.results import figures
         from thawline.cluster.run.folder import spare_images
         from thawline.cluster.run.loaded import Loaded
         from thawline.cluster.run.vision import job_learner
@@ -120,7 +120,7 @@ class Doctor(Verb):
 
 def _alone(job: Any) -> Any:
     """The context of a verb that looks at data in this process."""
-    from thawline.cluster.run.machine import local_device
+    from thawline.cluster.machine.devices import local_device
     from thawline.trainer.context import LocalContext
 
     return LocalContext(device=local_device(job))

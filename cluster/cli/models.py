@@ -22,16 +22,16 @@ class Models(Verb):
 
     def run(self) -> int:
         """Print a line for each, by name."""
-        from thawline.models import bodies, timm_bodies
+        from thawline.models.bodies import from_timm, libraries
         from thawline.models.errors import UnknownModelError
 
-        found = fnmatch.filter(bodies.names(), self.pattern)
-        if self.pattern.startswith(timm_bodies.PREFIX):
-            found = timm_bodies.names(self.pattern)
-        elif timm_bodies.is_ours(self.pattern):
+        found = fnmatch.filter(libraries.names(), self.pattern)
+        if self.pattern.startswith(from_timm.PREFIX):
+            found = from_timm.names(self.pattern)
+        elif from_timm.is_ours(self.pattern):
             found = [self.pattern]
         if not found:
-            bodies.check_name(self.pattern)  # names the nearest
+            libraries.check_name(self.pattern)  # names the nearest
             raise UnknownModelError(f"no body is called as {self.pattern[:80]!r}: see `thawline models`")
         if len(found) > _MOST:
             print("\n".join(map(printable, found)))
@@ -46,10 +46,10 @@ class Models(Verb):
 
 def _described(name: str) -> str:
     """Parameters of the body, in millions; the numbers of its layer groups, head included; side; licence."""
-    from thawline.models import bodies
+    from thawline.models.bodies import libraries
     from thawline.models.settings import GROUPINGS
 
-    body = bodies.sketch(name)
+    body = libraries.sketch(name)
     millions = sum(parameter.numel() for parameter in body.module.parameters()) / 1e6
     groups = "/".join(str(len(body.groups(how)) + 1) for how in GROUPINGS)
     size = f"{body.origin.size_px}{' fixed' if body.bound else ''}"

@@ -26,11 +26,11 @@ from thawline.dataio.ranges import Range, above_zero, at_least, below_one, betwe
 from thawline.dataio.stream.settings import Drawing
 from thawline.models.settings import Grouping
 from thawline.trainer.checkpoints.settings import CheckpointSettings
-from thawline.trainer.durations import seconds
-from thawline.trainer.optim_settings import MOMENTUM, OptimSettings
+from thawline.trainer.optimisers.settings import MOMENTUM, OptimSettings
 from thawline.trainer.schedule.phases import RecipeName
 from thawline.trainer.settings import TrainSettings
-from thawline.trainer.stopping import Stopping
+from thawline.trainer.stopping.durations import seconds
+from thawline.trainer.stopping.early import Stopping
 
 _COUNT = at_least(0, "a count is not negative")
 _SHARE = between(0, 1, "it is a share of the steps; 0 is none")

@@ -12,19 +12,19 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from thawline.cluster.cli.console import Console
 from thawline.cluster.errors import LaunchError, last_line
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch import ranks
 from thawline.cluster.launch.ranks import Place
 from thawline.cluster.launch.ray_train import BACKENDS, on_ray
+from thawline.cluster.machine.devices import check_cores, check_gpus, choose_device, local_device
+from thawline.cluster.observe.console import Console
 from thawline.cluster.run.folder import Result, run_dir
 from thawline.cluster.run.loaded import Loaded
-from thawline.cluster.run.machine import check_cores, check_gpus, choose_device, local_device
 from thawline.cluster.run.run import run
 from thawline.cluster.run.signals import stop_on_signal
 from thawline.trainer.context import LocalContext
-from thawline.trainer.rows import Row
+from thawline.trainer.records.rows import Row
 
 
 def launch(job: Job, *, address: str = "", fresh: bool = False, loaded: Loaded | None = None) -> Result:

@@ -27,7 +27,7 @@ from thawline.cluster.launch.messages import Asked, Crashed, Ended, Message, Ref
 from thawline.cluster.outputs import SafeStream
 from thawline.cluster.run.folder import run_dir
 from thawline.cluster.run.run import run
-from thawline.trainer.rows import Row
+from thawline.trainer.records.rows import Row
 from thawline.trainer.step.sentences import Sentence
 
 

@@ -1,1 +1,1 @@
-"""How is a run watched? What every worker tells Prometheus, and how it is found."""
+"""How is a run watched? On a terminal, and by Prometheus: what every worker tells it, and how it is found."""

@@ -20,7 +20,7 @@ from thawline.cluster.observe import gpus
 from thawline.cluster.observe.discovery import reachable
 from thawline.cluster.observe.http_server import HttpServer
 from thawline.dataio.closing import Closing
-from thawline.trainer.rows import metric_columns
+from thawline.trainer.records.rows import metric_columns
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Upper edges of the histograms, in seconds: three a decade, for a factor rather than a percentage."""

@@ -1,1 +1,1 @@
-"""What is a run? Its life from claim to result, and what it trains; not where its workers come from."""
+"""What is a run? Its life from claim to end, and what it trains; not where its workers come from, or what it leaves."""

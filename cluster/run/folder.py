@@ -237,7 +237,7 @@ def _data_gone(before: Job, job: Job) -> bool:
 
 def epochs_of(folder: Root) -> str:
     """The epoch table of a run that has finished, or a sentence where its rows cannot be read."""
-    from thawline.cluster.cli.console import epoch_table  # brings rich, which inspecting does not need
+    from thawline.cluster.observe.console import epoch_table  # brings rich, which inspecting does not need
 
     try:
         return epoch_table(files.as_table(folder.read("rows.parquet")).to_pylist())
@@ -250,7 +250,7 @@ def _check_task(job: Job, task: str) -> None:
     """Raises LaunchError for a task that `models.create` builds no model for, or whose targets do not mix; RecipeError
     for a loss that is not the task's."""
     from thawline.models.heads import TASKS as HEADS  # brings torch, for which `thawline status` need not wait
-    from thawline.trainer.losses import named_loss
+    from thawline.trainer.losses.named import named_loss
 
     if HEADS.get(task) is None:
         trained = " and ".join(name for name, head in HEADS.items() if head)

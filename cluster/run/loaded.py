@@ -12,7 +12,7 @@ from thawline.dataio.table.census import label_moments
 from thawline.dataio.table.manifest import Manifest
 
 if TYPE_CHECKING:
-    from thawline.models.bodies import Classifier
+    from thawline.models.classifier import Classifier
 
 
 class Loaded:
@@ -44,7 +44,7 @@ class Loaded:
 
     def make_model(self) -> None:
         """Make the model, its weights fetched and checked, for the one who will take it. Raises as `take_model`."""
-        from thawline.models.bodies import create  # with torch, which reading a manifest does not need
+        from thawline.models.classifier import create  # with torch, which reading a manifest does not need
 
         model, classes = self.job.model, self.manifest.classes
         mean, std = label_moments(self.manifest) or (None, None)

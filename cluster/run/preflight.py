@@ -9,11 +9,11 @@ from thawline.cluster.job.checks import check_together
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import check_group, image_spec, phases, sides_px
 from thawline.cluster.launch import ranks
+from thawline.cluster.machine.devices import check_cores, check_gpus, choose_device
 from thawline.cluster.run.folder import Result, inspect
 from thawline.cluster.run.loaded import Loaded
-from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
 from thawline.dataio.store.private import use_compile_cache
-from thawline.trainer.stopping import Stopping
+from thawline.trainer.stopping.early import Stopping
 
 
 def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
@@ -54,18 +54,20 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
     """What a job names, whatever the machines: its model, phases, mix and metrics. Raises one of USER_ERRORS."""
     from thawline.cluster.run.vision import mixing
     from thawline.dataio.stream.balanced import check as check_balance
-    from thawline.models import bodies
-    from thawline.trainer import optim
+    from thawline.models import classifier
+    from thawline.trainer.optimisers import optim
 
     model = job.model
-    groups = bodies.check(model.name, groups=model.groups, sizes_px=sides_px(job), checkpointing=model.checkpointing)
+    groups = classifier.check(
+        model.name, groups=model.groups, sizes_px=sides_px(job), checkpointing=model.checkpointing
+    )
     for phase in phases(job):
         check_group(phase.freeze_to, groups, name=phase.name)
     optim.check(job.optim)
     mixing(job, classes=2)
     check_balance(job.data.balance, task=loaded.manifest.task)
     if job.fit.class_weights is not None:
-        from thawline.trainer import class_weights
+        from thawline.trainer.losses import class_weights
 
         class_weights.check(job.fit.class_weights, task=loaded.manifest.task, classes=loaded.manifest.classes)
     chosen_by = {"best": job.checkpoint.best, "monitor": job.fit.monitor}

@@ -18,9 +18,9 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import phases
 from thawline.cluster.observe.discovery import clear_targets, targets_file, write_targets
 from thawline.cluster.observe.exporter import Exporter
+from thawline.cluster.results.outcome import outcome
 from thawline.cluster.run.folder import Result, appended, open_run, run_dir
 from thawline.cluster.run.loaded import Loaded
-from thawline.cluster.run.outcome import outcome
 from thawline.cluster.run.pulse import Pulse
 from thawline.cluster.run.vision import job_learner, ranks_here
 from thawline.cluster.words import quoted
@@ -30,11 +30,11 @@ from thawline.dataio.stream.loader import ImageLoader
 from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table import census, counts
 from thawline.dataio.table.tasks import TASKS
-from thawline.trainer.class_weights import weigh
 from thawline.trainer.context import RunContext
-from thawline.trainer.durations import seconds
 from thawline.trainer.learner import Learner
+from thawline.trainer.losses.class_weights import weigh
 from thawline.trainer.step import world
+from thawline.trainer.stopping.durations import seconds
 
 T = TypeVar("T")
 

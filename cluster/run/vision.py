@@ -13,21 +13,21 @@ from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import image_spec, stages
+from thawline.cluster.machine.memory import check_memory, kept_by_forward
 from thawline.cluster.run.loaded import Loaded
-from thawline.cluster.run.memory import check_memory, kept_by_forward
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
 from thawline.dataio.stream.mix import Mix
 from thawline.dataio.stream.renderer import default_threads
 from thawline.dataio.table.schema import SPLITS
-from thawline.models.bodies import normalisation
+from thawline.models.bodies.libraries import normalisation
 from thawline.trainer.checkpoints.checkpoint import Best
 from thawline.trainer.context import RunContext, Sink
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction
 from thawline.trainer.step.precision import choose_precision
-from thawline.trainer.stopping import Stopping
+from thawline.trainer.stopping.early import Stopping
 
 if TYPE_CHECKING:
     from thawline.trainer.metrics.meter import Meter

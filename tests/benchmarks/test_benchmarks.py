@@ -26,9 +26,9 @@ from thawline.benchmarks import (
 )
 from thawline.benchmarks.bodies import BODIES
 from thawline.benchmarks.photos import write_photos
-from thawline.cluster.run import provenance
+from thawline.cluster.machine import provenance
 from thawline.dataio.pixels import pictures
-from thawline.models.bodies import create
+from thawline.models.classifier import create
 from thawline.models.groups import parameter_groups
 from thawline.trainer.learner import Learner
 from thawline.trainer.step.precision import choose_precision

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kit.deploy_checks import shell
-from thawline.cluster.run import provenance
+from thawline.cluster.machine import provenance
 
 SCRIPT = provenance.HOME / "benchmarks" / "gpu.sh"
 PYTHON = """#!/usr/bin/env bash

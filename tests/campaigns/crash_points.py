@@ -184,7 +184,7 @@ def _name(fd: int) -> str:
 def child(folder: Path, job: Path, fault: Fault | None, record: Path) -> None:
     """`thawline train JOB`, cut short at the fault. folder: the storage."""
     from thawline.cluster.cli.main import main
-    from thawline.cluster.run import report
+    from thawline.cluster.results import report
 
     with (folder.parent / "log").open("a") as out:
         os.dup2(out.fileno(), 1)

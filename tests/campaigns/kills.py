@@ -33,7 +33,7 @@ from tests.kit.moments import KINDS, PARTS, SITES, Kill, Marks, install, moment
 from tests.kit.runs import digits_manifest, planned_hash, result, write_job
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.job import Job
-from thawline.cluster.run import outcome
+from thawline.cluster.results import outcome
 from thawline.cluster.run import run as life
 from thawline.cluster.run.folder import run_dir
 from thawline.trainer.checkpoints import checkpoint

@@ -38,7 +38,7 @@ def test_an_unusable_storage_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("state", "ok"), [("nvidia", True), ("missing", True), ("unrelated", False)])
 def test_the_wrong_apex_is_not_well_and_none_is(state: str, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thawline.trainer import optim
+    from thawline.trainer.optimisers import optim
 
     monkeypatch.setattr(optim, "find_apex", lambda: (state, f"it is {state}"))
     check = by_name(doctor.collect())["apex"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thawline.cluster.cli.console import Console
+from thawline.cluster.observe.console import Console
 from thawline.cluster.outputs import SafeStream, reason
 
 TALKS = """

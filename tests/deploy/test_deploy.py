@@ -338,7 +338,7 @@ def test_wheel_is_made_of_what_the_builder_gets(tmp_path: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     packages = ("cluster", "dataio", "models", "trainer", "benchmarks")
     ours = {f"thawline/{file.relative_to(ROOT)}" for package in packages for file in (ROOT / package).rglob("*.py")}
-    assert ours | {"thawline/cluster/run/report.html.j2", "thawline/py.typed"} <= packed
+    assert ours | {"thawline/cluster/results/report.html.j2", "thawline/py.typed"} <= packed
     assert {name.partition("/")[0] for name in packed} == {"thawline"}
 
 

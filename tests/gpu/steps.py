@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from thawline.dataio.batch import ImageBatch
 from thawline.models import create
-from thawline.trainer import optim
-from thawline.trainer.ema import Ema
-from thawline.trainer.losses import default_loss
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.losses.named import default_loss
+from thawline.trainer.optimisers import optim
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.settings import PrecisionName
+from thawline.trainer.step.ema import Ema
 from thawline.trainer.step.precision import choose_precision, place
 from thawline.trainer.step.recovery import Stepper
 from thawline.trainer.step.step import StepSettings

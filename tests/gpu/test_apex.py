@@ -1,4 +1,4 @@
-"""Does NVIDIA's own apex step as the papers say? The checks of tests/trainer/test_apex.py, on its kernels."""
+"""Does NVIDIA's own apex step as the papers say? The checks of tests/trainer/optimisers/test_apex on its kernels."""
 
 import copy
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.kit.optimisers import assert_close, feed, make_grads, make_groups, numpy_steps, ours, rising
-from tests.trainer.test_apex import APEX_RECIPES
-from thawline.trainer import optim
+from tests.trainer.optimisers.test_apex import APEX_RECIPES
+from thawline.trainer.optimisers import optim
 
 pytestmark = [
     pytest.mark.gpu,

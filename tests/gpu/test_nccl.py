@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tests.gpu.steps import CUDA, SINGLE, make_stepper, no_waiting, plain, random_batch, taking, weights_of
 from thawline.dataio.batch import ImageBatch
-from thawline.trainer import optim
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers import optim
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard

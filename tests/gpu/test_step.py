@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests.gpu.steps import CUDA, how, make_stepper, no_waiting, random_batch, resnet, taking
 from thawline.dataio.batch import ImageBatch
-from thawline.trainer import optim
 from thawline.trainer.checkpoints.saver import snapshot
-from thawline.trainer.losses import default_loss
+from thawline.trainer.losses.named import default_loss
+from thawline.trainer.optimisers import optim
 from thawline.trainer.settings import Compile, PrecisionName
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.precision import choose_precision, place

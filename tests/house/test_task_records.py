@@ -28,7 +28,7 @@ from thawline.dataio.table.sources import from_table
 from thawline.dataio.table.splits import by_function, split
 from thawline.dataio.table.targets import View
 from thawline.models import heads
-from thawline.models.bodies import create
+from thawline.models.classifier import create
 from thawline.trainer import tasks as training
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.direction import direction

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.kit import blocks
-from thawline.cluster.run import provenance
+from thawline.cluster.machine import provenance
 
 pytestmark = pytest.mark.slow
 FOREIGN = {
     "models/__init__.py": "MINE = 1",
-    "models/bodies.py": "raise ImportError('not ours')",
+    "models/classifier.py": "raise ImportError('not ours')",
     "trainer/__init__.py": "MINE = 2",
     "cluster.py": "MINE = 3",
     "dataio.py": "MINE = 4",

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import models
-from thawline.models import timm_bodies, torchvision_bodies
-from thawline.models.bodies import body_of
-from thawline.models.body import Body
+from thawline.models.bodies import from_timm, tiny
+from thawline.models.bodies.body import Body
+from thawline.models.bodies.libraries import body_of
 from thawline.models.settings import GROUPINGS, Grouping
 
 
@@ -101,7 +101,7 @@ def step(model: models.Classifier, images: Tensor) -> float:
 def check_features(body: Body, module: nn.Module, images: Tensor) -> None:
     """The body computes what its library's own network gives to its classifier, by the same weights."""
     own = library(body, images.shape[-1])
-    foreign = timm_bodies.foreign(body) if body.name.startswith("timm/") else body.foreign
+    foreign = from_timm.foreign(body) if body.name.startswith("timm/") else body.foreign
     state = {key: value for key, value in own.state_dict().items() if not key.startswith(foreign)}
     module.load_state_dict(state)
     module.eval()
@@ -124,7 +124,7 @@ def library(body: Body, side_px: int) -> nn.Module:
             network: nn.Module = timm.create_model(body.name.removeprefix("timm/"), num_classes=7, **options)
             return network
         if body.name == "tiny":
-            return torchvision_bodies.tiny_cut()
+            return tiny.network()
         options = {"init_weights": True} if body.name in ("googlenet", "inception_v3") else {}
         own: nn.Module = torchvision.models.get_model(body.name, weights=None, num_classes=7, **options)
         return own

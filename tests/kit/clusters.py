@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from thawline.cluster.run.provenance import HOME
+from thawline.cluster.machine.provenance import HOME
 
 BIN = Path(sys.executable).parent
 _UP_S = 60.0

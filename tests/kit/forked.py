@@ -14,7 +14,7 @@ from typing import Any
 
 _PRELOADED = [
     *("thawline.cluster.cli.main", "thawline.cluster.cli.train", "thawline.cluster.launch.launch"),
-    *("thawline.cluster.run.run", "thawline.cluster.run.report", "thawline.trainer.metrics.meter"),
+    *("thawline.cluster.run.run", "thawline.cluster.results.report", "thawline.trainer.metrics.meter"),
     *("nvidia.dali.fn", "nvidia.dali.pipeline", "tests.kit.ranks"),
 ]
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from thawline.trainer import optim
-from thawline.trainer.optim_settings import OptimSettings as Settings
+from thawline.trainer.optimisers import optim
+from thawline.trainer.optimisers.settings import OptimSettings as Settings
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from thawline.dataio.stream.arrays import ArrayLoader
 from thawline.dataio.stream.plan import Once, Training
 from thawline.trainer.context import LocalContext
 from thawline.trainer.learner import Learner
-from thawline.trainer.rows import Row
+from thawline.trainer.records.rows import Row
 
 CLASSES = ("ape", "bee", "cat")
 SIDE_PX = 4

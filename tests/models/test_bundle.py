@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from thawline import models
-from thawline.models import bundle, tensors
+from thawline.models import bundle
 from thawline.models.bundle import DESCRIPTION, WEIGHTS, Description
+from thawline.models.weights import tensors
 
 ABOUT = Description(
     model="tiny",

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from thawline.models.bodies import create
-from thawline.models.body import feature_maps
+from thawline.models.bodies.body import feature_maps
+from thawline.models.classifier import create
 from thawline.models.errors import ModelError
 from thawline.models.folding import folded, in_two
 from thawline.models.groups import freeze, parameter_groups

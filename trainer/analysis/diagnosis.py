@@ -35,7 +35,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from thawline.trainer.metrics.direction import higher
-from thawline.trainer.rows import metric_columns
+from thawline.trainer.records.rows import metric_columns
 
 Floats = NDArray[np.float64]
 _LEAST_WINDOWS, _LEAST_EPOCHS = 5, 6

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thawline.trainer.analysis.diagnosis import smooth
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.rows import metric_columns
+from thawline.trainer.records.rows import metric_columns
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6690", "#d1603d", "#3a7d44", "#7a4f9a", "#5c6670"
 Floats = NDArray[np.float64]

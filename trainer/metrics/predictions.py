@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.losses import default_loss
+from thawline.trainer.losses.named import default_loss
 from thawline.trainer.step import world
 from thawline.trainer.step.step import LossFunction
 from thawline.trainer.tasks import record_of

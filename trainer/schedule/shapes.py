@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Literal, Protocol
 
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.optim_settings import MOMENTUM
+from thawline.trainer.optimisers.settings import MOMENTUM
 
 LearningRate = float | slice | Sequence[float]
 """One for all layer groups; slice(b), slice(a, b), or the pair [a, b], slice(a, b) as TOML writes it."""

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from thawline.dataio.batch import Batch
 from thawline.models import groups
-from thawline.trainer import optim
-from thawline.trainer.ema import Ema
 from thawline.trainer.errors import MemoryLimitError
+from thawline.trainer.optimisers import optim
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
+from thawline.trainer.step.ema import Ema
 from thawline.trainer.step.guard import FP16_IN_A_ROW, Guard
 from thawline.trainer.step.reduction import Reduction
 from thawline.trainer.step.step import StepSettings, train_step

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from thawline.dataio.batch import Batch
-from thawline.trainer import optim
-from thawline.trainer.ema import Ema
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers import optim
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.settings import Compile
+from thawline.trainer.step.ema import Ema
 from thawline.trainer.step.guard import Guard
 from thawline.trainer.step.precision import Precision, autocast, cast_inputs
 from thawline.trainer.step.reduction import Reduction

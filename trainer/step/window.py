@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.quarantine import merge_by_id
-from thawline.trainer.rows import WindowNumbers
+from thawline.trainer.records.rows import WindowNumbers
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard, Seen

@@ -20,7 +20,7 @@ from tests.kit.runs import digits_manifest, environment, write_job
 from thawline.cluster.cli import main
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
-from thawline.models.bodies import Classifier, create
+from thawline.models.classifier import Classifier, create
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ from thawline.cluster.job.flags import override
 from thawline.cluster.job.job import Augment, Data, Fit, Job, PhaseJob
 from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers.settings import OptimSettings
 
 JOB = Job(manifest="pets.parquet")
 

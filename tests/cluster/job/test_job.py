@@ -32,7 +32,7 @@ from thawline.cluster.job.job import (
 from thawline.cluster.job.recipes import image_spec
 from thawline.dataio.pixels.spec import PRESETS, ImageSpec
 from thawline.trainer.checkpoints.settings import CheckpointSettings
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers.settings import OptimSettings
 
 EVERY = (
     PhaseJob("head", "one_cycle", epochs=0.5, freeze_to=-1, lr=1e-3, div=10.0, div_final=1e3, pct_start=0.5),

@@ -17,7 +17,7 @@ from thawline.cluster.job.job import Job
 from thawline.cluster.jobs import client as jobs
 from thawline.cluster.jobs import log_records
 from thawline.cluster.jobs.client import Attempt, Cluster, outcome
-from thawline.cluster.run.provenance import HOME
+from thawline.cluster.machine.provenance import HOME
 
 LINES = [f"line {i}" for i in range(4)] + ['\x1e{"kind": "note"}', "", "last"]
 JOB = Job(name="pets 2", manifest="/data/pets.parquet")

@@ -18,7 +18,7 @@ from thawline.cluster.errors import LaunchError
 from thawline.cluster.job.job import Job
 from thawline.cluster.launch import ray_connection
 from thawline.cluster.launch.launch import ProcessContext
-from thawline.cluster.run.machine import check_cores, check_gpus, choose_device
+from thawline.cluster.machine.devices import check_cores, check_gpus, choose_device
 from thawline.cluster.run.signals import exit_status, stop_on_signal
 
 JOB = Job(manifest="m.parquet")

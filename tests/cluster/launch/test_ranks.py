@@ -16,7 +16,7 @@ from thawline.dataio.errors import ManifestError
 from thawline.trainer import lr_find
 from thawline.trainer.checkpoints.saver import Written
 from thawline.trainer.errors import CheckpointError
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard

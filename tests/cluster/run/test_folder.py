@@ -32,7 +32,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
 from thawline.models import bundle
 from thawline.trainer.checkpoints import checkpoint
-from thawline.trainer.recorder import write_parquet
+from thawline.trainer.records.recorder import write_parquet
 
 pytest_plugins = ["tests.kit.stores"]
 

@@ -232,7 +232,7 @@ def loaded(tmp_path: Path, manifest: Path) -> jobs.Job:
 @pytest.mark.slow
 def test_fine_tune_runs_both_phases(tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[tuple[float, ...]] = []
-    from thawline.trainer import optim
+    from thawline.trainer.optimisers import optim
 
     real = optim.set_hyper
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_drawn_decides_over_no_result(
         assert (tmp_path / "runs/run/result.json").exists(), "the result comes first"
         raise ValueError("\nno such font")
 
-    monkeypatch.setattr("thawline.cluster.run.report.write_report", fail)
+    monkeypatch.setattr("thawline.cluster.results.report.write_report", fail)
     job = loaded(tmp_path, manifest)
     made = in_process(replace(job, fit=replace(job.fit, epochs=1)))
     assert made["status"] == "finished"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.kit.images import encode, photo, psnr
 from tests.kit.packs import SMALL, contents, every, photos, rebuilt
-from thawline.cluster.run import provenance
+from thawline.cluster.machine import provenance
 from thawline.dataio.errors import ManifestError, QuarantineError, ShardError
 from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.reading.packing import pack

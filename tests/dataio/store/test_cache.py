@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from thawline.cluster.run import provenance
+from thawline.cluster.machine import provenance
 from thawline.dataio.errors import ShardError
 from thawline.dataio.store import cache as caches
 from thawline.dataio.store import root

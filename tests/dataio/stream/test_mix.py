@@ -12,7 +12,7 @@ from thawline.dataio.batch import Batch, ImageBatch
 from thawline.dataio.errors import SpecError
 from thawline.dataio.stream.mix import Mix
 from thawline.dataio.stream.plan import Training
-from thawline.trainer.losses import default_loss
+from thawline.trainer.losses.named import default_loss
 
 CLASSES, BATCH, HEIGHT_PX, WIDTH_PX = 5, 16, 24, 40
 KINDS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from thawline.trainer.analysis.diagnosis import Finding, diagnose
-from thawline.trainer.recorder import to_table
+from thawline.trainer.records.recorder import to_table
 
 WINDOWS = 10  # an epoch
 Curve = Callable[[NDArray[Any]], NDArray[Any]]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from thawline.cluster.run.figures import write
+from thawline.cluster.results.figures import write
 from thawline.trainer.analysis import plots
 from thawline.trainer.analysis.diagnosis import smooth
 from thawline.trainer.errors import RecipeError

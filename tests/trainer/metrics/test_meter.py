@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from tests.kit.ranks import processes
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.losses import default_loss
+from thawline.trainer.losses.named import default_loss
 from thawline.trainer.metrics.meter import Meter, build, default_metrics, recalls
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.metrics.states import ErrorRate, PointError

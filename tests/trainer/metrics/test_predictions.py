@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.kit.toy import SIDE_PX, learner, loader
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.learner import Learner
-from thawline.trainer.losses import named_loss
+from thawline.trainer.losses.named import named_loss
 from thawline.trainer.metrics.predictions import Predictions, average
 from thawline.trainer.schedule.phases import one_cycle_phases
 

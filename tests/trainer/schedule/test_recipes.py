@@ -14,7 +14,7 @@ from tests.trainer.checkpoints.test_resume import asked, on_disk, outcome
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.learner import Learner
 from thawline.trainer.schedule.phases import Phase, cosine_phases, plateau_phases, step_phases
-from thawline.trainer.stopping import falls
+from thawline.trainer.stopping.early import falls
 
 LR = 3e-3
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tests.kit.toy import ToyModel, same, samples, snapshot
 from thawline.dataio.batch import Batch, ImageBatch
 from thawline.trainer.errors import RecipeError
-from thawline.trainer.losses import default_loss
-from thawline.trainer.optim_settings import OptimSettings
+from thawline.trainer.losses.named import default_loss
+from thawline.trainer.optimisers.settings import OptimSettings
 from thawline.trainer.step.busy import Busy
 from thawline.trainer.step.guard import Guard
 from thawline.trainer.step.precision import Precision, autocast, choose_precision, place

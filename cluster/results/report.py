@@ -1,0 +1,131 @@
+"""What did a run come to, on one page? `report.html`: self-contained, to be opened anywhere, years later."""
+
+import base64
+import io
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import torch
+from matplotlib.figure import Figure
+
+from thawline.cluster.results.figures import write
+from thawline.cluster.run.folder import write_text
+from thawline.dataio.pixels.reference import ReferenceEngine
+from thawline.dataio.show import DRAWINGS, denormalise, grid
+from thawline.dataio.store.root import Root
+from thawline.dataio.stream.loader import ImageLoader
+from thawline.trainer.analysis import plots
+from thawline.trainer.analysis.diagnosis import diagnose
+from thawline.trainer.records.rows import metric_columns
+from thawline.trainer.tasks import record_of
+
+_SHOWN = 24
+
+
+def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
+    """Write a run's report.html: the result, the epoch table, curves, what they show, validation images as predicted.
+
+    root: the run's folder. rows: the recorder's.
+    outcomes: as Predictions.table makes them, one row a validation image.
+    """
+    epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
+    metrics = metric_columns(rows.to_pylist())
+    names = ["train_loss", "valid_loss", *metrics]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = environment.get_template("report.html.j2").render(
+        result=result,
+        epochs=epochs,
+        names=names,
+        classes=_by_class(outcomes) if any(row.get("recalls") for row in epochs) else [],
+        findings=diagnose(rows),
+        judged=record_of(valid.task).right is not None,
+        curves=[(_embedded(figure), said) for figure, said in _curves(rows, metrics)],
+        worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN]),
+        sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes))),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    write_text(root, "report.html", page)
+
+
+def _by_class(outcomes: pa.Table) -> list[tuple[str, int, int]]:
+    """(class, its validation images, how many of them were found), the lowest recall first; of one label or several."""
+    images, found = Counter[str](), Counter[str]()
+    for target, prediction in zip(outcomes["target"].to_pylist(), outcomes["prediction"].to_pylist(), strict=True):
+        labels, said = ({*each} if isinstance(each, list) else {each} for each in (target, prediction))
+        images.update(labels)
+        found.update(labels & said)
+    return sorted(((name, n, found[name]) for name, n in images.items()), key=lambda row: (row[2] / row[1], row[0]))
+
+
+def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:
+    """The figures, each with what it shows for those who do not see it."""
+    losses = f"{_course(rows, 'train', 'loss', 'training')}, {_course(rows, 'valid', 'valid_loss', 'validation')}"
+    schedule = f"{_course(rows, 'train', 'lr', 'rate')}, {_course(rows, 'train', 'momentum', 'momentum')}"
+    return [
+        (plots.plot_loss(rows), f"Loss by epoch: {losses}"),
+        (plots.plot_schedule(rows), f"Learning rate and momentum by epoch: {schedule}"),
+        *(
+            (plots.plot_metric(rows, name), f"Validation metric by epoch: {_course(rows, 'valid', name, name)}")
+            for name in metrics
+        ),
+        (plots.plot_throughput(rows), f"Throughput by epoch: {_course(rows, 'train', 'images_per_s', 'images/s')}"),
+        (
+            plots.plot_data_wait(rows),
+            f"Time spent waiting for data by epoch: {_course(rows, 'train', 'data_wait_fraction', 'share')}",
+        ),
+    ]
+
+
+def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
+    """How a series begins and ends, and its least and largest value in between, in words."""
+    records = rows.to_pylist() if column in rows.column_names else []
+    values = [row[column] for row in records if row["kind"] == kind and row[column] is not None]
+    if not values:
+        return f"{name} was not recorded"
+    return f"{name} from {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"
+
+
+def _shown(which: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[Any, Any]) -> tuple[str, str]:
+    """Validation images as a picture within the page, and what it shows in words."""
+    taken = outcomes.take(rows).to_pylist()
+    record = record_of(valid.task)
+    right = sum(record.right(row) for row in taken) if record.right else 0
+    counts = f"{right} right, {len(taken) - right} wrong" if record.right else "; ".join(map(record.told, taken[:3]))
+    said = f"{which} validation images, {len(taken)}, each titled prediction / truth: {counts}"
+    return _embedded(_pictures(outcomes, valid, rows)), said
+
+
+def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).astype(np.int64))
+
+
+def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
+    """Validation images as the model saw them, titled prediction / truth, red where they differ.
+
+    Points are drawn as predicted, masks as they truly are.
+    """
+    by_id = {row["id"]: row for row in outcomes.take(which).to_pylist()}
+    work = valid.source.work(np.searchsorted(valid.subset.ids, list(by_id)))
+    rows = [by_id[int(number)] for number in work.ids]  # a file may have gone since it was predicted
+    with ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1) as engine:
+        (batch,) = engine.run(iter([work]))
+    record, drawing = record_of(valid.task), DRAWINGS[valid.task]
+    colours = [("#1a7f37" if record.right(row) else "#c62828") if record.right else "black" for row in rows]
+    figure = grid(list(denormalise(batch.inputs, valid.spec)), list(map(record.told, rows)), cols=8, colours=colours)
+    if drawing.over:
+        for axes, row, target in zip(figure.axes, rows, batch.targets.numpy(), strict=False):
+            drawing.over(
+                axes, drawing.predicted(row["prediction"]) if drawing.predicted else target, len(valid.classes)
+            )
+    return figure
+
+
+def _embedded(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    write(figure, buffer, "png")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
