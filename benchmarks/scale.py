@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from thawline.benchmarks.harness import check_positive, report, say, spread
 from thawline.benchmarks.photos import write_photos
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import split_loader
 from thawline.dataio.table.manifest import Manifest, build
-from thawline.dataio.table.verify import check_files
 
 QUESTION = "what do ten million images cost before the first batch?"
 _FILES, _CLASSES = 100, 1000

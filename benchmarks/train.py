@@ -28,13 +28,13 @@ from thawline.benchmarks.harness import (
 )
 from thawline.benchmarks.photos import write_photos
 from thawline.benchmarks.step import LR, defaults, noise, prepared, training
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.loader import ImageLoader, split_loader
 from thawline.dataio.stream.plan import Once
 from thawline.dataio.stream.renderer import EngineName, default_threads
 from thawline.dataio.table.manifest import Manifest, build
-from thawline.dataio.table.verify import check_files
 from thawline.trainer.learner import Learner
 from thawline.trainer.records.rows import Recorded
 from thawline.trainer.settings import PrecisionName

@@ -7,16 +7,7 @@ from thawline.late import late
 if TYPE_CHECKING:
     from thawline.dataio.batch import Batch, Loader
     from thawline.dataio.errors import DataError
-    from thawline.dataio.pixels.spec import ImageSpec
-    from thawline.dataio.reading.packing import pack
-    from thawline.dataio.show import explain, show_batch
-    from thawline.dataio.stream.arrays import ArrayLoader, array_loaders
-    from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
-    from thawline.dataio.stream.mix import Mix
-    from thawline.dataio.stream.render import render
-    from thawline.dataio.stream.renderer import choose_engine
-    from thawline.dataio.table.draws import k_fold, random_split, stratified
-    from thawline.dataio.table.labels import (
+    from thawline.dataio.labels.labels import (
         by_column,
         by_function,
         by_parent,
@@ -28,6 +19,15 @@ if TYPE_CHECKING:
         points_by_columns,
         points_by_function,
     )
+    from thawline.dataio.pixels.spec import ImageSpec
+    from thawline.dataio.reading.packing import pack
+    from thawline.dataio.show import explain, show_batch
+    from thawline.dataio.stream.arrays import ArrayLoader, array_loaders
+    from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
+    from thawline.dataio.stream.mix import Mix
+    from thawline.dataio.stream.render import render
+    from thawline.dataio.stream.renderer import choose_engine
+    from thawline.dataio.table.draws import k_fold, random_split, stratified
     from thawline.dataio.table.manifest import Manifest
     from thawline.dataio.table.sources import Table, from_csv, from_file, from_folder, from_table
     from thawline.dataio.table.splits import by_folder, hold_out, split
@@ -46,7 +46,7 @@ __getattr__ = late(
         "thawline.dataio.stream.render": "render",
         "thawline.dataio.stream.renderer": "choose_engine",
         "thawline.dataio.table.draws": "k_fold random_split stratified",
-        "thawline.dataio.table.labels": (
+        "thawline.dataio.labels.labels": (
             "by_column by_function by_parent by_regex from_lists label mask_path numbers_by_columns points_by_columns "
             "points_by_function"
         ),

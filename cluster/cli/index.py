@@ -10,9 +10,11 @@ import numpy as np
 
 from thawline.cluster.cli.bars import bar
 from thawline.cluster.cli.index_options import IndexOptions
+from thawline.dataio.checks import census, duplicates
 from thawline.dataio.errors import LabelError, ManifestError, SourceError, SplitError, quoted
+from thawline.dataio.labels import counts, labels
 from thawline.dataio.store import files
-from thawline.dataio.table import census, counts, draws, duplicates, labels, lists, sources, splits
+from thawline.dataio.table import draws, lists, sources, splits
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.tasks import TASKS
 

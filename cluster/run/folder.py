@@ -25,11 +25,11 @@ from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Job
 from thawline.cluster.run import claim
 from thawline.cluster.run.loaded import Loaded
+from thawline.dataio.checks.census import check_splits
 from thawline.dataio.errors import SourceError
 from thawline.dataio.store import files
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.census import check_splits
 from thawline.dataio.table.tasks import TASKS
 
 Result = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import sides_px
-from thawline.dataio.table.census import label_moments
+from thawline.dataio.checks.census import label_moments
 from thawline.dataio.table.manifest import Manifest
 
 if TYPE_CHECKING:

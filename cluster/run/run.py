@@ -24,11 +24,12 @@ from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.pulse import Pulse
 from thawline.cluster.run.vision import job_learner, ranks_here
 from thawline.cluster.words import quoted
+from thawline.dataio.checks import census
+from thawline.dataio.labels import counts
 from thawline.dataio.store import files
 from thawline.dataio.stream.balanced import Balanced
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.dataio.stream.renderer import default_threads
-from thawline.dataio.table import census, counts
 from thawline.dataio.table.tasks import TASKS
 from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner

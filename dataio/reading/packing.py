@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thawline.dataio.ahead import read_ahead
+from thawline.dataio.checks.integrity import check_shard, parsed
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError, ManifestError, QuarantineError, ShardError
 from thawline.dataio.pixels.pictures import decode, transcode
@@ -30,7 +31,6 @@ from thawline.dataio.reading.readers import Reader
 from thawline.dataio.reading.shards import hashed, open_reader, schema
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.integrity import check_shard, parsed
 from thawline.dataio.table.manifest import Manifest, Shard, build
 from thawline.dataio.table.schema import columns
 from thawline.dataio.table.subset import Rows, Subset

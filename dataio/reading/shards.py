@@ -25,13 +25,13 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from thawline.dataio.checks.integrity import parsed
 from thawline.dataio.closing import Closing
 from thawline.dataio.errors import ShardError
 from thawline.dataio.reading.readers import Encoded, FileReader, Reader, Reason, for_engines
 from thawline.dataio.store import cache as caches
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.integrity import parsed
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.schema import columns
 from thawline.dataio.table.subset import Rows

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from thawline.dataio.ahead import read_ahead
 from thawline.dataio.batch import ImageBatch
+from thawline.dataio.checks.census import class_indices, count_subset
 from thawline.dataio.closing import Closing
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
@@ -21,7 +22,6 @@ from thawline.dataio.stream.balanced import check as check_balance
 from thawline.dataio.stream.plan import Once, Order, Training
 from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine, default_threads
 from thawline.dataio.stream.source import Source
-from thawline.dataio.table.census import class_indices, count_subset
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS

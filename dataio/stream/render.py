@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thawline.dataio.checks.verify import check_bytes
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec
@@ -15,7 +16,6 @@ from thawline.dataio.pixels.work import Work
 from thawline.dataio.reading.readers import for_engines
 from thawline.dataio.store.files import as_array
 from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine
-from thawline.dataio.table.verify import check_bytes
 
 
 def render(

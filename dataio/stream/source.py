@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from thawline.dataio.closing import Closing
 from thawline.dataio.errors import ManifestError, QuarantineError
+from thawline.dataio.labels.keypoints import UNPAIRED
+from thawline.dataio.labels.targets import Targets, View, decode_mask, value_table
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.reading.readers import Encoded, Reader
 from thawline.dataio.stream.plan import Order
-from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.subset import Rows, Subset
-from thawline.dataio.table.targets import Targets, View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Which images are there, what is each, and in which split does it stand? Rows and their checks; no pixels."""
+"""Which images are there, and in which split is each? Sources, manifests, the record of each task; no pixels."""

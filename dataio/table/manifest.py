@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from thawline.dataio.checks import integrity
 from thawline.dataio.errors import ManifestError, kind_of, quoted
+from thawline.dataio.labels.keypoints import Pairs, check_pairs
 from thawline.dataio.store import files
 from thawline.dataio.store.outputs import KEY, check_output
 from thawline.dataio.store.root import Root
-from thawline.dataio.table import integrity
-from thawline.dataio.table.keypoints import Pairs, check_pairs
 from thawline.dataio.table.manifest_file import VERSION, place, read_about, read_table, write_table
 from thawline.dataio.table.schema import SPLITS, columns, in_order
 from thawline.dataio.table.subset import Subset, holds

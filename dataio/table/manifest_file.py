@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from thawline.dataio.checks import integrity
 from thawline.dataio.errors import ManifestError, SourceError, quoted
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.outputs import KEY
 from thawline.dataio.store.root import Root
-from thawline.dataio.table import integrity, lists
+from thawline.dataio.table import lists
 from thawline.dataio.table.tasks import TASKS
 
 VERSION = 2

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from thawline.dataio.checks.integrity import root_of
 from thawline.dataio.errors import SourceError, listed, quoted
+from thawline.dataio.labels.keypoints import Pairs
 from thawline.dataio.store.folders import list_files
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.integrity import root_of
-from thawline.dataio.table.keypoints import Pairs
 from thawline.dataio.table.lists import JSONS, contents, csv_rows, ending, json_rows, table_rows, usual_separator
 from thawline.dataio.table.paths import as_texts, tidy
 

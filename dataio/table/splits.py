@@ -18,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.errors import QuarantineError, SplitError, kind_of, listed, quoted
+from thawline.dataio.labels import masks
+from thawline.dataio.labels.labels import Row
 from thawline.dataio.pixels import probe
 from thawline.dataio.pixels.pictures import MAX_PIXELS
-from thawline.dataio.table import masks
 from thawline.dataio.table.draws import Draw, Splits, Splitter, named
-from thawline.dataio.table.labels import Row
 from thawline.dataio.table.manifest import Manifest, build
 from thawline.dataio.table.schema import SPLITS
 from thawline.dataio.table.sources import Table
 from thawline.dataio.table.tasks import TASKS, Meaning, Task
-from thawline.dataio.table.verify import check_files
 
 WORDS = {
     "train": ("train", "training", "false", "0", "0.0", "no", "n", "f"),

@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from thawline.dataio.table import keypoints, masks, names, numbers
-from thawline.dataio.table.keypoints import Pairs
-from thawline.dataio.table.numbers import Moments
-from thawline.dataio.table.paths import tidy
-from thawline.dataio.table.targets import (
+from thawline.dataio.labels import keypoints, masks, names, numbers
+from thawline.dataio.labels.keypoints import Pairs
+from thawline.dataio.labels.numbers import Moments
+from thawline.dataio.labels.targets import (
     Targets,
     View,
     class_flags,
@@ -29,6 +28,7 @@ from thawline.dataio.table.targets import (
     placed_points,
     plain_numbers,
 )
+from thawline.dataio.table.paths import tidy
 
 
 @dataclass(frozen=True)

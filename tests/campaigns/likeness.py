@@ -12,10 +12,10 @@ from PIL import Image, ImageOps
 
 from tests.kit.gallery import gallery
 from tests.kit.hostile import saved
+from thawline.dataio.labels.labels import by_function, from_lists, label
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import split_loader
 from thawline.dataio.stream.renderer import EngineName
-from thawline.dataio.table.labels import by_function, from_lists, label
 from thawline.dataio.table.splits import by_function as divide
 from thawline.dataio.table.splits import split
 

@@ -262,7 +262,7 @@ def _plain(value: Any) -> str:
 
 
 def _csv(folder: Path) -> Iterator[Case]:
-    from thawline.dataio.table.labels import by_column, label
+    from thawline.dataio.labels.labels import by_column, label
     from thawline.dataio.table.sources import from_csv
 
     def read(file: Path) -> str:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from tests.kit.images import EVERYTHING, first, flat_manifest, photo
 from thawline.dataio.errors import ManifestError
+from thawline.dataio.labels.labels import by_parent, label
 from thawline.dataio.pixels.geometry import centred, project
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.show import denormalise, explain, grid, show_batch
 from thawline.dataio.stream.loader import ImageLoader, loaders
-from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_function, split

@@ -25,11 +25,11 @@ from tests.kit.images import (
     upright_sizes,
 )
 from tests.kit.scenes import scenes
+from thawline.dataio.labels.labels import by_parent, label
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import loaders
 from thawline.dataio.table.draws import random_split
-from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import split

@@ -19,14 +19,14 @@ from torchmetrics import Metric
 
 from tests.kit.images import PLAIN
 from thawline.dataio import show
+from thawline.dataio.labels.labels import by_column, label
+from thawline.dataio.labels.targets import View
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import ImageLoader, loaders
 from thawline.dataio.table import tasks as kinds
-from thawline.dataio.table.labels import by_column, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_table
 from thawline.dataio.table.splits import by_function, split
-from thawline.dataio.table.targets import View
 from thawline.models import heads
 from thawline.models.classifier import create
 from thawline.trainer import tasks as training

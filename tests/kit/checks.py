@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from thawline.dataio.table.verify import check_files
+from thawline.dataio.checks.verify import check_files
 
 
 def written(folder: Path, named: dict[str, bytes]) -> list[str]:

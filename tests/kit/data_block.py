@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from thawline.dataio.table import labels
+from thawline.dataio.labels import labels
 
 NAN = math.nan
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thawline.dataio.batch import ImageBatch
+from thawline.dataio.labels.labels import from_lists
 from thawline.dataio.pixels.geometry import Geometry
 from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.pixels.reference import ReferenceEngine
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.loader import ImageLoader
-from thawline.dataio.table.labels import from_lists
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.splits import by_folder, split
 

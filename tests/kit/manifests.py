@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from thawline.dataio.labels.labels import by_parent, from_lists, label
 from thawline.dataio.table.draws import random_split
-from thawline.dataio.table.labels import by_parent, from_lists, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import Table, from_folder
 from thawline.dataio.table.splits import by_function, split

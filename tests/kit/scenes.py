@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.kit.images import Pixels
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.table.manifest import Manifest, build
-from thawline.dataio.table.verify import check_files
 
 COLOURS = np.array([[40, 60, 90], [210, 60, 50], [60, 190, 80], [70, 90, 230]], np.uint8)
 """Background, and three shapes: as far from one another as a warp's blending allows to tell apart."""

@@ -20,9 +20,9 @@ from tests.kit.runs import thawline
 from thawline.cluster.cli import main
 from thawline.cluster.cli.index import described, make_manifest
 from thawline.dataio.errors import DataError, LabelError, ManifestError, QuarantineError, SourceError, SplitError
+from thawline.dataio.labels import counts
+from thawline.dataio.labels.keypoints import UNPAIRED
 from thawline.dataio.store.outputs import check_output
-from thawline.dataio.table import counts
-from thawline.dataio.table.keypoints import UNPAIRED
 from thawline.dataio.table.manifest import Manifest
 
 

@@ -17,10 +17,10 @@ from tests.kit.hostile import CORNERS, HEIGHT, NAMES, WIDTH, pictures, write
 from tests.kit.images import psnr
 from thawline import models, trainer
 from thawline.dataio.batch import Batch, ImageBatch
+from thawline.dataio.labels.labels import by_function, label
 from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import loaders, split_loader
-from thawline.dataio.table.labels import by_function, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split

@@ -11,12 +11,12 @@ import torch
 from tests.kit.images import first, flat_manifest
 from tests.kit.packs import SMALL, loader, photos
 from thawline.dataio.errors import ShardError, SourceError
+from thawline.dataio.labels.labels import by_parent, label
 from thawline.dataio.reading.packing import pack
 from thawline.dataio.reading.readers import FileReader
 from thawline.dataio.reading.shards import check, open_reader
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
-from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split

@@ -10,12 +10,12 @@ import torch
 
 from tests.kit.images import flat_manifest
 from thawline.dataio.errors import SourceError
+from thawline.dataio.labels.labels import by_parent, label
 from thawline.dataio.reading.packing import pack
 from thawline.dataio.reading.shards import check
 from thawline.dataio.store import root as roots
 from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split

@@ -13,12 +13,12 @@ import torch
 from tests.kit.images import EVERYTHING, first, flat_manifest
 from thawline.dataio.ahead import read_ahead
 from thawline.dataio.errors import EngineError, ManifestError, ResourceError, SplitError
+from thawline.dataio.labels.labels import by_parent, label
 from thawline.dataio.pixels import geometry
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import ImageLoader, loaders
 from thawline.dataio.stream.plan import Training
 from thawline.dataio.stream.renderer import EngineName, choose_engine, default_threads
-from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split

@@ -15,11 +15,11 @@ import torch
 
 from tests.kit.images import EVERYTHING, first
 from thawline.dataio.errors import EngineError, ManifestError
+from thawline.dataio.labels.labels import by_parent, label
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.reading.readers import FileReader
 from thawline.dataio.stream.loader import ImageLoader, loaders, split_loader
 from thawline.dataio.stream.renderer import EngineName
-from thawline.dataio.table.labels import by_parent, label
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import by_folder, split

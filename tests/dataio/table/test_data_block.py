@@ -19,8 +19,9 @@ from PIL import Image
 
 from tests.kit.data_block import BY_FILE, COLUMNS, FILES, IMAGES, MASKS, POINTS, ROWS, arrow, frame, number
 from thawline.cluster.cli import main
+from thawline.dataio.labels import labels
 from thawline.dataio.store import root
-from thawline.dataio.table import draws, labels, sources, splits
+from thawline.dataio.table import draws, sources, splits
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.sources import Table
 

@@ -14,9 +14,9 @@ import pytest
 from tests.kit.images import grown
 from tests.kit.sources import _csv, paths, touch
 from thawline.dataio.errors import LabelError, SourceError, listed, quoted
+from thawline.dataio.labels.labels import from_lists
 from thawline.dataio.store.root import Root
 from thawline.dataio.table import lists
-from thawline.dataio.table.labels import from_lists
 from thawline.dataio.table.sources import from_csv, from_file, from_table
 
 # --- from_csv, from_table, from_lists

@@ -16,18 +16,18 @@ from PIL import Image
 
 from tests.kit.manifests import FORMATS, TASKS, holey, pictures, sized
 from thawline.dataio.errors import ManifestError
+from thawline.dataio.labels.labels import by_parent, label, mask_path
+from thawline.dataio.labels.targets import View, decode_mask, value_table
 from thawline.dataio.pixels.geometry import centred
 from thawline.dataio.pixels.pictures import VOID
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.table import manifest as manifests
 from thawline.dataio.table.draws import random_split
-from thawline.dataio.table.labels import by_parent, label, mask_path
 from thawline.dataio.table.manifest import Manifest, Shard
 from thawline.dataio.table.schema import columns
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import split
 from thawline.dataio.table.subset import Rows
-from thawline.dataio.table.targets import View, decode_mask, value_table
 from thawline.dataio.table.tasks import TASKS as KINDS
 
 NAN = math.nan

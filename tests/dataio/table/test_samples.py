@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from thawline.dataio.errors import SourceError
+from thawline.dataio.labels.labels import by_regex, label
 from thawline.dataio.samples import write_digits
-from thawline.dataio.table.labels import by_regex, label
 from thawline.dataio.table.sources import from_folder
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.kit.sources import _csv, paths, touch
 from thawline.dataio.errors import SourceError
+from thawline.dataio.labels.labels import from_lists
 from thawline.dataio.store import files
-from thawline.dataio.table.labels import from_lists
 from thawline.dataio.table.sources import from_csv, from_file, from_folder, from_table
 
 

@@ -15,9 +15,9 @@ import xxhash
 from PIL import Image
 
 from thawline.dataio.errors import QuarantineError, SplitError
+from thawline.dataio.labels.labels import Row, by_parent, by_regex, label, mask_path, points_by_function
 from thawline.dataio.table import splits
 from thawline.dataio.table.draws import Splitter, k_fold, random_split, stratified
-from thawline.dataio.table.labels import Row, by_parent, by_regex, label, mask_path, points_by_function
 from thawline.dataio.table.sources import Table, from_folder
 from thawline.dataio.table.splits import split
 

@@ -17,16 +17,16 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from tests.kit.images import EVERYTHING, PLAIN, encode, photo
 from tests.kit.scenes import COLOURS, NAMES, POINTS, scenes
 from thawline.dataio.batch import ImageBatch
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.errors import EngineError, SpecError
+from thawline.dataio.labels.keypoints import UNPAIRED, points
+from thawline.dataio.labels.targets import decode_mask, value_table
 from thawline.dataio.pixels.pictures import VOID
 from thawline.dataio.pixels.spec import Border, ImageSpec, Presize
 from thawline.dataio.show import denormalise, explain, show_batch
 from thawline.dataio.stream.loader import ImageLoader, loaders
 from thawline.dataio.stream.renderer import EngineName
-from thawline.dataio.table.keypoints import UNPAIRED, points
 from thawline.dataio.table.manifest import Manifest, build
-from thawline.dataio.table.targets import decode_mask, value_table
-from thawline.dataio.table.verify import check_files
 
 pytest.importorskip("thawline.dataio.pixels.dali", reason="DALI is not installed")
 both_engines = pytest.mark.parametrize("engine", ["dali", "reference"])

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from thawline.dataio.errors import ManifestError
-from thawline.dataio.table.counts import Counts
+from thawline.dataio.labels.counts import Counts
+from thawline.dataio.labels.numbers import Moments
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.numbers import Moments
 from thawline.dataio.table.subset import Subset
 from thawline.dataio.table.tasks import TASKS
 

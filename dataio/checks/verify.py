@@ -25,6 +25,8 @@ from PIL import Image, UnidentifiedImageError, features
 from thawline.dataio.ahead import read_ahead
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError, SourceError
+from thawline.dataio.labels.masks import MASK_CHECKS, count_values, why_lossy
+from thawline.dataio.labels.targets import decode_mask
 from thawline.dataio.pixels import probe
 from thawline.dataio.pixels.pictures import (
     MAX_PIXELS,
@@ -38,8 +40,6 @@ from thawline.dataio.pixels.pictures import (
 )
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.masks import MASK_CHECKS, count_values, why_lossy
-from thawline.dataio.table.targets import decode_mask
 
 CHECKS = pa.schema(
     {

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from thawline.dataio.errors import LabelError, ManifestError, quoted
-from thawline.dataio.table.names import complain_of
+from thawline.dataio.labels.names import complain_of
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """The mean and the standard deviation of each number."""

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from thawline.dataio.errors import LabelError, SourceError
-from thawline.dataio.table import labels
-from thawline.dataio.table.labels import from_lists, label
+from thawline.dataio.labels import labels
+from thawline.dataio.labels.labels import from_lists, label
 from thawline.dataio.table.sources import Table
 
 NAN = math.nan

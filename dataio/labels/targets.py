@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from thawline.dataio.errors import EngineError, ManifestError
+from thawline.dataio.labels.keypoints import Pairs, partners, points
 from thawline.dataio.pixels.geometry import Geometry
 from thawline.dataio.pixels.pictures import MOST_PIXELS, VOID, check_pixels, hush_pillow, why_undecodable
-from thawline.dataio.table.keypoints import Pairs, partners, points
 
 Targets = NDArray[np.int64] | NDArray[np.float32]
 

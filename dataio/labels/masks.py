@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from thawline.dataio.errors import LabelError, SplitError, listed, quoted
+from thawline.dataio.labels.counts import lacking
 from thawline.dataio.pixels.pictures import VOID, hush_pillow
-from thawline.dataio.table.counts import lacking
 
 MASK_CHECKS = pa.schema(
     {"mask_hash": pa.uint64(), "mask_values": pa.list_(pa.uint8()), "mask_pixels": pa.list_(pa.int64())}

@@ -11,14 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.errors import LabelError, SplitError
+from thawline.dataio.labels.labels import label, mask_path
+from thawline.dataio.labels.masks import count_values, totals, why_lossy
 from thawline.dataio.table.draws import random_split
-from thawline.dataio.table.labels import label, mask_path
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.masks import count_values, totals, why_lossy
 from thawline.dataio.table.sources import from_folder
 from thawline.dataio.table.splits import split
-from thawline.dataio.table.verify import check_files
 
 
 def saved(mask: NDArray[np.uint8], kind: str, **options: Any) -> bytes:

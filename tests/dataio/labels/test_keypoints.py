@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from thawline.dataio.labels.keypoints import UNPAIRED
+from thawline.dataio.labels.labels import from_lists, label, points_by_function
 from thawline.dataio.table.draws import random_split
-from thawline.dataio.table.keypoints import UNPAIRED
-from thawline.dataio.table.labels import from_lists, label, points_by_function
 from thawline.dataio.table.splits import split
 
 NAN = float("nan")

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from thawline.dataio.errors import LabelError, quoted
-from thawline.dataio.table.names import complain_of, some
+from thawline.dataio.labels.names import complain_of, some
 
 _FARTHEST_PX = 1e9  # float32 has no end below, but its square has
 

@@ -21,15 +21,15 @@ from PIL import Image
 from tests.kit.checks import checked, grey, palette, written
 from tests.kit.hostile import exif, png, saved
 from tests.kit.images import photo
+from thawline.dataio.checks import verify
+from thawline.dataio.checks.verify import CHECKS, check_files
 from thawline.dataio.errors import ResourceError, SourceError
+from thawline.dataio.labels.masks import MASK_CHECKS
 from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.reading.readers import FileReader
 from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
-from thawline.dataio.table import verify
 from thawline.dataio.table.manifest import Manifest
-from thawline.dataio.table.masks import MASK_CHECKS
-from thawline.dataio.table.verify import CHECKS, check_files
 
 # What is found out ------------------------------------------------------------------------------------------
 

@@ -15,14 +15,14 @@ from PIL import Image
 from tests.kit.checks import checked, written
 from tests.kit.hostile import exif, lying, pictures, png, saved, tiff, with_segments, xmp
 from tests.kit.images import PLAIN, make_work, photo, pixels_of, run_engine
+from thawline.dataio.checks import verify
+from thawline.dataio.checks.verify import check_files
 from thawline.dataio.errors import EngineError
+from thawline.dataio.labels.targets import decode_mask
 from thawline.dataio.pixels import geometry, probe
 from thawline.dataio.pixels.pictures import decode, transcode
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store import files
-from thawline.dataio.table import verify
-from thawline.dataio.table.targets import decode_mask
-from thawline.dataio.table.verify import check_files
 
 Pixels = NDArray[np.uint8]
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from thawline.cluster.cli.index import make_manifest
+from thawline.dataio.checks.census import label_moments
 from thawline.dataio.errors import LabelError, ManifestError
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import loaders
-from thawline.dataio.table.census import label_moments
 from thawline.dataio.table.manifest import Manifest
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from thawline.dataio.errors import LabelError, SourceError, listed, quoted
-from thawline.dataio.table.keypoints import Pairs, check_pairs
-from thawline.dataio.table.names import check_lines, some
+from thawline.dataio.labels.keypoints import Pairs, check_pairs
+from thawline.dataio.labels.names import check_lines, some
 from thawline.dataio.table.sources import Table, from_paths
 from thawline.dataio.table.tasks import TASKS, Labels
 

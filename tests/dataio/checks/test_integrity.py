@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from thawline.dataio.checks import integrity
 from thawline.dataio.errors import ManifestError
-from thawline.dataio.table import integrity, manifest
+from thawline.dataio.table import manifest
 from thawline.dataio.table.manifest import Manifest, Shard
 
 FORMATS = ("parquet", "arrow")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from thawline.dataio.table.duplicates import duplicates, report
+from thawline.dataio.checks.duplicates import duplicates, report
 from thawline.dataio.table.manifest import Manifest, build
 
 
