@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.kit.forked import thawline_process
+
 RUN = ("sh", "console", "python", "toml")
 SHOWN = ("text", "promql", "json", "yaml")
 _FENCE = re.compile(
@@ -130,10 +132,14 @@ def _run_commands(block: Block, folder: Path) -> Iterator[str]:
 
 
 def _run_command(command: str) -> tuple[int, str]:
-    """Exit status and output. `thawline ...` alone is called in this process, which has imported it all; no runs."""
+    """Exit status and output. `thawline ...` alone is called in this process, which has imported it all, or in a fork.
+
+    A run of several workers is started as a user starts it.
+    """
     words = shlex.split(command, comments=True)
-    if words[0] == "thawline" and words[1] != "train" and not re.search(r"[|><;&*$]", re.sub(r"'[^']*'", "", command)):
-        return _in_process(words)
+    alone = not re.search(r"[|><;&*$]", re.sub(r"'[^']*'", "", command))
+    if words[0] == "thawline" and alone and "--workers" not in words:
+        return _forked(words) if words[1] == "train" else _in_process(words)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command],
@@ -145,6 +151,12 @@ def _run_command(command: str) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout
+
+
+def _forked(words: list[str]) -> tuple[int, str]:
+    process = thawline_process(words[1:], os.environ)
+    out, talk = process.communicate()
+    return process.returncode or 0, talk + out
 
 
 def _in_process(words: list[str]) -> tuple[int, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.kit.forked import thawline_process
 from thawline.cluster.machine.provenance import HOME
 
 BIN = Path(sys.executable).parent
@@ -109,14 +110,10 @@ class RayCluster:
 
     def run(self, *words: str, timeout_s: float = 120, **env: str) -> "subprocess.CompletedProcess[str]":
         """`thawline WORDS` as a user of this cluster."""
-        return subprocess.run(
-            [str(BIN / "thawline"), *words],
-            env=self.env | env,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            cwd=self.folder,
-        )
+        with contextlib.chdir(self.folder):
+            process = thawline_process([*words], self.env | env)
+        out, talk = process.communicate(timeout=timeout_s)
+        return subprocess.CompletedProcess(words, process.returncode or 0, out, talk)
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """The same, not waited for."""

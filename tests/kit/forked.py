@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def preloaded() -> "multiprocessing.context.ForkServerContext":
     return context
 
 
-def _child(call: Callable[..., None], arguments: tuple[Any, ...], env: Mapping[str, str], out: Path) -> None:
+def _child(call: Callable[..., None], arguments: tuple[Any, ...], env: Mapping[str, str], cwd: Path, out: Path) -> None:
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -43,22 +45,37 @@ def one_thread() -> None:
     setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # which mypy would refuse as an assignment
 
 
-def _command(words: list[str]) -> None:
+def _pause_after_steps(step_s: float) -> None:
+    """From now on every step of a run in this process ends with a pause: time to kill it at a step of one's choice."""
+    from thawline.trainer.phase_run import PhaseRun
+
+    step = PhaseRun._step
+
+    def paused(self: PhaseRun) -> None:
+        step(self)
+        time.sleep(step_s)
+
+    setattr(PhaseRun, "_step", paused)  # noqa: B010  # as above
+
+
+def _command(words: list[str], step_s: float) -> None:
     from thawline.cluster.cli.__main__ import start
 
     one_thread()
+    if step_s:
+        _pause_after_steps(step_s)
     sys.argv = ["thawline", *words]
     start()
 
 
 class Forked:
-    """A process that calls a function; with what tests need of a `subprocess.Popen`."""
+    """A process that calls a function where its parent stands; with what tests need of a `subprocess.Popen`."""
 
     def __init__(self, call: Callable[..., None], *arguments: Any, env: Mapping[str, str]) -> None:
         self._out = Path(tempfile.mkdtemp(prefix="forked-"))
         for name in ("stdout", "stderr"):
             (self._out / name).touch()
-        self._process = preloaded().Process(target=_child, args=(call, arguments, dict(env), self._out))
+        self._process = preloaded().Process(target=_child, args=(call, arguments, dict(env), Path.cwd(), self._out))
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -94,6 +111,6 @@ class Forked:
         return (self._out / "stdout").read_text(), self.said()
 
 
-def thawline_process(words: list[str], env: Mapping[str, str]) -> Forked:
-    """`thawline WORDS`, going on."""
-    return Forked(_command, words, env=env)
+def thawline_process(words: list[str], env: Mapping[str, str], *, step_s: float = 0) -> Forked:
+    """`thawline WORDS`, going on. step_s: a pause after each training step."""
+    return Forked(_command, words, step_s, env=env)

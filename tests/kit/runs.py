@@ -19,7 +19,7 @@ from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.step.window import extend_hash
 
-# 300 digits at 32 px: a step takes about a tenth of a second on one core.
+# 300 digits at 32 px: a step of ResNet-18 takes about a tenth of a second on one core, one of "tiny" a tenth of that.
 JOB = """
 manifest = "{manifest}"
 storage = "{storage}"
@@ -59,8 +59,8 @@ def digits_manifest(folder: Path, *, count: int = 300) -> Path:
     return out
 
 
-def write_job(folder: Path, manifest: Path, *, model: str = "resnet18") -> Path:
-    """JOB as a file in `folder`, with its runs under folder/runs; a step of "tiny" takes a hundredth of the time."""
+def write_job(folder: Path, manifest: Path, *, model: str = "tiny") -> Path:
+    """JOB as a file in `folder`, with its runs under folder/runs."""
     file = folder / "job.toml"
     file.write_text(JOB.format(manifest=manifest, storage=folder / "runs", model=model))
     return file
@@ -80,9 +80,12 @@ def thawline(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(arguments, process.returncode or 0, out, talk)
 
 
-def fork(*arguments: str | Path, **more: str) -> Forked:
-    """`thawline ARGUMENTS`, going on, without the imports that a process of its own would begin with."""
-    return thawline_process([*map(str, arguments)], environment(**more))
+def fork(*arguments: str | Path, step_s: float = 0, **more: str) -> Forked:
+    """`thawline ARGUMENTS`, going on, without the imports that a process of its own would begin with.
+
+    step_s: a pause after each training step, so that a run of the tiny body can be stopped in its middle.
+    """
+    return thawline_process([*map(str, arguments)], environment(**more), step_s=step_s)
 
 
 def start(*arguments: str | Path, out: int = subprocess.DEVNULL, **more: str) -> subprocess.Popen[str]:
@@ -91,13 +94,14 @@ def start(*arguments: str | Path, out: int = subprocess.DEVNULL, **more: str) ->
     return subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment(**more))
 
 
-def fork_ranks(workers: int, *arguments: str | Path) -> list[Forked]:
-    """`thawline ARGUMENTS` once a rank, each told its place as torchrun tells it."""
+def _place(rank: int, workers: int) -> dict[str, str]:
+    return {"LOCAL_WORLD_SIZE": str(workers), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+
+
+def fork_ranks(workers: int, *arguments: str | Path, step_s: float = 0) -> list[Forked]:
+    """`thawline ARGUMENTS` once a rank, each told its place as torchrun tells it; step_s as in `fork`."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(workers)}
-    return [
-        fork(*arguments, **meeting, LOCAL_WORLD_SIZE=str(workers), RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in range(workers)
-    ]
+    return [fork(*arguments, step_s=step_s, **meeting, **_place(rank, workers)) for rank in range(workers)]
 
 
 def ranks(workers: int, *arguments: str | Path) -> None:

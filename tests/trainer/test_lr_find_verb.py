@@ -25,7 +25,7 @@ from thawline.trainer.lr_finder import LrCurve, lr_find, read
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    return write_job(folder, digits_manifest(folder, count=60), model="tiny")
+    return write_job(folder, digits_manifest(folder, count=60))
 
 
 PHASES = """

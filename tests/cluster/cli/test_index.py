@@ -166,13 +166,11 @@ def test_an_older_manifest_is_replaced_and_what_a_kill_left_of_it_removed(folder
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "in", "m.arrow", "m.parquet"]
 
 
-def test_too_many_broken_files_end_the_command_with_a_sentence(folder: Path, tmp_path: Path) -> None:
+def test_too_many_broken_files_are_refused_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     for name in ("0", "4"):
         (folder / "cat" / f"{name}.png").write_bytes(b"")
-    done = thawline("index", folder, "--out", tmp_path / "m.parquet")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "thawline: 2 of 10 files (20.0%) cannot be used, and at most 1 may (1.0%): 2 empty file" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(QuarantineError, match=r"^2 of 10 files \(20\.0%\) cannot be used, and at most 1 may \(1\.0%\)"):
+        make_manifest(folder).save(tmp_path / "m.parquet")
     assert not (tmp_path / "m.parquet").exists()
     assert make_manifest(folder, max_bad=0.2).quarantined().to_pylist() == [
         {"path": "cat/0.png", "status": "empty file"},
@@ -234,17 +232,18 @@ def test_masks_without_classes_are_called_by_the_values_that_occur(folder: Path)
 
 def test_pairs_of_points_come_from_words_or_from_another_manifest(folder: Path, tmp_path: Path) -> None:
     (folder / "eyes.csv").write_text("file,l_x,l_y,r_x,r_y\n" + "".join(f"cat/{i}.png,1,2,5,2\n" for i in (0, 2, 4, 6)))
-    words = ("--label", "points:l_x,l_y,r_x,r_y", "--valid", "0.5", "--out", tmp_path / "m.parquet")
-    done = thawline("index", folder / "eyes.csv", *words)
-    assert f"root {folder}\n{UNPAIRED}\n" in done.stderr
-    done = thawline("index", folder / "eyes.csv", *words, "--swap", "r, l")
-    assert (done.returncode, UNPAIRED in done.stderr) == (0, False), done.stderr
-    assert Manifest.load(tmp_path / "m.parquet").swap == (("l", "r"),)
+
+    def made(*given: str, classes: str | None = None) -> Manifest:
+        label = "points:l_x,l_y,r_x,r_y"
+        return make_manifest(folder / "eyes.csv", label=label, valid="0.5", swap=given, classes=classes)
 
     def swap(*given: str, classes: str | None = None) -> object:
-        label = "points:l_x,l_y,r_x,r_y"
-        return make_manifest(folder / "eyes.csv", label=label, valid="0.5", swap=given, classes=classes).swap
+        return made(*given, classes=classes).swap
 
+    assert f"root {folder}\n{UNPAIRED}" in described(made())
+    paired = made("r, l")
+    assert (paired.swap, UNPAIRED in described(paired)) == ((("l", "r"),), False)
+    paired.save(tmp_path / "m.parquet")
     assert swap(classes=str(tmp_path / "m.parquet")) == (("l", "r"),)
     assert swap("none") == ()
     with pytest.raises(LabelError, match="--swap 'l' is not two names with a comma between"):

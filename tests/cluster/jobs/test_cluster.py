@@ -39,7 +39,11 @@ def last_json(text: str) -> Any:
 def test_a_job_is_submitted_followed_asked_stopped_and_taken_up_again(
     cluster: RayCluster, tmp_path: Path, manifest: Path
 ) -> None:
-    job, run, at = write_job(tmp_path, manifest), tmp_path / "runs/run", ("--address", cluster.address)
+    job, run, at = (
+        write_job(tmp_path, manifest, model="resnet18"),
+        tmp_path / "runs/run",
+        ("--address", cluster.address),
+    )
     command = ("submit", str(job), *at, *WORKERS, "--fit.epochs", str(EPOCHS), "--follow")
     following = cluster.start(*command)
     wait_for_step(run, 4, following)
@@ -76,7 +80,11 @@ def test_a_job_is_submitted_followed_asked_stopped_and_taken_up_again(
 
 @pytest.mark.cluster
 def test_a_run_goes_on_from_here_to_the_cluster_and_back(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
-    job, run, at = write_job(tmp_path, manifest), tmp_path / "runs/travels", ("--address", cluster.address)
+    job, run, at = (
+        write_job(tmp_path, manifest, model="resnet18"),
+        tmp_path / "runs/travels",
+        ("--address", cluster.address),
+    )
     length = ("--name", "travels", "--fit.epochs", str(EPOCHS))
     here = cluster.start("train", str(job), *length)
     wait_for_step(run, 6, here)
@@ -114,7 +122,7 @@ def refused(cluster: RayCluster, *words: str, **env: str) -> str:
 
 @pytest.mark.cluster
 def test_two_jobs_at_once_do_not_disturb_each_other(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
-    job, ports = write_job(tmp_path, manifest), (str(free_port()), str(free_port()))
+    job, ports = write_job(tmp_path, manifest, model="resnet18"), (str(free_port()), str(free_port()))
     both = [
         cluster.start(
             *("submit", str(job), "--address", cluster.address, "--follow", "--name", name, "--fit.epochs", "4"),

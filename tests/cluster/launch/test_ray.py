@@ -17,7 +17,7 @@ from tests.kit.runs import counted_error_rate, digits_manifest, planned_hash, re
 
 pytestmark = pytest.mark.slow
 
-EPOCHS, STEPS = 6, 60
+EPOCHS, STEPS = 20, 200  # of the tiny body: long enough to be killed in their middle
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,15 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_checkpoint(
 
 def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path, manifest: Path) -> None:
     job, run = write_job(tmp_path, manifest), tmp_path / "runs/run"
-    with serving(tmp_path, settings()) as prometheus:
+    with serving(tmp_path, settings(scrape_s=0.5)) as prometheus:
         process = start(
-            *("train", job, "--workers", "2", "--fit.epochs", "400"),
-            *("--checkpoint.every_s", "20", "--log_every", "5"),
+            *("train", job, "--workers", "2", "--fit.epochs", "2000"),
+            *("--checkpoint.every_s", "5", "--log_every", "5"),
         )
-        wait_for_step(run, 5, process)  # the first checkpoint comes 20 s into training
-        time.sleep(32)
+        wait_for_step(run, 5, process)  # the first checkpoint comes 5 s into training
+        time.sleep(18)
         now = time.time() - 1.0
-        total = ask(prometheus, "sum(rate(thawline_images_total[30s]))", now)
+        total = ask(prometheus, "sum(rate(thawline_images_total[15s]))", now)
         each = ask(prometheus, "thawline_images_total", now)
     process.send_signal(signal.SIGINT)  # ends with a checkpoint, and the rows written
     _, talk = process.communicate(timeout=120)
@@ -92,7 +92,7 @@ def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path, manife
 
     rows = [row for row in pq.read_table(run / "rows.parquet").to_pylist() if row["kind"] == "train"]
     when, images = np.array([row["unix_s"] for row in rows]), np.cumsum([row["images"] for row in rows])
-    assert when[0] < now - 30, "the run was too short to compare"
-    recorded = (np.interp(now, when, images) - np.interp(now - 30, when, images)) / 30
+    assert when[0] < now - 15, "the run was too short to compare"
+    recorded = (np.interp(now, when, images) - np.interp(now - 15, when, images)) / 15
     assert float(total[0]["value"][1]) == pytest.approx(recorded, rel=0.05)
     assert json.loads((tmp_path / "runs/run.targets.json").read_text()) == []

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from thawline.cluster.errors import StorageError
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.job import Job
 from thawline.cluster.observe.discovery import clear_targets, targets_file, write_targets
+from thawline.cluster.run import claim
 from thawline.cluster.run import folder as storage
 from thawline.dataio.errors import ManifestError, SourceError
 from thawline.dataio.store.atomic import atomic_write
@@ -38,8 +40,10 @@ pytest_plugins = ["tests.kit.stores"]
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A storage that does not exist yet, as a job names it."""
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A storage that does not exist yet, as a job names it; a claim on it is soon nobody's."""
+    monkeypatch.setattr(claim, "_SETTLE_S", 0.1)
+    monkeypatch.setattr(claim, "claimed", partial(claim.claimed, beat_s=0.1))
     if request.param == "folder":
         return str(tmp_path / "storage" / "runs")
     uri: str = request.getfixturevalue("s3").format("runs")
@@ -311,7 +315,7 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     tmp_path: Path, s3: str
 ) -> None:
     manifest = digits_manifest(tmp_path)
-    file = write_job(tmp_path, manifest, model="tiny")
+    file = write_job(tmp_path, manifest)
     short = ("--fit.epochs", "20")
     rarely = (*short, "--checkpoint.every_s", "1000")
     cache: Any = {"XDG_CACHE_HOME": str(tmp_path / "cache")}

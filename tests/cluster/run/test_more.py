@@ -77,7 +77,7 @@ def numbers(folder: Path) -> list[tuple[Any, ...]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one epoch, to be copied."""
     folder = tmp_path_factory.mktemp("finished")
-    job = jobs.from_toml(write_job(folder, digits_manifest(folder, count=120), model="tiny"))
+    job = jobs.from_toml(write_job(folder, digits_manifest(folder, count=120)))
     job = replace(job, fit=Fit("one_cycle", epochs=1), log_every=2, checkpoint=replace(job.checkpoint, every_s=0.0))
     go(job)
     return folder / "runs/run"

@@ -113,7 +113,7 @@ def test_a_run_goes_through_the_validation_images_once_an_epoch(
         return stream(loader, first_step)
 
     monkeypatch.setattr(ImageLoader, "stream", counted)
-    job = jobs.load(write_job(tmp_path, manifest, model="tiny"))
+    job = jobs.load(write_job(tmp_path, manifest))
     in_process(jobs.resolved(replace(job, fit=replace(job.fit, epochs=1))))
     assert passes == [300 - VALID, VALID]
     images, errors = counted_error_rate(tmp_path / "runs/run")
@@ -133,7 +133,7 @@ def test_a_finished_run_says_so_and_trains_no_more(whole: Path) -> None:
 
 @pytest.mark.slow
 def test_the_reference_engine_sees_the_same_stream(tmp_path: Path, manifest: Path, whole: Path) -> None:
-    done = thawline("train", write_job(tmp_path, manifest, model="tiny"), "--data.engine", "reference")
+    done = thawline("train", write_job(tmp_path, manifest), "--data.engine", "reference")
     assert done.returncode == 0, done.stderr
     made = result(tmp_path / "runs/run")
     assert made["engine"] == "reference"
@@ -146,10 +146,10 @@ def test_more_ranks_see_the_same_stream_and_count_exactly(
     tmp_path: Path, manifest: Path, whole: Path, workers: int
 ) -> None:
     if workers == 2:
-        done = torchrun(workers, "train", write_job(tmp_path, manifest, model="tiny"))
+        done = torchrun(workers, "train", write_job(tmp_path, manifest))
         assert done.returncode == 0, done.stderr
     else:
-        ranks(workers, "train", write_job(tmp_path, manifest, model="tiny"))
+        ranks(workers, "train", write_job(tmp_path, manifest))
     made = result(tmp_path / "runs/run")
     assert made["world_size"] == workers
     assert made["stream_hash"] == result(whole)["stream_hash"]
@@ -162,8 +162,8 @@ def test_more_ranks_see_the_same_stream_and_count_exactly(
 def test_a_killed_run_resumes_bit_by_bit(tmp_path: Path, manifest: Path, whole: Path) -> None:
     """`python -m tests.campaigns.kills` kills at every kind of moment."""
     job = write_job(tmp_path, manifest)
-    process = fork("train", job)
-    wait_for_step(tmp_path / "runs/run", 14, process)
+    process = fork("train", job, step_s=0.1)
+    wait_for_step(tmp_path / "runs/run", 8, process)
     process.send_signal(signal.SIGSTOP)  # or it would have finished meanwhile
     second = thawline("train", job)
     assert second.returncode == 1
@@ -195,7 +195,7 @@ def test_a_run_on_loose_files_goes_on_from_shards_bit_by_bit(tmp_path: Path, man
     assert packed.returncode == 0, packed.stderr
     assert packed.stdout.strip() == str(tmp_path / "packed/manifest.arrow")
     job, run = write_job(tmp_path, manifest), tmp_path / "runs/run"
-    process = fork("train", job)
+    process = fork("train", job, step_s=0.1)
     wait_for_step(run, 4, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -211,7 +211,7 @@ def test_a_run_on_loose_files_goes_on_from_shards_bit_by_bit(tmp_path: Path, man
 
 @pytest.mark.slow
 def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Path, whole: Path) -> None:
-    job = write_job(tmp_path, manifest)
+    job = write_job(tmp_path, manifest, model="resnet18")
     process = fork("train", job, "--checkpoint.every_s", "1000")
     while "training and" not in process.said() and process.poll() is None:
         time.sleep(0.02)
@@ -226,7 +226,7 @@ def test_an_interrupted_run_checkpoints_and_resumes(tmp_path: Path, manifest: Pa
 
 
 def loaded(tmp_path: Path, manifest: Path) -> jobs.Job:
-    return jobs.resolved(jobs.load(write_job(tmp_path, manifest, model="tiny")))
+    return jobs.resolved(jobs.load(write_job(tmp_path, manifest)))
 
 
 @pytest.mark.slow

@@ -6,7 +6,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.kit.runs import counted_error_rate, digits_manifest, fork, result, start, thawline, wait_for_step, write_job
+from tests.kit.runs import (
+    counted_error_rate,
+    digits_manifest,
+    fork,
+    fork_ranks,
+    result,
+    thawline,
+    wait_for_step,
+    write_job,
+)
 from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.step.window import extend_hash
@@ -47,16 +56,16 @@ def test_a_file_truncated_and_two_deleted_while_two_workers_train(tmp_path: Path
     plan = Training(n=240, global_batch=BATCH, seed=7)
     early = data.subset("train").ids[plan.at(plan.positions(0))[1]]  # read by now in the first epoch, on either rank
     truncated, deleted, unseen = int(early[3]), int(early[20]), int(data.subset("valid").ids[7])
-    process = start("train", write_job(tmp_path, manifest), "--workers", "2", "--fit.epochs", str(EPOCHS))
-    run = tmp_path / "runs/run"
-    wait_for_step(run, 2, process)
+    job, run = write_job(tmp_path, manifest), tmp_path / "runs/run"
+    both = fork_ranks(2, "train", job, "--fit.epochs", str(EPOCHS), step_s=0.2)
+    wait_for_step(run, 2, both[0])
     file = path_of(data, truncated)
     file.write_bytes(file.read_bytes()[:200])
     path_of(data, deleted).unlink()
     path_of(data, unseen).unlink()
     assert not (run / "checkpoints/step_00000010").exists(), "the second epoch has begun: nothing would be known"
-    _, talk = process.communicate(timeout=200)
-    assert process.returncode == 0, talk
+    talk = "".join(process.communicate()[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0], talk
 
     made = result(run)
     assert (made["status"], made["world_size"], made["steps"]) == ("finished", 2, STEPS)
@@ -86,7 +95,7 @@ def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path
     file = path_of(data, victim)
     content = file.read_bytes()
     job = write_job(tmp_path, manifest)
-    process = fork("train", job, "--fit.epochs", str(EPOCHS))
+    process = fork("train", job, "--fit.epochs", str(EPOCHS), step_s=0.1)
     run = tmp_path / "runs/run"
     wait_for_step(run, 4, process)
     file.unlink()
@@ -103,7 +112,7 @@ def test_a_run_that_lost_files_goes_on_from_its_checkpoint_without_them(tmp_path
 
 def test_more_broken_files_than_allowed_end_the_run_with_a_sentence(tmp_path: Path, manifest: Path) -> None:
     data = Manifest.load(manifest)
-    job = write_job(tmp_path, manifest, model="tiny")
+    job = write_job(tmp_path, manifest)
     process = fork("train", job, "--fit.epochs", "900", "--data.max_quarantined", "0.02")
     wait_for_step(tmp_path / "runs/run", 2, process)
     for number in data.subset("train").ids[::7]:

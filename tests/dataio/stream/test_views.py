@@ -87,7 +87,7 @@ def test_views_that_lack_a_sample_leave_it_out_and_multi_label_losses_are_the_me
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_a_job_trains_on_mixtures_over_the_same_stream(tmp_path: Path, name: str) -> None:
     manifest = digits_manifest(tmp_path)
-    job = jobs.resolved(jobs.load(write_job(tmp_path, manifest, model="tiny")))
+    job = jobs.resolved(jobs.load(write_job(tmp_path, manifest)))
     mixed: dict[str, Any] = {name: 0.4}
     job = replace(job, fit=replace(job.fit, epochs=1), augment=replace(job.augment, **mixed))
     made = in_process(job)

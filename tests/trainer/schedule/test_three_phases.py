@@ -43,9 +43,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits_manifest(tmp_path_factory.mktemp("digits"))
 
 
-def three_phases(folder: Path, manifest: Path, *, model: str = "resnet18") -> Path:
+def three_phases(folder: Path, manifest: Path) -> Path:
     folder.mkdir()
-    file = write_job(folder, manifest, model=model)
+    file = write_job(folder, manifest)
     text = file.read_text().replace("log_every = 2", "log_every = 5").replace("epochs = 2\n", "")
     file.write_text(text + PHASES)
     return file
@@ -83,8 +83,8 @@ def go(job: jobs.Job, *, last: int = 0) -> dict[str, Any]:
 
 
 def test_stopped_in_each_phase_it_equals_the_unbroken_run_bit_by_bit(tmp_path: Path, manifest: Path) -> None:
-    whole = check(jobs.load(three_phases(tmp_path / "whole", manifest, model="tiny")))
-    broken = check(jobs.load(three_phases(tmp_path / "broken", manifest, model="tiny")))
+    whole = check(jobs.load(three_phases(tmp_path / "whole", manifest)))
+    broken = check(jobs.load(three_phases(tmp_path / "broken", manifest)))
     unbroken = go(whole)
     assert (unbroken["status"], unbroken["steps"]) == ("finished", STEPS)
     phases = []
@@ -103,7 +103,7 @@ def test_sigterm_to_one_of_two_ranks_in_each_phase_stops_both_with_a_checkpoint(
     ranks(2, "train", three_phases(tmp_path / "whole", manifest))
     job, run_dir = three_phases(tmp_path / "broken", manifest), tmp_path / "broken/runs/run"
     for victim, step in ((1, 5), (0, 15), (1, 25)):
-        both = fork_ranks(2, "train", job)
+        both = fork_ranks(2, "train", job, step_s=0.1)
         wait_for_step(run_dir, step, both[0])
         both[victim].send_signal(signal.SIGTERM)
         _, talk = both[0].communicate(timeout=120)
