@@ -75,7 +75,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def thawline(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     """`thawline ARGUMENTS` to its end."""
-    process = fork(*arguments, **more)
+    process = thawline_process([*map(str, arguments)], environment(**more))
     out, talk = process.communicate(timeout=240)
     return subprocess.CompletedProcess(arguments, process.returncode or 0, out, talk)
 
