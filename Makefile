@@ -27,12 +27,12 @@ data/digits.parquet: | $(DEMO)
 demo: $(DEMO) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
 	$(BIN)/python deploy/demo.py
 
-# One thread a process: threads of several test processes that wait for one another would spin. Three processes, since
-# tests often wait themselves; in the order of the files, or the longest would come last. Bytecode is kept, whatever the
-# machine's environment says: hundreds of processes are started that would each compile everything again.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-FAST := $(PYTEST) -m 'not slow'
-SLOW := $(PYTEST) -m 'slow and not cluster'
+# One thread a process: threads of several test processes that wait for one another would spin. More processes than cores,
+# since tests often wait themselves; in the order of the files, or the longest would come last. Bytecode is kept, whatever
+# the machine's environment says: hundreds of processes are started that would each compile everything again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+FAST := $(PYTEST) -n 3 -m 'not slow'
+SLOW := $(PYTEST) -n 4 -m 'slow and not cluster'
 
 test: $(TEST)  ## all tests (those that need Prometheus skip without it: see `make prometheus`)
 	$(FAST)

@@ -208,7 +208,7 @@ def test_a_process_that_ends_at_once_leaves_no_file_of_dali(tmp_path: Path) -> N
         "print(len(batch.ids), any('autograph_generated' in name for name in sys.modules), flush=True)\n"
         "os._exit(0)\n"
     )
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(FILES)), "True"]
     assert list(tmp_path.iterdir()) == []
