@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 JOB_FILE = "job.toml"
 """What the driver reads, in the folder that it is started in."""
+TRUST = "--trust="
 
 
 def main() -> int:
     """Train what job.toml says. Exit 0 finished, 1 failed, 143 stopped with a checkpoint (130 by SIGINT).
 
-    With --fresh the run begins anew, and what stands in its folder is moved aside.
+    With --fresh the run begins anew, and what stands in its folder is moved aside. --trust=NAME, as often as needed, is
+    the code that whoever submitted the job has agreed to; job.toml may name no other.
     """
     with safe_streams():
         return _main()
@@ -43,7 +45,8 @@ def _main() -> int:
 
         with scratch() as folder:
             os.chdir(folder)
-            result = _train(job, fresh="--fresh" in sys.argv[1:])
+            trusted = [word.removeprefix(TRUST) for word in sys.argv[1:] if word.startswith(TRUST)]
+            result = _train(job, fresh="--fresh" in sys.argv[1:], trusted=trusted)
     except Exception as error:
         users = isinstance(error, USER_ERRORS)
         if not users:
@@ -57,7 +60,7 @@ def _main() -> int:
     return exit_status() if result["status"] == "stopped" else 0
 
 
-def _train(text: str, *, fresh: bool) -> dict[str, Any]:
+def _train(text: str, *, fresh: bool, trusted: list[str]) -> dict[str, Any]:
     from thawline.cluster.job import job as jobs
     from thawline.cluster.job.checks import check
     from thawline.cluster.job.recipes import image_spec
@@ -66,8 +69,11 @@ def _train(text: str, *, fresh: bool) -> dict[str, Any]:
     from thawline.cluster.run import folder as storage
     from thawline.cluster.run.loaded import Loaded
     from thawline.cluster.run.signals import stop_on_signal
+    from thawline.models.code import told
 
-    job = check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE))
+    job = check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE, trust_code=trusted))
+    for line in told(jobs.code_of(job).values()):
+        _tell({"kind": "note", "text": line})
     image_spec(job)
     loaded = Loaded(job)
     finished = storage.inspect(job, fresh=fresh, loaded=loaded)

@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING
 from thawline.late import late
 
 if TYPE_CHECKING:
+    from thawline.models.bodies.from_code import as_body
     from thawline.models.bodies.libraries import normalisation
     from thawline.models.bundle import Bundle, load
     from thawline.models.classifier import Classifier, create
-    from thawline.models.errors import BundleError, ModelError, UnknownModelError, WeightsError
+    from thawline.models.errors import BundleError, CodeError, ModelError, UnknownModelError, WeightsError
     from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
 
 __getattr__ = late(
     __name__,
     {
+        "thawline.models.bodies.from_code": "as_body",
         "thawline.models.bodies.libraries": "normalisation",
         "thawline.models.classifier": "Classifier create",
         "thawline.models.bundle": "Bundle load",
-        "thawline.models.errors": "BundleError ModelError UnknownModelError WeightsError",
+        "thawline.models.errors": "BundleError CodeError ModelError UnknownModelError WeightsError",
         "thawline.models.groups": "freeze freeze_to layer_groups parameter_groups unfreeze",
     },
 )
@@ -26,9 +28,11 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Classifier",
+    "CodeError",
     "ModelError",
     "UnknownModelError",
     "WeightsError",
+    "as_body",
     "create",
     "freeze",
     "freeze_to",

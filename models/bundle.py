@@ -7,6 +7,7 @@ Predicting is not this file's matter: the pixels are dataio.render's, what outpu
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import thawline
+from thawline.models import code
 from thawline.models.classifier import Classifier, create
 from thawline.models.errors import BundleError, ModelError
 from thawline.models.weights import saved, tensors
@@ -25,6 +27,7 @@ FOLDER = saved.BUNDLE
 DESCRIPTION, WEIGHTS = saved.DESCRIPTION, saved.BUNDLED
 VERSION = 1
 _FORMAT = "thawline bundle"
+log = logging.getLogger(__name__)
 _OPTIONS = ("dropout", "groups", "in_channels", "label_mean", "label_std", "size_px", "y_range")
 """Of `create`, that a description of this version may give."""
 
@@ -54,6 +57,8 @@ class Description:
     """Training steps behind the weights."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """What it measured; None where that is no number."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """What of a user's own is imported to make it, by its python: name, and the SHA-256 of its file, "" without one."""
     thawline: str = thawline.__version__
     """The version that wrote it."""
 
@@ -73,11 +78,14 @@ def packed(weights: Mapping[str, Tensor], about: Description) -> dict[str, bytes
     return {WEIGHTS: data, DESCRIPTION: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
-def load(where: str | Path) -> Bundle:
+def load(where: str | Path, *, trust_code: bool = False) -> Bundle:
     """The model of a run's folder, or of a bundle's own, as its last validation measured it.
 
-    Raises: BundleError, when there is none, or it is incomplete, changed, of another version, or holds pickled code;
-        UnknownModelError.
+    trust_code: a model of the user's own may be made, by importing the code that the bundle names; it is told, as a
+    warning of this module's logger.
+
+    Raises: BundleError, when there is none, or it is incomplete, changed, of another version, holds pickled code, or
+        names code that is not trusted; UnknownModelError, CodeError.
     """
     if "://" in str(where):
         raise BundleError(
@@ -102,14 +110,14 @@ def load(where: str | Path) -> Bundle:
             data = file.read()
     except OSError as error:
         raise BundleError(f"{folder} cannot be read ({error.strerror}): check its permissions") from error
-    return _bundle(about, proof, data, where=weights)
+    return _bundle(about, proof, data, where=weights, trust_code=trust_code)
 
 
-def unpacked(files: Mapping[str, bytes], *, where: str) -> Bundle:
+def unpacked(files: Mapping[str, bytes], *, where: str, trust_code: bool = False) -> Bundle:
     """`load`, of the two files' bytes by name. where: what the bundle is called in errors. Raises as `load` does."""
     about, proof = _described(files[DESCRIPTION], where=f"{where}/{DESCRIPTION}")
     _check(files[WEIGHTS][:8], len(files[WEIGHTS]), proof, where=f"{where}/{WEIGHTS}")
-    return _bundle(about, proof, files[WEIGHTS], where=f"{where}/{WEIGHTS}")
+    return _bundle(about, proof, files[WEIGHTS], where=f"{where}/{WEIGHTS}", trust_code=trust_code)
 
 
 class _Proof(NamedTuple):
@@ -132,12 +140,14 @@ def _described(text: bytes, *, where: str | Path) -> tuple[Description, _Proof]:
                 f"model might be another; install thawline {writer}, which wrote it"
             )
         proof = _Proof(int(told["weights"]["bytes"]), str(told["weights"]["sha256"]))
+        told = {"code": {}, **told}  # which older ones lack
         known = {each.name: told[each.name] for each in fields(Description)}
         if strange := set(known["options"]) - set(_OPTIONS):
             raise ValueError(f"unknown options {', '.join(sorted(strange))[:80]}")
         lists = {"classes": tuple(map(str, known["classes"])), "values": tuple(map(int, known["values"]))}
         image = {name: tuple(v) if isinstance(v, list) else v for name, v in known["image"].items()}
-        about = Description(**{**known, **lists, "outputs": int(known["outputs"]), "image": image})
+        sums = {str(name): str(value) for name, value in known["code"].items()}
+        about = Description(**{**known, **lists, "outputs": int(known["outputs"]), "image": image, "code": sums})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{where} is not a bundle's description ({type(error).__name__}: {str(error)[:80]}): what its model is "
@@ -161,7 +171,23 @@ def _check(first: bytes, size: int, proof: _Proof, *, where: str | Path) -> None
         )
 
 
-def _bundle(about: Description, proof: _Proof, data: bytes, *, where: str | Path) -> Bundle:
+def _check_code(about: Description, *, where: str | Path, trusted: bool) -> None:
+    """Tell what will be imported. Raises BundleError where that is not trusted."""
+    if not code.is_code(about.model):
+        return
+    if not trusted:
+        raise BundleError(
+            f"{where}: its model is made by code, {about.model}, which is not imported unasked: it may be a "
+            "stranger's: read that code, then give models.load(..., trust_code=True)"
+        )
+    for line in code.told([about.model]):
+        log.warning("%s, which makes the model of %s", line, where)
+    if code.fingerprints([about.model]) != {about.model: about.code.get(about.model, "")}:
+        log.warning("%s is not as it was when %s was written: its answers may be others", about.model, where)
+
+
+def _bundle(about: Description, proof: _Proof, data: bytes, *, where: str | Path, trust_code: bool) -> Bundle:
+    _check_code(about, where=where, trusted=trust_code)
     if hashlib.sha256(data).hexdigest() != proof.sha256:
         raise BundleError(
             f"{where} changed since it was written (its checksum is another): its answers would be wrong; copy the "

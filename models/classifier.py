@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from thawline.models.bodies.body import Body, Names, feature_maps, on_meta, shape_of
-from thawline.models.bodies.libraries import body_of, library_of, sketch
+from thawline.models.bodies.libraries import body_of, check_name, library_of, sketch
 from thawline.models.errors import ModelError
 from thawline.models.groups import Part, gathered
 from thawline.models.heads import check_options, head_of, kind_of, on_stages
@@ -72,9 +72,10 @@ def check(name: str, *, groups: Grouping = "three", sizes_px: Sequence[int] = ()
     Raises: UnknownModelError, ModelError.
     """
     body = sketch(name, size_px=sizes_px[-1] if sizes_px else None)
-    ghost = on_meta(body.module)
+    computes = library_of(name).computes
+    ghost = body.module.eval() if computes else on_meta(body.module)
     for size_px in dict.fromkeys(sizes_px):
-        shape_of(ghost, channels=3, size_px=size_px, name=name)
+        shape_of(ghost, channels=3, size_px=size_px, name=name, device="cpu" if computes else "meta")
     if checkpointing:
         checkpoint_gradients(ghost, name=name)
     return len(body.groups(groups)) + 1
@@ -113,20 +114,21 @@ def create(
 ) -> Classifier:
     """Build a model on the CPU, in training mode, everything trainable.
 
-    name: of a classification network of torchvision; `timm/NAME` or `hf-hub:ORG/MODEL`, with timm installed; `tiny`.
+    name: of a classification network of torchvision; `timm/NAME` or `hf-hub:ORG/MODEL`, with timm installed; `tiny`; or
+    `python:MODULE:FUNCTION`, which imports it and calls it for your own, see as_body.
     `weights` is "imagenet" (the published ones of that name, downloaded once; a job's default too), "none" (as its
     library starts it), a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its
     shapes agree and, if `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet:
-    there "imagenet" is "none", and `origin` says so.
+    there "imagenet" is "none", and `origin` says so. Of your own, "imagenet" are those that the function gave it.
     label_mean, label_std, y_range: of task number alone, see heads.number_head.
-    A convolutional body is given fastai's head, a transformer a normed linear one. groups: how the layers are grouped
-    for freezing and for discriminative learning rates; "three" is fastai's. size_px: the side of the images; it matters
-    to networks that take one size only. in_channels other than 3: the first layer is RGB's in fastai's way.
-    checkpointing: compute features again in the backward pass, which keeps less in memory.
+    A convolutional body is given fastai's head, a transformer a normed linear one. groups: how layers are grouped for
+    freezing and for two rates; "three" is fastai's. size_px: the side of the images, for networks that take one only.
+    in_channels other than 3: the first layer is RGB's in fastai's way. checkpointing: see checkpoint_gradients.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
-    Raises: UnknownModelError, ModelError (no classes, a wrong dropout, a size that cannot be, ...), WeightsError.
+    Raises: UnknownModelError, CodeError, WeightsError, ModelError (no classes, a wrong dropout, ...).
     """
+    check_name(name)  # which imports a user's own: what that draws at random, it draws before the seed counts
     make_head = head_of(task)
     options = _head_options(task, dropout=dropout, label_mean=label_mean, label_std=label_std, y_range=y_range)
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):

@@ -38,7 +38,7 @@ def parameter_groups(model: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [
-        [(names[id(parameter)], parameter) for part in group for parameter in _parameters(part)]
+        [(names[id(parameter)], parameter) for part in group for parameter in parameters_of(part)]
         for group in layer_groups(model)
     ]
     placed = Counter(name for group in found for name, _ in group)
@@ -79,7 +79,8 @@ def gathered(module: nn.Module, names: Sequence[Sequence[str]]) -> list[list[Par
     return found
 
 
-def _parameters(part: Part) -> list[nn.Parameter]:
+def parameters_of(part: Part) -> list[nn.Parameter]:
+    """What of a layer group learns, of one of its parts."""
     return [part] if isinstance(part, nn.Parameter) else [*part.parameters()]
 
 
@@ -101,7 +102,7 @@ def freeze_to(model: nn.Module, n: int, *, norms: bool = True) -> None:
     groups, first = layer_groups(model), first_trained(model, n)
     for i, group in enumerate(groups):
         for part in group:
-            for parameter in _parameters(part):
+            for parameter in parameters_of(part):
                 parameter.requires_grad_(i >= first)
         for layer in modules_of(group):
             for parameter in layer.parameters(recurse=False) if norms and isinstance(layer, _BatchNorm) else ():

@@ -55,9 +55,11 @@ if TYPE_CHECKING:
         Bundle,
         BundleError,
         Classifier,
+        CodeError,
         ModelError,
         UnknownModelError,
         WeightsError,
+        as_body,
         create,
         freeze,
         freeze_to,
@@ -98,8 +100,8 @@ __getattr__ = late(
             "points_by_function random_split render show_batch split split_loader stratified"
         ),
         "thawline.models": (
-            "Bundle BundleError Classifier ModelError UnknownModelError WeightsError create freeze freeze_to "
-            "layer_groups normalisation parameter_groups unfreeze"
+            "Bundle BundleError Classifier CodeError ModelError UnknownModelError WeightsError as_body create freeze "
+            "freeze_to layer_groups normalisation parameter_groups unfreeze"
         ),
         "thawline.trainer": (
             "Best Find Learner LocalContext LrCurve OneCycle OptimSettings Phase Predictions RunContext "
@@ -115,6 +117,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Classifier",
+    "CodeError",
     "DataError",
     "Find",
     "ImageLoader",
@@ -138,6 +141,7 @@ __all__ = [
     "UnknownModelError",
     "WeightsError",
     "array_loaders",
+    "as_body",
     "by_column",
     "by_folder",
     "by_function",

@@ -77,7 +77,7 @@ class Learner:
         *,
         optimizer: str | OptimSettings = "adamw",
         precision: PrecisionName = "auto",
-        loss: LossFunction | LossName = "auto",
+        loss: LossFunction | LossName | str = "auto",
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = None,
         meter: "Meter | Callable[[], Meter] | None" = None,

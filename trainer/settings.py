@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from thawline.dataio import ranges
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one
+from thawline.models.code import is_code
 from thawline.trainer.errors import RecipeError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"]
@@ -13,6 +14,11 @@ Compile = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhe
 LossName = Literal[
     "auto", "cross_entropy", "bce", "focal", "asymmetric", "dice", "cross_entropy_dice", "mse", "l1", "huber"
 ]
+_LOSS = Range(
+    lambda v: v in get_args(LossName) or is_code(v),
+    f"one of {', '.join(get_args(LossName))}, or your own as python:MODULE:FUNCTION",
+    "no loss is called so",
+)
 BatchNorms = Literal["train", "sync", "frozen"]
 SMOOTHING = below_one("at 1 no label would be left; 0 is none")
 _WEIGHTS = Range(
@@ -34,8 +40,8 @@ class TrainSettings:
     """Largest norm of all gradients together; None = no limit."""
     ema: Annotated[float, below_one("at 1 the average would never move; 0 is none")] = 0.0
     """Decay of an average of the weights, which is then what is measured; 0 = none."""
-    loss: LossName = "auto"
-    """Loss by name, of those that the task has; auto: the task's own."""
+    loss: Annotated[LossName | str, _LOSS] = "auto"
+    """Loss by name, of those that the task has; auto: the task's own; or yours as python:MODULE:FUNCTION."""
     label_smoothing: Annotated[float, SMOOTHING] = 0.0
     """Share of every label that is spread over all classes."""
     class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, _WEIGHTS] = None

@@ -18,17 +18,19 @@ class Models(Verb):
     """Bodies that a job may name: parameters, layer groups, input size, licence of the weights."""
 
     pattern: Annotated[Positional[str], arg(metavar="PATTERN")] = "*"
-    """Which, such as 'efficientnet*' or 'timm/convnextv2*'; without, torchvision's names alone."""
+    """Which, such as 'efficientnet*' or 'timm/convnextv2*', or your own; without, torchvision's names alone."""
 
     def run(self) -> int:
         """Print a line for each, by name."""
+        from thawline.models import code
         from thawline.models.bodies import from_timm, libraries
         from thawline.models.errors import UnknownModelError
 
         found = fnmatch.filter(libraries.names(), self.pattern)
         if self.pattern.startswith(from_timm.PREFIX):
             found = from_timm.names(self.pattern)
-        elif from_timm.is_ours(self.pattern):
+        elif code.is_code(self.pattern) or from_timm.is_ours(self.pattern):
+            code.look_here()
             found = [self.pattern]
         if not found:
             libraries.check_name(self.pattern)  # names the nearest

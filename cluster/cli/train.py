@@ -41,7 +41,8 @@ class Train(JobVerb):
         folder = Path(self.job).absolute()
         with suppress(OSError, ValueError):  # no name that a file can have
             if (folder / "job.toml").is_file():
-                job = replace(from_toml(folder / "job.toml"), storage=str(folder.parent), name=folder.name)
+                job = from_toml(folder / "job.toml", trust_code=True)  # with_job asks, the flags on top
+                job = replace(job, storage=str(folder.parent), name=folder.name)
                 own = folder / PurePosixPath(job.manifest).name  # beside it, wherever both are by now
                 return replace(job, manifest=str(own)) if own.is_file() else job
             if photos.is_source(self.job):

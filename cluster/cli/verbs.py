@@ -4,6 +4,7 @@ A verb is a dataclass whose fields are what can be typed, and whose `run` does i
 """
 
 import io
+import os
 import re
 import shlex
 import sys
@@ -24,7 +25,9 @@ from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import on_top, plain_flags
 from thawline.cluster.job.job import Job, PhaseJob
-from thawline.cluster.words import cut
+from thawline.cluster.job.trust import check_trusted
+from thawline.cluster.words import cut, say
+from thawline.models.code import look_here, told
 
 Flag = FlagCreatePairsOff[bool]
 """An option without a value, and without a --no- twin."""
@@ -48,13 +51,18 @@ class JobVerb(Verb):
 
     job: Annotated[Positional[str], arg(metavar="JOB")]
     """A job (.toml), or a manifest (.parquet, .arrow), which is a job with all defaults. The flags go on top."""
+    trust_code: Flag = False
+    """Import the code that JOB names by python:MODULE:NAME; what is typed as a flag is trusted anyway."""
     fields: Annotated[Job, arg(name="")] = field(default_factory=Job)
     """The job itself: its file's, with the flags on top, its paths absolute."""
 
     def load(self, verb: str) -> Job:
-        """The job of the file that JOB names. verb: as it is typed. Raises JobError."""
+        """The job of the file that JOB names; who asks whether its code is trusted is with_job. verb: as it is typed.
+
+        Raises JobError.
+        """
         _check_indexed(self.job, verb)
-        return jobs.load(self.job)
+        return jobs.load(self.job, trust_code=True)
 
 
 V = TypeVar("V", bound=Verb)
@@ -96,7 +104,22 @@ def with_job(verb: V, words: Sequence[str], *, file: Job | None = None) -> V:
     def flags(job: Job) -> Job:
         return parse(kind, words, default=kind(**required, fields=job)).fields
 
-    return replace(verb, fields=jobs.resolved(check(on_top(file, flags))))
+    job = jobs.resolved(check(on_top(file, flags)))
+    _consent(verb, job, words)
+    return replace(verb, fields=job)
+
+
+def _consent(verb: JobVerb, job: Job, words: Sequence[str]) -> None:
+    """Tell what code will be imported. Raises JobError for code that JOB names, unless it is trusted, or typed here."""
+    code = jobs.code_of(job)
+    if not code:
+        return
+    typed = {each for each in code.values() if any(word == each or word.endswith(f"={each}") for word in words)}
+    check_trusted(code, verb.trust_code or typed, source=verb.job)
+    look_here()
+    if os.environ.get("RANK", "0").strip() in ("", "0"):  # of torchrun's processes, one tells
+        for line in told(code.values()):
+            say(line)
 
 
 def _phases_help() -> str:

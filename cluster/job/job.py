@@ -18,12 +18,14 @@ import tomli_w
 
 from thawline.cluster.errors import JobError
 from thawline.cluster.job.tables import build, flat
+from thawline.cluster.job.trust import Trust, check_trusted
 from thawline.cluster.launch.settings import Cluster
 from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
 from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
 from thawline.dataio.stream.settings import Drawing
+from thawline.models.code import is_code
 from thawline.models.settings import Grouping
 from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.optimisers.settings import MOMENTUM, OptimSettings
@@ -93,7 +95,7 @@ class Model:
     """What is trained."""
 
     name: Annotated[str, given("a body such as 'resnet34'", "there is nothing to train")] = "resnet34"
-    """Body: one of torchvision, timm/NAME, hf-hub:ORG/MODEL, or tiny; see `thawline models`."""
+    """Body: one of torchvision, timm/NAME, hf-hub:ORG/MODEL, tiny, or your own as python:MODULE:FUNCTION."""
     weights: Annotated[str, given("none, imagenet or a file", "it would be no choice")] = "imagenet"
     """Weights to start from: none, imagenet, a file, an address, or the folder of a run or a checkpoint."""
     dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
@@ -257,17 +259,17 @@ MAY_DIFFER = (
 """Fields, or whole sections, in which a run and its continuation may differ."""
 
 
-def load(path: str | Path) -> Job:
+def load(path: str | Path, *, trust_code: Trust = False) -> Job:
     """The job at `path`: a TOML file, or a manifest (.parquet, .arrow, also a URI), which is a job with all defaults.
 
-    It is called as the manifest; what `thawline pack` wrote, as the folder that it lies in.
+    It is called as the manifest; what `thawline pack` wrote, as the folder that it lies in. trust_code: see from_dict.
 
     Raises:
         JobError: no such file; or whatever `from_toml` finds.
     """
     parts = PurePosixPath(str(path).partition("?")[0])
     if parts.suffix not in (".parquet", ".arrow"):
-        return from_toml(path)
+        return from_toml(path, trust_code=trust_code)
     if "://" not in str(path) and not Path(path).is_file():
         what = "is not a regular file" if Path(path).exists() else "does not exist"
         raise JobError(f"{path} {what}, so there is nothing to train on: `thawline index` writes it")
@@ -275,11 +277,11 @@ def load(path: str | Path) -> Job:
     return Job(name=packed or parts.stem, manifest=str(path))
 
 
-def from_toml(file: str | Path) -> Job:
-    """The job that a TOML file describes; absent fields have their defaults.
+def from_toml(file: str | Path, *, trust_code: Trust = False) -> Job:
+    """The job that a TOML file describes; absent fields have their defaults. trust_code: see from_dict.
 
     Raises:
-        JobError: no such file, not TOML, an unknown field, a wrong type, an unknown choice.
+        JobError: no such file, not TOML, an unknown field, a wrong type, an unknown choice, code.
     """
     from thawline.dataio.store import files  # brings pyarrow, for which `--help` need not wait
 
@@ -293,19 +295,29 @@ def from_toml(file: str | Path) -> Job:
         ) from None
     except (OSError, ValueError, RecursionError) as error:  # no text, a name that no file can have, nested too deeply
         raise JobError(f"{file} cannot be read as a job ({cut(str(error))}): give a TOML file") from None
-    return from_dict(mapping, source=str(file))
+    return from_dict(mapping, source=str(file), trust_code=trust_code)
 
 
-def from_dict(mapping: Mapping[str, Any], *, source: str = "the job") -> Job:
+def from_dict(mapping: Mapping[str, Any], *, source: str = "the job", trust_code: Trust = False) -> Job:
     """The job that nested tables describe, its augmentation's preset applied; `source` is what errors call them.
 
+    trust_code: whether it may name code of a user's (see code_of). Say True only for what the user wrote or asked to
+    trust, and for a job that is compared and never run.
+
     Raises:
-        JobError: an unknown field, a wrong type, an unknown choice.
+        JobError: an unknown field, a wrong type, an unknown choice, code that is not trusted.
     """
     job = build(Job, mapping, source=source)
+    check_trusted(code_of(job), trust_code, source=source)
     given = mapping.get("augment", {})
     preset = {name: value for name, value in PRESETS[job.augment.preset].items() if name not in given}
     return replace(job, augment=replace(job.augment, **preset))
+
+
+def code_of(job: Job) -> dict[str, str]:
+    """What of a job stands for code of a user's, by field: {"model.name": "python:nets.mine:body"}."""
+    names = {"model.name": job.model.name, "fit.loss": job.fit.loss}
+    return {field_name: name for field_name, name in names.items() if is_code(name)}
 
 
 def to_toml(job: Job, *, brief: bool = False) -> str:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import thawline
-from thawline.cluster.driver import JOB_FILE
+from thawline.cluster.driver import JOB_FILE, TRUST
 from thawline.cluster.errors import SubmitError, TokenError, last_line
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.job import Job
@@ -30,6 +30,7 @@ from thawline.cluster.jobs import log_records, token
 from thawline.cluster.messenger import NOT_RUNNING
 from thawline.cluster.words import quoted
 from thawline.dataio.store.private import scratch
+from thawline.models import code
 
 Package = Literal["ship", "installed"]
 """Whether the code of this machine goes with the job, or the cluster's nodes have thawline installed."""
@@ -123,7 +124,8 @@ class Cluster:
     def submit(self, job: Job, *, package: Package = "ship", fresh: bool = False) -> Attempt:
         """Send a job, its paths as they are, and return the attempt that Ray has taken.
 
-        fresh: the run begins anew, and what stands in its folder is moved aside.
+        fresh: the run begins anew, and what stands in its folder is moved aside. Code that the job names goes along
+        where it lies in the working folder, and is trusted there: whoever has read the job has asked.
         Raises SubmitError when a job of that name runs there already.
         """
         before = [attempt for attempt in self.attempts() if attempt.name == job.name]
@@ -138,7 +140,9 @@ class Cluster:
         known = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
         with scratch() as folder, self._refusals():
             environment = _environment(folder, job, package)
-            entry = f"python -c {shlex.quote(_PROBE)} && exec python -m thawline.cluster.driver{' --fresh' * fresh}"
+            trusted = [shlex.quote(f"{TRUST}{name}") for name in jobs.code_of(job).values()]
+            options = " ".join(["", *(["--fresh"] if fresh else []), *trusted])
+            entry = f"python -c {shlex.quote(_PROBE)} && exec python -m thawline.cluster.driver{options}"
             self._client.submit_job(
                 entrypoint=entry, submission_id=known, runtime_env=environment, metadata={_KEY: job.name}
             )
@@ -309,12 +313,30 @@ def _environment(folder: Path, job: Job, package: Package) -> dict[str, Any]:
     work = folder / "job"
     work.mkdir()
     (work / JOB_FILE).write_text(jobs.to_toml(job), encoding="utf-8")
-    environment: dict[str, Any] = {"working_dir": str(work)}
+    packages = [_copied(place, folder) for place in _places_here(job)]
     if package == "ship":
         left_out = shutil.ignore_patterns("__pycache__", "benchmarks")
         shutil.copytree(Path(thawline.__file__).parent, folder / "thawline", ignore=left_out)  # links are followed
-        environment["py_modules"] = [str(folder / "thawline")]
-    return environment
+        packages.append(folder / "thawline")
+    environment: dict[str, Any] = {"working_dir": str(work)}
+    return environment | ({"py_modules": [str(each) for each in packages]} if packages else {})
+
+
+def _places_here(job: Job) -> list[Path]:
+    """The modules and packages in the working folder that the job's code lies in; what is installed, the nodes have."""
+    places = {code.place(name) for name in jobs.code_of(job).values()}
+    return sorted(place for place in places if place is not None and place.parent == Path.cwd())
+
+
+def _copied(place: Path, folder: Path) -> Path:
+    """A package as Ray takes it; a module becomes one, since Ray Jobs takes no single file."""
+    copy = folder / "own" / place.stem
+    if place.is_dir():
+        shutil.copytree(place, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        copy.mkdir(parents=True)
+        shutil.copyfile(place, copy / "__init__.py")
+    return copy
 
 
 def _attempt(info: Any) -> Attempt | None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from thawline.cluster.errors import StorageError, last_line
-from thawline.cluster.job.job import Job
+from thawline.cluster.job.job import Job, code_of
 from thawline.cluster.machine import provenance
 from thawline.cluster.observe.console import diagnosis_lines
 from thawline.cluster.run.folder import Result, write_text
@@ -19,6 +19,7 @@ from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.models.bundle import FOLDER, Description, packed
 from thawline.models.classifier import Classifier
+from thawline.models.code import fingerprints
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner
@@ -96,6 +97,7 @@ def _described(job: Job, learner: Learner, result: Result) -> Description:
         precision=str(result["precision"]),
         step=learner.session.described()["step"],
         metrics=result["metrics"],
+        code=fingerprints([job.model.name]),
     )
 
 
@@ -140,6 +142,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "device": str(context.device),
         "precision": learner.precision.name,
         "model": job.model.name,
+        **({"code": fingerprints(code_of(job).values())} if code_of(job) else {}),
         "epochs": progress.epochs,
         "appended": len(job.appended),
         "steps": progress.step,

@@ -68,7 +68,8 @@ def appended(job: Job) -> Job:
     with _refusals(folder):
         if "job.toml" not in folder.listing():
             return job
-        known = jobs.from_dict(_parsed(folder, "job.toml", tomllib.loads), source=folder.full("job.toml")).appended
+        table = _parsed(folder, "job.toml", tomllib.loads)
+        known = jobs.from_dict(table, source=folder.full("job.toml"), trust_code=True).appended  # phases name no code
     return replace(job, appended=known) if len(known) > len(job.appended) else job
 
 
@@ -193,7 +194,10 @@ def _read(job: Job, folder: Root) -> _Contents:
         # What was written over it is no text perhaps, and no fingerprint: the data are then others.
         hashed = folder.read("manifest.hash") if "manifest.hash" in there else b""
         fingerprint = hashed.decode(errors="backslashreplace").strip()
-    before = job if known is None else jobs.from_dict(known, source=folder.full("job.toml"))
+    if known is None:
+        return _Contents(job, result, fingerprint)
+    # It is compared with the job that runs: nothing that it names is imported.
+    before = jobs.from_dict(known, source=folder.full("job.toml"), trust_code=True)
     return _Contents(before, result, fingerprint)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log2
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,11 +99,16 @@ def on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("meta").eval()
 
 
-def shape_of(module: nn.Module, *, channels: int, size_px: int, name: str) -> tuple[int, ...]:
-    """What `on_meta`'s module gives for one image of this side. Raises ModelError where it cannot see such an image."""
+def shape_of(
+    module: nn.Module, *, channels: int, size_px: int, name: str, device: Literal["meta", "cpu"] = "meta"
+) -> tuple[int, ...]:
+    """What `on_meta`'s module gives for one image of this side. Raises ModelError where it cannot see such an image.
+
+    device: the module's, which is in evaluation mode.
+    """
     try:
         with torch.no_grad():
-            shape: tuple[int, ...] = tuple(module(torch.empty(1, channels, size_px, size_px, device="meta")).shape)
+            shape: tuple[int, ...] = tuple(module(torch.zeros(1, channels, size_px, size_px, device=device)).shape)
     except Exception as error:  # every library says it in its own way
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

@@ -147,7 +147,7 @@ def body_from(
     if isinstance(ghost, Cut):
         with torch.no_grad():
             stages = stages_of(ghost.forward_intermediates(images), size_px=size_px)
-            by_stage, by_block = _groups(ghost, images)
+            by_stage, by_block = groups_of(ghost, images)
     else:
         stages, by_stage = (), by_children(ghost)
         by_block = by_stage
@@ -199,7 +199,7 @@ def _ends_normed(layers: Sequence[tuple[str, nn.Module]]) -> bool:
     return isinstance(norms[-1], nn.LayerNorm)
 
 
-def _groups(ghost: Cut, images: Tensor) -> tuple[Names, Names]:
+def groups_of(ghost: Cut, images: Tensor) -> tuple[Names, Names]:
     """Every parameter by stage, and by block."""
     stages, blocks = list[list[str]]([[]]), list[list[str]]([[]])
     layers, ended = dict(steps(ghost)), False

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from thawline.models.bodies import from_timm, from_torchvision, tiny
+from thawline.models import code
+from thawline.models.bodies import from_code, from_timm, from_torchvision, tiny
 from thawline.models.bodies.body import Body, Origin
 from thawline.models.errors import ModelError, UnknownModelError
 from thawline.models.weights.loading import load_body, load_imagenet
@@ -27,6 +28,8 @@ class Library:
     """(name, in_channels=, size_px=, maps=) -> the body, see `body_of`."""
     load_published: Callable[[nn.Module, Body], str] | None
     """(model, body): fill `model.body` with the published weights, and return what was loaded; None: there are none."""
+    computes: bool = False
+    """What is to be known of its networks, running them tells: on the meta device they may fail."""
     foreign: Callable[[Body], tuple[str, ...]] = lambda body: body.foreign
     """What the names of the classifier's tensors begin with in the library's own weights."""
 
@@ -41,11 +44,24 @@ def _check_torchvision(name: str) -> None:
         near = ", ".join(difflib.get_close_matches(name, names(), n=3))
         raise UnknownModelError(
             f"{name[:80]!r} is neither a network of torchvision nor {tiny.NAME!r}: no model can be built; give "
-            f"{f'one of {near}' if near else 'one that `thawline models` lists'}, or timm/NAME"
+            f"{f'one of {near}' if near else 'one that `thawline models` lists'}, timm/NAME, or your own as "
+            f"{code.PREFIX}MODULE:FUNCTION"
         )
 
 
+def _check_code(name: str) -> None:
+    code.target(name)
+
+
 LIBRARIES: dict[str, Library] = {
+    "code": Library(
+        has=code.is_code,
+        check_name=_check_code,
+        origin=from_code.origin,
+        body_of=from_code.body_of,
+        load_published=lambda model, body: "weights as it was made with",
+        computes=True,
+    ),
     "timm": Library(
         has=from_timm.is_ours,
         check_name=from_timm.check_name,
@@ -82,12 +98,15 @@ def names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Raises UnknownModelError, with the nearest right names, if `create` does not know this one."""
+    """Raises UnknownModelError, with the nearest right names, if `create` does not know this one; CodeError."""
     library_of(name).check_name(name)
 
 
 def origin(name: str) -> Origin:
-    """What is known of a body's published weights without building it. Raises UnknownModelError."""
+    """What is known of a body's published weights without building it, unless it is the user's own.
+
+    Raises UnknownModelError, CodeError.
+    """
     check_name(name)
     return library_of(name).origin(name)
 
@@ -116,7 +135,13 @@ def body_of(name: str, *, in_channels: int = 3, size_px: int | None = None, maps
 
 
 def sketch(name: str, *, size_px: int | None = None) -> Body:
-    """`body_of`, on torch's meta device: all that is known of a body, in a moment, and nothing that computes."""
+    """`body_of`, on torch's meta device: all that is known of a body, in a moment, and nothing that computes.
+
+    A user's own is made as it is, see Library.computes.
+    """
+    if library_of(name).computes:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            return body_of(name, size_px=size_px)
     try:
         with torch.device("meta"):
             return body_of(name, size_px=size_px)

@@ -124,6 +124,7 @@ def test_every_public_name_and_error_has_its_place_in_the_reference() -> None:
     }
     documented = {
         "BundleError",
+        "CodeError",
         "DataError",
         "ModelError",
         "TrainError",

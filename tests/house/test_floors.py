@@ -7,7 +7,7 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
 - within a package no chain of imports comes back to where it began, and nothing of cluster imports the command line,
   which stands on all of it;
 - of dataio, trainer knows the Batch and the Loader protocol, hashing, errors, ranges, and where files lie and
-  appear whole; of models, groups and errors;
+  appear whole; of models, groups, errors, and how a user's code is found;
 - nvidia.dali, ray, ray.train and apex are imported where ONLY_IN says.
 """
 
@@ -23,7 +23,7 @@ FLOORS = {"dataio": 1, "models": 1, "trainer": 2, "cluster": 3, "benchmarks": 4}
 TRAINER_KNOWS = (
     *("dataio.batch", "dataio.hashing", "dataio.errors", "dataio.ranges"),
     *("dataio.store.files", "dataio.store.root", "dataio.store.atomic", "dataio.store.private"),
-    *("models.groups", "models.folding", "models.errors"),
+    *("models.groups", "models.folding", "models.errors", "models.code"),
 )
 ONLY_IN = {
     "nvidia.dali": ("dataio/pixels/dali.py", "dataio/pixels/decoding.py", "benchmarks/"),

@@ -56,6 +56,12 @@ class FakeClient:
         self.submitted.append(request)
         folder = request["runtime_env"]["working_dir"]
         request["files"] = sorted(file.name for file in Path(folder).rglob("*"))
+        request["own"] = {
+            file.relative_to(Path(each).parent).as_posix(): file.read_text()
+            for each in request["runtime_env"].get("py_modules", [])
+            for file in Path(each).rglob("*.py")
+            if Path(each).name != "thawline"
+        }
         self.known.append(info(request["submission_id"], "PENDING", name=request["metadata"]["thawline"]))
         return str(request["submission_id"])
 
@@ -97,6 +103,26 @@ def test_each_submission_of_a_name_is_its_next_attempt(monkeypatch: pytest.Monke
     assert client.submitted[-1]["entrypoint"].endswith("python -m thawline.cluster.driver --fresh")
     shipped = client.submitted[-1]["runtime_env"]["py_modules"]
     assert [folder.rpartition("/")[2] for folder in shipped] == ["thawline"]
+
+
+def test_code_in_the_working_folder_goes_along_and_what_is_installed_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_nets").mkdir()
+    (tmp_path / "own_nets/deep.py").write_text("def body(): ...")
+    (tmp_path / "own_loss.py").write_text("def loss(): ...")
+    named = ("python:own_nets.deep:body", "python:own_loss:loss")
+    job = replace(JOB, model=replace(JOB.model, name=named[0]), fit=replace(JOB.fit, loss=named[1]))
+    client = FakeClient()
+    cluster(client, monkeypatch).submit(job, package="installed")
+    (request,) = client.submitted
+    assert request["entrypoint"].endswith(f"driver --trust={named[0]} --trust={named[1]}")
+    assert request["own"] == {"own_loss/__init__.py": "def loss(): ...", "own_nets/deep.py": "def body(): ..."}
+    other = replace(job, name="other", model=replace(JOB.model, name="python:torch.nn:Identity"), fit=JOB.fit)
+    cluster(client, monkeypatch).submit(other, package="installed")
+    assert "py_modules" not in client.submitted[-1]["runtime_env"]
 
 
 @pytest.mark.parametrize(("code", "state"), [(143, "stopped"), (130, "stopped"), (1, "failed")])

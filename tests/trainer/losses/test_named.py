@@ -1,12 +1,15 @@
 """The default losses against their closed forms in plain numpy, with hard, mixed and smoothed labels."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.kit.own_code import forget, write_nets
+from thawline.models.errors import CodeError
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses.named import default_loss, named_loss
 
@@ -197,3 +200,26 @@ def test_losses_of_masks_count_the_pixels_that_have_a_class() -> None:
 def test_a_loss_that_is_not_the_tasks_gets_a_sentence(name: str, task: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         named_loss(name, task=task)
+
+
+def test_ones_own_loss_is_checked_and_given_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_nets(tmp_path)
+    logits, hard, _ = drawn()
+    outputs, targets = torch.from_numpy(logits), torch.from_numpy(hard)
+    ours = named_loss("cross_entropy", task="single_label", label_smoothing=0.1)(outputs, targets)
+    own = named_loss("python:nets:loss", task="single_label", label_smoothing=0.1)
+    assert torch.equal(own(outputs, targets), ours)
+    device = torch.device("cpu")
+    twice = named_loss("python:nets:Weighted", task="a task of one's own", device=device)(outputs, targets)
+    assert torch.equal(twice, 2 * named_loss("cross_entropy", task="single_label")(outputs, targets))
+    for name, options, error, said in (
+        ("nets:one_number", {}, RecipeError, rf"gave \(\) for {len(targets)} samples: .*one loss a sample"),
+        ("nets:Weighted", {"label_smoothing": 0.1}, RecipeError, "label_smoothing=0.1"),
+        ("nets:loss", {"class_weights": torch.ones(3)}, RecipeError, "its loss has no weights by class"),
+        ("nets:los", {}, CodeError, "did you mean 'loss'"),
+        ("math:pi", {}, CodeError, "is a float and no function"),
+    ):
+        with pytest.raises(error, match=said):
+            named_loss(f"python:{name}", task="single_label", **options)(outputs, targets)
