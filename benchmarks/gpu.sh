@@ -81,7 +81,7 @@ machine() {
   "$python" - "$result" <<'PY'
 import json, subprocess, sys
 from pathlib import Path
-from thawline.cluster import doctor
+from thawline.cluster.machine import provenance
 
 def said(*command):
     try:
@@ -90,7 +90,7 @@ def said(*command):
         return []
 
 query = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-found = {"hardware": doctor.hardware(), "versions": doctor.versions()}
+found = {"hardware": provenance.hardware(), "versions": provenance.versions()}
 found["nvidia_smi"] = said("nvidia-smi", f"--query-gpu={query}", "--format=csv")
 Path(sys.argv[1]).write_text(json.dumps(found) + "\n")
 PY

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.kit.deploy_checks import shell
 from thawline.cluster.machine import provenance
 
@@ -60,3 +62,14 @@ def test_the_script_passes_shellcheck_and_refuses_what_it_does_not_know(tmp_path
     status, rows, said = measured(tmp_path, "--device", "tpu")
     assert (status, rows) == (2, [])
     assert "--device is cuda or cpu" in said
+
+
+@pytest.mark.slow
+def test_its_own_python_runs_on_the_real_one(tmp_path: Path) -> None:
+    """Nobody else reads it: no import of it is checked."""
+    command = [str(SCRIPT), "--device", "cpu", "--out", str(tmp_path), "machine"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, (tmp_path / "gpu.log").read_text()
+    found = json.loads((tmp_path / "gpu.jsonl").read_text())["result"]
+    assert found["hardware"] == provenance.hardware()
+    assert found["versions"] == provenance.versions()
