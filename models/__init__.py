@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from thawline.models.classifier import Classifier, create
     from thawline.models.errors import BundleError, CodeError, ModelError, UnknownModelError, WeightsError
     from thawline.models.groups import freeze, freeze_to, layer_groups, parameter_groups, unfreeze
+    from thawline.models.lora import add_lora
 
 __getattr__ = late(
     __name__,
@@ -21,6 +22,7 @@ __getattr__ = late(
         "thawline.models.bundle": "Bundle load",
         "thawline.models.errors": "BundleError CodeError ModelError UnknownModelError WeightsError",
         "thawline.models.groups": "freeze freeze_to layer_groups parameter_groups unfreeze",
+        "thawline.models.lora": "add_lora",
     },
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "ModelError",
     "UnknownModelError",
     "WeightsError",
+    "add_lora",
     "as_body",
     "create",
     "freeze",

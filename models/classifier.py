@@ -40,12 +40,19 @@ class Classifier(nn.Module):
     """Where the weights came from, in words; for the log."""
     pretrained: bool
     """Whether the body has been trained before: frozen, it gives the head something to learn from."""
+    group_names: Names
+    """The body's parameters by layer group, stem first."""
+    fixed_groups: int
+    """So many of the first layer groups never train, see groups.freeze_to."""
+    lora_scale: float
+    """By how much what LoRA's adapters add counts; 0 where there are none, see lora."""
 
     def __init__(self, body: nn.Module, head: nn.Module, *, name: str, classes: int, groups: Names) -> None:
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
-        self.options, self.scale, self.on_stages, self._groups = {}, None, False, groups
+        self.options, self.scale, self.on_stages = {}, None, False
+        self.group_names, self.fixed_groups, self.lora_scale = groups, 0, 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         if self.on_stages:
@@ -63,7 +70,7 @@ class Classifier(nn.Module):
 
     def groups(self) -> list[list[Part]]:
         """The body's layer groups, stem first, and the head. Of a ResNet fastai's: to layer2, to layer4, head."""
-        return [*gathered(self.body, self._groups), [self.head]]
+        return [*gathered(self.body, self.group_names), [self.head]]
 
 
 def check(name: str, *, groups: Grouping = "three", sizes_px: Sequence[int] = (), checkpointing: bool = False) -> int:

@@ -1,8 +1,9 @@
 """Which layers train together, and which are frozen? Layer groups from stem to head.
 
 Works on any module with a method `groups()` that answers lists of its submodules, stem first, and beside them of such
-parameters as lie in none of these (a transformer's class token). A model wrapped by DDP or torch.compile is to be
-unwrapped first; and DDP must be wrapped anew after each change made here.
+parameters as lie in none of these (a transformer's class token). `fixed_groups`, where it has that, counts those first
+ones that never train. A model wrapped by DDP or torch.compile is to be unwrapped first; and DDP must be wrapped anew
+after each change made here.
 """
 
 from collections import Counter
@@ -96,17 +97,18 @@ def freeze_to(model: nn.Module, n: int, *, norms: bool = True) -> None:
     mode is left alone, `model.train()` keeps their statistics moving. Backward then runs through the whole body.
     Without, no frozen parameter asks for a gradient: nothing is kept of the forward pass before the first trainable
     layer, and backward ends there.
+    Of a model with `fixed_groups` nothing in these trains, BatchNorm neither, whatever n is.
     Raises: ModelError, when there is no group n.
     Source: fastai, `Learner.freeze_to` with `train_bn=True`.
     """
-    groups, first = layer_groups(model), first_trained(model, n)
+    groups, first, fixed = layer_groups(model), first_trained(model, n), _fixed(model)
     for i, group in enumerate(groups):
         for part in group:
             for parameter in parameters_of(part):
                 parameter.requires_grad_(i >= first)
         for layer in modules_of(group):
             for parameter in layer.parameters(recurse=False) if norms and isinstance(layer, _BatchNorm) else ():
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(i >= fixed)
 
 
 def first_trained(model: nn.Module, n: int) -> int:
@@ -118,7 +120,11 @@ def first_trained(model: nn.Module, n: int) -> int:
             f"freeze_to {n}: the model has {len(groups)} layer groups, so nothing would be left to train; "
             f"give a value from {-len(groups)} to {len(groups) - 1}"
         )
-    return first
+    return max(first, _fixed(model))
+
+
+def _fixed(model: nn.Module) -> int:
+    return int(getattr(model, "fixed_groups", 0))
 
 
 def freeze(model: nn.Module) -> None:
@@ -127,5 +133,5 @@ def freeze(model: nn.Module) -> None:
 
 
 def unfreeze(model: nn.Module) -> None:
-    """Train everything."""
+    """Train everything that may train."""
     freeze_to(model, 0)

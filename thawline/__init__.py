@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         ModelError,
         UnknownModelError,
         WeightsError,
+        add_lora,
         as_body,
         create,
         freeze,
@@ -100,8 +101,8 @@ __getattr__ = late(
             "points_by_function random_split render show_batch split split_loader stratified"
         ),
         "thawline.models": (
-            "Bundle BundleError Classifier CodeError ModelError UnknownModelError WeightsError as_body create freeze "
-            "freeze_to layer_groups normalisation parameter_groups unfreeze"
+            "Bundle BundleError Classifier CodeError ModelError UnknownModelError WeightsError add_lora as_body create "
+            "freeze freeze_to layer_groups normalisation parameter_groups unfreeze"
         ),
         "thawline.trainer": (
             "Best Find Learner LocalContext LrCurve OneCycle OptimSettings Phase Predictions RunContext "
@@ -140,6 +141,7 @@ __all__ = [
     "TrainError",
     "UnknownModelError",
     "WeightsError",
+    "add_lora",
     "array_loaders",
     "as_body",
     "by_column",

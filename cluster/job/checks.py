@@ -61,6 +61,11 @@ def check_together(job: Job) -> None:
             f"fit.class_weights='balanced' with data.balance={job.data.balance:g}: rare classes would count twice, in "
             "the loss and in the stream; leave one of the two out, or give weights by name"
         )
+    if job.model.lora != type(job.model.lora)() and not job.model.lora.rank:
+        raise JobError(
+            "model.lora.alpha or model.lora.targets with model.lora.rank=0, which is no LoRA: nothing would read them; "
+            "give model.lora.rank = 8, say, or leave them out"
+        )
     if fit.compile == "reduce-overhead" and workers > 1:
         raise JobError(
             f"fit.compile='reduce-overhead' with workers={workers}: torch skips CUDA graphs for BatchNorm under DDP "

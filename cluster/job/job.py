@@ -10,23 +10,23 @@ Nothing here opens a manifest or a run folder, and neither torch nor Ray nor DAL
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from math import inf, isfinite
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import tomli_w
 
 from thawline.cluster.errors import JobError
+from thawline.cluster.job.model import Model
 from thawline.cluster.job.tables import build, flat
 from thawline.cluster.job.trust import Trust, check_trusted
 from thawline.cluster.launch.settings import Cluster
 from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.words import cut
 from thawline.dataio.pixels.spec import PRESETS, SIDE, Augmentation, Mixing, Sizes
-from thawline.dataio.ranges import Range, above_zero, at_least, below_one, between, given
+from thawline.dataio.ranges import Range, above_zero, at_least, between, given
 from thawline.dataio.stream.settings import Drawing
 from thawline.models.code import is_code
-from thawline.models.settings import Grouping
 from thawline.trainer.checkpoints.settings import CheckpointSettings
 from thawline.trainer.optimisers.settings import MOMENTUM, OptimSettings
 from thawline.trainer.schedule.phases import RecipeName
@@ -88,24 +88,6 @@ class Augment(Mixing, Augmentation):
 
     preset: Literal["default", "satellite", "plain", "digits"] = "default"
     """Values for all fields that are not given."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is trained."""
-
-    name: Annotated[str, given("a body such as 'resnet34'", "there is nothing to train")] = "resnet34"
-    """Body: one of torchvision, timm/NAME, hf-hub:ORG/MODEL, tiny, or your own as python:MODULE:FUNCTION."""
-    weights: Annotated[str, given("none, imagenet or a file", "it would be no choice")] = "imagenet"
-    """Weights to start from: none, imagenet, a file, an address, or the folder of a run or a checkpoint."""
-    dropout: Annotated[float, below_one("it is a probability, and at 1 nothing passes")] = 0.5
-    """Dropout before the last layer; half of it before the layer ahead."""
-    y_range: Annotated[tuple[float, float] | None, Range(isfinite, "two finite numbers", "it is a range")] = None
-    """Least and largest number that the model can say, in their own units; None = no limit; task number only."""
-    groups: Grouping = "three"
-    """Layer groups for freezing and for two learning rates: fastai's three, one a stage, or one a block."""
-    checkpointing: bool = False
-    """Compute features again in the backward pass, to keep fewer in memory; timm only."""
 
 
 @dataclass(frozen=True)

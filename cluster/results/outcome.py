@@ -20,6 +20,7 @@ from thawline.dataio.stream.loader import ImageLoader
 from thawline.models.bundle import FOLDER, Description, packed
 from thawline.models.classifier import Classifier
 from thawline.models.code import fingerprints
+from thawline.models.lora import merged
 from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner
@@ -73,9 +74,9 @@ def _write(
 
 
 def _measured(learner: Learner) -> dict[str, Tensor]:
-    """The final weights: the averaged ones, where there are any."""
+    """The final weights: the averaged ones, where there are any; adapters merged."""
     parts = learner.session.weights()
-    return {**parts["model"], **parts.get("ema", {})}
+    return merged(learner.model, {**parts["model"], **parts.get("ema", {})})
 
 
 def _described(job: Job, learner: Learner, result: Result) -> Description:

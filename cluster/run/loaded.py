@@ -3,6 +3,7 @@
 It reads, and decides nothing: whether a run may use them, `storage` and `preflight` say.
 """
 
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class Loaded:
 
         model, classes = self.job.model, self.manifest.classes
         mean, std = label_moments(self.manifest) or (None, None)
-        self._model = create(
+        made = create(
             model.name,
             len(classes),
             task=self.manifest.task,
@@ -63,6 +64,11 @@ class Loaded:
             size_px=sides_px(self.job)[-1],
             checkpointing=model.checkpointing,
         )
+        if model.lora.rank:
+            from thawline.models.lora import add_lora
+
+            add_lora(made, **asdict(model.lora), seed=self.job.seed)
+        self._model = made
 
     def take_model(self) -> "Classifier":
         """A model that nobody has trained: whoever takes it may. Raises ModelError, ManifestError."""

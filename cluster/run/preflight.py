@@ -61,6 +61,11 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
     groups = classifier.check(
         model.name, groups=model.groups, sizes_px=sides_px(job), checkpointing=model.checkpointing
     )
+    if model.lora.rank:
+        from thawline.models import lora
+
+        lora.check(model.name, targets=model.lora.targets, size_px=sides_px(job)[-1])
+        groups += 1
     for phase in phases(job):
         check_group(phase.freeze_to, groups, name=phase.name)
     optim.check(job.optim)

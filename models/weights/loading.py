@@ -81,6 +81,11 @@ def load_file(
     if not any(key.startswith("body.") for key in state):
         load_body(model, _without(state, foreign), where=path)
         return f"{path}: body; the file has no head of ours, so the head is as initialised"
+    if any(".lora_A." in key for key in state):
+        raise WeightsError(
+            f"{path} is of a run with LoRA that has not finished: its adapters are not merged, so no other model takes "
+            "it; let it finish, and give the run's folder"
+        )
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     body = {key.removeprefix("body."): value for key, value in _without(state, ("head.",)).items()}
     misfits = differences(model.get_submodule("head"), head)

@@ -18,7 +18,8 @@ import yaml
 from tests.kit.nvml import Nvml, install
 from tests.kit.prometheus import DEPLOY, ask, serving, settings, wait_for
 from thawline.cluster.job import job as jobs
-from thawline.cluster.job.job import Augment, Data, Fit, Job, Model
+from thawline.cluster.job.job import Augment, Data, Fit, Job
+from thawline.cluster.job.model import Model
 from thawline.cluster.observe.discovery import Directory, targets_file
 from thawline.cluster.observe.exporter import Exporter
 from thawline.cluster.observe.settings import Metrics

@@ -20,6 +20,7 @@ from thawline.cluster.errors import JobError
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import check
 from thawline.cluster.job.job import Job
+from thawline.cluster.job.model import Model
 from thawline.cluster.jobs import log_records
 from thawline.cluster.run.run import run
 from thawline.trainer.context import LocalContext
@@ -100,7 +101,7 @@ def test_in_python_a_file_is_a_file_and_what_is_written_there_is_trusted(here: P
     with pytest.raises(JobError, match="names code"):
         jobs.from_toml(here / "body.toml", trust_code=[LOSS])
     job = jobs.load(here / "body.toml", trust_code=[BODY])
-    assert check(job) == job == Job(manifest="a.parquet", model=jobs.Model(name=BODY))
+    assert check(job) == job == Job(manifest="a.parquet", model=Model(name=BODY))
     assert jobs.from_dict(tomllib.loads(jobs.to_toml(job)), trust_code=True) == job
     assert jobs.differences(job, Job(manifest="a.parquet")) == [f"model.name: {BODY} -> resnet34"]
 

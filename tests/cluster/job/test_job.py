@@ -20,7 +20,6 @@ from thawline.cluster.job.job import (
     Data,
     Fit,
     Job,
-    Model,
     PhaseJob,
     differences,
     from_dict,
@@ -29,6 +28,7 @@ from thawline.cluster.job.job import (
     resolved,
     to_toml,
 )
+from thawline.cluster.job.model import Model
 from thawline.cluster.job.recipes import image_spec
 from thawline.dataio.pixels.spec import PRESETS, ImageSpec
 from thawline.trainer.checkpoints.settings import CheckpointSettings

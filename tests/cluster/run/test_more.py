@@ -19,7 +19,8 @@ from thawline.cluster.cli.train import Train
 from thawline.cluster.cli.verbs import with_job
 from thawline.cluster.errors import JobError, StorageError
 from thawline.cluster.job import job as jobs
-from thawline.cluster.job.job import Augment, Data, Fit, Job, Model, PhaseJob
+from thawline.cluster.job.job import Augment, Data, Fit, Job, PhaseJob
+from thawline.cluster.job.model import Model
 from thawline.cluster.job.recipes import longer, phases
 from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.run import growing
