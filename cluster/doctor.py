@@ -49,7 +49,8 @@ def _packages() -> list[Check]:
     for name in ("torch", "torchvision", "torchmetrics", "ray", "pyarrow", "prometheus_client"):
         found = version(name)
         checks.append(_check(name, found, found != "missing", f"pip install {name}"))
-    return [*checks, Check("DALI", version(*DALI), True)]
+    extras = [Check(name, version(name), True) for name in ("timm", "peft")]
+    return [*checks, Check("DALI", version(*DALI), True), *extras]
 
 
 def _devices() -> list[Check]:

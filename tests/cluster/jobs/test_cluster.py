@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.kit.clusters import RayCluster, free_port, ray_cluster
+from tests.kit.clusters import BIN, RayCluster, free_port, ray_cluster
+from tests.kit.own_code import write_nets
 from tests.kit.runs import digits_manifest, planned_hash, result, wait_for_step, write_job
 
 pytestmark = pytest.mark.slow
@@ -103,6 +105,28 @@ def test_a_run_goes_on_from_here_to_the_cluster_and_back(cluster: RayCluster, tm
     back = cluster.run("train", str(job), *length)
     assert back.returncode == 0, back.stderr
     assert last_json(back.stdout)["stream_hash"] == planned_hash(manifest, STEPS)
+
+
+@pytest.mark.cluster
+def test_ones_own_code_goes_along_where_it_was_agreed_to(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
+    """No node can find nets.py but by the submission: they were started elsewhere."""
+    write_nets(tmp_path)
+    job = write_job(tmp_path, manifest, model="python:nets:body")
+    words = [str(BIN / "thawline"), "submit", str(job), "--address", cluster.address, *WORKERS, "--name", "own"]
+
+    def submit(*more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*words, *more], cwd=tmp_path, env=cluster.env, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    unasked = submit()
+    assert unasked.returncode == 1
+    assert "names code, which no file may have imported unasked" in unasked.stderr
+    done = submit("--trust-code", "--fit.loss", "python:nets:loss", "--follow")
+    assert done.returncode == 0, done.stderr
+    made = result(tmp_path / "runs/own")
+    assert (made["world_size"], made["code"].keys()) == (2, {"python:nets:body", "python:nets:loss"})
+    assert "importing python:nets:loss from" in cluster.run("logs", "own", "--address", cluster.address).stdout
 
 
 def newest(run: Path) -> int:
