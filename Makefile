@@ -24,7 +24,7 @@ data/digits.parquet: | $(DEMO)
 	$(BIN)/thawline sample digits data/digits
 	$(BIN)/thawline index data/digits --label 'regex:(.+)_\d+\.jpg$$' --valid 0.2 --seed 42 --out $@
 
-demo: $(DEMO) data/digits.parquet  ## train a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report
+demo: $(DEMO) data/digits.parquet  ## a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report; then real weights fine-tuned
 	$(BIN)/python deploy/demo.py
 
 # One thread a process: threads of several test processes that wait for one another would spin. More processes than cores,

@@ -210,7 +210,7 @@ SETS: Mapping[str, _Set] = {
         columns=("mask",),
         told=lambda shapes: [],
         index="--label mask-column:mask --classes ground,disc,cross --values 0,1,4",
-        train="--fit.loss cross_entropy_dice --data.global-batch 16",
+        train="--fit.loss cross_entropy_dice --fit.epochs 6 --data.global-batch 16",
         masks=True,
     ),
 }

