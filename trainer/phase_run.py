@@ -205,8 +205,8 @@ class PhaseRun:
         """Return to before the step that was bad, `back` steps ago; keep that; raise. Collective."""
         session, progress = self.session, self.session.progress
         progress.step, progress.phase_step = progress.step - back, progress.phase_step - back
-        # No weight has moved since, where the optimiser passes over bad steps; an average of them, though, has.
-        if optim.skips(self.stepper.optimizer) and session.ema is None and self.stepper.guard.undo(back):
+        # No weight has moved since; an average of them, though, has.
+        if session.ema is None and self.stepper.guard.undo(back):
             world.average_buffers(session.model)
             self._save()
         refused = session.keeper.last(progress.step, session.record_written)

@@ -33,6 +33,8 @@ class OptimSettings:
 
     adamw, nadam, radam, muon and lamb decay the weights directly; adam, sgd, rmsprop and adagrad add the decay to the
     gradient. muon is for hidden matrices: all parameters with another number of axes, and the last layer, have adamw.
+    adamw, adam and sgd have torch's fused kernels. With the others, and with apex, the host waits for a GPU once a
+    step, to ask whether the gradients are finite.
     Source: Loshchilov and Hutter, AdamW, 2019; Nesterov, 1983, as Sutskever et al., 2013; Jordan et al., Muon, 2024;
     You et al., LAMB, 2020; torch.optim for the others.
     """

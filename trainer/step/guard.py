@@ -2,8 +2,9 @@
 
 A gradient that is not finite must not reach the weights, and asking the device would make the host wait in every step.
 So a flag stays on the device. From the first bad step on, the optimiser passes over every step until somebody reads the
-flag: the weights are still those from before it. BatchNorm's statistics, which the forward pass spoils, are put back
-from a copy.
+flag: the weights are still those from before it. (An optimiser that cannot read a flag on the device is not called
+then; for it the host asks in every step.) BatchNorm's statistics, which the forward pass spoils, are put back from a
+copy.
 
 fp16 loses a step now and then by design, when its loss is scaled too high: there, only a row of them is bad.
 """

@@ -1,8 +1,8 @@
 """What happens in one training step? `train_step`: fetch, forward, loss, backward, update, on one page.
 
-No line of it makes the host wait for the device: nothing is read back, nothing is synchronised. Losses come back as
-device tensors; their sum is read once a logging window (see window). What happens when a rank cannot do its
-part is recovery's.
+No line of it makes the host wait for the device: nothing is read back, nothing is synchronised, unless the optimiser
+has no fused kernels (see `update`). Losses come back as device tensors; their sum is read once a logging window (see
+window). What happens when a rank cannot do its part is recovery's.
 """
 
 import contextlib
@@ -90,8 +90,8 @@ def update(
 ) -> None:
     """Turn the gradients into a step, unless they are no numbers: then the optimiser passes over it (see guard).
 
-    clip: the largest norm that the gradients may have together. Only an optimiser that cannot pass over a step by
-    itself (see optim.skips) makes the host wait, and only in fp16.
+    clip: the largest norm that the gradients may have together. For an optimiser that cannot pass over a step by itself
+    (see optim.skips) the host asks before each: that waits for a GPU, and costs nothing on a CPU.
     """
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -102,7 +102,7 @@ def update(
     if optim.skips(optimizer):
         optimizer.found_inf = skip  # type: ignore[attr-defined]  # what GradScaler.step would set
         optimizer.step()
-    elif not (scaler.is_enabled() and bool(skip)):
+    elif not bool(skip):
         optimizer.step()
     scaler.update()
 

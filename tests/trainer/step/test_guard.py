@@ -115,6 +115,35 @@ def test_without_a_run_folder_nothing_is_written_and_the_weights_are_still_those
     assert same(snapshot(learn.model), snapshot(once.model))
 
 
+class Deeper(ToyModel):
+    """The toy with a hidden matrix, for muon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.head.insert(2, nn.Linear(20, 20))
+
+
+@pytest.mark.parametrize("name", ["nadam", "radam", "rmsprop", "adagrad", "muon", "timm:lion"])
+def test_an_optimiser_that_cannot_pass_over_a_step_by_itself_does_not_take_it(tmp_path: Path, name: str) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="the extra timm is not installed")
+    common: dict[str, Any] = {"optimizer": name, "checkpoint_every_s": 0.0}
+    once = learner(model=Deeper(), log_every=1, context=Watched(tmp_path / "once", stop_at_ask=3), **common)
+    once.fit_one_cycle(1, 1e-2)
+    ill = learner(model=Deeper(), log_every=5, context=Watched(tmp_path / "ill"), loss=spoilt(3, "nan"), **common)
+    with pytest.raises(DivergedError, match=r"at step 3 \(.* what was before it is kept"):
+        ill.fit_one_cycle(1, 1e-2)
+    assert same(snapshot(ill.model), snapshot(once.model))
+    saved, plain = (checkpoint.newest(tmp_path / run / "checkpoints")[0] for run in ("ill", "once"))
+    assert saved is not None
+    assert plain is not None
+    assert (saved.step, plain.step) == (3, 3)
+    for number, moments in plain.load("state")["optimizer"]["state"].items():
+        assert same(saved.load("state")["optimizer"]["state"][number], moments)
+
+
 def norms(guard: Guard, values: list[float]) -> list[float]:
     seen = []
     for value in values:
