@@ -111,15 +111,15 @@ class PhaseRun:
             busy=self.stepper.busy,
             stop=session.context.should_stop(),
             taken_at=session.context.taken_at(),
-            lost=session.quarantine.unrecorded("train"),
+            unusable=session.quarantine.unrecorded("train"),
             written=session.keeper.finished(),
         )
-        session.set_apart("train", reading.lost)
+        session.set_apart("train", reading.unusable)
         if session.features is not None:
             session.features.share()
         session.record_written(reading.written)
         session.keeper.warn(reading.taken_at, window_s=reading.window_s)
-        bad = reading.seen.bad
+        bad = reading.guard.bad
         for ids in reading.ids[:bad]:
             session.progress.stream_hash = extend_hash(session.progress.stream_hash, ids)
         if bad is not None:
@@ -211,7 +211,7 @@ class PhaseRun:
             self._save()
         refused = session.keeper.last(progress.step, session.record_written)
         lrs, _ = self.schedule.at(progress.phase_step)
-        kept = f"what was before it is kept in {session.keeper.root}" if session.keeper.wanted else "nothing was kept"
+        kept = f"what was before it is kept in {session.keeper.root}" if session.keeper.enabled else "nothing was kept"
         kept = kept if refused is None else f"what was before it could not be kept ({refused})"
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
         raise DivergedError(

@@ -54,7 +54,7 @@ def _no_metrics() -> Mapping[str, MetricKind]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What one kind of target is trained, measured and told by."""
+    """How one kind of target is trained, measured and described."""
 
     loss: LossFunction | None = None
     """(outputs, targets) -> losses (N,) float32, whatever precision the outputs have; None: the first of `losses`."""
@@ -71,19 +71,19 @@ class Task:
     settled: Mapping[str, Any] = field(default_factory=dict)
     """Arguments that every class of torchmetrics gets which takes them."""
     measured: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _as_they_are
-    """Outputs and targets as metrics take them, see meter.as_metrics_take."""
+    """Outputs and targets in the form that metrics read, see meter.as_metrics_take."""
     trial: Callable[[int], tuple[Tensor, Tensor]] | None = None
     """Four made-up samples of that many classes in the form that metrics take; no random state is touched."""
     probabilities: Callable[[Tensor], Tensor] = lambda outputs: outputs
-    """What the outputs say, see predictions.Predictions."""
-    said_by: Callable[[Tensor], Tensor] | None = None
-    """Outputs that say these probabilities, averaged over views; None where the mean over views means nothing."""
+    """Predictions from the outputs, see predictions.Predictions."""
+    outputs_of: Callable[[Tensor], Tensor] | None = None
+    """Outputs of which these are the probabilities, averaged over views; None where such a mean is meaningless."""
     brief: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     """(outputs, targets) -> what is kept of both for `rows`, where they are too large to keep; None: themselves."""
     rows: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]] = _plain_rows
     """(targets, probabilities, classes) -> the columns of a prediction table that are the task's own."""
-    told: Callable[[Mapping[str, Any]], str] = lambda row: f"{_words(row['prediction'])} / {_words(row['target'])}"
-    """A row of that table in a few words, for people."""
+    title: Callable[[Mapping[str, Any]], str] = lambda row: f"{_words(row['prediction'])} / {_words(row['target'])}"
+    """A row of that table in a few words, as a picture's title."""
     right: Callable[[Mapping[str, Any]], bool] | None = lambda row: row["prediction"] == row["target"]
     """Whether the prediction of such a row is right; None where it is more or less so."""
 
@@ -252,7 +252,7 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double().softmax(1), targets),
         trial=lambda classes: (_scores(classes).softmax(1), torch.arange(4) % classes),
         probabilities=lambda outputs: outputs.softmax(1),
-        said_by=lambda shares: shares.clamp(min=_TINY).log(),
+        outputs_of=lambda shares: shares.clamp(min=_TINY).log(),
         rows=_rows_of_one_label,
     ),
     "multi_label": Task(
@@ -268,7 +268,7 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double().sigmoid(), (targets > 0.5).long()),
         trial=lambda classes: (_scores(classes).sigmoid(), (_scores(classes) > 0.2).long()),
         probabilities=lambda outputs: outputs.sigmoid(),
-        said_by=lambda shares: shares.clamp(_TINY, 1 - _EPS).logit(),
+        outputs_of=lambda shares: shares.clamp(_TINY, 1 - _EPS).logit(),
         rows=_rows_of_several,
     ),
     "number": Task(
@@ -277,7 +277,7 @@ TASKS: dict[str, Task] = {
         own_metrics=_metrics_of_numbers,
         measured=lambda outputs, targets: (outputs.double(), targets.double()),
         trial=lambda classes: (_scores(classes), _scores(classes + 1)[:, 1:]),
-        said_by=lambda numbers: numbers,
+        outputs_of=lambda numbers: numbers,
         rows=_rows_of_numbers,
         right=None,
     ),
@@ -289,7 +289,7 @@ TASKS: dict[str, Task] = {
         own_metrics=_metrics_of_points,
         trial=lambda classes: (torch.arange(24.0).sin().reshape(4, 3, 2), torch.arange(24.0).cos().reshape(4, 3, 2)),
         rows=_rows_of_points,
-        told=lambda row: (
+        title=lambda row: (
             "no point" if row["mean_distance"] is None else f"{row['mean_distance'] / 2:.1%} of the side off"
         ),
         right=None,
@@ -308,7 +308,7 @@ TASKS: dict[str, Task] = {
         probabilities=lambda outputs: outputs.softmax(1),
         brief=masks.counted,
         rows=masks.rows,
-        told=lambda row: "no class" if row["iou"] is None else f"IoU {row['iou']:.3f}",
+        title=lambda row: "no class" if row["iou"] is None else f"IoU {row['iou']:.3f}",
         right=None,
     ),
 }

@@ -22,8 +22,17 @@ _ADDRESS = "RAY_API_SERVER_ADDRESS"
 _BEGIN_S = 30.0
 _UNDER_WAY = 3
 
-Name = Annotated[Positional[str], arg(metavar="NAME")]
 Address = Annotated[str, arg(metavar="URL")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NamedJob(Verb):
+    """A verb on a job that was submitted."""
+
+    name: Annotated[Positional[str], arg(metavar="NAME")]
+    """The job's name."""
+    address: Address = ""
+    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +79,8 @@ class List(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status(Verb):
+class Status(_NamedJob):
     """Show a job's progress as a line of JSON. Exit 0 finished, 143 stopped (130 by Ctrl-C), 1 failed, 3 under way."""
-
-    name: Name
-    """The job's name."""
-    address: Address = ""
-    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
 
     def run(self) -> int:
         """Print it."""
@@ -102,13 +106,9 @@ class Status(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logs(Verb):
+class Logs(_NamedJob):
     """Show what a job has printed: its rows, and everything else."""
 
-    name: Name
-    """The job's name."""
-    address: Address = ""
-    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
     follow: Flag = False
     """Show new lines until the job is over; the exit status is then the job's."""
 
@@ -127,13 +127,9 @@ class Logs(Verb):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop(Verb):
+class Stop(_NamedJob):
     """Stop a job at the end of its window, with a checkpoint; submitted again, it goes on from there."""
 
-    name: Name
-    """The job's name."""
-    address: Address = ""
-    """The cluster's dashboard; $RAY_API_SERVER_ADDRESS if not given."""
     now: Flag = False
     """Stop it within seconds, without a checkpoint."""
 

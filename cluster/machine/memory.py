@@ -1,8 +1,8 @@
-"""Does a batch fit into memory? Estimated from the manifest before anything is decoded: the kernel does not ask.
+"""Does a batch fit into memory? Estimated from the manifest before anything is decoded.
 
-On a GPU, one that is out of memory says so, and the step is taken again in smaller parts (see step.recovery). On a
-CPU the kernel kills the process. So what a step needs there is estimated: decoded images, by their sizes in the
-manifest; the batches ahead of the step; and what the forward pass keeps for the backward pass, measured on two images.
+On a GPU, running out of memory is an error, and the step is repeated in smaller micro-batches (see step.recovery). On a
+CPU the kernel kills the process. So a step's need is estimated: decoded images, by their sizes in the manifest; the
+batches ahead of the step; and what the forward pass keeps for the backward pass, measured on two images.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ from thawline.dataio.stream.loader import ImageLoader
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LARGE_PX = 89_478_485
-"""An image of so many pixels is worth a note: Pillow calls it a decompression bomb, and decoded it has 256 MiB."""
+"""Images of this size are worth a note: Pillow calls them decompression bombs; decoded, one has 256 MiB."""
 _SPREAD = 6.0
 """Standard deviations that a batch's sum may lie above its mean."""
 _COPIES = 7
-"""Of an image, while the reference engine decodes and warps it; measured on 6000 x 6000."""
+"""Copies of an image while the reference engine decodes and warps it; measured on 6000 x 6000."""
 _BATCHES = 10
-"""Bytes a value of the model's input: float32 in the step and ahead of it, bytes in DALI's queue."""
+"""Bytes for each value of the model's input: float32 in the step and ahead of it, bytes in DALI's queue."""
 
 
 def check_memory(
@@ -39,50 +39,55 @@ def check_memory(
 ) -> None:
     """Raises LaunchError where a step of these loaders' batches does not fit into the memory of their device.
 
-    ranks_here: that train on this machine. kept_bytes: of a training image, by the forward pass (see
+    ranks_here: ranks on this machine. kept_bytes: what the forward pass keeps for a training image (see
     `kept_by_forward`). tell: takes a sentence on images that are large for any machine.
     """
     device = loaders[0].renderer.device
     free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    ranks_here, place = (ranks_here, "machine") if device.type == "cpu" else (1, "GPU")
-    kept = [kept_bytes if loader.order.endless else 0.0 for loader in loaders]
-    if all(_roomy(*each, free / ranks_here) for each in zip(loaders, kept, strict=True)):
+    ranks_here, owner = (ranks_here, "machine") if device.type == "cpu" else (1, "GPU")
+    kept_by_loader = [kept_bytes if loader.order.endless else 0.0 for loader in loaders]
+    if all(_roomy(*each, free / ranks_here) for each in zip(loaders, kept_by_loader, strict=True)):
         return
-    needs = [_Needs(*each) for each in zip(loaders, kept, strict=True)]
-    worst = max(needs, key=lambda need: need.of(need.batch))
-    total = ranks_here * worst.of(worst.batch)
+    needs = [_Needs(*each) for each in zip(loaders, kept_by_loader, strict=True)]
+    worst = max(needs, key=lambda need: need.step_bytes(need.batch))
+    total = ranks_here * worst.step_bytes(worst.batch)
     pictures = f"the largest, {worst.largest}, has {worst.pixels:,} pixels"
     if total <= free:
         if worst.pixels >= _LARGE_PX:
             tell(
-                f"a batch of {worst.batch} images may hold {_gb(worst.decoded(worst.batch))} of decoded pixels: "
+                f"a batch of {worst.batch} images may hold {_gb(worst.decoded_bytes(worst.batch))} of decoded pixels: "
                 f"{pictures}; `thawline index --max-pixels` leaves such images out"
             )
         return
-    fits = worst.most(free / ranks_here)
+    fits = worst.largest_batch(free / ranks_here)
     share = (
-        "" if worst.decoded(worst.batch) < 0.5 * worst.of(worst.batch) else f", most of it decoded pixels: {pictures}"
+        ""
+        if worst.decoded_bytes(worst.batch) < 0.5 * worst.step_bytes(worst.batch)
+        else f", most of it decoded pixels: {pictures}"
     )
     remedy = f"give --data.global-batch {fits * worst.loader.order.world_size} or less"
     if fits < 2:
         remedy = "leave the largest out with `thawline index --max-pixels`, or train where there is more"
     raise LaunchError(
-        f"a step of {worst.batch} images a worker needs about {_gb(total)} of memory, and this {place} has {_gb(free)} "
+        f"a step of {worst.batch} images a worker needs about {_gb(total)} of memory, and this {owner} has {_gb(free)} "
         f"left for {ranks_here} worker(s){share}: the run would be killed; {remedy}"
     )
 
 
 def _roomy(loader: ImageLoader, kept_bytes: float, free: float) -> bool:
-    """Whether even a batch of the widest and highest image fits: of ten million rows, the rest would cost seconds."""
+    """Whether even a batch of the widest and highest image fits: a closer look at ten million rows takes seconds."""
     table = loader.subset.table
     width, height = (float(pc.max(table[name]).as_py() or 0) for name in ("width", "height"))
     batch, copies = (loader.order.local_batch, 1) if loader.engine == "dali" else (loader.renderer.threads, _COPIES)
-    each = _each(loader, kept_bytes)
-    return width * height < _LARGE_PX and 3 * width * height * batch * copies + loader.order.local_batch * each <= free
+    image_bytes = _image_bytes(loader, kept_bytes)
+    return (
+        width * height < _LARGE_PX
+        and 3 * width * height * batch * copies + loader.order.local_batch * image_bytes <= free
+    )
 
 
-def _each(loader: ImageLoader, kept_bytes: float) -> float:
-    """Bytes that an image of a batch needs besides its decoded pixels."""
+def _image_bytes(loader: ImageLoader, kept_bytes: float) -> float:
+    """Bytes that an image of a batch needs in addition to its decoded pixels."""
     return 3 * _BATCHES * float(max(loader.size_px(0), loader.spec.size_px)) ** 2 + kept_bytes
 
 
@@ -98,40 +103,40 @@ class _Needs:
         self.pixels = int(area[first])
         self.largest = loader.source.reader.where(loader.subset.take(np.array([first])), 0)
         self._mean, self._std = 3 * float(area.mean()), 3 * float(area.std())
-        most = min(self.batch, len(area))
-        self._sums = np.cumsum(3 * np.sort(np.partition(area, len(area) - most)[-most:])[::-1])
-        self._each = _each(loader, kept_bytes)
+        largest_batch = min(self.batch, len(area))
+        self._sums = np.cumsum(3 * np.sort(np.partition(area, len(area) - largest_batch)[-largest_batch:])[::-1])
+        self._image_bytes = _image_bytes(loader, kept_bytes)
 
-    def decoded(self, batch: int) -> float:
-        """Pixels of the source images that lie in memory together: as many as a batch may well hold."""
+    def decoded_bytes(self, batch: int) -> float:
+        """Bytes of decoded source images in memory at the same time: a likely upper limit."""
         if self.loader.engine == "reference":  # one after another, in each of its threads
             return _COPIES * 3.0 * self.pixels * min(batch, max(1, self.loader.renderer.threads))
         likely = batch * self._mean + _SPREAD * self._std * batch**0.5 + 3.0 * self.pixels
         return float(min(likely, self._sums[min(batch, len(self._sums)) - 1])) if batch else 0.0
 
-    def of(self, batch: int) -> float:
-        """All that a step of so many images needs."""
-        return self.decoded(batch) + batch * self._each
+    def step_bytes(self, batch: int) -> float:
+        """Bytes that a step of this many images needs."""
+        return self.decoded_bytes(batch) + batch * self._image_bytes
 
-    def most(self, free: float) -> int:
-        """The largest batch that needs no more than that; 0 where none does."""
+    def largest_batch(self, free: float) -> int:
+        """The largest batch that needs no more than `free`; 0 where none does."""
         low, high = 0, self.batch
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.of(middle) <= free else (low, middle - 1)
+            low, high = (middle, high) if self.step_bytes(middle) <= free else (low, middle - 1)
         return low
 
 
-def kept_by_forward(model: nn.Module, size_px: int, *, parts: int = 1) -> float:
-    """Bytes of an image that `model`'s forward pass keeps for the backward pass, on the CPU.
+def kept_by_forward(model: nn.Module, size_px: int, *, micro_batches: int = 1) -> float:
+    """Bytes that the forward pass of `model` keeps for the backward pass of each image, on the CPU.
 
-    parts: in which a step is taken, one after another. The model and the random state are as before.
+    micro_batches: of a step. The model and the random state stay as they are.
     """
-    seen: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
+    sizes: dict[int, int] = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        seen.setdefault(storage.data_ptr(), storage.nbytes())
+        sizes.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
     modes: list[tuple[Any, bool]] = [(layer, layer.training) for layer in model.modules()]
@@ -145,17 +150,17 @@ def kept_by_forward(model: nn.Module, size_px: int, *, parts: int = 1) -> float:
     finally:
         for layer, mode in modes:
             layer.training = mode
-    return sum(seen.values()) / 2 / parts
+    return sum(sizes.values()) / 2 / micro_batches
 
 
 def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or what is left of its control group's."""
+    """Memory that this process may still allocate: the machine's, or what is left of its control group's."""
     free = int(psutil.virtual_memory().available)
     for limit, usage, cache in _limits():
         try:
             stat = dict(line.split() for line in (cache.read_text().splitlines()))
-            given_back = int(stat.get("inactive_file", 0))
-            free = min(free, int(limit.read_text()) - int(usage.read_text()) + given_back)
+            reclaimable = int(stat.get("inactive_file", 0))
+            free = min(free, int(limit.read_text()) - int(usage.read_text()) + reclaimable)
         except (OSError, ValueError):  # no such group, or no limit
             continue
     return max(0, free)
@@ -168,11 +173,11 @@ def _limits() -> list[tuple[Path, Path, Path]]:
     except OSError:
         return []
     group = next((line[3:] for line in lines if line.startswith("0::")), "/").strip("/")
-    places = [_CGROUP / group, *(_CGROUP / group).parents]
-    groups = [each for each in places if each == _CGROUP or _CGROUP in each.parents]
+    folders = [_CGROUP / group, *(_CGROUP / group).parents]
+    groups = [folder for folder in folders if folder == _CGROUP or _CGROUP in folder.parents]
     old = _CGROUP / "memory"
     return [
-        *((each / "memory.max", each / "memory.current", each / "memory.stat") for each in groups),
+        *((folder / "memory.max", folder / "memory.current", folder / "memory.stat") for folder in groups),
         (old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat"),
     ]
 

@@ -1,4 +1,4 @@
-"""With what was it computed? Versions, hardware and commit, as every result.json and every benchmark says."""
+"""With what was a result computed? Versions, hardware and commit, for result.json and benchmarks."""
 
 import importlib.metadata
 import importlib.util
@@ -15,7 +15,7 @@ import thawline
 from thawline.dataio.cores import usable_cores
 
 HOME = Path(__file__).resolve().parents[2]
-"""The folder that our packages lie in: a checkout, or `thawline` where it is installed."""
+"""The folder of our packages: a checkout, or `thawline` where it is installed."""
 
 PACKAGES = ("thawline", "dataio", "models", "trainer", "cluster", "benchmarks")
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")
@@ -24,16 +24,16 @@ DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110")
 @cache
 def versions() -> dict[str, str]:
     """thawline, python, torch, torchvision, dali, ray, pyarrow and cuda; "missing" where there is none."""
-    found = {"thawline": thawline.__version__, "python": platform.python_version()}
-    found |= {name: version(name) for name in ("torch", "torchvision", "ray", "pyarrow")}
-    return found | {"dali": version(*DALI), "cuda": _cuda_version()}
+    numbers = {"thawline": thawline.__version__, "python": platform.python_version()}
+    numbers |= {name: version(name) for name in ("torch", "torchvision", "ray", "pyarrow")}
+    return numbers | {"dali": version(*DALI), "cuda": _cuda_version()}
 
 
 @cache
 def hardware() -> dict[str, Any]:
-    """What this process may use: cpu (model), cores, memory_gib, gpus (of each: name, memory_gib, bf16).
+    """The hardware that this process may use: cpu (model), cores, memory_gib, gpus (each: name, memory_gib, bf16).
 
-    Asks torch for the GPUs, which initialises CUDA: not for a process that forks later.
+    Initialises CUDA: not for a process that forks later.
     """
     memory = round(memory_bytes() / 2**30, 1)
     return {"cpu": cpu_model(), "cores": usable_cores(), "memory_gib": memory, "gpus": gpus()}
@@ -44,8 +44,8 @@ def commit() -> str:
     """The git commit of the code that runs, "+dirty" if the packages differ from it; or "unknown"."""
     git = ["git", "-C", str(HOME)]
     try:
-        where, revision = _output([*git, "rev-parse", "--show-toplevel", "HEAD"]).splitlines()
-        if Path(where).resolve() != HOME:  # installed inside somebody else's repository
+        toplevel, revision = _output([*git, "rev-parse", "--show-toplevel", "HEAD"]).splitlines()
+        if Path(toplevel).resolve() != HOME:  # installed inside somebody else's repository
             return "unknown"
         changed = _output([*git, "status", "--porcelain", "--", *PACKAGES, ":!benchmarks/results"])
     except (OSError, ValueError, subprocess.SubprocessError):
@@ -54,7 +54,7 @@ def commit() -> str:
 
 
 def version(*names: str) -> str:
-    """Of the first of these distributions that is installed; "missing" where none is."""
+    """The version of the first of these distributions that is installed; "missing" where none is."""
     for name in names:
         try:
             return importlib.metadata.version(name)
@@ -71,7 +71,7 @@ def _cuda_version() -> str:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Of each GPU that torch sees: name, memory_gib, bf16. Initialises CUDA."""
+    """The GPUs that torch sees: name, memory_gib, bf16. Initialises CUDA."""
     import torch
 
     with warnings.catch_warnings():

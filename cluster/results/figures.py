@@ -1,4 +1,4 @@
-"""Where does a picture go? To a file that is checked before the work; written without matplotlib's warnings."""
+"""Into which file does a picture go? One that is checked before the work; written without matplotlib's warnings."""
 
 import warnings
 from pathlib import Path
@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
-"""Of what matplotlib can write, and people look at."""
+"""Formats that matplotlib can write and people use."""
 
 
 def check_out(given: str) -> Path:
     """The file that `--out` names, .png where it has no ending; its folder is made.
 
-    Raises JobError for a file that cannot be written, or be a picture by its ending: before the work, not after it.
+    Raises JobError for a file that cannot be written, or whose ending is none of a picture: before the work, not after
+    it.
     """
     out = Path(given) if Path(given).suffix else Path(f"{given}.png")
     if out.suffix.lower() not in ENDINGS:
@@ -51,7 +52,7 @@ def write(figure: "Figure", to: Path | IO[bytes], kind: str | None = None) -> No
 
 
 def save(figure: "Figure", out: Path) -> None:
-    """Write it. Raises JobError where the place has become unusable since `check_out` looked at it."""
+    """Write a figure. Raises JobError where the file cannot be written any more, see `check_out`."""
     try:
         write(figure, out)
     except OSError as error:

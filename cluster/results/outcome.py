@@ -1,4 +1,4 @@
-"""What does a run come to? Rows, predictions, the bundle, result, report: written when it has ended, by rank 0."""
+"""What does a run write when it has ended? Rows, predictions, the bundle, result and report, by rank 0."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from thawline.trainer.records.recorder import write_parquet
 
 
 def outcome(job: Job, context: RunContext, learner: Learner, predictions: Predictions | None) -> Result:
-    """What a run that has ended came to, the same on every rank; rank 0 writes it into the run's folder.
+    """The result of a run that has ended, the same on every rank; rank 0 writes it into the run's folder.
 
     predictions: of the validation images by the final weights, on rank 0. Raises StorageError, on rank 0 alone.
     """
@@ -50,9 +50,9 @@ def outcome(job: Job, context: RunContext, learner: Learner, predictions: Predic
 def _write(
     folder: Root, job: Job, learner: Learner, result: Result, predictions: Predictions | None
 ) -> pa.Table | None:
-    """The files of a run that has ended; `result.json` last, so that where it stands, the run is whole.
+    """The files of a run that has ended; `result.json` last, so that where it exists, the run is complete.
 
-    Returns a row a validation image, as `Predictions.table` has them; None of a run that was stopped.
+    Returns a row a validation image, of `Predictions.table`; None for a run that was stopped.
     """
     try:
         write_parquet(learner.recorder.table(), folder.full("rows.parquet"))
@@ -80,7 +80,7 @@ def _measured(learner: Learner) -> dict[str, Tensor]:
 
 
 def _described(job: Job, learner: Learner, result: Result) -> Description:
-    """What the bundle says of its model. Its images are those of the last validation, whatever stage that was in."""
+    """The bundle's description of its model, with the images of the last validation, whatever their stage."""
     valid, model = learner.valid, learner.model
     assert isinstance(valid, ImageLoader)
     assert isinstance(model, Classifier)
@@ -103,7 +103,7 @@ def _described(job: Job, learner: Learner, result: Result) -> Description:
 
 
 def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table) -> None:
-    """Tell what the curves show, and draw the report. Whatever fails in it, the run has its result already."""
+    """Report findings, and draw the report. If any of it fails, the run has its result already."""
     assert isinstance(learner.valid, ImageLoader)
     try:
         for line in diagnosis_lines(diagnose(learner.recorder.table())):
@@ -117,13 +117,13 @@ def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table)
 
 
 def _whose_weights(learner: Learner) -> dict[str, float]:
-    """After which epoch and step the final weights stood so: the last, or the best of the last phase."""
+    """The epoch and step of the final weights: the last, or the best of the last phase."""
     row = learner.session.described()
     return {"weights_epoch": row["epoch"], "weights_step": row["step"]}
 
 
 def _last_metrics(learner: Learner) -> dict[str, float]:
-    """What was measured of the final weights; NaN where a metric came to no number."""
+    """The metrics of the final weights; NaN where one has no value."""
     names = ["train_loss", "valid_loss", *learner.meter.metrics]
     row = learner.session.described()
     return {name: math.nan if row[name] is None else float(row[name]) for name in names}
@@ -155,7 +155,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "quarantined": [str(row["reason"]) for row in learner.recorder.of_kind("quarantine")],
         "metrics": finite(metrics),
         "notes": [
-            f"{name} came to {value}, which is no number: null in result.json; perhaps a class has no validation image"
+            f"{name} is {value}, which is no number: null in result.json; perhaps a class has no validation image"
             for name, value in metrics.items()
             if not math.isfinite(value)
         ],

@@ -1,4 +1,4 @@
-"""What did a run come to, on one page? `report.html`: self-contained, to be opened anywhere, years later."""
+"""What are a run's results, on one page? `report.html`: self-contained, to be opened anywhere, years later."""
 
 import base64
 import io
@@ -28,10 +28,10 @@ _SHOWN = 24
 
 
 def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
-    """Write a run's report.html: the result, the epoch table, curves, what they show, validation images as predicted.
+    """Write a run's report.html: the result, the epoch table, curves with findings, validation images with predictions.
 
     root: the run's folder. rows: the recorder's.
-    outcomes: as Predictions.table makes them, one row a validation image.
+    outcomes: of Predictions.table, one row a validation image.
     """
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
     metrics = metric_columns(rows.to_pylist())
@@ -44,7 +44,7 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
         classes=_by_class(outcomes) if any(row.get("recalls") for row in epochs) else [],
         findings=diagnose(rows),
         judged=record_of(valid.task).right is not None,
-        curves=[(_embedded(figure), said) for figure, said in _curves(rows, metrics)],
+        curves=[(_embedded(figure), caption) for figure, caption in _curves(rows, metrics)],
         worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN]),
         sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -53,17 +53,17 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
 
 
 def _by_class(outcomes: pa.Table) -> list[tuple[str, int, int]]:
-    """(class, its validation images, how many of them were found), the lowest recall first; of one label or several."""
-    images, found = Counter[str](), Counter[str]()
+    """(class, its validation images, those predicted as it), the lowest recall first; of one label or several."""
+    images, hits = Counter[str](), Counter[str]()
     for target, prediction in zip(outcomes["target"].to_pylist(), outcomes["prediction"].to_pylist(), strict=True):
-        labels, said = ({*each} if isinstance(each, list) else {each} for each in (target, prediction))
+        labels, predictions = ({*value} if isinstance(value, list) else {value} for value in (target, prediction))
         images.update(labels)
-        found.update(labels & said)
-    return sorted(((name, n, found[name]) for name, n in images.items()), key=lambda row: (row[2] / row[1], row[0]))
+        hits.update(labels & predictions)
+    return sorted(((name, n, hits[name]) for name, n in images.items()), key=lambda row: (row[2] / row[1], row[0]))
 
 
 def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:
-    """The figures, each with what it shows for those who do not see it."""
+    """The figures, each with a text for those who cannot see it."""
     losses = f"{_course(rows, 'train', 'loss', 'training')}, {_course(rows, 'valid', 'valid_loss', 'validation')}"
     schedule = f"{_course(rows, 'train', 'lr', 'rate')}, {_course(rows, 'train', 'momentum', 'momentum')}"
     return [
@@ -82,7 +82,7 @@ def _curves(rows: pa.Table, metrics: list[str]) -> list[tuple[Figure, str]]:
 
 
 def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
-    """How a series begins and ends, and its least and largest value in between, in words."""
+    """The first, last, least and largest value of a series, in words."""
     records = rows.to_pylist() if column in rows.column_names else []
     values = [row[column] for row in records if row["kind"] == kind and row[column] is not None]
     if not values:
@@ -90,33 +90,37 @@ def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
     return f"{name} from {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"
 
 
-def _shown(which: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[Any, Any]) -> tuple[str, str]:
-    """Validation images as a picture within the page, and what it shows in words."""
-    taken = outcomes.take(rows).to_pylist()
+def _shown(name: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[Any, Any]) -> tuple[str, str]:
+    """Validation images as a picture within the page, and a text for those who cannot see it."""
+    shown_rows = outcomes.take(rows).to_pylist()
     record = record_of(valid.task)
-    right = sum(record.right(row) for row in taken) if record.right else 0
-    counts = f"{right} right, {len(taken) - right} wrong" if record.right else "; ".join(map(record.told, taken[:3]))
-    said = f"{which} validation images, {len(taken)}, each titled prediction / truth: {counts}"
-    return _embedded(_pictures(outcomes, valid, rows)), said
+    right = sum(record.right(row) for row in shown_rows) if record.right else 0
+    counts = (
+        f"{right} right, {len(shown_rows) - right} wrong"
+        if record.right
+        else "; ".join(map(record.title, shown_rows[:3]))
+    )
+    caption = f"{name} validation images, {len(shown_rows)}, each titled prediction / truth: {counts}"
+    return _embedded(_pictures(outcomes, valid, rows)), caption
 
 
 def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).astype(np.int64))
 
 
-def _pictures(outcomes: pa.Table, valid: ImageLoader, which: np.ndarray[Any, Any]) -> Figure:
-    """Validation images as the model saw them, titled prediction / truth, red where they differ.
+def _pictures(outcomes: pa.Table, valid: ImageLoader, indices: np.ndarray[Any, Any]) -> Figure:
+    """Validation images as the model saw them, titled prediction / truth, red where these differ.
 
     Points are drawn as predicted, masks as they truly are.
     """
-    by_id = {row["id"]: row for row in outcomes.take(which).to_pylist()}
+    by_id = {row["id"]: row for row in outcomes.take(indices).to_pylist()}
     work = valid.source.work(np.searchsorted(valid.subset.ids, list(by_id)))
     rows = [by_id[int(number)] for number in work.ids]  # a file may have gone since it was predicted
     with ReferenceEngine(valid.spec, device=torch.device("cpu"), dtype=torch.float32, threads=1) as engine:
         (batch,) = engine.run(iter([work]))
     record, drawing = record_of(valid.task), DRAWINGS[valid.task]
     colours = [("#1a7f37" if record.right(row) else "#c62828") if record.right else "black" for row in rows]
-    figure = grid(list(denormalise(batch.inputs, valid.spec)), list(map(record.told, rows)), cols=8, colours=colours)
+    figure = grid(list(denormalise(batch.inputs, valid.spec)), list(map(record.title, rows)), cols=8, colours=colours)
     if drawing.over:
         for axes, row, target in zip(figure.axes, rows, batch.targets.numpy(), strict=False):
             drawing.over(

@@ -1,11 +1,11 @@
 """Who may write into a run's folder? One launch at a time: it holds the folder's claim until it ends.
 
-The claim is `claim.json` in the folder: which process, on which host, since when, and a beat that goes on. In a local
-folder the file is also locked, and a lock ends with its process, however that ends: the next start on the same machine
-takes over at once. Elsewhere (a store, a folder that several machines mount) only the beat tells: whoever finds a claim
-watches it, and one whose beat stands still is nobody's any more. Clocks are never compared.
+The claim is `claim.json` in the folder: the process, its host, its start, and a heartbeat. In a local folder the file
+is also locked, and a lock ends with its process, however that ends: the next start on the same machine takes over at
+once. Elsewhere (a store, a folder that several machines mount) only the heartbeat counts: a launch that meets a claim
+watches it, and takes over a claim whose heartbeat has stopped. Clocks are never compared.
 
-Whoever starts the workers holds the claim, not they: a driver holds it through all their restarts.
+The launcher holds the claim, not its workers: a driver holds it through all their restarts.
 """
 
 import fcntl
@@ -31,9 +31,9 @@ from thawline.dataio.store.root import Root
 FILE = "claim.json"
 BEAT_S = 5.0
 _MISSED = 6
-"""Beats after which a claim is nobody's: a store may be slow for some of them."""
+"""Missed beats after which a claim has ended: a store may be slow for some of them."""
 _SETTLE_S = 2.0
-"""No store has a lock: of two that claim at once, the one that wrote first finds the other's claim after this time."""
+"""Stores have no locks: of two that claim at once, the one that wrote first sees the other's claim after this time."""
 _BYTES = 512
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -43,7 +43,7 @@ _locked: set[int] = set()
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a folder. machine: within which locks are seen; beat: how often it has been said."""
+    """Who holds a folder. machine: the scope of its locks; beat: the number of the heartbeat."""
 
     host: str
     pid: int
@@ -67,8 +67,8 @@ def claimed(
 ) -> Iterator[None]:
     """Hold a run's folder, or its URI, until the block ends; it is made if it is missing.
 
-    tell: takes what a person should know (a claim is watched, or was taken over). lost: called in a thread, with a
-    sentence, when another start has taken the folder over while this process stood still; it ends the process at once.
+    tell: called when a claim is watched or taken over. lost: called in a thread, with a sentence, when another launch
+    has taken over the folder while this process was suspended; by default it ends the process at once.
     Raises StorageError when somebody else holds it; OSError, pa.ArrowException when the storage refuses.
     """
     claim = _Claim(root, beat_s, lost or _end)
@@ -90,7 +90,7 @@ class _Claim:
         self._thread: threading.Thread | None = None
 
     def acquire(self, tell: Callable[[str], None]) -> None:
-        """Make the claim ours."""
+        """Write this process's claim."""
         alone = self._lock()
         try:
             holder = self._read()
@@ -113,16 +113,16 @@ class _Claim:
             tell(f"{self._root} was held by {holder}, which is gone: taken over")
 
     def begin(self) -> None:
-        """Beat from now on."""
+        """Start the heartbeat."""
         self._thread = threading.Thread(target=self._beat, name="thawline-claim", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        with suppress(OSError, pa.ArrowException):  # then it is stale, and the next start says so
+        with suppress(OSError, pa.ArrowException):  # the claim is then stale, and the next start says so
             holder = self._read()
             if holder is not None and holder.token == self._mine.token:
                 self._root.remove(FILE)
@@ -131,11 +131,11 @@ class _Claim:
         self._close()
 
     def _lock(self) -> bool:
-        """Lock the file; whether the lock speaks for this machine. Raises StorageError where another process has it."""
+        """Lock the file; return whether locks work here. Raises StorageError where another process holds it."""
         if self._root.remote:
             return False
         path = self._root.folder / FILE
-        _mind_forks()
+        _close_in_forks()
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -146,32 +146,32 @@ class _Claim:
                 holder = self._read()
                 self._close()
                 raise self._refusal(holder) from None
-            except OSError:  # some file systems of networks have no locks
+            except OSError:  # some network file systems have no locks
                 return False
-            if _is(self._fd, path):
+            if _is_at(self._fd, path):
                 return True
-            self._close()  # its holder has removed it meanwhile
+            self._close()  # its holder has removed it in the meantime
 
     def _is_alive(self, holder: Holder, tell: Callable[[str], None]) -> bool:
-        """Whether somebody is alive behind a claim."""
+        """Whether the holder of a claim is alive."""
         for_s = _MISSED * holder.beat_s
-        tell(f"{self._root} is held by {holder}: waiting up to {for_s:.0f} s to see whether that is alive")
+        tell(f"{self._root} is held by {holder}: waiting up to {for_s:.0f} s to see whether it is alive")
         until = time.monotonic() + for_s
         while time.monotonic() < until:
             time.sleep(min(1.0, holder.beat_s / 2))
-            seen = self._read()
-            if seen != holder:
-                return seen is not None  # None: it has ended
+            current = self._read()
+            if current != holder:
+                return current is not None  # None: it has ended
         return False
 
     def _beat(self) -> None:
         while not self._ended.wait(self._mine.beat_s):
-            with suppress(OSError, pa.ArrowException):  # a storage that hiccups: the next beat may pass
+            with suppress(OSError, pa.ArrowException):  # the storage failed: the next beat may succeed
                 holder = self._read()
                 if holder is not None and holder.token != self._mine.token:
                     self._lost(
-                        f"{self._root} was taken over by {holder}, since this process had stood still: it ends here, "
-                        "so that the two do not write into one another"
+                        f"{self._root} was taken over by {holder}, while this process was suspended: it ends here, "
+                        "so that the two do not overwrite each other"
                     )
                     return
                 self._write()
@@ -191,7 +191,7 @@ class _Claim:
         self._mine = replace(self._mine, beat=self._mine.beat + 1)
         data = json.dumps(asdict(self._mine)).encode().ljust(_BYTES)
         if self._fd is not None:
-            os.pwrite(self._fd, data, 0)  # in place: another file would not be the one that is locked
+            os.pwrite(self._fd, data, 0)  # in place: a new file would not be locked
         else:
             with atomic_write(self._root, FILE) as sink:
                 sink.write(data)
@@ -204,30 +204,30 @@ class _Claim:
 
     def _refusal(self, holder: Holder | None) -> StorageError:
         return StorageError(
-            f"{self._root} is held by {holder or 'another process'}: two at once would write into one another; wait "
+            f"{self._root} is held by {holder or 'another process'}: two at once would overwrite each other; wait "
             "for it, stop it, or give another --name"
         )
 
 
 def _machine() -> str:
-    """Among which processes locks are seen: those of one kernel, containers included."""
+    """The scope of a lock: the processes of one kernel, containers included."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
         return socket.gethostname()
 
 
-def _is(fd: int, path: Path) -> bool:
+def _is_at(fd: int, path: Path) -> bool:
     try:
-        there = path.stat()
+        at_path = path.stat()
     except FileNotFoundError:
         return False
-    mine = os.fstat(fd)
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+    own = os.fstat(fd)
+    return (own.st_dev, own.st_ino) == (at_path.st_dev, at_path.st_ino)
 
 
 @cache
-def _mind_forks() -> None:
+def _close_in_forks() -> None:
     os.register_at_fork(after_in_child=_close_in_child)
 
 
@@ -239,7 +239,7 @@ def _close_in_child() -> None:
 
 
 def _end(sentence: str) -> None:
-    """Not gracefully: another process writes there already."""
+    """End the process at once: another one is writing there already."""
     with suppress(OSError):
         os.write(2, f"\nthawline: {sentence}\n".encode())
     os._exit(1)

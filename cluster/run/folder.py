@@ -1,8 +1,7 @@
 """What does a run's folder hold, and may this job use it? Read and claimed before anything heavy is imported.
 
-The folder is STORAGE/NAME, on this machine or below a URI; both behave the same. It decides what `run` does: absent or
-without a checkpoint, the run begins; with one, it goes on, if the job and the data are still the same; with a result,
-it has finished.
+The folder is STORAGE/NAME, on this machine or below a URI; both behave the same. It decides what `run` does: without a
+checkpoint, the run begins; with one, it goes on, if the job and the data are the same; with a result, it has finished.
 """
 
 import json
@@ -39,7 +38,7 @@ _OTHERWISE = "give another --name, or --fresh, which moves what is there aside"
 
 
 def run_root(job: Job) -> Root:
-    """Where a job's run lies: STORAGE/NAME. Raises SourceError for a URI with a password."""
+    """The folder of a job's run: STORAGE/NAME. Raises SourceError for a URI with a password."""
     return Root.of(job.storage).child(job.name)
 
 
@@ -51,7 +50,7 @@ def run_dir(job: Job) -> str:
 def inspect(job: Job, *, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
     """The run's result if it has finished, else None when the job may begin or go on there. Writes nothing.
 
-    fresh: what stands there will be moved aside, so that only the job's data and the storage matter.
+    fresh: the folder's content will be moved aside, so that only the job's data and the storage matter.
     loaded: the job's, where the caller goes on with it.
     Raises StorageError when the folder holds a run with other settings or on other data, or cannot be written;
     LaunchError when no job can train on such data; DataError when the manifest cannot be trusted.
@@ -69,29 +68,29 @@ def appended(job: Job) -> Job:
         if "job.toml" not in folder.listing():
             return job
         table = _parsed(folder, "job.toml", tomllib.loads)
-        known = jobs.from_dict(table, source=folder.full("job.toml"), trust_code=True).appended  # phases name no code
-    return replace(job, appended=known) if len(known) > len(job.appended) else job
+        phases = jobs.from_dict(table, source=folder.full("job.toml"), trust_code=True).appended  # phases name no code
+    return replace(job, appended=phases) if len(phases) > len(job.appended) else job
 
 
 class Recorded(NamedTuple):
-    """The data that a run was on: its manifest, and the fingerprints."""
+    """The data of a run: its manifest, and the fingerprints."""
 
     manifest: str
     fingerprint: str
 
 
 def recorded(job: Job) -> Recorded | None:
-    """What the run's folder says of its data; None where nothing has begun there. Raises StorageError."""
+    """The data that the run's folder records; None where no run has begun. Raises StorageError."""
     folder = run_root(job)
     with _refusals(folder):
         if not {"job.toml", "manifest.hash"} <= folder.listing().keys():
             return None
-    there = _read(job, folder)
-    return Recorded(there.job.manifest, there.fingerprint)
+    contents = _read(job, folder)
+    return Recorded(contents.job.manifest, contents.fingerprint)
 
 
 def is_shorter(result: Result | None, job: Job) -> bool:
-    """Whether a result is of the run as it was before the last of the job's phases were appended."""
+    """Whether a result is older than the last of the job's appended phases."""
     return result is not None and result.get("appended", 0) < len(job.appended)
 
 
@@ -111,7 +110,7 @@ def has_begun(job: Job) -> bool:
 def hold(job: Job, *, fresh: bool = False, tell: Callable[[str], None]) -> Iterator[None]:
     """Be the only launch that writes into the run's folder, until the block ends.
 
-    fresh: move what stands there aside first. tell: takes a sentence on either.
+    fresh: move its content aside first. tell: takes a sentence on either.
     Raises StorageError when another launch holds the folder, or it cannot be written.
     """
     folder = run_root(job)
@@ -147,91 +146,91 @@ class _Contents(NamedTuple):
 
 
 def _inspect(job: Job, loaded: Loaded, *, fresh: bool) -> tuple[Result | None, str]:
-    """What `inspect` gives, and unless that is a result, the fingerprints of the job's manifests."""
+    """The result of `inspect`, and unless there is one, the fingerprints of the job's manifests."""
     folder = run_root(job)
-    there = _Contents(job, None, "") if fresh else _read(job, folder)
-    if is_shorter(there.result, job if fresh else appended(job)):
-        there = there._replace(result=None)
-    _check_settings(folder, there, job)
-    if there.result is not None:
-        if there.fingerprint and not _data_gone(there.job, job):
-            _check_data(folder, there, job, loaded.fingerprint)
-        _check_weights(folder, there.result)
-        return there.result, ""
+    contents = _Contents(job, None, "") if fresh else _read(job, folder)
+    if is_shorter(contents.result, job if fresh else appended(job)):
+        contents = contents._replace(result=None)
+    _check_settings(folder, contents, job)
+    if contents.result is not None:
+        if contents.fingerprint and not _data_gone(contents.job, job):
+            _check_data(folder, contents, job, loaded.fingerprint)
+        _check_weights(folder, contents.result)
+        return contents.result, ""
     with _refusals(folder):
         _check_writable(folder)
     manifest = loaded.manifest
     _check_task(job, manifest.task)
     check_splits(manifest, loaded.valid, names=[job.manifest, job.data.valid or job.manifest])
     batch_of(job, samples=len(manifest.subset("train")))
-    for each in loaded.manifests:
-        each.check_paths(allowed=job.data.max_quarantined)
-    _check_data(folder, there, job, loaded.fingerprint)
+    for checked in loaded.manifests:
+        checked.check_paths(allowed=job.data.max_quarantined)
+    _check_data(folder, contents, job, loaded.fingerprint)
     return None, loaded.fingerprint
 
 
 def _check_weights(folder: Root, result: Result) -> None:
-    """Raises StorageError where the checkpoint that a result describes is not there, while another is."""
+    """Raises StorageError where the checkpoint that a result describes is missing, while there are others."""
     step = result.get("steps")
     described = result.get("checkpoint") or (f"checkpoints/step_{step:08d}" if isinstance(step, int) else "")
     with _refusals(folder):
-        there = [name for name in folder.child("checkpoints").listing() if name.startswith("step_")]
-    if described and there and described.rpartition("/")[2] not in there:
+        names = [name for name in folder.child("checkpoints").listing() if name.startswith("step_")]
+    if described and names and described.rpartition("/")[2] not in names:
         raise StorageError(
             f"{folder}/result.json describes the weights of {described}, which is not there (the newest is "
-            f"{max(there)}): it would be taken for theirs; remove result.json, and the same command goes on from there"
+            f"{max(names)}): it would count as theirs; remove result.json, and the same command goes on from there"
         )
 
 
 def _read(job: Job, folder: Root) -> _Contents:
-    """What stands in the folder. Raises StorageError."""
+    """What the folder holds. Raises StorageError."""
     with _refusals(folder):
-        there = folder.listing()
-        if not ("result.json" in there or has_begun(job)):
+        listing = folder.listing()
+        if not ("result.json" in listing or has_begun(job)):
             return _Contents(job, None, "")
-        known = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in there else None
-        result = _parsed(folder, "result.json", _as_result) if "result.json" in there else None
-        # What was written over it is no text perhaps, and no fingerprint: the data are then others.
-        hashed = folder.read("manifest.hash") if "manifest.hash" in there else b""
+        table = _parsed(folder, "job.toml", tomllib.loads) if "job.toml" in listing else None
+        result = _parsed(folder, "result.json", _as_result) if "result.json" in listing else None
+        # If it was overwritten it may be no text, and no fingerprint: the data then count as others.
+        hashed = folder.read("manifest.hash") if "manifest.hash" in listing else b""
         fingerprint = hashed.decode(errors="backslashreplace").strip()
-    if known is None:
+    if table is None:
         return _Contents(job, result, fingerprint)
     # It is compared with the job that runs: nothing that it names is imported.
-    before = jobs.from_dict(known, source=folder.full("job.toml"), trust_code=True)
+    before = jobs.from_dict(table, source=folder.full("job.toml"), trust_code=True)
     return _Contents(before, result, fingerprint)
 
 
-def _check_settings(folder: Root, there: _Contents, job: Job) -> None:
-    different = jobs.differences(there.job, job)
+def _check_settings(folder: Root, contents: _Contents, job: Job) -> None:
+    different = jobs.differences(contents.job, job)
     if different:
-        mixed = "going on would mix the two" if there.result is None else "its result is not this job's"
+        mixed = "going on would mix the two" if contents.result is None else "its result is not this job's"
         raise StorageError(f"{folder} holds a run with other settings ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
 
 
-def _check_data(folder: Root, there: _Contents, job: Job, fingerprint: str) -> None:
-    """Raises StorageError unless the run in the folder was on data with this fingerprint."""
-    if there.fingerprint in ("", fingerprint):
+def _check_data(folder: Root, contents: _Contents, job: Job, fingerprint: str) -> None:
+    """Raises StorageError unless the run in the folder used data with this fingerprint."""
+    if contents.fingerprint in ("", fingerprint):
         return
-    (was, *was_valid), (now, *now_valid) = there.fingerprint.split(), fingerprint.split()
+    (was, *was_valid), (now, *now_valid) = contents.fingerprint.split(), fingerprint.split()
     different = []
     if was != now:
-        different.append(_other("its manifest", there.job.manifest, job.manifest))
+        different.append(_change("its manifest", contents.job.manifest, job.manifest))
     if was_valid != now_valid:
-        different.append(_other("data.valid", there.job.data.valid, job.data.valid))
-    mixed = "the stream would change in the middle" if there.result is None else "its result is not this job's"
+        different.append(_change("data.valid", contents.job.data.valid, job.data.valid))
+    mixed = "the stream would change in the middle" if contents.result is None else "its result is not this job's"
     raise StorageError(f"{folder} holds a run on other data ({'; '.join(different)}): {mixed}; {_OTHERWISE}")
 
 
-def _other(what: str, before: str, now: str) -> str:
+def _change(name: str, before: str, now: str) -> str:
     if before == now:
-        return f"{what} {now} was made anew since"
+        return f"{name} {now} was made anew since"
     if before and now:
-        return f"{what} was {before}, and {now} has other images, labels or splits"
-    return f"{what}: {before or 'none'} -> {now or 'none'}"
+        return f"{name} was {before}, and {now} has other images, labels or splits"
+    return f"{name}: {before or 'none'} -> {now or 'none'}"
 
 
 def _data_gone(before: Job, job: Job) -> bool:
-    """Whether the run's own manifests are not there any more, so that nothing can be compared. Raises StorageError."""
+    """Whether the run's own manifests are missing, so that nothing can be compared. Raises StorageError."""
     names = [(job.manifest, before.manifest), (job.data.valid, before.data.valid)]
     with _refusals(run_root(job)):
         return all(now == was for now, was in names) and any(
@@ -251,20 +250,19 @@ def epochs_of(folder: Root) -> str:
 
 
 def _check_task(job: Job, task: str) -> None:
-    """Raises LaunchError for a task that `models.create` builds no model for, or whose targets do not mix; RecipeError
-    for a loss that is not the task's."""
+    """Raises LaunchError for a task without a model, or whose targets do not mix; RecipeError for a wrong loss."""
     from thawline.models.heads import TASKS as HEADS  # brings torch, for which `thawline status` need not wait
     from thawline.trainer.losses.named import named_loss
 
     if HEADS.get(task) is None:
-        trained = " and ".join(name for name, head in HEADS.items() if head)
+        tasks = " and ".join(name for name, head in HEADS.items() if head)
         raise LaunchError(
-            f"{job.manifest} is for task {task}, and a job trains {trained}: there is no model for it; look at it with "
+            f"{job.manifest} is for task {task}, and a job trains {tasks}: there is no model for it; look at it with "
             "`thawline show`, or train a model of your own from Python on dataio.loaders"
         )
     for mixing in ("mixup", "cutmix"):
         if (alpha := getattr(job.augment, mixing)) and mixing not in TASKS[task].mixes:
-            others = " or ".join(name for name, each in TASKS.items() if mixing in each.mixes)
+            others = " or ".join(name for name, record in TASKS.items() if mixing in record.mixes)
             raise LaunchError(
                 f"augment.{mixing}={alpha} with task {task}: the targets of two images do not mix as the images do; "
                 f"give augment.{mixing} = 0 (it is for {others})"
@@ -277,7 +275,7 @@ def spare_images(out: Path | None, loaded: Loaded) -> None:
     if out is None or not out.exists():
         return
     for manifest in loaded.manifests:
-        names = [place.as_posix().removeprefix(f"{manifest.root}/") for place in (out.absolute(), out.resolve())]
+        names = [path.as_posix().removeprefix(f"{manifest.root}/") for path in (out.absolute(), out.resolve())]
         for column in ("path", "label") if TASKS[manifest.task].masks else ("path",):
             rows = manifest.rows[column]
             if pc.any(pc.is_in(rows, pa.array(names, rows.type))).as_py():
@@ -294,7 +292,7 @@ def open_run(
 ) -> Result | None:
     """`inspect`, and unless the run has finished, begin or go on there: `job.toml` says what runs. Raises as it does.
 
-    holding: what shall hold the folder, see `hold`; None where whoever started this process does.
+    holding: the stack that holds the folder, see `hold`; None where the launching process holds it.
     """
     folder = run_root(job)
     finished, fingerprint = _inspect(job, loaded or Loaded(job), fresh=fresh)
@@ -302,16 +300,16 @@ def open_run(
         return finished
     if holding is not None:
         holding.enter_context(hold(job, fresh=fresh, tell=tell))
-        there = _read(job, folder)  # another launch may have written there, as long as nobody held it
-        _check_settings(folder, there, job)
-        _check_data(folder, there, job, fingerprint)
+        contents = _read(job, folder)  # another launch may have written there before it was held
+        _check_settings(folder, contents, job)
+        _check_data(folder, contents, job, fingerprint)
     with _refusals(folder):
         write_text(folder, "manifest.hash", fingerprint + "\n")
         write_text(folder, "job.toml", jobs.to_toml(appended(job)))
     return None
 
 
-_SHOWN: dict[str, tuple[type, ...]] = {
+_REQUIRED: dict[str, tuple[type, ...]] = {
     "metrics": (dict,),
     "images_per_s": (int, float),
     "data_wait_fraction": (int, float),
@@ -320,22 +318,22 @@ _SHOWN: dict[str, tuple[type, ...]] = {
     "notes": (list, NoneType),
     "checkpoint": (str, NoneType),
 }
-"""What is shown of a result, or looked up by it; None: older ones lack it."""
+"""What other code reads of a result; None: older results lack it."""
 
 
 def _as_result(text: str) -> Result:
-    """The result in a result.json. Raises ValueError where it lacks what is shown of it."""
+    """The result in a result.json. Raises ValueError where something of `_REQUIRED` is missing."""
     result: Result = json.loads(text)
     if not isinstance(result, dict) or result.get("status") != "finished":
         raise ValueError("it does not say that the run has finished")
-    for name, kinds in _SHOWN.items():
+    for name, kinds in _REQUIRED.items():
         if not isinstance(result.get(name), kinds):
             raise ValueError(f"it has no {name}")
     return result
 
 
 def _parsed(folder: Root, name: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """What a file of the run says. Raises StorageError when it cannot be understood; OSError."""
+    """The content of a file of the run. Raises StorageError when it cannot be parsed; OSError."""
     try:
         table = parse(folder.read(name).decode())
         if not isinstance(table, dict):
@@ -348,12 +346,12 @@ def _parsed(folder: Root, name: str, parse: Callable[[str], dict[str, Any]]) -> 
 
 
 def _check_writable(folder: Root) -> None:
-    """Raises PermissionError. What a store lets one write is found out by writing."""
+    """Raises PermissionError for a local folder that cannot be written; a store shows that only by a write."""
     if folder.remote:
         return
-    standing = next(place for place in (folder.folder, *folder.folder.parents) if place.exists())
-    if not (standing.is_dir() and os.access(standing, os.W_OK)):
-        raise PermissionError(f"{standing} is no folder that this user may write")
+    existing = next(path for path in (folder.folder, *folder.folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise PermissionError(f"{existing} is no folder that this user may write")
 
 
 @contextmanager
@@ -368,6 +366,6 @@ def _refusals(folder: Root) -> Iterator[None]:
 
 
 def write_text(root: Root, name: str, text: str) -> None:
-    """Replace a small file as a whole. Raises OSError."""
+    """Replace a small file atomically. Raises OSError."""
     with atomic_write(root, name) as sink:
         sink.write(text.encode())

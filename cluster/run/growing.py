@@ -1,7 +1,7 @@
-"""How does a finished run take up new images and classes? Its last checkpoint is made one on them, and phases appended.
+"""How does a finished run go on with new images and classes? Its last checkpoint is rewritten, and phases are appended.
 
-Old classes keep their outputs, new ones get rows of the head that nobody has trained. Everything is written before
-job.toml says so, last; a kill before leaves the finished run, and the next call does the same again.
+Old classes keep their outputs, new ones get untrained rows of the head. job.toml is written last: a kill before that
+leaves the finished run, and the next call does the same again.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,45 +24,45 @@ from thawline.trainer.checkpoints.format import Origin
 
 
 def grown(job: Job, epochs: float, new: Manifest, *, tell: Callable[[str], None]) -> Job:
-    """The job of a finished run, so many epochs longer and on the images of `new`; its folder is made ready for it.
+    """The job of a finished run, `epochs` longer and on the images of `new`; its folder is prepared for it.
 
-    job: as the run's folder has it, with the manifest that it was trained on. tell: takes a sentence.
-    Raises StorageError where that manifest has changed since; ManifestError where `new` cannot continue it; JobError
-    for a job that validates on another manifest, or under torchrun.
+    job: of the run's folder, with the manifest that it was trained on. tell: takes a sentence.
+    Raises StorageError where that manifest has changed; ManifestError where `new` cannot continue it; JobError for a
+    job that validates on another manifest, or under torchrun.
     """
     if job.data.valid or ranks.place() is not None:
-        what = f"data.valid={job.data.valid}" if job.data.valid else "torchrun"
+        reason = f"data.valid={job.data.valid}" if job.data.valid else "torchrun"
         raise JobError(
-            f"--more with new images and {what}: which image is on which side is settled for one manifest and by one "
+            f"--more with new images and {reason}: the splits of new images are chosen for one manifest and by one "
             "process; train them as a run of their own, with --model.weights this run's folder"
         )
     folder = run_root(job)
     with hold(job, tell=tell):
         old = Manifest.load(job.manifest, root=job.data.root or None)
         growth = grow(old, new)
-        known = folder.read("manifest.hash").decode().strip()
-        if known not in (old.fingerprint(), growth.manifest.fingerprint()):  # the latter after a kill just below
+        recorded = folder.read("manifest.hash").decode().strip()
+        if recorded not in (old.fingerprint(), growth.manifest.fingerprint()):  # the latter after a kill below
             raise StorageError(
-                f"{job.manifest} was made anew since {folder} was trained on it: which images it was measured on is no "
-                "longer known, and they might be trained on; index new images into another file, and give --manifest"
+                f"{job.manifest} has changed since {folder} was trained on it: which images it was validated on is not "
+                "known, and they might be trained on; index new images into another file, and give --manifest"
             )
         tell(f"--more {epochs:g}: {growth}")
         name = f"manifest-{len(job.appended) + 1}.parquet"
         growth.manifest.save(folder.full(name))
         job = longer(replace(job, manifest=folder.full(name)), epochs)
-        _take_over(job, growth.manifest)
+        _rewrite_checkpoint(job, growth.manifest)
         write_text(folder, "manifest.hash", growth.manifest.fingerprint() + "\n")
         write_text(folder, "job.toml", to_toml(job))
     return job
 
 
-def _take_over(job: Job, manifest: Manifest) -> None:
-    """Replace the run's newest checkpoint by the same on other data. Raises StorageError, CheckpointError."""
+def _rewrite_checkpoint(job: Job, manifest: Manifest) -> None:
+    """Rewrite the run's newest checkpoint for other data. Raises StorageError, CheckpointError."""
     folder = run_root(job)
     root = folder.child("checkpoints")
     saved, _ = checkpoint.newest(root)
     if saved is None:
-        raise StorageError(f"{root} holds no checkpoint any more: there is nothing to go on with; train anew")
+        raise StorageError(f"{root} holds no checkpoint any more: there is nothing to go on from; train anew")
     fresh: Mapping[str, Tensor] = Loaded(job).take_model().state_dict()
     parts = {name: saved.load(name) for name in saved.parts}
     for name in ("model", "ema"):
@@ -75,7 +75,7 @@ def _take_over(job: Job, manifest: Manifest) -> None:
 
 
 def _extended(old: Tensor, fresh: Tensor) -> Tensor:
-    """`old`, and behind its rows those of `fresh` that it has not: the outputs of new classes."""
+    """`old`, and after its rows those of `fresh` that it lacks: the outputs of new classes."""
     if old.shape == fresh.shape:
         return old
     return torch.cat([old, fresh[len(old) :].to(old)])

@@ -1,6 +1,6 @@
-"""What does a job load? Its manifests and its model: each once in a process, when first asked for.
+"""What does a job load? Its manifests and its model, each once in a process, when first needed.
 
-It reads, and decides nothing: whether a run may use them, `storage` and `preflight` say.
+It only reads: whether a run may use them, see `folder` and `preflight`.
 """
 
 from dataclasses import asdict
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Loaded:
-    """What a job names, loaded."""
+    """What a job names, loaded when first needed."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -30,7 +30,7 @@ class Loaded:
 
     @property
     def valid(self) -> Manifest | None:
-        """The other one to validate on, if the job names one. Raises ManifestError."""
+        """The manifest to validate on, if the job names another one. Raises ManifestError."""
         return self._manifests[1]
 
     @property
@@ -40,7 +40,7 @@ class Loaded:
 
     @property
     def fingerprint(self) -> str:
-        """What tells these data from others. Raises ManifestError."""
+        """The manifests' fingerprints, which differ for other data. Raises ManifestError."""
         return " ".join(manifest.fingerprint() for manifest in self.manifests)
 
     def make_model(self) -> None:

@@ -1,6 +1,6 @@
 """How does a finished run go on? Phases are appended to its job; its checkpoint, its records and its name stay.
 
-What became of the whole is told as for any run: job.toml says what ran, result and report are of all of it.
+Its files are those of any run: job.toml says what ran, result and report are of the whole run.
 """
 
 from collections.abc import Callable
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 
 def going_on(job: Job, epochs: float, new: "Manifest | None" = None, *, tell: Callable[[str], None] = say) -> Job:
-    """The job of a finished run, so many epochs longer; where the last call for as many was interrupted, that one's.
+    """The job of a finished run, `epochs` longer; or the same job, if the last call for as many was interrupted.
 
-    new: the images to go on with, where they are not those that the run was on; a job's manifest that is not the run's
-    own counts as that, too. Which side they go to: see growth.grow.
-    Raises JobError for no number of epochs; StorageError where the run has not finished, or is going on otherwise;
-    whatever growing.grown finds.
+    new: the images to go on with, if they are not those of the run; a job's manifest that is not the run's own counts
+    as that, too. growth.grow decides on their splits.
+    Raises JobError for no number of epochs; StorageError where the run has not finished, or another --more is under
+    way; what growing.grown raises.
     """
     if not (isfinite(epochs) and epochs > 0):
         raise JobError(
             f"--more {epochs:g} is no number of epochs above 0: nothing would be trained; give --more 3, say"
         )
     folder, job, result = run_root(job), appended(job), read_result(job)
-    known = recorded(job)
+    data = recorded(job)
     if result is None:
         raise StorageError(
             f"{folder} has not finished, and --more is for a run that has: leave it out, and the same command goes on"
         )
-    if known is not None and known.fingerprint not in ("", (given := Loaded(job)).fingerprint):
-        new, job = new or given.manifest, replace(job, manifest=known.manifest)
+    if data is not None and data.fingerprint not in ("", (own := Loaded(job)).fingerprint):
+        new, job = new or own.manifest, replace(job, manifest=data.manifest)
     if not is_shorter(result, job):
         if new is None:
             return longer(job, epochs)
@@ -48,7 +48,7 @@ def going_on(job: Job, epochs: float, new: "Manifest | None" = None, *, tell: Ca
     under_way = job.appended[-1].epochs or 0
     if under_way != epochs:
         raise StorageError(
-            f"{folder} is on its way through --more {under_way:g}, and was interrupted: --more {epochs:g} would begin "
-            f"in its middle; give --more {under_way:g} again, and then --more {epochs:g}"
+            f"{folder} has not finished --more {under_way:g}, which was interrupted: --more {epochs:g} would begin in "
+            f"its middle; give --more {under_way:g} again, and then --more {epochs:g}"
         )
     return job

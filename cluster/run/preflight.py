@@ -19,14 +19,14 @@ from thawline.trainer.stopping.early import Stopping
 def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loaded | None = None) -> Result | None:
     """The result if the run has finished, else None when nothing stands in its way. Writes nothing.
 
-    here: the workers will run on this machine, so its cores and devices must do.
-    fresh: what stands in the run's folder will be moved aside. loaded: the job's, where the caller goes on with it.
+    here: the workers will run on this machine, so its cores and devices must be enough.
+    fresh: the content of the run's folder will be moved aside. loaded: the job's, if the caller goes on with it.
     Raises: one of cluster.errors.USER_ERRORS.
     """
     loaded = loaded or Loaded(job)
     image_spec(job)
     place = ranks.place() if here else None
-    if place is not None:  # so many as there are, whatever the job says
+    if place is not None:  # the number of processes, whatever the job says
         check_together(replace(job, workers=place.world_size))
     finished = inspect(job, fresh=fresh, loaded=loaded)
     if finished is not None:

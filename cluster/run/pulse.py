@@ -1,9 +1,9 @@
-"""Which rank hangs, and where? Every rank tells all others once a second what its training thread is doing.
+"""Which rank hangs, and where? Every rank records once a second what its training thread is doing.
 
-A collective that one rank never joins ends on the others with an error of the transport's, after a time-out: generous
-for the first step, which compiles and searches for the fastest convolutions, and short afterwards. The error names
-neither rank nor step. So each rank notes its step and its place in the code in the process group's store, from a
-thread of its own, and whoever meets the time-out reads there who was still at work.
+A collective that one rank never joins ends on the others with an error of the transport, after a time-out: a generous
+one for the first step, which compiles and searches for the fastest convolutions, and a short one afterwards. The error
+names neither rank nor step. So each rank writes its step and its place in the code into the process group's store, from
+a thread of its own, and a rank whose wait timed out reads there which rank was still at work.
 """
 
 import json
@@ -30,7 +30,7 @@ _MEETINGS = {
     *(("trainer/step/reduction.py", name) for name in ("shadow", "end")),
 }
 _BACKWARD = ("/torch/autograd/graph.py", "_engine_run_backward")  # in which DDP's hooks wait
-"""Functions in which a rank that has done its part waits for the others."""
+"""Functions in which a rank that has finished its work waits for the others."""
 _WORDS = ("timed out", "timeout", "time out", "connection closed", "connection reset")
 
 
@@ -42,15 +42,15 @@ class Sign:
     place: str
     """Such as "dataio/stream/loader.py, in stream"."""
     waits: bool
-    """At a place where ranks meet."""
+    """Its thread is in a function where ranks wait for each other."""
     age_s: float
 
 
 class Pulse:
-    """A rank's own; a `trainer.context.Sink`, so that it hears of steps. Does nothing in a world of one."""
+    """Of one rank; a `trainer.context.Sink`, so that it is called for every step. Does nothing in a world of one."""
 
     def __init__(self, *, rank: int, world_size: int, hang_s: float) -> None:
-        """From within the thread that trains."""
+        """Call it in the thread that trains."""
         self._rank, self._size, self._hang_s = rank, world_size, hang_s
         self._step = -1
         self._thread_id = threading.get_ident()
@@ -62,26 +62,26 @@ class Pulse:
             self._thread.start()
 
     def begin(self, step: int) -> None:
-        """The run stands at that step."""
+        """The run begins at that step."""
         self._step = step
 
     def step(self, *, images: int, step_s: float, data_wait_s: float) -> None:
-        """A step is through: from the first on, ranks wait `hang_s` for one another, and no longer."""
+        """A step has ended: from the first on, ranks wait for one another for `hang_s` at most."""
         if self._thread is not None and self._hang_s:
             _wait_at_most(self._hang_s)
             self._hang_s = 0.0
         self._step += 1
 
     def busy(self, *, busy_s: float) -> None:
-        """Not of interest here."""
+        """Not used here."""
 
     def observe(self, row: Mapping[str, object]) -> None:
-        """Not of interest here."""
+        """Not used here."""
 
     def explain(self, error: Exception) -> str | None:
-        """One sentence on who kept the others waiting, where `error` says that somebody did; else None.
+        """One sentence on the rank that the others waited for, if `error` is a time-out; else None.
 
-        Not collective: whoever is left asks the store, which lives in rank 0's process or its launcher's.
+        Not collective: each rank that is left reads the store, which lives in rank 0's process or its launcher's.
         """
         if self._thread is None or not any(word in str(error).lower() for word in _WORDS):
             return None
@@ -100,7 +100,7 @@ class Pulse:
             sign = {"step": self._step, "place": place, "waits": waits, "unix_s": time.time()}
             try:
                 self._store.set(f"thawline/pulse/{self._rank}", json.dumps(sign))
-            except RuntimeError:  # the store has gone with rank 0: the training thread will hear of that itself
+            except RuntimeError:  # the store ended with rank 0: the training thread gets an error of its own
                 return
 
     def _sign(self, rank: int) -> Sign | None:
@@ -115,11 +115,11 @@ class Pulse:
 
 
 def sentence(rank: int, step: int, signs: Sequence[Sign | None]) -> str:
-    """What rank `rank`, waiting in `step`, tells: whose sign of life is missing, old, or shows it still at work."""
+    """The message of rank `rank`, waiting in `step`: whose sign of life is missing, old, or shows it still at work."""
     late = [f"rank {other} {_lateness(sign)}" for other, sign in enumerate(signs) if _late(sign)]
-    who = "; ".join(late) or "every rank waits for the others, so something between their machines is broken"
+    causes = "; ".join(late) or "every rank waits for the others, so something between their machines is broken"
     return (
-        f"rank {rank} waited in vain for the others in step {step}: {who}; the run goes on from its last checkpoint "
+        f"rank {rank} waited in vain for the others in step {step}: {causes}; the run goes on from its last checkpoint "
         "when it is started again; if the wait was right, give a longer cluster.hang_s"
     )
 

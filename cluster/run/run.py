@@ -45,11 +45,11 @@ def run(
 ) -> Result:
     """Train as the job says, or go on, or return the result of a run that has finished. Collective.
 
-    held: whoever started this process holds the run's folder (see folder.hold); else rank 0 holds it until the end.
-    fresh: begin anew, and move what is in the folder aside. loaded: the job's, where this process has read some of it.
+    held: the launching process holds the run's folder (see folder.hold); else rank 0 holds it until the end.
+    fresh: begin anew, and move the folder's content aside. loaded: the job's, if this process has read some of it.
     Returns what `result.json` holds (rank 0 writes it); on a graceful stop, the same with status "stopped".
-    Raises: one of USER_ERRORS, the same on every rank for whatever is found before training begins; HangError where
-    another rank was waited for in vain.
+    Raises: one of USER_ERRORS, the same on every rank for what is wrong before training begins; HangError where the
+    wait for another rank timed out.
     """
     pulse = Pulse(rank=context.rank, world_size=context.world_size, hang_s=job.cluster.hang_s)
     try:
@@ -124,7 +124,7 @@ def _build(job: Job, context: RunContext, stack: ExitStack, pulse: Pulse, loaded
 
 
 def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack) -> None:
-    """Tell Prometheus where every rank answers, until the run ends. Collective."""
+    """Publish every rank's endpoint for Prometheus, until the run ends. Collective."""
     (exporter,) = (sink for sink in learner.recorder.sinks if isinstance(sink, Exporter))
     endpoints = world.gather(exporter.endpoint)
     if context.rank == 0:
@@ -138,7 +138,7 @@ def _announce(job: Job, context: RunContext, learner: Learner, stack: ExitStack)
 
 
 def _forget(targets: Path) -> None:
-    with suppress(OSError):  # a disk that is full by now: the run has ended as it has
+    with suppress(OSError):  # the disk may be full by now, and the run has ended
         clear_targets(targets)
 
 
@@ -148,7 +148,7 @@ def _together(make: Callable[[], T]) -> T:
 
 
 def _check_same_batch(job: Job, learner: Learner) -> None:
-    """Raises StorageError for a run begun before the default batch was cut to fit the split: its steps were larger."""
+    """Raises StorageError for a run begun before the default batch was limited to the split: its steps were larger."""
     first = next(iter(learner.recorder.of_kind("train")), None)
     if first is None or not first["step"]:
         return
@@ -162,7 +162,7 @@ def _check_same_batch(job: Job, learner: Learner) -> None:
 
 
 def _description(job: Job, context: RunContext, learner: Learner) -> str:
-    """One line on what is about to happen."""
+    """One line on what is about to be trained."""
     assert isinstance(learner.train, ImageLoader)
     return (
         f"{job.name}: {job.model.name} ({getattr(learner.model, 'origin', 'given')}), "
@@ -174,7 +174,7 @@ def _description(job: Job, context: RunContext, learner: Learner) -> str:
 
 
 def _class_warnings(learner: Learner) -> list[str]:
-    """Classes that one side lacks, as `index` said already: whoever trains may not have seen it. On rank 0 only."""
+    """Classes that one split lacks; `index` warned, but perhaps somebody else. On rank 0 only."""
     train, valid = learner.train, learner.valid
     if learner.context.rank or not (isinstance(train, ImageLoader) and isinstance(valid, ImageLoader)):
         return []
@@ -182,24 +182,28 @@ def _class_warnings(learner: Learner) -> list[str]:
         return []
     sides = {"train": train, "valid": valid}
     return counts.lacking(
-        {side: census.count_subset(of.subset, of.classes) for side, of in sides.items()}, train.classes
+        {side: census.count_subset(loader.subset, loader.classes) for side, loader in sides.items()}, train.classes
     )
 
 
 def _balance(job: Job, learner: Learner) -> list[str]:
-    """How much the rarest class is made of, and the commonest, where they are not taken as they are. On rank 0 only."""
+    """How often the rarest and the commonest class are shown or weighed, where that is changed. On rank 0 only."""
     train = learner.train
     if learner.context.rank or not isinstance(train, ImageLoader):
         return []
     images, lines = train.class_counts(), []
-    there = np.flatnonzero(images)
-    ends = [int(there[images[there].argmin()]), int(there[images[there].argmax()])] if len(there) else []
+    occurring = np.flatnonzero(images)
+    ends = (
+        [int(occurring[images[occurring].argmin()]), int(occurring[images[occurring].argmax()])]
+        if len(occurring)
+        else []
+    )
     if isinstance(train.order, Balanced):
         times = train.order.shares() * train.samples / np.maximum(images, 1)
-        said = (f"each of {images[i]:,} images of {quoted(train.classes[i])} {times[i]:.3g} times" for i in ends)
-        lines.append(f"data.balance={job.data.balance:g}: an epoch shows {', '.join(said)}; validation is as it is")
+        of_ends = (f"each of {images[i]:,} images of {quoted(train.classes[i])} {times[i]:.3g} times" for i in ends)
+        lines.append(f"data.balance={job.data.balance:g}: an epoch shows {', '.join(of_ends)}; validation is as it is")
     if job.fit.class_weights is not None:
         weights = weigh(job.fit.class_weights, train)
-        said = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in ends)
-        lines.append(f"class weights in the loss: {', '.join(said)}")
+        of_ends = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in ends)
+        lines.append(f"class weights in the loss: {', '.join(of_ends)}")
     return lines

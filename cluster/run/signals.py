@@ -1,7 +1,7 @@
-"""What does Ctrl-C mean? The end of this window, with a checkpoint; a second one means now.
+"""What does Ctrl-C mean? Stop at the end of this window, with a checkpoint; a second one means at once.
 
-SIGTERM asks as the first Ctrl-C does, and so does SIGHUP, which a terminal sends that is closed: unless it was ignored
-on entry, since then somebody has asked that the run outlives it (nohup, disown).
+SIGTERM means the same as the first Ctrl-C, and so does SIGHUP, which a terminal sends when it is closed: unless it was
+ignored on entry, since the run is then meant to outlive the terminal (nohup, disown).
 """
 
 import contextlib
@@ -25,8 +25,8 @@ def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         global _stop_signal
         _stop_signal = _stop_signal or number
-        signal.signal(signal.SIGINT, again)  # first: what is asked may be long in answering
-        with contextlib.suppress(OSError):  # whoever closed the terminal hears nothing
+        signal.signal(signal.SIGINT, again)  # first: the request may take long
+        with contextlib.suppress(OSError):  # the terminal may be closed
             os.write(2, _WORDS)
         request()
 
@@ -48,9 +48,9 @@ def stop_on_signal(request: Callable[[], None]) -> Iterator[None]:
 
 
 def exit_status() -> int:
-    """What a process exits with whose run has stopped at a checkpoint: 130 if Ctrl-C asked for that, else 143.
+    """The exit status of a process whose run has stopped at a checkpoint: 130 after Ctrl-C, else 143.
 
-    143 is SIGTERM's, which SIGHUP and `thawline stop` are taken for, and what other ranks have heard.
+    143 is SIGTERM's; SIGHUP, `thawline stop` and the requests of other ranks count as that.
     """
     return 128 + (signal.SIGINT if _stop_signal == signal.SIGINT else signal.SIGTERM)
 
@@ -59,8 +59,8 @@ def exit_status() -> int:
 def ending_when_interrupted() -> Iterator[None]:
     """Within, for the main of a process: a KeyboardInterrupt means its end, whatever hangs in a thread.
 
-    A file that never answers would hold up the taking down for ever: that is given `_UNWIND_S`, and the next SIGINT
-    does not wait for it.
+    A file that never responds would block the unwinding for ever: it has `_UNWIND_S`, and the next SIGINT does not wait
+    for it.
     """
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -69,7 +69,7 @@ def ending_when_interrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else somebody has asked for something else, such as to be left alone
+    if before is signal.default_int_handler:  # else a handler was set, or SIGINT is ignored
         signal.signal(signal.SIGINT, handler)
     try:
         yield

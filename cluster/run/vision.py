@@ -1,6 +1,6 @@
 """What does a run train? A job's images, loaders, model, learner and metrics, made for one rank.
 
-When they begin, go on and end is the life of a run, see run. Here nothing is written, and no rank waits for another.
+How a run begins, goes on and ends, see run. Here nothing is written, and no rank waits for another.
 """
 
 import os
@@ -36,7 +36,8 @@ _TELL_S = 5.0
 
 
 def job_spec(job: Job, *, samples: int) -> ImageSpec:
-    """What a job's model sees: `image_spec`, normalised as the model expects unless the job says otherwise.
+    """A job's images as the model sees them: `image_spec`, normalised as the model expects unless the job says
+    otherwise.
 
     samples: how many training images there are; with them, each size begins where its phase does.
     Raises SpecError, RecipeError.
@@ -60,15 +61,15 @@ def job_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) 
             context.publish([{"kind": "note", "text": text}])
 
     job = _fitted(job, samples=samples, tell=tell)
-    train, other = loaders(
+    train, valid = loaders(
         loaded.manifest, job_spec(job, samples=samples), valid=loaded.valid, **_loading(job, context)
     )
-    check_memory([train, other], ranks_here=ranks_here(context), tell=tell)
-    return train, other
+    check_memory([train, valid], ranks_here=ranks_here(context), tell=tell)
+    return train, valid
 
 
 def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
-    """The job with a batch no larger than the training split. Raises JobError where a larger one was asked for."""
+    """The job with a batch no larger than the training split. Raises JobError where the job gives a larger one."""
     batch = batch_of(job, samples=samples)
     if batch < job.data.global_batch:
         tell(f"data.global_batch: {batch} in place of {job.data.global_batch}, since there are no more training images")
@@ -76,18 +77,20 @@ def _fitted(job: Job, *, samples: int, tell: Callable[[str], None]) -> Job:
 
 
 def split_loaders(job: Job, context: RunContext, *, loaded: Loaded | None = None) -> list[ImageLoader]:
-    """A loader for each split that has images, to look at them, not to train on them. Raises DataError."""
+    """A loader for each split that has images, to show them, not to train on them. Raises DataError."""
     loaded = loaded or Loaded(job)
     manifest, valid = loaded.manifest, loaded.valid
-    of = {split: valid if valid is not None and split == "valid" else manifest for split in SPLITS}
-    splits = [split for split in SPLITS if split in of[split].splits()] or ["train"]  # `subset` refuses it if empty
+    manifests = {split: valid if valid is not None and split == "valid" else manifest for split in SPLITS}
+    splits = [split for split in SPLITS if split in manifests[split].splits()] or [
+        "train"
+    ]  # `subset` refuses it if empty
     if splits[0] == "train":
-        job = _fitted(job, samples=len(of["train"].subset("train")), tell=lambda text: None)
-    options = _loading(job, context) | {"epoch_samples": len(of[splits[0]].subset(splits[0]))}
+        job = _fitted(job, samples=len(manifests["train"].subset("train")), tell=lambda text: None)
+    options = _loading(job, context) | {"epoch_samples": len(manifests[splits[0]].subset(splits[0]))}
     spec = job_spec(job, samples=options["epoch_samples"])
-    made = [split_loader(of[split], spec, split, **options) for split in splits]
-    check_memory(made, ranks_here=ranks_here(context))
-    return made
+    of_splits = [split_loader(manifests[split], spec, split, **options) for split in splits]
+    check_memory(of_splits, ranks_here=ranks_here(context))
+    return of_splits
 
 
 def _loading(job: Job, context: RunContext) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
     train, valid = job_loaders(job, context, loaded=loaded)
     model = loaded.take_model()
     if context.device.type == "cpu":
-        kept_bytes = kept_by_forward(model, train.spec.size_px, parts=job.fit.accumulate)
+        kept_bytes = kept_by_forward(model, train.spec.size_px, micro_batches=job.fit.accumulate)
         check_memory([train], ranks_here=ranks_here(context), kept_bytes=kept_bytes)
     job = replace(job, data=replace(job.data, global_batch=train.global_batch))
     return Learner(
@@ -156,16 +159,16 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         checkpoint_every_s=job.checkpoint.every_s,
         keep=job.checkpoint.keep,
         stopping=Stopping(**{f.name: getattr(job.fit, f.name) for f in fields(Stopping)}),
-        run=_whose(job, context),
+        run=_identity(job, context),
         best=Best(best, higher=direction(best)) if (best := job.checkpoint.best) else None,
     )
 
 
-def _whose(job: Job, context: RunContext) -> dict[str, object]:
-    """What a checkpoint must have in common with this run: its settings, and the data that `open_run` wrote down."""
+def _identity(job: Job, context: RunContext) -> dict[str, object]:
+    """What a checkpoint must have in common with this run: its settings, and the data that `open_run` recorded."""
     folder = Root.of(context.run_dir)
-    there = folder.listing()
-    data = {"data": folder.read("manifest.hash").decode().strip()} if "manifest.hash" in there else {}
+    names = folder.listing()
+    data = {"data": folder.read("manifest.hash").decode().strip()} if "manifest.hash" in names else {}
     return {**jobs.identity(job), "phases": len(job.phases), **data}
 
 

@@ -107,7 +107,7 @@ def test_a_whole_step_never_waits_for_the_gpu(precision: PrecisionName, everythi
             losses = taking(stepper, batch, seed=step)
             window.add(ids=batch.ids, losses=losses, data_wait_s=0.0)
     reading = window.close(guard=stepper.guard, busy=stepper.busy, stop=False)
-    assert (reading.steps, reading.images, reading.seen.bad) == (5, 80, None)
+    assert (reading.steps, reading.images, reading.guard.bad) == (5, 80, None)
     assert np.isfinite(reading.loss)
     assert reading.busy_s[0] > 0
 

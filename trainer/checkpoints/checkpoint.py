@@ -1,7 +1,7 @@
 """How does a run survive being killed? Checkpoints that are either whole or not there.
 
 They lie below a root that is a folder or a URI. Every file appears whole (see store.atomic), the manifest last: a
-folder without one is an unfinished checkpoint. What a checkpoint holds is format's.
+folder without one is an unfinished checkpoint. What a checkpoint holds, see format.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint with the best of `metric` is never pruned; those that do not have it take no part."""
+    """The checkpoint with the best value of `metric` is never pruned; those without a value do not count."""
 
     metric: str
     higher: bool = False
@@ -50,7 +50,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A checkpoint that cannot be resumed from, and why. finished: whether it was ever a whole one of this run."""
+    """A checkpoint that cannot be resumed from, and why. finished: whether it was ever a complete one of this run."""
 
     name: str
     reason: str
@@ -72,8 +72,8 @@ def save(
 ) -> str:
     """Write checkpoint `step` below `root`, whole or not at all; then remove all but the newest `keep` and the best.
 
-    One that stands there under this step is replaced in one move. Returns the checkpoint's folder.
-    Raises CheckpointError when the storage refuses; what was there before is untouched.
+    An existing checkpoint of this step is replaced in one move. Returns the checkpoint's folder.
+    Raises CheckpointError when the storage refuses; what was stored before is untouched.
     """
     root = Root.of(root)
     name = name_of(step)
@@ -85,9 +85,10 @@ def save(
 
 
 def save_model(root: str | Path | Root, name: str, parts: Parts, *, step: int = 0, origin: Origin = NO_ORIGIN) -> str:
-    """Write ROOT/NAME in the format of a checkpoint, whole or not at all, in place of what stood there; its folder.
+    """Write ROOT/NAME in the format of a checkpoint, whole or not at all, and return the folder; it replaces an older
+    one.
 
-    Raises CheckpointError when the storage refuses, or for a name that no folder can have.
+    Raises CheckpointError when the storage refuses, and for a name that no folder can have.
     """
     root = Root.of(root)
     name = folder_name(name)
@@ -121,17 +122,17 @@ def _write(root: Root, name: str, step: int, parts: Parts, metrics: Mapping[str,
 
 
 def _prepare(root: Root, name: str) -> set[str]:
-    """Remove all but a whole checkpoint from the folder; the files of its parts. Raises OSError."""
+    """Remove from the folder all that is not of a whole checkpoint; return the files of its parts. Raises OSError."""
     folder = root.child(name)
     if _is_link(folder):
         root.remove(name)
-    there = folder.listing()
+    listing = folder.listing()
     try:
         old = {part.file for part in read_manifest(folder).parts.values()}
     except UnfitError:
         _remove(root, name)
         return set()
-    for file in there.keys() - old - {MANIFEST}:
+    for file in listing.keys() - old - {MANIFEST}:
         folder.remove(file)
     return old
 
@@ -153,10 +154,10 @@ def _refusals(what: str, consequence: str) -> Iterator[None]:
 def prune(
     root: str | Path | Root, step: int, *, keep: int, best: Best | None = None, origin: Origin = NO_ORIGIN
 ) -> None:
-    """Remove all up to `step` but the newest `keep` and the best. Later ones, and those that say so, are another run's:
-    not ours to count or to remove.
+    """Remove all checkpoints up to `step` but the newest `keep` and the best.
 
-    A damaged one goes when it is older than those kept, an unfinished one at once. A storage that refuses is logged.
+    Later ones, and those of another origin, belong to another run and neither count nor are removed. A damaged one is
+    removed when it is older than those kept, an unfinished one at once. A storage that refuses is logged.
     """
     root = Root.of(root)
     try:
@@ -166,8 +167,10 @@ def prune(
 
 
 def _prune(root: Root, keep: int, step: int, best: Best | None, origin: Origin) -> None:
-    found = (name for name, size in root.listing().items() if size is None)
-    steps = sorted((number for name in found if (number := step_of(name)) is not None and number <= step), reverse=True)
+    folders = (name for name, size in root.listing().items() if size is None)
+    steps = sorted(
+        (number for name in folders if (number := step_of(name)) is not None and number <= step), reverse=True
+    )
     fit, unfinished, foreign = list[Saved](), set[int](), set[int]()
     for number in steps:
         try:
@@ -192,7 +195,7 @@ def _prune(root: Root, keep: int, step: int, best: Best | None, origin: Origin) 
 
 
 def _best(saved: Iterable[Saved], best: Best) -> set[int]:
-    """The step of the best, the later of two equals; none where nobody measured."""
+    """The step of the best, the later of two equals; none where no checkpoint has the metric."""
     sign = 1 if best.higher else -1
     ranked = [(sign * each.metrics[best.metric], each.step) for each in saved if best.metric in each.metrics]
     return {max(ranked)[1]} if ranked else set()
@@ -201,7 +204,7 @@ def _best(saved: Iterable[Saved], best: Best) -> set[int]:
 def _remove(root: Root, name: str) -> None:
     """Remove a checkpoint, its manifest first: what a kill leaves is unfinished, not damaged. Raises OSError.
 
-    Of a link only itself: what lies behind it is somebody else's.
+    Of a link only the link: its target is somebody else's.
     """
     folder = root.child(name)
     if not _is_link(folder):
@@ -217,9 +220,9 @@ def _is_link(folder: Root) -> bool:
 
 
 def newest(root: str | Path | Root, *, origin: Origin = NO_ORIGIN) -> tuple[Saved | None, list[Skipped]]:
-    """The newest checkpoint of `origin` with every byte as written, or None; and the newer ones that were skipped.
+    """The newest intact checkpoint of `origin`, or None; and the newer ones that were skipped.
 
-    Raises CheckpointError when the storage does not answer: what it holds is unknown then, which is not nothing.
+    Raises CheckpointError when the storage does not respond: what it holds is then unknown, which is not nothing.
     """
     root = Root.of(root)
     skipped = list[Skipped]()
@@ -233,19 +236,19 @@ def newest(root: str | Path | Root, *, origin: Origin = NO_ORIGIN) -> tuple[Save
     except (OSError, SourceError, pa.ArrowException) as error:
         raise CheckpointError(
             f"the checkpoints in {root} cannot be listed or read ({files.why_refused(error)}): going on without them "
-            "would begin the run anew; see that the storage answers, and start again"
+            "would begin the run anew; see that the storage responds, and start again"
         ) from error
     return None, skipped
 
 
 def load_model(root: str | Path | Root, name: str) -> Saved:
-    """What `save_model` wrote as ROOT/NAME. Raises CheckpointError when it is not there, or has changed."""
+    """What `save_model` wrote as ROOT/NAME. Raises CheckpointError when it is missing, or has changed."""
     root = Root.of(root)
     folder = root.child(folder_name(name))
     try:
-        there = root.listing()
-        if name not in there:
-            raise UnfitError(f"it does not exist; there {f'are {listed(sorted(there))}' if there else 'is nothing'}")
+        names = sorted(root.listing())
+        if name not in names:
+            raise UnfitError(f"it does not exist; there {f'are {listed(names)}' if names else 'is nothing'}")
         return read_manifest(folder).with_content()
     except (UnfitError, OSError, SourceError, pa.ArrowException) as error:
         why = str(error) if isinstance(error, UnfitError) else files.why_refused(error)
@@ -255,11 +258,11 @@ def load_model(root: str | Path | Root, name: str) -> Saved:
 
 
 def _checked(root: Root, name: str, origin: Origin) -> Saved:
-    """A checkpoint with all its bytes, verified. Raises UnfitError; OSError when a store does not answer."""
+    """A checkpoint with all its bytes, verified. Raises UnfitError; OSError when a store does not respond."""
     folder = root.child(name)
     try:
         if _is_link(folder):
-            raise UnfitError("it is a link, and what lies behind it may be another run's")
+            raise UnfitError("it is a link, and its target may be another run's")
         saved = read_manifest(folder)
         if step_of(name) is None or name != name_of(saved.step):
             raise UnfitError(f"it holds step {saved.step}")

@@ -15,16 +15,16 @@ from thawline.trainer.progress import Progress
 def weights_of(
     saved: Saved, model: nn.Module, *, classes: Sequence[str], averaged: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A checkpoint's weights, and the average of the parameters: itself where `averaged` is asked for and there is one.
+    """A checkpoint's weights, and those to measure: the average if `averaged` and it has one, else the same weights.
 
-    Raises CheckpointError for those of another model, or of one that is known to tell other classes apart.
+    Raises CheckpointError for the weights of another model, or of one that was trained on other classes.
     """
-    theirs = saved.origin.classes
-    there, here = next((pair for pair in zip_longest(theirs, classes) if pair[0] != pair[1]), ("", ""))
-    if theirs and there != here:
+    saved_classes = saved.origin.classes
+    other, own = next((pair for pair in zip_longest(saved_classes, classes) if pair[0] != pair[1]), ("", ""))
+    if saved_classes and other != own:
         raise CheckpointError(
-            f"{saved.root} tells other classes apart ({quoted(there)!r} in the place of {quoted(here)!r}): one would "
-            "be taken for another, so nothing was loaded; models.create(..., weights=FOLDER) takes its body alone"
+            f"{saved.root} was trained on other classes ({quoted(other)!r} in the place of {quoted(own)!r}): outputs "
+            "would be mixed up, so nothing was loaded; models.create(..., weights=FOLDER) takes its body alone"
         )
     weights = saved.load("model")
     average = saved.load("ema") if averaged and "ema" in saved.parts else weights
@@ -38,17 +38,17 @@ def weights_of(
 
 
 def _differs(own: Mapping[str, Tensor], other: Mapping[str, Any], *, more: bool = False) -> str:
-    """The first name under which two models' weights have not the same shape; "" where there is none.
+    """The first name under which two models' weights differ in shape; "" where there is none.
 
-    more: `other` may have names besides.
+    more: `other` may have further names.
     """
     names = own if more else {**own, **other}
     shapes = ((name, [getattr(state.get(name), "shape", None) for state in (own, other)]) for name in names)
-    return next((name for name, (mine, theirs) in shapes if mine is None or mine != theirs), "")
+    return next((name for name, (one, two) in shapes if one is None or one != two), "")
 
 
 def progress_of(saved: Saved, state: Mapping[str, Any]) -> Progress:
-    """Where the run stood. Raises CheckpointError for a state that another version of this package wrote."""
+    """The run's progress. Raises CheckpointError for a state that another version of this package wrote."""
     try:
         if not {"rows", "optimizer", "scaler"} <= state.keys():
             raise KeyError("rows, optimizer or scaler")

@@ -1,6 +1,6 @@
 """How are checkpoints written while training goes on? From a copy in host memory, by one background thread.
 
-When to save, and whether to wait for a write under way, the keeper decides. A storage that refuses shows in
+The keeper decides when to save, and whether to wait for a write under way. A storage that refuses shows in
 `Written.error`; the next save tries again.
 """
 
@@ -26,7 +26,7 @@ _PLAIN = (int, float, str, bool, bytes, type(None))
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a save. seconds: of the write, in the background. error: a sentence when nothing was written."""
+    """A save that has ended. seconds: duration of the write, in the background. error: why nothing was written."""
 
     step: int
     seconds: float
@@ -35,29 +35,29 @@ class Written:
 
 @dataclass(frozen=True)
 class Appended:
-    """A list whose items never change, so that a copy of the list alone is a copy of it all."""
+    """A list whose items never change, so that a shallow copy is enough."""
 
     items: list[Any]
 
 
 class Snapshot:
-    """A copy of parts in host memory, which nobody else changes."""
+    """A copy of a checkpoint's parts in host memory, which nobody else changes."""
 
     def __init__(self, parts: Parts, events: list[torch.cuda.Event]) -> None:
         self._parts, self._events = parts, events
 
     @property
     def parts(self) -> Parts:
-        """The copies, once they have arrived."""
+        """The copies; waits until they have arrived."""
         for event in self._events:
             event.synchronize()
         return self._parts
 
 
 def snapshot(parts: Parts) -> Snapshot:
-    """Copy tensors, lists and dictionaries as they are now, of `Appended` the list alone.
+    """Copy tensors, lists and dictionaries as they are now; `Appended` is copied shallowly.
 
-    What lies on a GPU is copied in its stream, not waited for: it may be changed at once by what is queued there.
+    Tensors on a GPU are copied in its stream, without waiting: what is queued there afterwards may change them.
     """
     devices = set[torch.device]()
     copied = {name: _copied(part, devices) for name, part in parts.items()}
@@ -92,7 +92,7 @@ def _copied(value: Any, devices: set[torch.device]) -> Any:
 
 
 class Saver:
-    """Writes the checkpoints of one run, one at a time; on one rank only. root, others: see checkpoint.save."""
+    """Writes the checkpoints of one run, one at a time; on one rank only. Arguments as checkpoint.save's."""
 
     def __init__(
         self, root: str | Path | Root, *, keep: int, best: Best | None = None, origin: Origin = NO_ORIGIN
@@ -114,7 +114,7 @@ class Saver:
         self._writes.append(self._pool.submit(self._write, step, snapshot(parts), dict(metrics or {})))
 
     def again(self) -> None:
-        """Try once more what the storage refused last, unchanged; does nothing if it refused none."""
+        """Repeat the write that the storage refused last, unchanged; does nothing if it refused none."""
         self.wait()
         if self._refused is not None:
             self._writes.append(self._pool.submit(self._write, *self._refused))
@@ -129,7 +129,7 @@ class Saver:
         return Written(step, time.monotonic() - began, error)
 
     def finished(self) -> list[Written]:
-        """What was written, or could not be, since the last call. Raises whatever is not the storage's fault."""
+        """The writes that have ended, well or not, since the last call. Raises what is not the storage's fault."""
         done = [write for write in self._writes if write.done()]
         self._writes = [write for write in self._writes if write not in done]
         return [write.result() for write in done]

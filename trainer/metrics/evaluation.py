@@ -1,4 +1,4 @@
-"""How good is a model on one split, over exactly its samples? Nothing is collective until every rank is through."""
+"""How good is a model on one split, over exactly its samples? Nothing is collective until every rank has finished."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one pass over a split gave."""
+    """The results of one pass over a split."""
 
     metrics: dict[str, float]
     """The same on every rank."""
     predictions: Predictions | None = None
-    """One a sample, on rank 0, where they were asked for."""
+    """One a sample, on rank 0, if they were requested."""
     recalls: list[float] | None = None
     """Of each class, see Meter.compute_recalls."""
 
@@ -47,14 +47,14 @@ def evaluate(
 ) -> Measured | None:
     """The metrics over all ranks' samples, and with `keep` one prediction a sample on rank 0. Collective.
 
-    brief: keep of outputs and targets only what rows of predictions need, where a task has too much.
+    brief: keep only what rows of predictions need of outputs and targets, for tasks whose outputs are large.
 
-    None on every rank if `interrupted`, called before each batch, returned True on any. Raises on every rank what any
-    of them met.
+    None on every rank if `interrupted`, called before each batch, returned True on any. Raises on every rank the error
+    of any of them.
     """
     model.eval()
     meter.reset()
-    kept, shorten = list[tuple[torch.Tensor, ...]](), record_of(loader.task).brief
+    batches, shorten = list[tuple[torch.Tensor, ...]](), record_of(loader.task).brief
     state, failure = _THROUGH, None
     try:
         for batch in loader.stream(step):
@@ -65,7 +65,7 @@ def evaluate(
             meter.update(outputs, batch.targets, losses)
             if keep:
                 outputs, targets = shorten(outputs, batch.targets) if brief and shorten else (outputs, batch.targets)
-                kept.append((batch.ids, targets, outputs, losses))
+                batches.append((batch.ids, targets, outputs, losses))
     except Exception as error:
         state, failure = _FAILED, error
     worst = world.worst(state)
@@ -74,4 +74,4 @@ def evaluate(
     if worst == _INTERRUPTED:
         return None
     metrics, recalls = meter.compute(), meter.compute_recalls()
-    return Measured(metrics, collect(kept, task=loader.task, brief=brief) if keep else None, recalls)
+    return Measured(metrics, collect(batches, task=loader.task, brief=brief) if keep else None, recalls)

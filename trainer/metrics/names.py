@@ -1,8 +1,8 @@
-"""Which metric does a text ask for? `f_beta(beta=2)`, or any torchmetrics class by its name, for the task at hand.
+"""Which metric does a text name? `f_beta(beta=2)`, or any class of torchmetrics by its name.
 
-A text is a name, with arguments in brackets where it takes some: plain values only, nothing is evaluated. A metric's
+A text is a name, with arguments in brackets where it has some: plain values only, nothing is evaluated. A metric's
 column is its text in snake case, "f_beta_beta_2", "accuracy_multi_threshold_0_2", "top_k_3": letters, digits and
-underscores, which Parquet, PromQL and a command line all take. An argument given by place is written without its name.
+underscores, which Parquet, PromQL and a command line all accept. A positional argument is written without its name.
 """
 
 import ast
@@ -14,7 +14,7 @@ from thawline.dataio.errors import quoted
 from thawline.trainer.errors import RecipeError
 
 IGNORED = 255
-"""A mask's value for pixels that no class is asked of, as in Pascal VOC."""
+"""A mask's value for pixels without a class, as in Pascal VOC."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def parse(text: str) -> MetricCall:
 
 
 def snake(name: str) -> str:
-    """A class's name as a column's."""
+    """A class's name in the form of a column's."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 

@@ -1,6 +1,6 @@
-"""Which counts does torchmetrics keep otherwise than needed here? Three metrics, counts by class, one gather for all.
+"""Which metrics are not torchmetrics' own? Those whose counts differ; and how all are gathered over ranks at once.
 
-All else is torchmetrics' own (see metrics.names). Updating one of these never waits for the device.
+Updating one of these never makes the host wait for the device.
 """
 
 import itertools
@@ -37,18 +37,18 @@ class _ByClass(MulticlassStatScores):
         if not _squares(self):
             super().update(preds, target)
             return
-        found = (preds.argmax(1) if preds.ndim == target.ndim + 1 else preds).flatten()
-        wanted, count = target.flatten(), torch.ones_like(found)
-        if self.ignore_index is not None:  # counted as 0 and not cut out, for which the device would be waited for
-            count = (wanted != self.ignore_index).to(found.dtype)
-            wanted = wanted * count
-        none = self.tp.new_zeros(self.tp.shape)
-        hits = none.scatter_add(0, wanted, count * (found == wanted))
-        is_found, is_wanted = none.scatter_add(0, found, count), none.scatter_add(0, wanted, count)
+        predicted = (preds.argmax(1) if preds.ndim == target.ndim + 1 else preds).flatten()
+        true, count = target.flatten(), torch.ones_like(predicted)
+        if self.ignore_index is not None:  # weight 0 instead of cutting them out, which would wait for the device
+            count = (true != self.ignore_index).to(predicted.dtype)
+            true = true * count
+        zeros = self.tp.new_zeros(self.tp.shape)
+        hits = zeros.scatter_add(0, true, count * (predicted == true))
+        predicted_counts, true_counts = zeros.scatter_add(0, predicted, count), zeros.scatter_add(0, true, count)
         self.tp = self.tp + hits
-        self.fp = self.fp + is_found - hits
-        self.fn = self.fn + is_wanted - hits
-        self.tn = self.tn + count.sum() - is_found - is_wanted + hits
+        self.fp = self.fp + predicted_counts - hits
+        self.fn = self.fn + true_counts - hits
+        self.tn = self.tn + count.sum() - predicted_counts - true_counts + hits
 
 
 def _squares(metric: MulticlassStatScores) -> bool:
@@ -57,9 +57,9 @@ def _squares(metric: MulticlassStatScores) -> bool:
 
 
 def matrix_bytes(metric: Metric) -> int:
-    """Of the matrix that a metric fills at every update and does not keep; 0 where it fills none.
+    """Size of the matrix that a metric fills at every update and does not keep; 0 where it fills none.
 
-    torchmetrics' classes for every task (F1Score) make one of another class of torchmetrics: `by_class` never sees it.
+    torchmetrics' classes for every task (F1Score) make an instance of another class, which `by_class` never sees.
     """
     if isinstance(metric, MulticlassStatScores) and not isinstance(metric, _ByClass) and _squares(metric):
         return 8 * int(metric.num_classes or 0) ** 2
@@ -68,26 +68,26 @@ def matrix_bytes(metric: Metric) -> int:
 
 @cache
 def by_class(kind: type[Metric]) -> type[Metric]:
-    """A class of torchmetrics; where it counts by class and by squares of them, one that counts in a line."""
+    """A class of torchmetrics, or where it would fill a matrix of classes by classes, one that counts by class."""
     if not issubclass(kind, MulticlassStatScores) or issubclass(kind, ErrorRate):
         return kind
     return type(kind.__name__, (_ByClass, kind), {"__doc__": kind.__doc__})
 
 
 class _OfEach:
-    """Each class's recall in place of their mean."""
+    """The recall of each class in place of their mean."""
 
     tp: Tensor
     fn: Tensor
 
     def compute(self) -> Tensor:
-        """(C,) float64: the share of each class's samples that were found, NaN where it has none."""
+        """(C,) float64: the share of each class's samples that were predicted as it, NaN where it has none."""
         return self.tp.double() / (self.tp + self.fn)
 
 
 @cache
 def of_each(recall: type[Metric]) -> type[Metric]:
-    """A class of torchmetrics' recall, such that it gives each class's: see _OfEach."""
+    """A recall class of torchmetrics that returns the recall of each class: see _OfEach."""
     return type("RecallOfEach", (_OfEach, recall), {})
 
 
@@ -104,9 +104,9 @@ class ErrorRate(MulticlassAccuracy):
 
 
 class PointError(Metric):
-    """The mean of |difference| ** power over every coordinate that is there; a target of NaN is a point that is not.
+    """The mean of |difference| ** power over all coordinates whose target is not NaN, which is a missing point.
 
-    torchmetrics' regression metrics would answer NaN, and its MeanMetric drops weights under nan_strategy="disable".
+    torchmetrics' regression metrics would return NaN, and its MeanMetric drops weights under nan_strategy="disable".
     """
 
     higher_is_better = False
@@ -122,10 +122,10 @@ class PointError(Metric):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """outputs, targets: of one shape."""
-        there = ~targets.isnan()
-        off = torch.where(there, outputs.double() - targets.double(), 0.0)
-        self.total = self.total + off.abs().pow(self.power).sum()
-        self.count = self.count + there.sum()
+        present = ~targets.isnan()
+        differences = torch.where(present, outputs.double() - targets.double(), 0.0)
+        self.total = self.total + differences.abs().pow(self.power).sum()
+        self.count = self.count + present.sum()
 
     def compute(self) -> Tensor:
         """A float64 scalar, the square root of the mean where `root`; NaN over nothing."""
@@ -134,7 +134,7 @@ class PointError(Metric):
 
 
 class PointDistanceError(PointError):
-    """The mean distance of a point from where it is, over those that are there, in shares of the image's side."""
+    """The mean distance of predicted points from the true ones that are not missing, in shares of the image's side."""
 
     side = 1.0
 
@@ -143,8 +143,8 @@ class PointDistanceError(PointError):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """outputs, targets: (N, K, 2), -1 and 1 at the edges of the image as the model sees it."""
-        off = (outputs.double() - targets.double()).square().sum(-1).sqrt() * (self.side / 2)
-        super().update(off, torch.where(off.isnan(), torch.nan, 0.0))
+        distances = (outputs.double() - targets.double()).square().sum(-1).sqrt() * (self.side / 2)
+        super().update(distances, torch.where(distances.isnan(), torch.nan, 0.0))
 
 
 class PointDistancePxError(PointDistanceError):
@@ -156,7 +156,7 @@ class PointDistancePxError(PointDistanceError):
 
 
 class Explained(Metric):
-    """R2: the share of the targets' variance that predictions explain, of each number, their mean. float64.
+    """R2: the share of the targets' variance that predictions explain, the mean over the numbers. float64.
 
     torchmetrics sums in float32, in which a number far from 0 (a year) has no variance left.
     """
@@ -171,21 +171,21 @@ class Explained(Metric):
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
         """outputs, targets: (N, C)."""
-        off, wanted = outputs.double() - targets.double(), targets.double()
-        told = [torch.ones_like(off), off.square(), wanted, wanted.square()]
-        self.sums = self.sums + torch.stack([each.sum(0) for each in told])
+        errors, true = outputs.double() - targets.double(), targets.double()
+        moments = [torch.ones_like(errors), errors.square(), true, true.square()]
+        self.sums = self.sums + torch.stack([moment.sum(0) for moment in moments])
 
     def compute(self) -> Tensor:
         """A float64 scalar, at most 1; not finite where the targets are all the same."""
-        count, off, total, squares = self.sums
-        return (1 - off / (squares - total.square() / count)).mean()
+        count, errors, total, squares = self.sums
+        return (1 - errors / (squares - total.square() / count)).mean()
 
 
 class RocAuc(Metric):
     """The area under each class's ROC curve (one class against the rest), exact, averaged over the classes.
 
-    torchmetrics counts the curves. A class that no sample has, or that all have, has no curve: it is left out here,
-    where torchmetrics' mean would take it for 0. Keeps every score: 8 bytes x N x C on the device.
+    torchmetrics computes the curves. A class that no sample has, or that all have, has no curve: it is left out here,
+    where torchmetrics' mean would count it as 0. Keeps every score: 8 bytes x N x C on the device.
     """
 
     higher_is_better = True
@@ -206,7 +206,7 @@ class RocAuc(Metric):
 
     def compute(self) -> Tensor:
         """A scalar in [0, 1]; NaN where no class has a curve."""
-        # Gathered over the ranks, a state is one tensor instead of a list.
+        # Once gathered over the ranks, a state is one tensor instead of a list.
         scores, targets = (torch.cat(s) if isinstance(s, list) and s else s for s in (self.scores, self.targets))
         if not isinstance(scores, Tensor) or not isinstance(targets, Tensor) or not len(scores):
             return torch.tensor(math.nan)
@@ -224,20 +224,20 @@ class RocAuc(Metric):
 
 @contextmanager
 def gathered(metrics: Sequence[Metric]) -> Iterator[None]:
-    """Gather every state of every metric over the ranks at once, for a `compute` of each within. Collective.
+    """Gather every state of every metric over the ranks at once; within, `compute` of each uses them. Collective.
 
-    torchmetrics by itself gathers state by state, in three collectives each, and sends an empty rank's list of samples
-    as a one-dimensional float32 tensor, whatever the others hold. Here ranks without samples are left out where others
-    have some. A metric with a gather of its own keeps it.
+    torchmetrics by itself gathers state by state, in three collectives each, and sends the empty list of a rank without
+    samples as a one-dimensional float32 tensor, whatever the others hold. Here such ranks are left out where others
+    have samples. A metric with a gather of its own keeps it.
     """
     plain = [m for m in metrics if m.dist_sync_fn is None and all(map(_summed_or_joined, _states(m), _reductions(m)))]
     sent = world.gather_tensors([_joined(state) for metric in plain for state in _states(metric)])
     states = zip(*(tensors for _, tensors in sent), strict=True)
     for metric in plain:
         # torchmetrics asks for each state in turn.
-        own = itertools.islice(states, len(_states(metric)))
-        answers = iter([[rank.to(metric.device) for rank in _filled(state)] for state in own])
-        metric.dist_sync_fn = lambda state, group=None, answers=answers: next(answers)
+        states_here = itertools.islice(states, len(_states(metric)))
+        gathered_states = iter([[rank.to(metric.device) for rank in _filled(state)] for state in states_here])
+        metric.dist_sync_fn = lambda state, group=None, gathered_states=gathered_states: next(gathered_states)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""How long was this rank at work before it waited for the others? This tells a straggler from those that wait for it.
+"""How long did this rank work before it waited for the others? That tells a straggler from those that wait for it.
 
 A step takes equally long on all ranks, since they wait for one another in its reduction. So the clock runs from the
-step's begin, its wait for data included, until the last gradients are handed over.
+beginning of the step, its wait for data included, until the last gradients are handed over.
 """
 
 import time

@@ -33,19 +33,19 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
         name = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
     if name == "fp16" and device.type == "cpu":
         raise RecipeError("precision='fp16' on a CPU: its gradients cannot be scaled there; give fp32 or bf16")
-    known = {
+    precisions = {
         "fp32": Precision("fp32", None, False),
         "bf16": Precision("bf16", torch.bfloat16, False),
         "fp16": Precision("fp16", torch.float16, True),
         "pure_bf16": Precision("pure_bf16", None, False, torch.bfloat16),
     }
-    if name not in known:
-        raise RecipeError(f"precision={name!r} is not known: give auto, {', '.join(known)}")
-    return known[name]
+    if name not in precisions:
+        raise RecipeError(f"precision={name!r} is not known: give auto, {', '.join(precisions)}")
+    return precisions[name]
 
 
 def place(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
-    """The model itself, on the device, channels_last, its weights of the precision's type.
+    """Move the model to the device, channels_last, its weights in the precision's type, and return it.
 
     BatchNorm stays float32: a running mean that moves by a tenth of a small difference would stand still in bfloat16.
     """
@@ -64,7 +64,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def cast_inputs(arguments: tuple[Tensor, ...], precision: Precision) -> tuple[Tensor, ...]:
-    """Autocast rounds for itself; without it the first layer wants its own type. Integers are indices, and stay."""
+    """The model's inputs in the type of its weights, which autocast does by itself; integers are indices, and stay."""
     if precision.weights == torch.float32:
         return arguments
-    return tuple(each.to(precision.weights) if each.is_floating_point() else each for each in arguments)
+    return tuple(tensor.to(precision.weights) if tensor.is_floating_point() else tensor for tensor in arguments)

@@ -1,9 +1,9 @@
 """What if a step fails on some rank? All ranks take the step, or none does.
 
-A rank that cannot do its part (no memory, no batch, an error in a loss) contributes NaN to the others' reduction, so
-that all of them reach the end of the step, where they compare one number each, on the host, while a GPU works on. Out
-of memory, all split their parts and take the step again. Anything else ends the run, on every rank, in the words of the
-rank that failed.
+A rank that cannot compute its gradients (no memory, no batch, an error in a loss) contributes NaN to the others'
+reduction, so that all of them reach the end of the step, where they compare one number each, on the host, while a GPU
+works on. When one is out of memory, all split their local batches and repeat the step. Any other failure ends the run,
+on every rank, with the error of the rank that failed.
 """
 
 import gc
@@ -30,18 +30,18 @@ _WELL, _NO_MEMORY, _FAILED = range(3)
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gave on this rank."""
+    """What one step yielded on this rank."""
 
     batch: Batch
     losses: Tensor
-    """(N,) on the device, of before the update."""
+    """(N,) on the device, computed before the update."""
     data_wait_s: float
     step_s: float
-    """Without the wait."""
+    """Without the wait for data."""
 
 
 class _ElsewhereError(Exception):
-    """This rank did its part of a step, and another could not."""
+    """This rank computed its gradients, and another could not."""
 
     def __init__(self, state: int) -> None:
         super().__init__(state)
@@ -49,7 +49,7 @@ class _ElsewhereError(Exception):
 
 
 class _Once:
-    """Fetches a batch, and gives the same one when the step is taken again."""
+    """Fetches a batch, and returns the same one when the step is repeated."""
 
     def __init__(self, fetch: Callable[[], Batch]) -> None:
         self._fetch = fetch
@@ -67,8 +67,8 @@ class _Once:
 class Stepper:
     """Takes steps with the parameters that are trainable when it is made: one optimiser, one DDP wrapper.
 
-    `network`: what runs in place of the model, with the model's own trainable layers (see models.folding).
-    `splits`: micro-batches a step, doubled when some rank runs out of memory; `on_split` is then told, on every rank.
+    network: what runs in place of the model, with the model's own trainable layers (see models.folding).
+    splits: micro-batches a step, doubled when some rank runs out of memory; on_split is then called, on every rank.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Stepper:
         self._is_through = False
 
     def step(self, fetch: Callable[[], Batch], *, seed: int) -> StepResult:
-        """`train_step` on the batch that `fetch` returns, on every rank; again in smaller pieces where memory is short.
+        """`train_step` on the batch that `fetch` returns, on every rank; smaller micro-batches if memory runs out.
 
-        Collective. Raises on every rank what any of them met; MemoryLimitError where a pair of samples is too much.
+        Collective. Raises on every rank the error of any of them; MemoryLimitError where two samples are too many.
         """
         self.guard.keep()
         began, once = perf_counter(), _Once(fetch)
@@ -135,26 +135,26 @@ class Stepper:
             self._split(0 if once.batch is None else len(once.batch.ids))
 
     def _agree(self) -> None:
-        """Every rank is through with its backward, or none goes on. Raises _ElsewhereError. Collective."""
+        """All ranks have finished their backward pass, or none goes on. Raises _ElsewhereError. Collective."""
         self._is_through = True
         worst = world.worst(_WELL)
         if worst != _WELL:
             raise _ElsewhereError(worst)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._reduction.close()
 
     def _wrap(self) -> Reduction:
         return Reduction(self._network, self._settings.device, busy=self.busy, compile=self._settings.compile)
 
-    def _split(self, part: int) -> None:
-        """Use twice as many micro-batches on every rank, and go back to the step's beginning."""
-        smallest = min(world.gather(part))
+    def _split(self, local_batch: int) -> None:
+        """Use twice as many micro-batches on every rank, and go back to the beginning of the step."""
+        smallest = min(world.gather(local_batch))
         if smallest < 4 * self.splits:  # BatchNorm cannot train on one image
             raise MemoryLimitError(
-                f"out of memory with {self.splits} micro-batches of a part of {smallest} images: splitting further "
-                "would leave pieces of one; give a smaller data.size_px or model, a lower precision, or more workers"
+                f"out of memory with a local batch of {smallest} images in {self.splits} micro-batches: more of "
+                "them would hold one image each; give a smaller data.size_px or model, lower precision or more workers"
             )
         self.splits *= 2
         self._reduction.close()
@@ -168,10 +168,10 @@ class Stepper:
 
 
 def _is_memory(error: Exception) -> bool:
-    """torch has a type for what its own allocator refuses, and only words for the libraries' workspaces."""
+    """torch has an error type for its own allocator; failures of the libraries' workspaces show in the message only."""
     words = (
         *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "Unable to find a valid cuDNN algorithm"),
         "DefaultCPUAllocator: can't allocate memory",
     )
-    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return isinstance(error, torch.OutOfMemoryError) or told
+    by_message = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, torch.OutOfMemoryError) or by_message

@@ -1,7 +1,7 @@
-"""How do the ranks' gradients become one? DDP's buckets, summed by a hook that a rank in trouble can shadow.
+"""How are the ranks' gradients summed? In DDP's buckets, by a hook that a rank in trouble can shadow.
 
-A rank that fails in a step (no batch, no memory) leaves the others waiting in a collective. `Reduction.shadow` takes
-part in what they still reduce, with NaN, so that every rank reaches the end of the step, and there they can agree.
+A rank that fails in a step (no batch, no memory) leaves the others waiting in a collective. `Reduction.shadow` joins
+what they still reduce, with NaN, so that every rank reaches the end of the step, where they can agree.
 """
 
 import contextlib
@@ -66,11 +66,11 @@ class Reduction:
         return self._forward(*arguments)
 
     def local(self) -> AbstractContextManager[Any]:
-        """Within it gradients only add up on this rank: for all micro-batches of a step but the last."""
+        """A context in which gradients add up on this rank alone: for all micro-batches of a step but the last."""
         return contextlib.nullcontext() if self._ddp is None else self._ddp.no_sync()
 
     def end(self) -> None:
-        """Backward is through; without ranks to wait for, this is when the work is done."""
+        """The backward pass is over; in one process, that is when the work is done."""
         if self._ddp is None:
             self._sent.busy.stop()
 
@@ -118,13 +118,13 @@ def _sum(buffer: Tensor) -> torch.futures.Future[Tensor]:
         return future.then(lambda done: done.value()[0])
     # gloo adds up in an order that depends on where in its bucket a number lies, and DDP lays its buckets out anew
     # after its first step: from three ranks on, a resumed run would differ from the unbroken one in the last bits.
-    parts = [torch.empty_like(buffer) for _ in range(world.world_size())]
-    future = dist.all_gather(parts, buffer, async_op=True).get_future()
-    return future.then(lambda _: _add(parts))
+    buffers = [torch.empty_like(buffer) for _ in range(world.world_size())]
+    future = dist.all_gather(buffers, buffer, async_op=True).get_future()
+    return future.then(lambda _: _add(buffers))
 
 
-def _add(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
+def _add(buffers: list[Tensor]) -> Tensor:
+    total = buffers[0]
+    for other in buffers[1:]:
+        total += other
     return total

@@ -1,6 +1,6 @@
-"""How does an error cross between processes? As the name of its type and its sentence, and never as an object.
+"""How does an error cross between processes? As the name of its type and its sentence, never as an object.
 
-The receiver makes it anew, from a closed list of our own types: what a stranger sends cannot run anything.
+The receiver builds it anew, from a closed list of our own types: what a stranger sends cannot run anything.
 """
 
 import sys
@@ -27,7 +27,7 @@ def errors_in(*bases: type[Exception]) -> dict[str, type[Exception]]:
 
 
 KINDS: Kinds = errors_in(DataError, ModelError, TrainError)
-"""What a user can mend, up to this floor: errors whose text is a sentence."""
+"""Errors of this floor and those below that a user can mend: their text is a sentence."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Sentence:
 
     @classmethod
     def of(cls, error: Exception, kinds: Kinds = KINDS) -> Self:
-        """What is to be sent of an error."""
+        """An error as it is sent."""
         kind = next((kind.__name__ for kind in type(error).__mro__ if kinds.get(kind.__name__) is kind), "")
         return cls(kind, str(error) if kind else f"{type(error).__name__}: {error}")
 
     def error(self, kinds: Kinds = KINDS) -> Exception | None:
-        """The error again; None where its type is none of the list."""
+        """The error again; None where its type is not in the list."""
         return kinds[self.kind](self.text) if self.kind in kinds else None

@@ -1,8 +1,8 @@
 """What happens in one training step? `train_step`: fetch, forward, loss, backward, update, on one page.
 
 No line of it makes the host wait for the device: nothing is read back, nothing is synchronised, unless the optimiser
-has no fused kernels (see `update`). Losses come back as device tensors; their sum is read once a logging window (see
-window). What happens when a rank cannot do its part is recovery's.
+has no fused kernels (see `update`). Losses stay on the device; their sum is read once a logging window (see window).
+What happens when a rank fails, see recovery.
 """
 
 import contextlib
@@ -53,13 +53,14 @@ def train_step(
     ema: Ema | None = None,
     agree: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """One step on this rank's part of a batch: fetch, forward, loss, backward, update. Collective.
+    """One step on this rank's local batch: fetch, forward, loss, backward, update. Collective.
 
     Each rank divides its summed loss by the global batch, and not by its own count, so that the sum over ranks and
-    micro-batches is the mean over the global batch, even where parts differ by a sample.
-    seed: of dropout. micro_batches: in how many pieces the part goes through the model, one after the other, to need
-    less memory. The gradients are those of the whole, unless a layer looks across samples: BatchNorm sees a piece at a
-    time. agree: asked between backward and update, where all ranks go on together or none does (see recovery).
+    micro-batches is the mean over the global batch, even where local batches differ by a sample.
+    seed: of dropout. micro_batches: into how many the local batch is split, which go through the model one after the
+    other, to need less memory. The gradients are those of the whole, unless a layer looks across samples: BatchNorm
+    sees one micro-batch at a time. agree: called between backward and update, where all ranks go on or none does (see
+    recovery).
     Returns the samples' losses, (N,) float32 on the device.
     """
     reduction.begin()
@@ -67,16 +68,16 @@ def train_step(
     batch = fetch()
     torch.manual_seed(seed)
     losses = []
-    for number, piece in enumerate(batch.split(micro_batches), start=1):
+    for number, micro_batch in enumerate(batch.split(micro_batches), start=1):
         with contextlib.nullcontext() if number == micro_batches else reduction.local():
             with autocast(settings.precision, settings.device):
-                outputs = reduction(*cast_inputs(piece.arguments, settings.precision))
-            each = settings.loss(outputs, piece.targets)
-            total = each.sum() / settings.global_batch
+                outputs = reduction(*cast_inputs(micro_batch.arguments, settings.precision))
+            sample_losses = settings.loss(outputs, micro_batch.targets)
+            total = sample_losses.sum() / settings.global_batch
             # A loss can be infinite while its gradients are not: times NaN, every rank sees it in their sum.
             total = total * torch.where(total.detach().isfinite(), 1.0, torch.nan)
             scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        losses.append(each.detach())
+        losses.append(sample_losses.detach())
     reduction.end()
     agree()
     update(optimizer, scaler=scaler, guard=guard, clip=settings.clip)
@@ -88,10 +89,10 @@ def train_step(
 def update(
     optimizer: torch.optim.Optimizer, *, scaler: torch.amp.GradScaler, guard: Guard, clip: float | None = None
 ) -> None:
-    """Turn the gradients into a step, unless they are no numbers: then the optimiser passes over it (see guard).
+    """Turn the gradients into a step, unless they are not finite: then the optimiser skips it (see guard).
 
-    clip: the largest norm that the gradients may have together. For an optimiser that cannot pass over a step by itself
-    (see optim.skips) the host asks before each: that waits for a GPU, and costs nothing on a CPU.
+    clip: the largest norm that the gradients may have together. For an optimiser that cannot skip a step by itself (see
+    optim.skips) the host reads the flag before each: that waits for a GPU, and costs nothing on a CPU.
     """
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -109,7 +110,7 @@ def update(
 
 @torch.inference_mode()
 def eval_step(model: nn.Module, batch: Batch, *, loss: LossFunction, precision: Precision) -> tuple[Tensor, Tensor]:
-    """Forward only, through the bare model, so that ranks may hold uneven parts.
+    """Forward only, through the bare model, so that ranks may hold batches of different sizes.
 
     Returns (logits (N, C), losses (N,)), float32 on the device.
     """

@@ -1,7 +1,7 @@
 """What happened since the numbers were last read? A logging window, and the hash of the stream.
 
 During a window each rank only collects: losses stay on the device, ids on the host. Closing it reads the device
-once and gathers once; every rank gets the same answer, so that decisions made from it are collective.
+once and gathers once; every rank gets the same numbers, so that decisions made from them are collective.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from thawline.trainer.quarantine import merge_by_id
 from thawline.trainer.records.rows import WindowNumbers
 from thawline.trainer.step import world
 from thawline.trainer.step.busy import Busy
-from thawline.trainer.step.guard import Guard, Seen
+from thawline.trainer.step.guard import Guard, GuardReading
 
 
 def extend_hash(digest: str, ids: NDArray[np.int64]) -> str:
@@ -31,8 +31,8 @@ def extend_hash(digest: str, ids: NDArray[np.int64]) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What a rank sends the others about its window, as JSON has it."""
+class _RankWindow:
+    """What a rank sends the others about its window; all of it can be written as JSON."""
 
     loss_sum: float
     window_s: float
@@ -40,8 +40,8 @@ class _Part:
     busy_s: float
     stop: bool
     taken_at: float | None
-    lost: list[tuple[int, str]]
-    """JSON has no integers for keys."""
+    unusable: list[tuple[int, str]]
+    """Pairs, since JSON has no integer keys."""
     written: list[dict[str, Any]]
 
 
@@ -57,28 +57,28 @@ class Reading:
     window_s: float
     """Wall time of the slowest rank."""
     busy_s: list[float]
-    """How long each rank was at work before it waited for the others (see busy)."""
+    """Seconds that each rank worked before it waited for the others (see busy)."""
     data_wait_s: float
-    """Time a rank stood waiting for a batch, mean over ranks."""
+    """Seconds that a rank waited for batches, mean over ranks."""
     ids: list[NDArray[np.int64]]
-    """One (global_batch,) array a step, in stream order: what arrived, not what was planned."""
+    """One (global_batch,) array a step, in stream order: as they arrived, not as they were planned."""
     stop: bool
     """Some rank was asked to stop."""
     taken_at: float | None
     """When the first of the ranks' machines will be taken away, unix seconds."""
-    lost: dict[int, str]
-    """Files that some rank found unusable: id -> file and reason, by id."""
+    unusable: dict[int, str]
+    """Files that some rank could not use: id -> file and reason, by id."""
     written: list[Written]
-    """What became of checkpoints since; known to rank 0."""
-    seen: Seen
-    """What the guard saw, on this rank; alike on all, since they see the sums of the same gradients."""
+    """The checkpoints written since, and those that could not be; known to rank 0."""
+    guard: GuardReading
+    """The guard's reading on this rank; alike on all, since they see the same summed gradients."""
 
     def numbers(self) -> WindowNumbers:
-        """What the recorder keeps of it."""
+        """What the recorder writes of it."""
         return {
             "loss": self.loss,
-            "grad_norm": self.seen.grad_norm,
-            "skipped": self.seen.skipped,
+            "grad_norm": self.guard.grad_norm,
+            "skipped": self.guard.skipped,
             "images": self.images,
             "window_s": self.window_s,
             "images_per_s": self.images / self.window_s,
@@ -116,25 +116,25 @@ class Window:
         busy: Busy,
         stop: bool,
         taken_at: float | None = None,
-        lost: Mapping[int, str] | None = None,
+        unusable: Mapping[int, str] | None = None,
         written: Sequence[Written] = (),
     ) -> Reading:
         """Read the device, gather once, start over. Collective; the window must not be empty."""
         loss_sum = 0.0 if self.loss_sum is None else float(self.loss_sum)  # waits for the device; what follows does not
-        seen, busy_s = guard.read(), busy.read()
-        mine = _Part(
+        guard_reading, busy_s = guard.read(), busy.read()
+        own = _RankWindow(
             loss_sum=loss_sum,
             window_s=time.perf_counter() - self.began,
             data_wait_s=self.data_wait_s,
             busy_s=busy_s,
             stop=stop,
             taken_at=taken_at,
-            lost=[*(lost or {}).items()],
+            unusable=[*(unusable or {}).items()],
             written=[asdict(each) for each in written],
         )
-        sent = world.gather_tensors([torch.stack(self.ids)], asdict(mine))
+        sent = world.gather_tensors([torch.stack(self.ids)], asdict(own))
         together = torch.cat([ids for _, (ids,) in sent], 1).numpy()
-        ranks = [_Part(**said) for said, _ in sent]
+        ranks = [_RankWindow(**window) for window, _ in sent]
         self.ids, self.loss_sum, self.data_wait_s = [], None, 0.0
         self.began = time.perf_counter()
         return Reading(
@@ -145,13 +145,13 @@ class Window:
             data_wait_s=sum(rank.data_wait_s for rank in ranks) / len(ranks),
             ids=list(together),
             stop=any(rank.stop for rank in ranks),
-            lost=merge_by_id([dict(rank.lost) for rank in ranks]),
+            unusable=merge_by_id([dict(rank.unusable) for rank in ranks]),
             busy_s=[rank.busy_s for rank in ranks],
             written=[Written(**each) for each in ranks[0].written],
             taken_at=min((rank.taken_at for rank in ranks if rank.taken_at is not None), default=None),
-            seen=seen,
+            guard=guard_reading,
         )
 
     def restart_clock(self) -> None:
-        """Leave out of the next window what was not training: an evaluation, a checkpoint."""
+        """Exclude from the next window what was not training: an evaluation, a checkpoint."""
         self.began = time.perf_counter()

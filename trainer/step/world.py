@@ -36,10 +36,10 @@ def world_size() -> int:
 def gather(value: T) -> list[T]:
     """Every rank's value, by rank, on every rank. Collective.
 
-    value: what JSON can say: numbers (NaN and infinities too), texts, None, lists, dictionaries with texts as keys.
-    As JSON has it a tuple comes back as a list, also in a world of one.
+    value: what JSON can hold: numbers (NaN and infinities too), strings, None, lists, dictionaries with strings as
+    keys. A tuple comes back as a list, also in a world of one.
     """
-    return [said for said, _ in _exchange(value, ())]
+    return [value for value, _ in _exchange(value, ())]
 
 
 def gather_tensors(tensors: Sequence[Tensor], value: Any = None) -> list[tuple[Any, list[Tensor]]]:
@@ -83,16 +83,16 @@ def together(make: Callable[[], T], kinds: Kinds = KINDS) -> T:
 
 
 def common_error(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
-    """The error that every rank raises once one has failed: the first such rank's, as itself where all can read it.
+    """The error that every rank raises once one has failed: that of the first such rank, or PeerError.
 
-    Collective. failure: what this rank met; where it is no sentence of ours, it keeps its traceback, on this rank.
+    Collective. failure: this rank's error; where it is none of `kinds`, this rank raises it with its traceback.
     """
-    mine = None if failure is None else Sentence.of(failure, kinds)
-    for rank, sent in enumerate(gather(None if mine is None else asdict(mine))):
+    own = None if failure is None else Sentence.of(failure, kinds)
+    for rank, sent in enumerate(gather(None if own is None else asdict(own))):
         if sent is None:
             continue
         first = Sentence(**sent)
-        if failure is not None and mine is not None and (mine == first or not mine.kind):
+        if failure is not None and own is not None and (own == first or not own.kind):
             return failure
         return first.error(kinds) or PeerError(
             f"rank {rank} failed ({first.text}): no other rank can go on without it; its own traceback says where"
@@ -103,42 +103,42 @@ def common_error(failure: Exception | None, kinds: Kinds = KINDS) -> Exception:
 def _exchange(value: Any, tensors: Sequence[Tensor], *, everywhere: bool = True) -> list[tuple[Any, list[Tensor]]]:
     """Every rank's JSON and tensors, by rank; not `everywhere`: on rank 0 alone. Two collectives."""
     text = json.dumps([value, [[str(tensor.dtype), list(tensor.shape)] for tensor in tensors]]).encode()
-    mine = [tensor.detach().cpu() for tensor in tensors]
+    own = [tensor.detach().cpu() for tensor in tensors]
     if world_size() == 1:
-        return [(json.loads(text)[0], mine)]
-    parts = [torch.frombuffer(bytearray(text), dtype=torch.uint8)]
-    parts += [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in mine]
-    size = torch.tensor([len(text), sum(map(len, parts))])
+        return [(json.loads(text)[0], own)]
+    chunks = [torch.frombuffer(bytearray(text), dtype=torch.uint8)]
+    chunks += [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in own]
+    size = torch.tensor([len(text), sum(map(len, chunks))])
     sizes = [torch.empty_like(size) for _ in range(world_size())]
     dist.all_gather(sizes, size)
-    longest = max(int(each[1]) for each in sizes)
-    whole = torch.cat([*parts, torch.zeros(longest - int(size[1]), dtype=torch.uint8)])
-    hears = everywhere or dist.get_rank() == 0
-    sent = [torch.empty_like(whole) for _ in sizes] if hears else []
+    longest = max(int(lengths[1]) for lengths in sizes)
+    padded = torch.cat([*chunks, torch.zeros(longest - int(size[1]), dtype=torch.uint8)])
+    receives = everywhere or dist.get_rank() == 0
+    sent = [torch.empty_like(padded) for _ in sizes] if receives else []
     if everywhere:
-        dist.all_gather(sent, whole)
+        dist.all_gather(sent, padded)
     else:
-        dist.gather(whole, sent if hears else None)
-    return [_read(data, int(each[0])) for data, each in zip(sent, sizes, strict=False)]
+        dist.gather(padded, sent if receives else None)
+    return [_read(data, int(lengths[0])) for data, lengths in zip(sent, sizes, strict=False)]
 
 
-def _read(data: Tensor, text: int) -> tuple[Any, list[Tensor]]:
+def _read(data: Tensor, text_bytes: int) -> tuple[Any, list[Tensor]]:
     """The value and the tensors in a rank's bytes, (bytes,) uint8, of which the first `text` are JSON."""
-    value, kinds = json.loads(data[:text].numpy().tobytes())
-    tensors, at = list[Tensor](), text
+    value, kinds = json.loads(data[:text_bytes].numpy().tobytes())
+    tensors, start = list[Tensor](), text_bytes
     for name, shape in kinds:
         dtype = _DTYPES[name]
-        end = at + torch.Size(shape).numel() * dtype.itemsize
-        tensors.append(data[at:end].clone().view(dtype).reshape(shape))  # a copy, for the place of each must be even
-        at = end
+        end = start + torch.Size(shape).numel() * dtype.itemsize
+        tensors.append(data[start:end].clone().view(dtype).reshape(shape))  # a copy, for its address must be aligned
+        start = end
     return value, tensors
 
 
 def average_buffers(model: nn.Module) -> None:
     """Replace floating-point buffers (BatchNorm's running statistics) by their mean over the ranks. Collective.
 
-    Each rank's statistics follow its own part of the batches. Running means are linear in what they saw, so
-    averaging them now and then gives what averaging at the end would.
+    Each rank's statistics follow its own local batches. Running means are linear in what they saw, so averaging them
+    now and then gives what averaging at the end would.
     """
     if world_size() == 1:
         return

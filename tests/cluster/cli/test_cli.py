@@ -156,7 +156,7 @@ def test_contradicting_sizes_backbones_and_devices(thawline: Run, tmp_path: Path
         (["--fit.patience", "1", "--fit.monitor", "recall"], "monitor='recall' is not measured"),
         (
             ["--fit.metrics", "MulticlassSpecificity", "--checkpoint.best", "multiclass_specificity"],
-            "whether more of 'multiclass_specificity' is better is not known: the worst might be taken for the best",
+            "whether a higher 'multiclass_specificity' is better is not known: the worst might count as the best",
         ),
     ):
         code, _, err = thawline("train", job, *flags)

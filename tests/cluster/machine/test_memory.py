@@ -75,7 +75,7 @@ def test_what_the_forward_pass_keeps_is_what_autograd_saves() -> None:
     model[1].eval()
     image, activation = 4 * 3 * 8 * 8, 4 * 5 * 8 * 8  # the convolution keeps its input, ReLU its output, for all after
     assert kept_by_forward(model, 8) == image + activation
-    assert kept_by_forward(model, 8, parts=2) == (image + activation) / 2
+    assert kept_by_forward(model, 8, micro_batches=2) == (image + activation) / 2
     assert [layer.training for layer in model] == [True, False, True, True]
 
 

@@ -331,7 +331,7 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     assert "result.json" not in Root.of(folder).listing(), "it was too quick to be killed"
     done = thawline("train", file, *rarely, *there, **cache)
     assert done.returncode == 0, done.stderr
-    assert "waiting up to 30 s to see whether that is alive" in done.stderr
+    assert "waiting up to 30 s to see whether it is alive" in done.stderr
     assert "which is gone: taken over" in done.stderr
     assert "resumed at step" in done.stderr
     names = ["checkpoints", "job.toml", "manifest.hash", "model"]

@@ -118,7 +118,7 @@ def test_what_cannot_go_on_gets_a_sentence(finished: Path, tmp_path: Path) -> No
     with pytest.raises(JobError, match="--more -1 is no number of epochs above 0"):
         going_on(job, -1)
     go(going_on(job, 2), last=2)
-    with pytest.raises(StorageError, match=r"on its way through --more 2, .* give --more 2 again, and then --more 3"):
+    with pytest.raises(StorageError, match=r"has not finished --more 2, .* give --more 2 again, and then --more 3"):
         going_on(job, 3)
     (tmp_path / "run/result.json").unlink()
     with pytest.raises(StorageError, match="has not finished, and --more is for a run that has"):

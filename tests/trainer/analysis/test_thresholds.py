@@ -85,7 +85,9 @@ def test_what_cannot_be_swept_gets_a_sentence(predictions: Predictions) -> None:
         sweep(single)
     with pytest.raises(RecipeError, match=r"thresholds=\[\] leaves nothing"):
         sweep(predictions, thresholds=[])
-    with pytest.raises(RecipeError, match=r"whether more of 'MultilabelSpecificity' is better is not known: the worst"):
+    with pytest.raises(
+        RecipeError, match=r"whether a higher 'MultilabelSpecificity' is better is not known: the worst"
+    ):
         sweep(predictions, "MultilabelSpecificity")
     with pytest.raises(RecipeError, match=r"roc_auc does not take"):
         sweep(predictions, "roc_auc")

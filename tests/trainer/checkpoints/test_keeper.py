@@ -62,7 +62,7 @@ def test_one_stays_due_until_it_is_saved_however_often_one_asks(tmp_path: Path, 
 
 def test_a_slow_write_is_given_its_time(tmp_path: Path, now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     keep = kept(tmp_path)
-    keep._needs_s = 20.0
+    keep._slowest_s = 20.0
     keep.warn(1100.0, window_s=1.0)
     assert keep.due()
     keep.save(1, PARTS, {})

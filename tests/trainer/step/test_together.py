@@ -233,7 +233,7 @@ def test_out_of_memory_on_one_rank_splits_the_step_on_all_and_changes_no_number(
 def test_what_does_not_fit_however_it_is_split_ends_all_ranks_with_a_sentence(worlds: Worlds, size: int) -> None:
     said = {outcome["memory"]["hopeless"] for outcome in worlds[size]}
     assert len(said) == 1
-    assert "splitting further would leave pieces of one" in said.pop()
+    assert "more of them would hold one image each" in said.pop()
 
 
 @every
