@@ -1,8 +1,8 @@
-"""How does somebody without a cluster of their own use one? Submit, list, status, logs and stop, over Ray Jobs.
+"""How is a remote cluster used? Submit, list, status, logs and stop, over Ray Jobs.
 
-A job is known by its name. Each submission of it is an attempt, which Ray calls NAME.1, NAME.2 and so on; what an
-attempt leaves off, the next takes up from the run's folder. Ray Jobs runs shell commands: ours is always the same
-(`python -m thawline.cluster.driver`), and the job goes as TOML in a working directory that holds nothing else.
+A job is identified by its name. Each submission is an attempt, which Ray calls NAME.1, NAME.2 and so on; the next one
+goes on from the run's folder where the last one stopped. Ray Jobs runs shell commands: ours is always the same
+(`python -m thawline.cluster.driver`), and the job is sent as TOML in a working directory that holds nothing else.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from thawline.dataio.store.private import scratch
 from thawline.models import code
 
 Package = Literal["ship", "installed"]
-"""Whether the code of this machine goes with the job, or the cluster's nodes have thawline installed."""
+"""Whether the code of this machine is sent with the job, or thawline is installed on the cluster's nodes."""
 
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses of a driver whose run stopped at a checkpoint: see signals.exit_status."""
@@ -43,9 +43,9 @@ _NEEDED = (
     *("prometheus_client", "psutil", "rich", "matplotlib", "jinja2"),
 )
 _MISSING = 87
-"""Exit status of an attempt whose machine has no thawline; no status of Python's."""
+"""Exit status of an attempt whose machine has no thawline; Python never exits so."""
 _NO_PYTHON = 127
-"""A shell's."""
+"""A shell's exit status for an unknown command."""
 _LACKS = (
     "{python} on {host}, which is the Python that this cluster runs jobs with, lacks {lacks}: nothing can be trained "
     "with it; start the head and the nodes with thawline's environment first on PATH, whichever `ray` starts them, or "
@@ -58,16 +58,16 @@ if not (spec and spec.origin and os.path.exists(os.path.join(os.path.dirname(spe
     sys.exit({_MISSING})
 lacks = [name for name in {_NEEDED} if not u.find_spec(name)]
 if lacks:
-    said = {_LACKS!r}.format(python=sys.executable, host=socket.gethostname(), lacks=", ".join(lacks))
-    print({log_records.MARK!r} + json.dumps(dict(kind="end", status="failed", error=said)))
+    sentence = {_LACKS!r}.format(python=sys.executable, host=socket.gethostname(), lacks=", ".join(lacks))
+    print({log_records.MARK!r} + json.dumps(dict(kind="end", status="failed", error=sentence)))
     sys.exit(1)
 """
-"""What runs before the driver, with the standard library alone: which Python is this, and can it train?"""
+"""Runs before the driver, with the standard library alone: which Python is this, and can it train?"""
 _CONNECT_S = 5.0
 _AGAIN_S = 1.0
 _SILENT_S = 120.0
 _KEY = "thawline"
-"""In the metadata of Ray's job: the name."""
+"""The key of the job's name in the metadata of Ray's job."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Attempt:
     name: str
     number: int
     state: Literal["pending", "running", "stopped", "succeeded", "failed"]
-    """Ray's; but "stopped", too, where the driver's exit status says so, which is a failure to Ray."""
+    """Ray's; and "stopped" for a driver with such an exit status, which Ray calls failed."""
     exit_code: int | None
     message: str
     began_s: float | None
@@ -87,7 +87,7 @@ class Attempt:
 
     @property
     def over(self) -> bool:
-        """Nothing runs any more."""
+        """Whether the attempt has ended."""
         return self.state not in ("pending", "running")
 
 
@@ -95,7 +95,7 @@ class Cluster:
     """A Ray cluster's job server, at the URL of its dashboard such as http://127.0.0.1:8265."""
 
     def __init__(self, address: str) -> None:
-        """Raises TokenError without the cluster's token; SubmitError when nothing answers there."""
+        """Raises TokenError without the cluster's token; SubmitError when nothing responds there."""
         token.use_token()
         url = urlsplit(address)
         if url.scheme not in ("http", "https") or not url.hostname:
@@ -105,7 +105,7 @@ class Cluster:
             )
         self.address = address.rstrip("/")
         try:
-            # Ray's own client would wait for minutes where packets vanish.
+            # Ray's own client would wait for minutes where packets are dropped.
             port = url.port or (443 if url.scheme == "https" else 80)
             socket.create_connection((url.hostname, port), timeout=_CONNECT_S).close()
         except OSError as error:
@@ -117,107 +117,107 @@ class Cluster:
 
         with self._refusals():
             client = JobSubmissionClient(self.address)
-        for handler in logging.getLogger("ray").handlers:  # its modules tell of every upload, whatever level is asked
+        for handler in logging.getLogger("ray").handlers:  # its modules log every upload, whatever level is set
             handler.setLevel(logging.WARNING)
         return client
 
     def submit(self, job: Job, *, package: Package = "ship", fresh: bool = False) -> Attempt:
-        """Send a job, its paths as they are, and return the attempt that Ray has taken.
+        """Send a job, its paths unchanged, and return the attempt that Ray has accepted.
 
-        fresh: the run begins anew, and what stands in its folder is moved aside. Code that the job names goes along
+        fresh: the run begins anew, and the content of its folder is moved aside. Code that the job names goes along
         where it lies in the working folder, and is trusted there: whoever has read the job has asked.
-        Raises SubmitError when a job of that name runs there already.
+        Raises SubmitError when a job of that name is already running there.
         """
         before = [attempt for attempt in self.attempts() if attempt.name == job.name]
         running = [attempt for attempt in before if not attempt.over]
         if running:
             raise SubmitError(
-                f"a job called {job.name!r} is {running[0].state} on {self.address} already: two would write into one "
-                f"another's run; `thawline logs {job.name} --follow` watches it, `thawline stop {job.name}` ends it, "
+                f"a job called {job.name!r} is {running[0].state} on {self.address} already: two would overwrite each "
+                f"other's run; `thawline logs {job.name} --follow` watches it, `thawline stop {job.name}` ends it, "
                 "or give another --name"
             )
         number = max((attempt.number for attempt in before), default=0) + 1
-        known = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
+        submission = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', job.name)}.{number}"
         with scratch() as folder, self._refusals():
             environment = _environment(folder, job, package)
             trusted = [shlex.quote(f"{TRUST}{name}") for name in jobs.code_of(job).values()]
             options = " ".join(["", *(["--fresh"] if fresh else []), *trusted])
             entry = f"python -c {shlex.quote(_PROBE)} && exec python -m thawline.cluster.driver{options}"
             self._client.submit_job(
-                entrypoint=entry, submission_id=known, runtime_env=environment, metadata={_KEY: job.name}
+                entrypoint=entry, submission_id=submission, runtime_env=environment, metadata={_KEY: job.name}
             )
         return self.attempt(job.name)
 
     def attempts(self) -> list[Attempt]:
-        """Every job of thawline's that the cluster remembers, in the order of their beginnings."""
+        """All attempts of thawline's jobs that the cluster remembers, in the order in which they began."""
         with self._refusals():
-            found = [_attempt(info) for info in self._client.list_jobs()]
-        return sorted(filter(None, found), key=lambda attempt: (attempt.began_s or 0.0, attempt.number))
+            parsed = [_attempt(info) for info in self._client.list_jobs()]
+        return sorted(filter(None, parsed), key=lambda attempt: (attempt.began_s or 0.0, attempt.number))
 
     def attempt(self, name: str) -> Attempt:
-        """The last attempt of the job called so. Raises SubmitError when there is none."""
+        """The last attempt of the job with this name. Raises SubmitError when there is none."""
         attempts = self.attempts()
-        mine = [attempt for attempt in attempts if attempt.name == name]
-        if not mine:
-            others = ", ".join(sorted({attempt.name for attempt in attempts})) or "none"
+        of_job = [attempt for attempt in attempts if attempt.name == name]
+        if not of_job:
+            names = ", ".join(sorted({attempt.name for attempt in attempts})) or "none"
             raise SubmitError(
-                f"{self.address} knows no job called {quoted(name)} (jobs there: {others}): nothing to show"
+                f"{self.address} knows no job called {quoted(name)} (jobs there: {names}): nothing to show"
             )
-        return max(mine, key=lambda attempt: attempt.number)
+        return max(of_job, key=lambda attempt: attempt.number)
 
     def lines(self, attempt: Attempt, *, follow: bool) -> Iterator[str]:
-        """The lines of an attempt's log: those that there are, or with `follow` until the attempt is over.
+        """The lines of an attempt's log: those written so far, or with `follow` until the attempt is over.
 
-        A connection that breaks is made again; each line comes once. Raises SubmitError when the cluster is silent.
+        A broken connection is opened again; each line is returned once. Raises SubmitError when the cluster is silent.
         """
         if not follow:
             with self._refusals():
-                yield from self._whole(attempt)
+                yield from self._log_lines(attempt)
             return
-        seen, heard = 0, time.monotonic()
+        returned, last_response_s = 0, time.monotonic()
         while True:
             over = False
             with contextlib.suppress(SubmitError):
                 over = self.attempt(attempt.name).over
-                heard = time.monotonic()
+                last_response_s = time.monotonic()
             try:
-                for number, line in enumerate(self._whole(attempt) if over else self._tail(attempt)):
-                    if number >= seen:
-                        seen, heard = number + 1, time.monotonic()
+                for number, line in enumerate(self._log_lines(attempt) if over else self._tail(attempt)):
+                    if number >= returned:
+                        returned, last_response_s = number + 1, time.monotonic()
                         yield line
                 if over:
                     return
             except _broken():
-                pass  # what the tail said is counted
-            if time.monotonic() - heard > _SILENT_S:
-                raise self._silent(f"it has not answered for {_SILENT_S:.0f} s; the job may still run")
+                pass  # the lines so far are counted
+            if time.monotonic() - last_response_s > _SILENT_S:
+                raise self._silent(f"it has not responded for {_SILENT_S:.0f} s; the job may still run")
             time.sleep(_AGAIN_S)
 
-    def _whole(self, attempt: Attempt) -> list[str]:
+    def _log_lines(self, attempt: Attempt) -> list[str]:
         text: str = self._client.get_job_logs(attempt.id)
-        return text.removesuffix("\n").split("\n")  # splitlines would take a record's mark for an end
+        return text.removesuffix("\n").split("\n")  # splitlines would split at a record's mark, too
 
     def _tail(self, attempt: Attempt) -> Iterator[str]:
-        """Lines as they come, from the first. Ends when the connection does."""
+        """Lines as they are written, from the first. Ends with the connection."""
         loop = asyncio.new_event_loop()
         chunks = self._client.tail_job_logs(attempt.id)
-        rest = ""
+        unfinished = ""
         try:
             while True:
                 try:
-                    rest += loop.run_until_complete(anext(chunks))
+                    unfinished += loop.run_until_complete(anext(chunks))
                 except StopAsyncIteration:
                     return  # an unfinished line is read again
-                *lines, rest = rest.split("\n")
+                *lines, unfinished = unfinished.split("\n")
                 yield from lines
         finally:
             loop.run_until_complete(chunks.aclose())
             loop.close()
 
     def stop(self, name: str, *, now: bool = False) -> Attempt:
-        """Ask for a graceful end, with a checkpoint; or with `now` end it within seconds, without one.
+        """Request a graceful stop, with a checkpoint; or with `now` end it within seconds, without one.
 
-        Returns at once: the attempt is over when its state says so. Raises SubmitError when none is running.
+        Returns at once: the attempt ends later. Raises SubmitError when none is running.
         """
         attempt = self.attempt(name)
         if attempt.over:
@@ -237,14 +237,14 @@ class Cluster:
             while not info.status.is_terminal():
                 time.sleep(0.2)
                 info = self._client.get_job_info(messenger)
-            heard = info.driver_exit_code
+            exit_code = info.driver_exit_code
             self._client.delete_job(messenger)
-        if heard == NOT_RUNNING:
+        if exit_code == NOT_RUNNING:
             raise SubmitError(
                 f"job {name!r} has no workers yet, so none can save a checkpoint: it goes on; ask again in a moment, "
                 "or give --now"
             )
-        if heard != 0:
+        if exit_code != 0:
             raise SubmitError(
                 f"job {name!r} could not be asked to stop ({info.message}): it goes on; ask again, or give --now"
             )
@@ -252,7 +252,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Turn what Ray's client raises into a sentence."""
+        """Turn errors of Ray's client into sentences."""
         import requests
         from ray.exceptions import AuthenticationError
 
@@ -274,15 +274,15 @@ class Cluster:
                 ) from error
             raise SubmitError(f"{self.address} refused ({last_line(words)}): nothing was done") from error
 
-    def _silent(self, why: str) -> SubmitError:
+    def _silent(self, reason: str) -> SubmitError:
         return SubmitError(
-            f"no Ray cluster answers at {self.address} ({why}): nothing was done; check the address and the tunnel to "
-            "it (`ssh -L 8265:127.0.0.1:8265 HEAD`), and that the cluster is up"
+            f"no Ray cluster answers at {self.address} ({reason}): nothing was done; check the address and the tunnel "
+            "to it (`ssh -L 8265:127.0.0.1:8265 HEAD`), and that the cluster is up"
         )
 
 
 def outcome(attempt: Attempt, end: Mapping[str, Any] | None) -> tuple[int, str]:
-    """The exit status that an attempt deserves, and a sentence on how it ended; `end` is its log's last record.
+    """The exit status for an attempt, and a sentence on how it ended; `end` is the last record of its log.
 
     0: finished. One of STOPPED: stopped with a checkpoint. 1: failed, or stopped without one.
     """
@@ -309,7 +309,7 @@ def outcome(attempt: Attempt, end: Mapping[str, Any] | None) -> tuple[int, str]:
 
 
 def _environment(folder: Path, job: Job, package: Package) -> dict[str, Any]:
-    """What the job's processes start with: job.toml where they start, and our packages if they are to be shipped."""
+    """The environment of the job's processes: job.toml in the working directory, and our packages if shipped."""
     work = folder / "job"
     work.mkdir()
     (work / JOB_FILE).write_text(jobs.to_toml(job), encoding="utf-8")
@@ -356,7 +356,7 @@ def _attempt(info: Any) -> Attempt | None:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    """What a connection that breaks raises, in Ray's client and its libraries."""
+    """The errors of a broken connection, in Ray's client and its libraries."""
     import aiohttp
     import requests
 

@@ -1,6 +1,6 @@
-"""How do rows travel through a job's log? One line each, marked, so that whatever else is printed there is not one.
+"""How are rows sent through a job's log? One line each, with a mark that no other line has.
 
-Ray Jobs carries text alone from a driver to a client. A record begins with RFC 7464's separator, which no prose has.
+Ray Jobs sends only text from a driver to a client. A record begins with RFC 7464's separator, which prose never has.
 """
 
 import json
@@ -11,18 +11,18 @@ from thawline.cluster.launch.board import Row
 from thawline.cluster.words import as_json
 
 MARK = "\x1e"
-"""What a record begins with."""
+"""The first character of a record."""
 
 
 def encode(row: Row) -> str:
-    """The line, without its end."""
+    """The line of a row, without the line break."""
     return MARK + as_json(row)
 
 
 def decode(line: str) -> dict[str, Any] | None:
-    """The row in a line; None where it is no record, or a broken one.
+    """The row in a line; None for a line that is no record, or a broken one.
 
-    A metric that was no number is NaN again, so that it keeps its place in the epoch table.
+    A metric that was not a number becomes NaN again, so that it keeps its place in the epoch table.
     """
     if not line.startswith(MARK):
         return None

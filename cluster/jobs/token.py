@@ -1,7 +1,7 @@
-"""Who may use a cluster? Whoever has its token: where it lies, who can read it, and how Ray hears of it.
+"""Who may use a cluster? Whoever has its token: where it is stored, who can read it, and how Ray gets it.
 
-Whoever can submit to a cluster can run code on it. So every cluster that thawline starts asks for a token, and every
-submission brings one. Ray reads RAY_AUTH_MODE and the token when it is imported: call these first.
+Whoever can submit to a cluster can run code on it. So every cluster that thawline starts requires a token, and every
+submission sends one. Ray reads RAY_AUTH_MODE and the token when it is imported: call these functions first.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ MODE, TOKEN, PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
 def token_file() -> Path:
-    """Where this user's token lies: $RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token as Ray has it. Raises TokenError."""
-    given = os.environ.get(PATH, "")
+    """The file of this user's token: $RAY_AUTH_TOKEN_PATH, or Ray's default ~/.ray/auth_token. Raises TokenError."""
+    path = os.environ.get(PATH, "")
     try:
-        return Path(given) if given else Path.home() / ".ray" / "auth_token"
+        return Path(path) if path else Path.home() / ".ray" / "auth_token"
     except RuntimeError:
         raise TokenError(
-            f"HOME is not set, and the user {os.getuid()} has no name to look it up by: where the token lies is not "
+            f"HOME is not set, and the user {os.getuid()} has no name to look it up by: the token's file is not "
             f"known; give HOME or {PATH}"
         ) from None
 
 
 def source() -> str:
-    """Where the token that Ray brings comes from."""
+    """The source of the token that Ray sends."""
     return f"${TOKEN}" if os.environ.get(TOKEN) else str(token_file())
 
 
 def create_token() -> Path:
-    """Write a new random token, readable by its owner alone. Raises TokenError where there is one already."""
+    """Write a new random token, readable only by its owner. Raises TokenError if there is one already."""
     file = token_file()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def create_token() -> Path:
             sink.write(secrets.token_hex(32))
     except FileExistsError:
         raise TokenError(
-            f"{file} exists: a cluster that was started with it would not know another; remove it first if none was, "
+            f"{file} exists: a cluster that was started with it would refuse another one; remove it first if none was, "
             f"or give {PATH}"
         ) from None
     except OSError as error:
@@ -52,7 +52,7 @@ def create_token() -> Path:
 
 
 def use_token() -> None:
-    """Have Ray bring this user's token to the cluster that it is about to talk to, unless RAY_AUTH_MODE is disabled.
+    """Have Ray send this user's token to the cluster that it connects to next, unless RAY_AUTH_MODE is disabled.
 
     Raises TokenError when there is none, or when others can read it.
     """
@@ -83,7 +83,7 @@ def use_token() -> None:
 
 @contextlib.contextmanager
 def own_token() -> Iterator[None]:
-    """Within, a cluster that this process starts asks for a token that nobody else knows, and that lies nowhere."""
+    """Within, a cluster that this process starts requires a token that nobody else knows, and that is not stored."""
     if os.environ.get(MODE, "token") != "token" or os.environ.get(TOKEN):
         yield
         return
@@ -97,6 +97,6 @@ def own_token() -> Iterator[None]:
             del os.environ[MODE]
 
 
-@functools.cache  # Ray keeps what it has read once: a second cluster of this process must ask for the same
+@functools.cache  # Ray reads the token once: a second cluster of this process must require the same one
 def _own() -> str:
     return secrets.token_hex(32)

@@ -1,6 +1,6 @@
-"""What do the labels of train, valid and test come to? Images of each class, numbers' moments, what training lacks.
+"""What are the labels of train, valid and test in total? Images of each class, moments of numbers, missing splits.
 
-Counted where labels are names of classes: what masks show is known only while the files are verified (masks.py).
+Only names of classes are counted: the values of masks are known only while the files are verified (masks.py).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from thawline.dataio.table.tasks import TASKS
 
 
 def count(manifest: Manifest) -> Counts:
-    """Of a manifest's usable images; empty where labels are no names of classes."""
+    """The usable images of each class, by split; empty if labels are not names of classes."""
     if TASKS[manifest.task].names is None:
         return {}
     return {split: count_subset(manifest.subset(split), manifest.classes) for split in manifest.splits()}
 
 
 def count_subset(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Of one split's images, (C,); zeros where labels are no names of classes."""
+    """The images of each class in one split, (C,); zeros if labels are not names of classes."""
     return np.bincount(class_indices(subset, classes), minlength=len(classes))
 
 
 def class_indices(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Of one split's labels, in order: one an image where it has one class, more or none where it has several.
+    """The classes of one split's labels, in order: one an image for a single label, any number for several labels.
 
-    Empty where labels are no names of classes.
+    Empty if labels are not names of classes.
     """
     names = TASKS[subset.task].names
     if names is None:
@@ -46,9 +46,9 @@ def class_indices(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
 
 
 def label_moments(manifest: Manifest) -> Moments | None:
-    """What numbers are standardised by, of the training images alone; None where labels are no numbers.
+    """Mean and deviation of the training images' numbers, to standardise by; None if labels are not numbers.
 
-    Raises ManifestError where a number is the same for all of them.
+    Raises ManifestError if a number is the same for all images.
     """
     moments = TASKS[manifest.task].moments
     if moments is None:
@@ -58,14 +58,14 @@ def label_moments(manifest: Manifest) -> Moments | None:
 
 
 def check_splits(manifest: Manifest, valid: Manifest | None = None, *, names: Sequence[str]) -> None:
-    """Raises ManifestError unless one manifest has images to train on, and it, or the other, to validate on.
+    """Raises ManifestError unless `manifest` has training images, and `valid`, or else it, has validation images.
 
-    names: what the manifests are called in the sentence.
+    names: of the manifests, for the message.
     """
-    for split, of, name in (("train", manifest, names[0]), ("valid", valid or manifest, names[-1])):
-        if split not in (there := of.splits()):
+    for split, source, name in (("train", manifest, names[0]), ("valid", valid or manifest, names[-1])):
+        if split not in (splits := source.splits()):
             raise ManifestError(
-                f"{name} has images for {' and '.join(there) or 'no split'} alone, and training needs some for "
+                f"{name} has images for {' and '.join(splits) or 'no split'} alone, and training needs some for "
                 f"{split}: index them again with --valid (0.2, say) and without --test all; show and explain work with "
                 "it as it is"
             )

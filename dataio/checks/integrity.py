@@ -1,10 +1,10 @@
-"""Is a manifest's table what was written, and can every row of it be meant?
+"""Is a manifest's table what was written, and is every row of it possible?
 
-That a file opens says little: a table that was edited keeps its metadata, and where one bit of an offset is wrong,
-Arrow reads memory that is not the table's. So whatever is loaded is validated in full (by manifest_file.py), its values
-are held against what they can be, and all of it against the checksum that was written with it. That takes half a second
-for ten million rows, so nothing is remembered between two openings. What is wrong is a ValueError here, without a
-subject: manifest.py makes it a sentence. Nothing here stops somebody who writes a new checksum with his changes.
+That a file opens proves little: a table that was edited keeps its metadata, and with one wrong bit in an offset, Arrow
+reads memory that is not the table's. So a loaded table is validated in full (by manifest_file.py), its values are
+checked against their ranges, and all of it against the checksum that was written with it. That takes half a second for
+ten million rows, so nothing is cached between two openings. Faults are ValueErrors here, without a subject: manifest.py
+makes sentences of them. Nothing here stops somebody who writes a new checksum with the changes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from thawline.dataio.table.tasks import TASKS
 
 _CODECS = ("dali", "pillow")
 _MOST_PX = 1 << 24
-"""Of a side; no format that is read here goes beyond it, and a decoder that believes 2**31 - 1 ends the process."""
-_PIECE = 1 << 18  # rows at a time: what is copied on the way stays small
-_HASHED_ROWS = 65_536  # of a fingerprint at a time; it depends on this number
+"""Longest side; no format that is read here has a longer one, and a decoder that believes 2**31 - 1 crashes."""
+_PIECE = 1 << 18  # rows at a time, so that copies stay small
+_HASHED_ROWS = 65_536  # rows at a time of a fingerprint, which depends on this number
 
 
 def shown(value: object) -> str:
@@ -36,7 +36,7 @@ def shown(value: object) -> str:
     return quoted(repr(value))
 
 
-# What the metadata say ------------------------------------------------------------------------------------
+# Metadata ------------------------------------------------------------------------------------
 
 
 def parsed(text: bytes) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def parsed(text: bytes) -> dict[str, Any]:
 
 
 def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
-    """The root that a manifest's schema tells; None for the schema of any other table."""
+    """The root in a manifest's schema; None for the schema of any other table."""
     try:
         root = parsed((metadata or {})[KEY])["root"]
     except (KeyError, ValueError):
@@ -60,16 +60,16 @@ def root_of(metadata: dict[bytes, bytes] | None) -> str | None:
 
 
 def check_about(about: dict[str, Any]) -> None:
-    """Raises ValueError for metadata that mean nothing: root, classes, values, shards."""
+    """Raises ValueError for invalid metadata: root, classes, values, shards."""
     root, classes, values = about["root"], about["classes"], about["values"]
     if not isinstance(root, str) or not root:
         raise ValueError(f"has {shown(root)} for a root")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"has classes that are no list of names: {shown(classes)}")
-    _once(classes, "class")
+    _check_unique(classes, "class")
     if not isinstance(values, list) or not all(_is_int(value, 0, 255) for value in values):
         raise ValueError(f"has values that are no list of pixel values: {shown(values)}")
-    _once(values, "pixel value")
+    _check_unique(values, "pixel value")
     if len(values) != (len(classes) if TASKS[about["task"]].masks else 0):
         raise ValueError(f"is for {about['task']} and has {len(values)} pixel values for {len(classes)} classes")
     if not isinstance(about["shards"], list):
@@ -82,7 +82,7 @@ def check_about(about: dict[str, Any]) -> None:
 
 
 def check_shard(entry: object) -> None:
-    """Raises ValueError unless this is what JSON keeps of a shard."""
+    """Raises ValueError unless this is the JSON of a shard."""
     fits = (
         isinstance(entry, dict)
         and set(entry) - {"source"} == {"name", "first", "rows", "bytes", "hash"}
@@ -96,32 +96,32 @@ def check_shard(entry: object) -> None:
 
 
 def check_bounds(shards: list[dict[str, Any]], rows: int) -> None:
-    """Raises ValueError unless the shards hold all the rows, one after another."""
-    following = 0
+    """Raises ValueError unless the shards hold all rows, one after another."""
+    next_row = 0
     for shard in shards:
-        if shard["first"] != following:
-            raise ValueError(f"has a shard {shown(shard['name'])} that begins at row {shard['first']}, not {following}")
-        following += shard["rows"]
-    if shards and following != rows:
-        raise ValueError(f"has {rows:,} rows, and shards of {following:,}")
+        if shard["first"] != next_row:
+            raise ValueError(f"has a shard {shown(shard['name'])} that begins at row {shard['first']}, not {next_row}")
+        next_row += shard["rows"]
+    if shards and next_row != rows:
+        raise ValueError(f"has {rows:,} rows, and shards of {next_row:,}")
 
 
 def _is_int(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _once(items: list[Any], what: str) -> None:
+def _check_unique(items: list[Any], kind: str) -> None:
     twice = next((item for item in items if items.count(item) > 1), None) if len(set(items)) < len(items) else None
     if twice is not None:
-        raise ValueError(f"has the {what} {shown(twice)} twice")
+        raise ValueError(f"has the {kind} {shown(twice)} twice")
 
 
-# What the rows say ----------------------------------------------------------------------------------------
+# Rows ----------------------------------------------------------------------------------------
 
 
 def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
-    """Raises ValueError for what cannot be. `rows`: as schema.columns has them, in order of id, a chunk a column."""
-    columns = {name: _one(rows[name]) for name in rows.column_names}
+    """Raises ValueError for impossible rows. rows: with schema.columns, in order of id, a chunk a column."""
+    columns = {name: _chunk_of(rows[name]) for name in rows.column_names}
     for name, column in columns.items():
         words = column.dictionary.to_pylist() if pa.types.is_dictionary(column.type) else []
         if None in words or len(set(words)) < len(words):
@@ -136,16 +136,16 @@ def check_rows(rows: pa.Table, *, task: str, classes: list[str]) -> None:
     twice = np.append(np.diff(columns["id"].to_numpy()) == 0, False)
     _refuse(columns, "id", twice, why=" as the next row")
     _refuse(columns, "path", pc.binary_length(columns["path"]).to_numpy() == 0)
-    if not _characters(columns["path"]).all():  # which no file's name can hold
+    if not _characters(columns["path"]).all():  # no file's name can hold it
         _refuse(columns, "path", pc.match_substring(columns["path"], "\0").to_numpy(zero_copy_only=False))
-    for name, known in (("split", SPLITS), ("codec", _CODECS)):
+    for name, allowed in (("split", SPLITS), ("codec", _CODECS)):
         for word in columns[name].dictionary.to_pylist():
-            if word not in known:
+            if word not in allowed:
                 _refuse(columns, name, holds(columns[name], word))
     usable = holds(columns["status"], "ok")
     _refuse(columns, "split", usable & _nulls(columns["split"]))
     unknown = usable & (_nulls(columns["width"]) | _nulls(columns["height"]))
-    if unknown.sum() < usable.sum():  # files are looked at all together, or not at all
+    if unknown.sum() < usable.sum():  # files are verified all together, or not at all
         _refuse(columns, "width", unknown)
     _refuse(columns, "label", usable & TASKS[task].wrong(columns["label"], classes))
 
@@ -171,9 +171,9 @@ def _offsets(texts: pa.LargeStringArray) -> NDArray[np.int64]:
 
 
 def _characters(texts: pa.LargeStringArray) -> NDArray[np.uint8]:
-    """All of them, in UTF-8, one text after another."""
-    at, data = _offsets(texts), texts.buffers()[2]
-    return np.frombuffer(data, np.uint8)[at[0] : at[-1]] if data and len(at) else np.zeros(0, np.uint8)
+    """All characters in UTF-8, one text after another."""
+    offsets, data = _offsets(texts), texts.buffers()[2]
+    return np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data and len(offsets) else np.zeros(0, np.uint8)
 
 
 def _nulls(column: pa.Array) -> NDArray[np.bool_]:
@@ -183,23 +183,23 @@ def _nulls(column: pa.Array) -> NDArray[np.bool_]:
     return nulls
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def _chunk_of(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-# One number for what it is --------------------------------------------------------------------------------
+# Hashes --------------------------------------------------------------------------------
 
 
 def checksum(rows: pa.Table, about: dict[str, Any]) -> str:
-    """xxh3_128 of all that a manifest says, hexadecimal: every column of every row, in their order, and the metadata.
+    """xxh3_128 of a whole manifest, hexadecimal: every column of every row, in their order, and the metadata.
 
     It is the same for equal tables, however dictionaries are coded and whatever lies below nulls, since Parquet and
-    Arrow give these back differently; and it needs nothing of how Arrow writes.
+    Arrow restore these differently; and it does not depend on how Arrow writes.
     """
     words = {name: value for name, value in about.items() if name != "checksum"}
     digest = xxhash.xxh3_128(json.dumps(words, sort_keys=True).encode())
     for name in rows.column_names:
-        column = _one(rows[name])
+        column = _chunk_of(rows[name])
         if pa.types.is_dictionary(column.type):
             digest.update(f"{name} {len(column)}".encode())
             _add_words(digest, column)
@@ -226,7 +226,7 @@ def _add(digest: xxhash.xxh3_128, column: pa.Array) -> None:
 
 
 def _add_words(digest: xxhash.xxh3_128, column: pa.DictionaryArray) -> None:
-    """By the rank of each word among those that are used: the numbers of a dictionary are nobody's but its own."""
+    """By the rank of each word among those that are used: the numbers of a dictionary are arbitrary."""
     words, used = column.dictionary.to_pylist(), pc.unique(column.indices).drop_null().to_pylist()
     used.sort(key=words.__getitem__)
     digest.update(json.dumps([words[number] for number in used]).encode())
@@ -238,10 +238,10 @@ def _add_words(digest: xxhash.xxh3_128, column: pa.DictionaryArray) -> None:
 
 
 def fingerprint(rows: pa.Table, meaning: str, *, content: str) -> str:
-    """xxh3_128 of what decides a run's stream and targets, hexadecimal: not of paths, and in the order of the rows.
+    """xxh3_128 of all that decides a run's stream and targets, hexadecimal: not of paths, and in the order of the rows.
 
-    content: the column that says what the targets are. Manifests, packs and runs on disk carry this number, so it stays
-    as it is.
+    content: the column that identifies the targets. Manifests, packs and runs on disk hold this number, so it must not
+    change.
     """
     names = ["id", content, "split", "width", "height", "hash", "status"]
     digest = xxhash.xxh3_128(meaning.encode())
@@ -256,7 +256,7 @@ def fingerprint(rows: pa.Table, meaning: str, *, content: str) -> str:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as the same bytes in equal tables, however dictionaries are coded and whatever lies below nulls."""
+    """A column with the same bytes in equal tables, however dictionaries are coded and whatever lies below nulls."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(pa.string())
     if pa.types.is_list(column.type):

@@ -1,8 +1,8 @@
-"""Which files cannot be used, why, and who can decode the others?
+"""Which files cannot be used, why, and which decoder can read the others?
 
-Every file is read once, hashed and decoded in full, by Pillow and by DALI: one bad file would otherwise break into a
-run. Where DALI decodes other pixels than Pillow, or none, or warns about the file, the codec is 'pillow': such a file
-is usable too, since readers transcode it. Nothing is deleted or changed; the reason goes into `status`.
+Every file is read once, hashed and decoded in full, by Pillow and by DALI: a bad file would otherwise fail in the
+middle of a run. Where DALI decodes other pixels than Pillow, or none, or warns about the file, the codec is 'pillow':
+such a file is usable, too, since readers transcode it. Nothing is deleted or changed; the reason goes into `status`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ CHECKS = pa.schema(
 )
 
 _ORIENTATION = 0x0112
-_GROUP = 16  # files a thread checks at once: few enough to stop soon, and no more than decoding.AT_ONCE
-_ROWS = 16_384  # a table each: as objects, millions of rows would fill the memory
-_DALI_PX = 16_000_000  # for DALI at once: every thread holds the pixels of both decoders, 3 bytes each
+_GROUP = 16  # files that a thread checks at once: few enough to stop soon, and no more than decoding.AT_ONCE
+_ROWS = 16_384  # rows of a table: as objects, millions of rows would fill the memory
+_DALI_PX = 16_000_000  # in one call of DALI: every thread holds the pixels of both decoders, 3 bytes each
 _LARGE_PX = 50_000_000  # larger images are decoded one at a time: Pillow holds up to three copies
 _LEVELS = {"JPEG": 3, "MPO": 3}  # of 255, by which decoders may differ: builds of libjpeg round differently
 _OTHER_LEVELS = 1
@@ -105,12 +105,12 @@ def check_files(
 ) -> pa.Table:
     """Decode every file and return `CHECKS`, a row a path; with `masks`, one for each path, `MASK_CHECKS` as well.
 
-    Width and height are in px and upright, `orientation` is the EXIF one (1 to 8; 1 when there is none to be read),
-    `hash` the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` what can decode it later: 'dali' (to
-    Pillow's pixels, and without warnings), or 'pillow' alone, as all files where DALI is not installed. `status` is
-    'ok' or the reason in a few words. `mask_values` are those that occur, `mask_pixels` how often each does. An image
-    of more than `max_pixels` is not decoded, and unusable. `threads`: one for each core that this process may use,
-    unless given; `progress` gets (files done, files in all).
+    Width and height are in px and upright, `orientation` is EXIF's (1 to 8; 1 if it is missing or malformed), `hash`
+    the xxh3_64 of the file's bytes, `format` Pillow's name, `codec` the decoder for later: 'dali' (which decodes
+    Pillow's pixels, without warnings), or 'pillow', for all files where DALI is not installed. `status` is 'ok' or the
+    reason in a few words. `mask_values` are those that occur, `mask_pixels` the pixels of each. An image of more than
+    `max_pixels` is not decoded, and unusable. `threads`: by default one for each core that this process may use;
+    `progress` is called with (files done, all files).
 
     Raises: SourceError for `max_pixels` that Pillow refuses; ResourceError when open files or memory run out.
     """
@@ -129,7 +129,7 @@ def check_files(
     with _quiet, warnings.catch_warnings(), probe.dali_decoder() as dali:
         try:
             done = 0
-            check_group = partial(_check_group, _Checking(Root.of(root), max_pixels, dali, stop))
+            check_group = partial(_check_group, _Settings(Root.of(root), max_pixels, dali, stop))
             for group in read_ahead(check_group, groups, ahead=2 * threads, threads=threads):
                 for check in group:
                     checks.append(check)
@@ -140,7 +140,7 @@ def check_files(
                     tables.append(_table(checks, schema))
                     checks.clear()
         finally:
-            stop.set()  # interrupted: the threads end with the file they are at
+            stop.set()  # interrupted: each thread ends after its current file
     return pa.concat_tables([*tables, _table(checks, schema)]).combine_chunks()
 
 
@@ -149,8 +149,8 @@ def _table(checks: list[Check], schema: pa.Schema) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class _Checking:
-    """How each file is checked."""
+class _Settings:
+    """The settings of a check."""
 
     root: Root
     max_pixels: int
@@ -167,28 +167,28 @@ class _Decoded:
     pixels: NDArray[np.uint8]
 
 
-def _check_group(how: _Checking, pairs: list[tuple[str, str | None]]) -> list[Check]:
-    checks, waiting, pixels = list[Check](), list[_Decoded](), 0
+def _check_group(settings: _Settings, pairs: list[tuple[str, str | None]]) -> list[Check]:
+    checks, undecided, pixels = list[Check](), list[_Decoded](), 0
     for path, mask in pairs:
-        if how.stop.is_set():
+        if settings.stop.is_set():
             break
-        check, decoded = _check(how, path)
+        check, decoded = _check(settings, path)
         checks.append(check)
         if mask is not None:
-            _check_mask(how, mask, check)
+            _check_mask(settings, mask, check)
         if decoded is None or check.status != "ok":
             continue
-        waiting.append(decoded)
+        undecided.append(decoded)
         pixels += decoded.pixels.size // 3
         if pixels > _DALI_PX:
-            _compare_with_dali(how.dali, waiting)
-            waiting, pixels = [], 0
-    _compare_with_dali(how.dali, waiting)
+            _compare_with_dali(settings.dali, undecided)
+            undecided, pixels = [], 0
+    _compare_with_dali(settings.dali, undecided)
     return checks
 
 
 def check_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Check:
-    """What `check_files` says of a file with these bytes. Raises ResourceError when no process for DALI can start."""
+    """The result of `check_files` for a file with these bytes. Raises ResourceError if DALI's process cannot start."""
     with _quiet, warnings.catch_warnings(), probe.dali_decoder() as dali:
         check, decoded = _opened(data, max_pixels)
         if decoded is not None:
@@ -196,9 +196,9 @@ def check_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Check:
     return check
 
 
-def _check(how: _Checking, path: str) -> tuple[Check, _Decoded | None]:
-    data = _read(how.root, path)
-    return (Check(status=data), None) if isinstance(data, str) else _opened(data, how.max_pixels)
+def _check(settings: _Settings, path: str) -> tuple[Check, _Decoded | None]:
+    data = _read(settings.root, path)
+    return (Check(status=data), None) if isinstance(data, str) else _opened(data, settings.max_pixels)
 
 
 def _opened(data: bytes, max_pixels: int) -> tuple[Check, _Decoded | None]:
@@ -211,7 +211,7 @@ def _opened(data: bytes, max_pixels: int) -> tuple[Check, _Decoded | None]:
 
 
 def _read(root: Root, path: str) -> bytes | str:
-    """The file's bytes, or why there are none. Raises ResourceError."""
+    """The file's bytes, or why it cannot be read. Raises ResourceError."""
     try:
         return root.read(path, most=MOST_BYTES)
     except OSError as error:
@@ -219,7 +219,7 @@ def _read(root: Root, path: str) -> bytes | str:
 
 
 def _decode(data: bytes, check: Check, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode with Pillow, fill in the check, and return the pixels. Raises whatever Pillow raises; ValueError."""
+    """Decode with Pillow, fill in the check, and return the pixels. Raises any error of Pillow; ValueError."""
     hush_pillow()
     with Image.open(io.BytesIO(data)) as image:
         check.format = image.format
@@ -237,7 +237,7 @@ def _decode(data: bytes, check: Check, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def _check_scan(image: Image.Image, data: bytes) -> None:
-    """Raises ValueError for a JPEG too short to hold its pixels: decoders make up what is missing, without an error.
+    """Raises ValueError for a JPEG too short to hold its pixels: decoders invent the missing ones without an error.
 
     Huffman coding takes at least one bit for each block of 8 x 8; arithmetic coding, which is rare, may take less.
     """
@@ -257,13 +257,13 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _compare_with_dali(dali: probe.Decoder | None, waiting: list[_Decoded]) -> None:
+def _compare_with_dali(dali: probe.Decoder | None, undecided: list[_Decoded]) -> None:
     """Set the codec to 'dali' for each file that DALI decodes to the same pixels."""
-    if dali is None or not waiting:
+    if dali is None or not undecided:
         return
-    with _large if sum(decoded.pixels.size // 3 for decoded in waiting) > _LARGE_PX else nullcontext():
-        by_dali = dali([decoded.data for decoded in waiting], [decoded.pixels for decoded in waiting])
-        for decoded, pixels in zip(waiting, by_dali, strict=True):
+    with _large if sum(decoded.pixels.size // 3 for decoded in undecided) > _LARGE_PX else nullcontext():
+        by_dali = dali([decoded.data for decoded in undecided], [decoded.pixels for decoded in undecided])
+        for decoded, pixels in zip(undecided, by_dali, strict=True):
             levels = _LEVELS.get(decoded.check.format or "", _OTHER_LEVELS)
             if not isinstance(pixels, str) and _alike(pixels, decoded.pixels, levels):
                 decoded.check.codec = "dali"
@@ -273,30 +273,30 @@ def _alike(a: NDArray[np.uint8], b: NDArray[np.uint8], levels: int) -> bool:
     """Whether no two values of the pictures differ by more than `levels`; .1 ms for 500 x 375."""
     if a.shape != b.shape:
         return False
-    rows = max(1, 1_000_000 // max(1, a.shape[1]))  # in pieces: no further copies of a large picture
-    pieces = (slice(start, start + rows) for start in range(0, len(a), rows))
-    return all((np.maximum(a[piece], b[piece]) - np.minimum(a[piece], b[piece])).max() <= levels for piece in pieces)
+    rows = max(1, 1_000_000 // max(1, a.shape[1]))  # in chunks, to make no further copies of a large picture
+    chunks = (slice(start, start + rows) for start in range(0, len(a), rows))
+    return all((np.maximum(a[chunk], b[chunk]) - np.minimum(a[chunk], b[chunk])).max() <= levels for chunk in chunks)
 
 
-def _check_mask(how: _Checking, name: str, check: Check) -> None:
-    """Check the mask, too; the image cannot be used without it."""
-    data = _read(how.root, name)
-    why: str | None = None
+def _check_mask(settings: _Settings, name: str, check: Check) -> None:
+    """Check an image's mask; the image cannot be used without it."""
+    data = _read(settings.root, name)
+    reason: str | None = None
     if isinstance(data, str):
-        why = data
+        reason = data
     else:
         check.mask_hash = xxhash.xxh3_64_intdigest(data)
-        why = why_lossy(data)
+        reason = why_lossy(data)
         try:
-            mask = decode_mask(files.as_array(data), max_pixels=how.max_pixels)
+            mask = decode_mask(files.as_array(data), max_pixels=settings.max_pixels)
             check.mask_values, check.mask_pixels = count_values(mask)
-            if why is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
+            if reason is None and check.width and check.height and not _fits(mask.shape, (check.height, check.width)):
                 sizes = f"{mask.shape[1]} x {mask.shape[0]} px", f"{check.width} x {check.height}"
-                why = f"{sizes[0]}, and the upright image {sizes[1]}"
+                reason = f"{sizes[0]}, and the upright image {sizes[1]}"
         except EngineError as error:
-            why = why or _reason(error.__cause__ or error, data)
-    if why is not None and check.status == "ok":
-        check.status = f"its mask {name}: {why}"
+            reason = reason or _reason(error.__cause__ or error, data)
+    if reason is not None and check.status == "ok":
+        check.status = f"its mask {name}: {reason}"
 
 
 def _fits(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
@@ -307,18 +307,18 @@ def _fits(mask: tuple[int, ...], image: tuple[int, int]) -> bool:
 
 
 def _reason(error: BaseException, data: bytes) -> str:
-    why = why_undecodable(error)
-    if why.startswith(("too large", "truncated: ", "its mode is ")):
-        return why
+    cause = why_undecodable(error)
+    if cause.startswith(("too large", "truncated: ", "its mode is ")):
+        return cause
     kind = next((name for magic, name in _BEGINNINGS.items() if data.startswith(magic)), None)
     if data[4:8] == b"ftyp":
         kind = data[8:12].decode("ascii", "replace").strip().upper()
         if kind != "AVIF" or not features.check("avif"):  # HEIC, videos
             return f"{kind}: Pillow cannot decode this format here"
-    if kind == "WEBP" and len(data) < (whole := 8 + int.from_bytes(data[4:8], "little")):  # Pillow gives no cause
-        return f"truncated: {len(data):,} bytes of {whole:,}"
+    if kind == "WEBP" and len(data) < (expected := 8 + int.from_bytes(data[4:8], "little")):  # Pillow gives no cause
+        return f"truncated: {len(data):,} bytes of {expected:,}"
     if not isinstance(error, UnidentifiedImageError):
-        return f"{'truncated' if 'truncated' in why.lower() else 'cannot be decoded'}: {why}"
+        return f"{'truncated' if 'truncated' in cause.lower() else 'cannot be decoded'}: {cause}"
     if not data:
         return "empty file"
     return f"cannot be decoded: a broken {kind}, or a rare kind of it" if kind else "not an image"

@@ -1,7 +1,7 @@
 """What is each image?
 
-A labeller is a function from one row to what the row shows: a text, a list of texts, numbers, points, or a mask's path.
-`label` runs it over a table and fixes the task, whose record (tasks.py) reads what it gave. No file is opened.
+A labeller is a function from a row to its label: a text, a list of texts, numbers, points, or the path of a mask.
+`label` runs it over a table and fixes the task, whose record (tasks.py) checks the labels. No file is opened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Labeller:
-    """A function with the name that errors call it by, and what it says of its labels. A bare function does too."""
+    """A function with a name for messages, and the task and classes of its labels. A bare function will do, too."""
 
     fn: Callable[[Row], Any]
     name: str
@@ -38,15 +38,15 @@ class Labeller:
 
 
 def by_parent() -> Labeller:
-    """Label an image with the name of the folder it lies in; one directly in the root has no label."""
-    # texts, not pathlib: 0.4 against 6 microseconds a row
+    """Label an image with the name of its folder; one directly in the root has no label."""
+    # texts, not pathlib: 0.4 instead of 6 microseconds a row
     return Labeller(lambda row: row["path"].rpartition("/")[0].rpartition("/")[2] or None, "by_parent()")
 
 
 def by_regex(pattern: str, *, whole_path: bool = False) -> Labeller:
-    """Label an image with what `pattern` finds in its file name: group 1 if it has one, else the match.
+    """Label an image with the match of `pattern` in its file name: group 1 if there is one, else the whole match.
 
-    With whole_path it searches the path below the root, its folders too.
+    With whole_path the pattern is searched in the path below the root, folders included.
 
     Raises: LabelError for a malformed pattern.
     """
@@ -67,8 +67,8 @@ def by_regex(pattern: str, *, whole_path: bool = False) -> Labeller:
 def by_column(name: str, *, delimiter: str | None = None) -> Labeller:
     """Label an image with a column's value, or with the values between delimiters (multi_label).
 
-    With a delimiter the values are stripped and empty ones dropped; an empty cell is an image that shows none
-    of the classes. A column of lists is multi_label without one. With `label(..., task="mask")` the value is the path
+    With a delimiter the values are stripped and empty ones dropped; an empty cell is an image without any of the
+    classes. A column of lists is multi_label without a delimiter. With `label(..., task="mask")` the value is the path
     of the mask's file, with task="points" a list of numbers x0, y0, x1, y1, ...
 
     Raises (when called on a row): LabelError when there is no such column.
@@ -80,7 +80,7 @@ def by_column(name: str, *, delimiter: str | None = None) -> Labeller:
         value = _cell(row, name)
         if delimiter is None or isinstance(value, list):
             return value
-        return [part.strip() for part in str(value or "").split(delimiter) if part.strip()]
+        return [item.strip() for item in str(value or "").split(delimiter) if item.strip()]
 
     return Labeller(cell, f"by_column({quoted(repr(name))})")
 
@@ -93,12 +93,12 @@ def by_function(fn: Callable[[Row], Any]) -> Labeller:
 
 
 def by_list(labels: Iterable[Any]) -> Labeller:
-    """Label the images one after another with these; for one call of `label`."""
-    following = iter(labels)
-    return Labeller(lambda row: next(following), "the list of labels")
+    """Label the images with these labels, in order; for one call of `label`."""
+    remaining = iter(labels)
+    return Labeller(lambda row: next(remaining), "the list of labels")
 
 
-def mask_path(place: str | Callable[[Row], Any]) -> Labeller:
+def mask_path(template: str | Callable[[Row], Any]) -> Labeller:
     """Label an image with the file that holds its mask, relative to the table's root (or an absolute local path).
 
     `place` is a function from a row to the path, or a template such as "annotations/{parent}/{stem}.png": {parent} is
@@ -106,30 +106,30 @@ def mask_path(place: str | Callable[[Row], Any]) -> Labeller:
 
     Raises: LabelError for a template with any other placeholder.
     """
-    if not isinstance(place, str):
-        return Labeller(place, f"mask_path({getattr(place, '__name__', place)})", "mask")
+    if not isinstance(template, str):
+        return Labeller(template, f"mask_path({getattr(template, '__name__', template)})", "mask")
     try:
-        same = place.format(parent="a", name="b", stem="c") == place.format(parent="d", name="e", stem="f")
+        same = template.format(parent="a", name="b", stem="c") == template.format(parent="d", name="e", stem="f")
     except (LookupError, ValueError, AttributeError, MemoryError) as error:
         raise LabelError(
-            f"mask template {quoted(repr(place))} cannot be filled ({quoted(repr(error))}): its placeholders are "
+            f"mask template {quoted(repr(template))} cannot be filled ({quoted(repr(error))}): its placeholders are "
             "{parent}, {name}, {stem}"
         ) from error
     if same:
         raise LabelError(
-            f"mask template {quoted(repr(place))} is one file for all images: put {{stem}} or {{name}} where the names "
-            "differ"
+            f"mask template {quoted(repr(template))} is one file for all images: put {{stem}} or {{name}} where the "
+            "names differ"
         )
 
     def fill(row: Row) -> str:
         path = PurePosixPath(row["path"])
-        return place.format(parent=path.parent, name=path.name, stem=path.stem)
+        return template.format(parent=path.parent, name=path.name, stem=path.stem)
 
-    return Labeller(fill, f"mask_path({quoted(repr(place))})", "mask")
+    return Labeller(fill, f"mask_path({quoted(repr(template))})", "mask")
 
 
 def numbers_by_columns(columns: Sequence[str]) -> Labeller:
-    """Label an image with the numbers in these columns, which are called as the columns are; or in one column of lists.
+    """Label an image with the numbers in these columns, named after them; or in one column of lists.
 
     An image that lacks one of them has no label: see `skip_unlabelled` of `label`.
 
@@ -148,9 +148,9 @@ def numbers_by_columns(columns: Sequence[str]) -> Labeller:
 
 
 def points_by_columns(columns: Sequence[str]) -> Labeller:
-    """Label an image with points out of columns x0, y0, x1, y1, ..., in px of the upright image.
+    """Label an image with the points in columns x0, y0, x1, y1, ..., in px of the upright image.
 
-    A pair of columns that differ in one 'x' and 'y' alone names its point: left_x, left_y is 'left'; others are
+    A pair of columns that differ only in one 'x' and 'y' names its point: left_x, left_y is 'left'; others are
     'point 0' and so on. An empty pair is a point that the image does not show.
 
     Raises: LabelError for columns that do not pair up.
@@ -197,14 +197,14 @@ def label(
 ) -> Table:
     """Return the table with its `label` column, its task, and what the labels mean.
 
-    `task` is told by the labeller, or found: lists are multi_label, all else single_label. `classes` is the vocabulary,
-    in the order of the targets: class names (by default those that occur, sorted), the names of the points, or the
-    names of a mask's classes. `values` are the pixel values of these, 0, 1, 2, ... by default; for a mask with neither,
-    `split` takes the values that occur, each called by its number.
-    `swap` are the points that change places in a mirror image, such as [("left eye", "right eye")]: with it training
-    mirrors images, without it not, since a mirrored left eye would keep its name. Empty: no point has a side.
-    With `skip_unlabelled`, images that the labeller has no label for are left out and counted in `notes`. Class names
-    are normalised: see names.py.
+    `task` is by default the labeller's, or inferred: lists are multi_label, all else single_label. `classes` is the
+    vocabulary, in the order of the targets: class names (by default those that occur, sorted), the names of the points,
+    or the names of a mask's classes. `values` are the pixel values of these, 0, 1, 2, ... by default; for a mask with
+    neither, `split` uses the values that occur, each named by its number.
+    `swap` are the pairs of points that change places in a mirror image, such as [("left eye", "right eye")]: only with
+    it does training mirror images, since a mirrored left eye would keep its name. Empty: no point has a side.
+    With `skip_unlabelled`, images without a label are left out and counted in `notes`. Class names are normalised: see
+    names.py.
 
     Raises: LabelError when an image has no label, when a label is not in the given vocabulary, when all have the same
         (single_label without one), when some have one label and others a list, when points are not finite pairs,
@@ -212,7 +212,7 @@ def label(
         none.
     """
     name = str(getattr(labeller, "name", None) or getattr(labeller, "__name__", labeller))
-    labels = [_one(labeller, name, row) for row in _each(table.rows)]
+    labels = [_label_of(labeller, name, row) for row in _rows_of(table.rows)]
     task = task or getattr(labeller, "task", None) or _task(labels)
     if task not in TASKS:
         raise LabelError(f"task {quoted(repr(task))} is not known: give {', '.join(TASKS)}")
@@ -220,18 +220,18 @@ def label(
         check_lines(labels, table.rows["path"], name)
     if skip_unlabelled:
         table, labels = _labelled(table, labels, name, task)
-    given = classes or getattr(labeller, "classes", None)
-    known, numbers = _vocabulary(given, values, task)
-    column, known, notes = TASKS[task].read(Labels(labels, table.rows["path"], table.root, name, known))
+    names = classes or getattr(labeller, "classes", None)
+    vocabulary, numbers = _vocabulary(names, values, task)
+    column, vocabulary, notes = TASKS[task].read(Labels(labels, table.rows["path"], table.root, name, vocabulary))
     rows = table.rows.drop_columns(["label"]) if "label" in table.rows.column_names else table.rows
     return replace(
         table,
         rows=rows.append_column("label", pa.array(column, TASKS[task].column)),
         task=task,
-        classes=known,
+        classes=vocabulary,
         values=numbers,
         counted=values is None and numbers is not None,
-        swap=_swap(swap, known, task),
+        swap=_swap(swap, vocabulary, task),
         notes=(*table.notes, *notes),
     )
 
@@ -246,8 +246,8 @@ def from_lists(
     values: Sequence[int] | None = None,
 ) -> Table:
     """Pair paths with labels: a text or a list of texts each, the path of a mask (task="mask"), or (k, 2) points in px
-    of the upright image (task="points"). The table comes labelled, `label` explains task, classes and values; without
-    labels it is as every other source's.
+    of the upright image (task="points"). The table is labelled, see `label` for task, classes and values; without
+    labels it is that of any other source.
 
     Raises: SourceError as `from_csv`, or when the lengths differ; LabelError as `label`.
     """
@@ -260,17 +260,17 @@ def from_lists(
 
 
 def _labelled(table: Table, labels: list[Any], name: str, task: str) -> tuple[Table, list[Any]]:
-    """What is left of a table and its labels without the images that have none."""
-    kept = [index for index, value in enumerate(labels) if not TASKS[task].missing(value)]
-    lost = sorted(set(range(len(labels))) - set(kept))
-    if not lost or not kept:  # none at all is told as a mistake
+    """A table and its labels without the images that have none."""
+    labelled = [index for index, value in enumerate(labels) if not TASKS[task].missing(value)]
+    unlabelled = sorted(set(range(len(labels))) - set(labelled))
+    if not unlabelled or not labelled:  # none at all is an error, raised later
         return table, labels
     note = (
-        f"WARNING: {len(lost):,} of {len(labels):,} images are left out, since {name} gives them no label "
-        f"({some(table.rows['path'], lost)})"
+        f"WARNING: {len(unlabelled):,} of {len(labels):,} images are left out, since {name} gives them no label "
+        f"({some(table.rows['path'], unlabelled)})"
     )
-    table = replace(table, rows=table.rows.take(pa.array(kept, pa.int64())), notes=(*table.notes, note))
-    return table, [labels[index] for index in kept]
+    table = replace(table, rows=table.rows.take(pa.array(labelled, pa.int64())), notes=(*table.notes, note))
+    return table, [labels[index] for index in labelled]
 
 
 # Vocabularies ---------------------------------------------------------------------------------------------
@@ -279,21 +279,21 @@ def _labelled(table: Table, labels: list[Any], name: str, task: str) -> tuple[Ta
 def _vocabulary(
     classes: Sequence[str] | None, values: Sequence[int] | None, task: str
 ) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
-    """The classes as far as they are fixed, and the pixel values of a mask's: 0, 1, 2, ... where nobody gave any."""
-    given = None if classes is None else tuple(map(str, classes))
-    if given is not None and (len(set(given)) < len(given) or "" in given):
-        raise LabelError(f"the classes ({listed(given)}) repeat or lack a name: give each one once")
+    """The classes if they are fixed, and the pixel values of a mask's: 0, 1, 2, ... if none were given."""
+    names = None if classes is None else tuple(map(str, classes))
+    if names is not None and (len(set(names)) < len(names) or "" in names):
+        raise LabelError(f"the classes ({listed(names)}) repeat or lack a name: give each one once")
     if values is None:
-        return given, tuple(range(len(given))) if given and TASKS[task].masks else None
+        return names, tuple(range(len(names))) if names and TASKS[task].masks else None
     if not TASKS[task].masks:
         raise LabelError(f"values are the pixel values of masks, and the task is {task}: leave them out")
     if not values or len(set(values)) < len(values) or not all(0 <= value <= 255 for value in values):
         raise LabelError(
             f"values {quoted(repr(list(values)))} are not the pixel values of classes: give each once, 0 to 255"
         )
-    if given is not None and len(given) != len(values):
-        raise LabelError(f"{len(given)} classes but {len(values)} values: give each class its pixel value")
-    return given or tuple(map(str, values)), tuple(map(int, values))
+    if names is not None and len(names) != len(values):
+        raise LabelError(f"{len(names)} classes but {len(values)} values: give each class its pixel value")
+    return names or tuple(map(str, values)), tuple(map(int, values))
 
 
 def _task(labels: list[Any]) -> str:
@@ -315,7 +315,7 @@ def _swap(pairs: Sequence[tuple[str, str]] | None, names: tuple[str, ...] | None
 
 
 def _point_name(x: str, y: str) -> str:
-    """What two column names have in common where they differ in an x and a y alone; '' otherwise."""
+    """The common part of two column names that differ only in an x and a y; '' for others."""
     differ = [i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b]
     if len(x) != len(y) or len(differ) != 1 or (x[differ[0]] + y[differ[0]]).lower() != "xy":
         return ""
@@ -325,7 +325,7 @@ def _point_name(x: str, y: str) -> str:
 # All of them ----------------------------------------------------------------------------------------------
 
 
-def _one(labeller: Callable[[Row], Any], name: str, row: Row) -> Any:
+def _label_of(labeller: Callable[[Row], Any], name: str, row: Row) -> Any:
     try:
         return _plain(labeller(row))
     except LabelError:
@@ -349,13 +349,13 @@ def _plain(value: Any) -> Any:
 
 def _cell(row: Row, name: str) -> Any:
     if name not in row:
-        there = f"there are {listed(row)}: name one of these"
-        if list(row) == ["path"]:  # a separator that was not understood
-            there = "there is none but that of the paths: if the list has more, name what is between (--separator)"
-        raise LabelError(f"no column {quoted(repr(name))} to take labels from; {there}")
+        available = f"there are {listed(row)}: name one of these"
+        if list(row) == ["path"]:  # perhaps the separator was not detected
+            available = "there is none but that of the paths: if the list has more, name their separator (--separator)"
+        raise LabelError(f"no column {quoted(repr(name))} to take labels from; {available}")
     return row[name]
 
 
-def _each(rows: pa.Table) -> Iterator[Row]:
-    for batch in rows.to_batches(max_chunksize=65_536):  # a dict a row costs memory: never all at once
+def _rows_of(rows: pa.Table) -> Iterator[Row]:
+    for batch in rows.to_batches(max_chunksize=65_536):  # a dict a row takes memory: never all at once
         yield from batch.to_pylist()

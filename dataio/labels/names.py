@@ -1,6 +1,6 @@
-"""Which labels are class names, and which of the names are one?
+"""Which labels are class names, and which names are the same class?
 
-Nothing, spaces alone and NaN are no label. Names that differ only in spaces, in Unicode's form or in case are one.
+Nothing, spaces and NaN are no label. Names that differ only in spaces, in Unicode's form or in case are the same.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import pyarrow as pa
 
 from thawline.dataio.errors import LabelError, listed, quoted
 
-_SHOWN = 3
+_EXAMPLES = 3
 _NO_NAMES = ("nan", "null", "none", "<na>", "na", "n/a", "nat")
 
 
 def class_names(
-    labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, known: tuple[str, ...] | None, *, lists: bool
+    labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, vocabulary: tuple[str, ...] | None, *, lists: bool
 ) -> tuple[list[Any], list[str]]:
-    """Labels as names of classes, or lists of them, each checked and in one spelling; and what to say of them.
+    """Labels as names of classes, or lists of them, checked and in one spelling for each class; and notes on them.
 
-    name: of the labeller. known: the fixed vocabulary, if there is one. Raises LabelError.
+    name: of the labeller. vocabulary: the fixed one, if any. Raises LabelError.
     """
-    column, notes = _classes(texts(labels, paths, name, task, lists=lists), known)
+    column, notes = _classes(texts(labels, paths, name, task, lists=lists), vocabulary)
     occurring = list(dict.fromkeys(_each_label(column)))
-    if known is not None:
-        strange = sorted(set(occurring) - set(known))
+    if vocabulary is not None:
+        strange = sorted(set(occurring) - set(vocabulary))
         if strange:
             raise LabelError(
-                f"{name} gives {len(strange)} labels that are not among the {len(known)} given classes "
-                f"({listed(strange, most=3)}): a model for these could not say them; correct one or the other"
+                f"{name} gives {len(strange)} labels that are not among the {len(vocabulary)} given classes "
+                f"({listed(strange, most=3)}): a model could not predict them; correct one or the other"
             )
     elif not lists and len(occurring) == 1:
         raise LabelError(
@@ -44,7 +44,7 @@ def class_names(
 
 
 def texts(labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, *, lists: bool) -> list[Any]:
-    """Labels as texts, or as lists of texts. Raises LabelError where one is missing, or of another kind."""
+    """Labels as texts, or as lists of texts. Raises LabelError where a label is missing, or of another kind."""
     _check_kinds(labels, paths, name)
     column = [None if is_missing(value) else _text(value) for value in labels]
     missing = [index for index, value in enumerate(column) if value is None]
@@ -53,13 +53,13 @@ def texts(labels: list[Any], paths: pa.ChunkedArray, name: str, task: str, *, li
             f"{name} gives none of the {len(column)} images a label (tried {some(paths, range(len(column)))}): "
             "there is nothing to learn; correct it, or label in another way"
         )
-    complain_of(missing, paths, name)
+    check_none_missing(missing, paths, name)
     others = [index for index, value in enumerate(column) if isinstance(value, list) != lists]
     if others:
-        got, wanted = ("one text", "a list") if lists else ("a list", "one text")
+        got, expected = ("one text", "a list") if lists else ("a list", "one text")
         raise LabelError(
             f"{name} gives {len(others)} of {len(column)} images {got} ({some(paths, others)}) where {task} needs "
-            f"{wanted}: give all of them the same kind"
+            f"{expected}: give all of them the same kind"
         )
     return column
 
@@ -75,12 +75,12 @@ def check_lines(labels: list[Any], paths: pa.ChunkedArray, name: str) -> None:
                 )
 
 
-def _classes(column: list[Any], known: tuple[str, ...] | None) -> tuple[list[Any], list[str]]:
-    """The column with one spelling for each class, and notes on it."""
-    changed, notes = unify(Counter(_each_label(column)), known)
+def _classes(column: list[Any], vocabulary: tuple[str, ...] | None) -> tuple[list[Any], list[str]]:
+    """The column with one spelling for each class, and notes on the changes."""
+    changed, notes = unify(Counter(_each_label(column)), vocabulary)
     if changed:
         column = [
-            [changed.get(part, part) for part in value] if isinstance(value, list) else changed.get(value, value)
+            [changed.get(item, item) for item in value] if isinstance(value, list) else changed.get(value, value)
             for value in column
         ]
     return column, notes
@@ -108,7 +108,7 @@ def _text(value: Any) -> str | list[str]:
     return [str(item) for item in value] if isinstance(value, list) else str(value)
 
 
-def complain_of(missing: list[int], paths: pa.ChunkedArray, name: str) -> None:
+def check_none_missing(missing: list[int], paths: pa.ChunkedArray, name: str) -> None:
     """Raises LabelError if there are images without a label, by their row numbers."""
     if missing:
         raise LabelError(
@@ -123,37 +123,37 @@ def some(paths: pa.ChunkedArray, indices: Sequence[int]) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a class label says nothing; a list does if one of its labels does, an empty one says "none of them"."""
+    """Whether a class label, or one of a list of them, is missing; an empty list means "none of them"."""
     if isinstance(value, list):
         return any(map(is_missing, value))
     return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
 
-def unify(counts: Mapping[str, int], known: Sequence[str] | None = None) -> tuple[dict[str, str], list[str]]:
-    """The one spelling of every name that is to be written otherwise, and notes for people, a line each.
+def unify(counts: Mapping[str, int], vocabulary: Sequence[str] | None = None) -> tuple[dict[str, str], list[str]]:
+    """The new spelling of every name that changes, and notes for people, a line each.
 
-    counts: how many images each name has; of spellings that differ in case, the most frequent stays. Single letters in
-    two cases are kept apart, as alphabets have them. known: a fixed vocabulary, whose spelling is taken.
+    counts: the number of images of each name; of spellings that differ in case, the most frequent stays. Single letters
+    in two cases are kept apart, as in an alphabet. vocabulary: a fixed one, whose spelling is used.
     """
     spelling = {name: _plain(name) for name in counts}
     plain: dict[str, int] = {}
     for name, count in counts.items():
         plain[spelling[name]] = plain.get(spelling[name], 0) + count
-    if known is None:
+    if vocabulary is None:
         cased, lines = _one_case(plain)
     else:
-        cased, lines = _as_known(plain, known), []
-    fixed = set(known or ())
+        cased, lines = _as_in_vocabulary(plain, vocabulary), []
+    fixed = set(vocabulary or ())
     changed = {
         name: to for name in counts if name not in fixed and (to := cased.get(spelling[name], spelling[name])) != name
     }
     if changed:
-        changes = "; ".join(f"{_visible(a, b)} is {quoted(repr(b))}" for a, b in list(changed.items())[:_SHOWN])
+        changes = "; ".join(f"{_visible(a, b)} is {quoted(repr(b))}" for a, b in list(changed.items())[:_EXAMPLES])
         images = sum(counts[name] for name in changed)
         lines.insert(
             0,
             f"WARNING: {len(changed):,} class names of {images:,} images are normalised in spaces, case or Unicode "
-            f"form ({changes}{'; ...' if len(changed) > _SHOWN else ''}); --classes keeps those apart that it gives",
+            f"form ({changes}{'; ...' if len(changed) > _EXAMPLES else ''}); --classes keeps its own names apart",
         )
     lines += [
         f"WARNING: {count:,} images have the class {quoted(repr(name))}, which looks like a missing value: index with "
@@ -165,18 +165,18 @@ def unify(counts: Mapping[str, int], known: Sequence[str] | None = None) -> tupl
 
 
 def _plain(name: str) -> str:
-    """Without spaces around it, with single ones within, in Unicode's composed form."""
+    """A name without spaces around it, with single ones within, in Unicode's composed form."""
     return unicodedata.normalize("NFC", " ".join(name.split()))
 
 
 def _visible(name: str, other: str) -> str:
-    """A name so that its difference from the other is seen."""
+    """A name, written so that its difference from the other is visible."""
     alike = name.split() == other.split() or unicodedata.normalize("NFC", name) == other
     return quoted(ascii(name) if alike else repr(name))
 
 
 def _one_case(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
-    """Which spelling each name takes of those that differ in case alone; and what of them are kept apart."""
+    """The spelling for each name that differs from others in case alone; and a note on those that are kept apart."""
     groups: dict[str, list[str]] = {}
     for name in counts:
         groups.setdefault(name.casefold(), []).append(name)
@@ -188,16 +188,16 @@ def _one_case(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
         if names not in letters
         for name in names
     }
-    pairs = ", ".join("/".join(sorted(names)) for names in letters[:_SHOWN])
+    pairs = ", ".join("/".join(sorted(names)) for names in letters[:_EXAMPLES])
     lines = [f"WARNING: single letters in two cases are kept as classes of their own ({pairs})"] if letters else []
     return best, lines
 
 
-def _as_known(counts: Mapping[str, int], known: Sequence[str]) -> dict[str, str]:
-    """The known spelling of each name, where exactly one is like it."""
+def _as_in_vocabulary(counts: Mapping[str, int], vocabulary: Sequence[str]) -> dict[str, str]:
+    """The vocabulary's spelling of each name, where exactly one is like it."""
     plain: dict[str, list[str]] = {}
     folded: dict[str, list[str]] = {}
-    for name in known:
+    for name in vocabulary:
         for table, key in ((plain, _plain(name)), (folded, _plain(name).casefold())):
             table.setdefault(key, []).append(name)
     spelling = {}

@@ -11,56 +11,56 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from thawline.dataio.errors import LabelError, ManifestError, quoted
-from thawline.dataio.labels.names import complain_of
+from thawline.dataio.labels.names import check_none_missing
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """The mean and the standard deviation of each number."""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether one of an image's numbers is not there: nothing, an empty cell, or NaN."""
-    return any(map(_absent, value)) if isinstance(value, list) else _absent(value)
+    """Whether one of an image's numbers is missing: nothing, an empty cell, or NaN."""
+    return any(map(_is_absent, value)) if isinstance(value, list) else _is_absent(value)
 
 
-def _absent(number: Any) -> bool:
+def _is_absent(number: Any) -> bool:
     if isinstance(number, str):
         return number.strip().lower() in ("", "nan")
     return number is None or (isinstance(number, float) and math.isnan(number))
 
 
 def read_numbers(
-    labels: list[Any], paths: pa.ChunkedArray, name: str, known: tuple[str, ...] | None
+    labels: list[Any], paths: pa.ChunkedArray, name: str, names: tuple[str, ...] | None
 ) -> tuple[list[list[float]], tuple[str, ...]]:
-    """One list of finite numbers an image, and what each of them is called.
+    """One list of finite numbers an image, and their names.
 
-    Raises LabelError for an image that lacks one, for what is no finite number, and for lists of several lengths.
+    Raises LabelError for a missing number, for what is not a finite number, and for lists of different lengths.
     """
-    complain_of([index for index, value in enumerate(labels) if is_missing(value)], paths, name)
+    check_none_missing([index for index, value in enumerate(labels) if is_missing(value)], paths, name)
     column = []
     for index, value in enumerate(labels):
         try:
             column.append([_finite(number) for number in (value if isinstance(value, list) else [value])])
         except (TypeError, ValueError) as error:
             raise LabelError(
-                f"{name} gives {quoted(paths[index].as_py())} what is no number ({quoted(str(error))}): nothing could "
-                "be learned from it; give finite numbers such as 3.5"
+                f"{name} gives {quoted(paths[index].as_py())} what is not a number ({quoted(str(error))}): nothing "
+                "could be learned from it; give finite numbers such as 3.5"
             ) from error
-    known = known or ("number",)
-    count = len(column[0]) if len(known) == 1 else len(known)  # one name may be that of a column of lists
-    other = next((index for index, numbers in enumerate(column) if len(numbers) != count or not count), None)
-    if other is not None:
+    names = names or ("number",)
+    count = len(column[0]) if len(names) == 1 else len(names)  # one name may be that of a column of lists
+    odd = next((index for index, numbers in enumerate(column) if len(numbers) != count or not count), None)
+    if odd is not None:
         raise LabelError(
-            f"{name} gives {quoted(paths[other].as_py())} {len(column[other])} numbers and not {count}: a model has "
+            f"{name} gives {quoted(paths[odd].as_py())} {len(column[odd])} numbers and not {count}: a model has "
             "the same outputs for every image; give each image the same numbers, at least one"
         )
-    return column, known if count == len(known) else tuple(f"{known[0]} {i}" for i in range(count))
+    return column, names if count == len(names) else tuple(f"{names[0]} {i}" for i in range(count))
 
 
 def _finite(number: Any) -> float:
-    found = float(number)
-    if not math.isfinite(found):
+    value = float(number)
+    if not math.isfinite(value):
         raise ValueError(f"{number} is not finite")
-    return found
+    return value
 
 
 def wrong_numbers(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
@@ -86,7 +86,7 @@ def moments(labels: pa.Array, names: Sequence[str]) -> Moments:
 
 
 def remarks(rows: pa.Table, *, names: Sequence[str]) -> Iterator[str]:
-    """How far the numbers of a manifest's usable rows reach, a line each."""
+    """The range of the numbers of a manifest's usable rows, a line each."""
     values = rows["label"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, len(names))
     for name, column in zip(names, values.T, strict=True):
         ends, middle = f"{column.min():.6g} to {column.max():.6g}", f"{column.mean():.6g} +- {column.std():.6g}"

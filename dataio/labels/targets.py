@@ -1,6 +1,6 @@
-"""What shall the model say of each image? Labels of a manifest to arrays; which of these a task wants, tasks.py says.
+"""What is each image's target? Labels of a manifest as arrays; tasks.py says which of these a task has.
 
-A mask is a picture: engines warp it (reference.py, dali.py), and this file only reads it.
+A mask is a picture: engines warp it (reference.py, dali.py), and this file only decodes it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class View:
     geometry: Geometry
     size_px: int
     swap: Pairs | None = None
-    """Points that change places where an image is mirrored."""
+    """Pairs of points that change places where an image is mirrored."""
 
 
 def class_indices(labels: pa.Array, view: View) -> Targets:
-    """Names of classes as indices into the classes, (n,) int64. Raises ManifestError for one that is not among them."""
+    """Names of classes as indices into the classes, (n,) int64. Raises ManifestError for an unknown name."""
     return _indices(labels, view).to_numpy().astype(np.int64)
 
 
 def class_flags(labels: pa.Array, view: View) -> Targets:
-    """Lists of names as zeros and ones, (n, C) float32. Raises ManifestError for one that is not among the classes."""
+    """Lists of names as zeros and ones, (n, C) float32. Raises ManifestError for an unknown name."""
     targets = np.zeros((len(labels), len(view.classes)), np.float32)
     targets[pc.list_parent_indices(labels).to_numpy(), _indices(labels.flatten(), view).to_numpy()] = 1
     return targets
@@ -61,9 +61,7 @@ def plain_numbers(labels: pa.Array, view: View) -> Targets:
 
 
 def placed_points(labels: pa.Array, view: View) -> Targets:
-    """Points as (n, K, 2) float32 x, y: [-1, 1] is the model's square, and what crop or augmentation left outside lies
-    beyond; NaN where there is none.
-    """
+    """Points as (n, K, 2) float32 x, y: [-1, 1] is the model's square, cropped points lie beyond, NaN is missing."""
     placed = view.geometry.place(points(labels, len(view.classes)), size_px=view.size_px)
     if view.swap:
         mirrored = view.geometry.mirrored[:, None, None]
@@ -72,7 +70,7 @@ def placed_points(labels: pa.Array, view: View) -> Targets:
 
 
 def drawn_by_the_engine(labels: pa.Array, view: View) -> Targets:
-    """(n,) int64 zeros in the place of masks, which engines warp with their images."""
+    """(n,) int64 zeros instead of masks, which engines warp with their images."""
     return np.zeros(len(labels), np.int64)
 
 
@@ -86,9 +84,9 @@ def value_table(values: tuple[int, ...]) -> NDArray[np.uint8]:
 def decode_mask(
     encoded: NDArray[np.uint8], *, path: str = "the mask", max_pixels: int = MOST_PIXELS
 ) -> NDArray[np.uint8]:
-    """Encoded mask -> (h, w) uint8: grey values as they stand, or indices into a palette; upright.
+    """Encoded mask -> (h, w) uint8: grey values, or indices into a palette; upright.
 
-    Raises: EngineError, naming the path, for what is no picture, or one with colours, more than 8 bits or `max_pixels`.
+    Raises: EngineError, naming the path, for what is no picture, or has colours, more than 8 bits or `max_pixels`.
     """
     hush_pillow()
     try:

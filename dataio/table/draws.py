@@ -1,7 +1,7 @@
 """Which rows does a draw pick? At random, by class, or in folds: a function of the seed and the rows' paths alone.
 
-Rows stand in the order of a hash of (seed, path), and each draw takes a stretch of that order. So shares are exact, and
-where a few files come or go, only rows at the ends of the stretch change splits.
+Rows are ordered by a hash of (seed, path), and each draw picks a stretch of that order. So shares are exact, and when a
+few files are added or removed, only rows at the ends of the stretch change splits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Splitter = Callable[[pa.Table], Splits]
 
 @dataclass(frozen=True)
 class Draw:
-    """A splitter whose answer for a row depends on which others there are, so that it draws anew among the usable."""
+    """A splitter whose split of a row depends on the other rows, so that it is called again for the usable ones."""
 
     draw: Splitter
 
@@ -36,10 +36,10 @@ class Draw:
 def random_split(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
     """Draw exactly int(valid * n) and int(test * n) of n rows, a function of the seed and the rows' paths alone.
 
-    Rows stand in the order of a hash of (seed, path); the first are for validation, the last for the test. So neither
-    split depends on the other, and where a few files come or go, as many of the old rows change splits at most.
+    Rows are ordered by a hash of (seed, path); the first are for validation, the last for the test. So neither split
+    depends on the other, and when a few files are added or removed, at most as many of the old rows change splits.
 
-    Raises: SplitError for a fraction outside (0, 1), nothing left for training, or a negative seed.
+    Raises: SplitError for a fraction outside (0, 1), no rows left for training, or a negative seed.
     Source: the count is that of fastai's RandomSplitter.
     """
     _check_fractions(valid, test, seed)
@@ -54,9 +54,9 @@ def random_split(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Sp
 def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Splitter:
     """Draw as many rows as `random_split`, and of each class its share: largest remainders first.
 
-    The classes are labels, or combinations of labels (multi_label). Within a class, rows stand as in `random_split`.
+    Classes are labels, or combinations of labels (multi_label). Within a class, rows are ordered as in `random_split`.
 
-    Raises: as `random_split`; when called on rows, SplitError for labels that are no classes.
+    Raises: as `random_split`; when called on rows, SplitError for labels that are not classes.
     Source: largest remainders, Hamilton's method of apportionment.
     """
     _check_fractions(valid, test, seed)
@@ -64,22 +64,22 @@ def stratified(*, valid: float = 0.2, test: float = 0.0, seed: int = 42) -> Spli
     def draw(rows: pa.Table) -> Splits:
         n, codes = rows.num_rows, _codes(rows)
         sizes = np.bincount(codes)
-        chosen = _shares(valid, sizes, int(valid * n), room=sizes)
-        tested = _shares(test, sizes, int(test * n), room=sizes - chosen)
-        order, place = _class_by_class(codes, _shuffled(rows, seed))
+        validated = _shares(valid, sizes, int(valid * n), room=sizes)
+        tested = _shares(test, sizes, int(test * n), room=sizes - validated)
+        order, position = _class_by_class(codes, _shuffled(rows, seed))
         drawn = codes[order]
-        return named(n, order[place < chosen[drawn]], order[place >= (sizes - tested)[drawn]])
+        return named(n, order[position < validated[drawn]], order[position >= (sizes - tested)[drawn]])
 
     return Draw(draw)
 
 
 def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Splitter:
-    """Take for validation fold number `fold`, 0 to k - 1, of k: over all folds every row is in the valid split once.
+    """Validate on fold number `fold`, 0 to k - 1, of k: over all folds every row is in the valid split once.
 
-    Folds differ by one row at most. With stratify, so do the rows of each class in them. Rows stand as in
-    `random_split`, so that few change their fold where a few files come or go.
+    Folds differ by one row at most; with stratify, so do the rows of each class in them. Rows are ordered as in
+    `random_split`, so that few change their fold when a few files are added or removed.
 
-    Raises: SplitError for fewer than two folds, a fold that is not there, or a negative seed.
+    Raises: SplitError for fewer than two folds, a fold that does not exist, or a negative seed.
     """
     if k < 2 or not 0 <= fold < k:
         raise SplitError(f"there is no fold {fold} of {k}: folds count from 0 and are two or more; give 0 to {k - 1}")
@@ -88,14 +88,14 @@ def k_fold(k: int, fold: int, *, seed: int = 42, stratify: bool = False) -> Spli
     def draw(rows: pa.Table) -> Splits:
         n = rows.num_rows
         codes = _codes(rows) if stratify else np.zeros(n, np.int64)
-        order, place = _class_by_class(codes, _shuffled(rows, seed))
+        order, position = _class_by_class(codes, _shuffled(rows, seed))
         sizes = np.bincount(codes)
         ends = np.cumsum(sizes)
-        # Rows that each fold takes of each class, (k, C): dealt out class after class, so that totals are even, too.
+        # Rows of each class in each fold, (k, C): dealt out class after class, so that totals are even, too.
         dealt = _below(ends, k) - _below(ends - sizes, k)
         last = np.cumsum(dealt, axis=0)
         drawn = codes[order]
-        return named(n, order[((last - dealt)[fold][drawn] <= place) & (place < last[fold][drawn])])
+        return named(n, order[((last - dealt)[fold][drawn] <= position) & (position < last[fold][drawn])])
 
     return Draw(draw)
 
@@ -125,7 +125,7 @@ def named(n: int, valid: NDArray[Any], test: NDArray[Any] | None = None) -> NDAr
 
 
 def _codes(rows: pa.Table) -> NDArray[np.int64]:
-    """The class of each row, (n,), numbered as the classes sort."""
+    """The class of each row, (n,), numbered in the sorted order of the classes."""
     labels = rows["label"]
     if pa.types.is_list(labels.type) and pa.types.is_string(labels.type.value_type):
         labels = pa.chunked_array([["\0".join(sorted(set(tags))) for tags in labels.to_pylist()]], pa.string())
@@ -144,7 +144,7 @@ def _codes(rows: pa.Table) -> NDArray[np.int64]:
 
 
 def _shuffled(rows: pa.Table, seed: int) -> NDArray[np.int64]:
-    """All rows, (n,), by a hash of the seed and each one's path: where one comes or goes, the others keep their order.
+    """All rows, (n,), by a hash of the seed and each path: if one is added or removed, the others keep their order.
 
     10 million take 5 s.
     """
@@ -154,14 +154,14 @@ def _shuffled(rows: pa.Table, seed: int) -> NDArray[np.int64]:
 
 
 def _class_by_class(codes: NDArray[np.int64], order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All rows, one class after another, each class's in this order; and each one's place in its class, from 0."""
+    """All rows, one class after another, each class in this order; and the position of each in its class, from 0."""
     order = order[np.argsort(codes[order], kind="stable")]
     sizes = np.bincount(codes)
     return order, np.arange(len(codes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 def _below(ends: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """(k, C): how many of the numbers from 0 to below each end leave the remainders 0 to k - 1."""
+    """(k, C): how many of the numbers below each end have the remainders 0 to k - 1."""
     return (ends - np.arange(k)[:, None] + k - 1) // k
 
 

@@ -1,7 +1,7 @@
-"""What of a new manifest was there before? Rows keep ids and sides, classes their places; what is new comes after.
+"""How does a manifest continue an older one? Old rows keep ids and splits, old classes their order; new ones follow.
 
-So a model that was trained on the old one can go on with the new one: what it was measured on was not, and will not be,
-trained on.
+So a model that was trained on the old manifest can go on with the new one: images that it was validated on never train
+it.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ class Grown:
 
     manifest: Manifest
     images: dict[str, int]
-    """How many of its usable images are new, by side."""
+    """How many of its usable images are new, by split."""
     gone: int
-    """How many of the older one's images it has no more."""
+    """How many images of the older manifest are missing."""
     classes: tuple[str, ...]
-    """Those that are new: the last of its classes."""
+    """The new ones: the last of its classes."""
 
     def __str__(self) -> str:
         """One line for people."""
-        sides = ", ".join(f"{count:,} {side}" for side, count in self.images.items() if count) or "0"
-        parts = [f"{sides} images are new"]
-        parts += [f"{self.gone:,} are gone"] if self.gone else []
-        parts += [f"{len(self.classes)} classes are new: {listed(self.classes)}"] if self.classes else []
-        return "; ".join(parts)
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.images.items() if count) or "0"
+        sentences = [f"{counts} images are new"]
+        sentences += [f"{self.gone:,} are gone"] if self.gone else []
+        sentences += [f"{len(self.classes)} classes are new: {listed(self.classes)}"] if self.classes else []
+        return "; ".join(sentences)
 
 
 def grow(old: Manifest, new: Manifest) -> Grown:
-    """`new` as the continuation of `old`: a row is the same where its path is, or else its file's content.
+    """`new` as the continuation of `old`: rows are the same if their paths are, or else their files' contents.
 
-    The same rows keep their id, and the side that they were on; a copy of an old file goes to that file's side, too.
-    Labels are the new ones. Classes are the old ones in their order, then those that are new.
+    The same rows keep their id and split; a copy of an old file gets that file's split, too. Labels are the new ones.
+    Classes are the old ones in their order, then the new ones.
     Raises ManifestError where the two mean different things: another task, other points, other values of a mask.
     """
     if (old.task, old.values, old.swap) != (new.task, new.values, new.swap) or (
@@ -53,31 +53,35 @@ def grow(old: Manifest, new: Manifest) -> Grown:
             f"{listed(old.classes)}: what was learnt means something else there; index the images as before"
         )
     classes = tuple(name for name in new.classes if name not in old.classes)
-    known = old.rows.select(["id", "path", "hash", "split"]).to_pydict()
-    by_path = {path: row for row, path in enumerate(known["path"])}
-    by_hash = {number: row for row, number in enumerate(known["hash"]) if number}
-    given = new.rows.select(["path", "hash", "split", "status"]).to_pydict()
-    paths = {*given["path"]}
-    ids, sides, fresh, taken = [], list[str | None](), dict.fromkeys(("train", "valid", "test"), 0), set[int]()
-    following = max(known["id"], default=-1) + 1
-    for path, number, side, status in zip(*given.values(), strict=True):
-        row = by_path.get(path, by_hash.get(number) if number else None)
-        before = None if row is None else known["split"][row]
-        sides.append(side if before is None or status != "ok" else before)
-        # A copy of a file that is still in its place is a new row on that file's side.
-        same = row is not None and row not in taken and (known["path"][row] == path or known["path"][row] not in paths)
+    old_columns = old.rows.select(["id", "path", "hash", "split"]).to_pydict()
+    by_path = {path: row for row, path in enumerate(old_columns["path"])}
+    by_hash = {digest: row for row, digest in enumerate(old_columns["hash"]) if digest}
+    new_columns = new.rows.select(["path", "hash", "split", "status"]).to_pydict()
+    paths = {*new_columns["path"]}
+    ids, splits, added, kept = [], list[str | None](), dict.fromkeys(("train", "valid", "test"), 0), set[int]()
+    next_id = max(old_columns["id"], default=-1) + 1
+    for path, digest, split, status in zip(*new_columns.values(), strict=True):
+        row = by_path.get(path, by_hash.get(digest) if digest else None)
+        before = None if row is None else old_columns["split"][row]
+        splits.append(split if before is None or status != "ok" else before)
+        # A copy of a file that is still where it was is a new row of the same split.
+        same = (
+            row is not None
+            and row not in kept
+            and (old_columns["path"][row] == path or old_columns["path"][row] not in paths)
+        )
         if same and row is not None:
-            taken.add(row)
-            ids.append(known["id"][row])
+            kept.add(row)
+            ids.append(old_columns["id"][row])
             continue
-        ids.append(following)
-        following += 1
-        if status == "ok" and sides[-1] is not None:
-            fresh[sides[-1]] += 1
+        ids.append(next_id)
+        next_id += 1
+        if status == "ok" and splits[-1] is not None:
+            added[splits[-1]] += 1
     rows = new.rows
-    for name, values in (("id", np.array(ids, np.int64)), ("split", sides)):
-        at, kind = rows.schema.get_field_index(name), rows.schema.field(name)
+    for name, values in (("id", np.array(ids, np.int64)), ("split", splits)):
+        index, kind = rows.schema.get_field_index(name), rows.schema.field(name)
         column = pa.array(values, kind.type.value_type if pa.types.is_dictionary(kind.type) else kind.type)
-        rows = rows.set_column(at, kind, column.cast(kind.type))
+        rows = rows.set_column(index, kind, column.cast(kind.type))
     manifest = replace(new, rows=in_order(rows), classes=(*old.classes, *classes))
-    return Grown(manifest, fresh, len(known["path"]) - len(taken), classes)
+    return Grown(manifest, added, len(old_columns["path"]) - len(kept), classes)

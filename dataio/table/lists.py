@@ -1,6 +1,6 @@
 """What rows does a file of rows hold? CSV, JSON lines, Parquet and Arrow; here, in a store, or gzipped.
 
-Which of its columns means what is not known here.
+What its columns mean is not known here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thawline.dataio.store import files
 from thawline.dataio.store.root import Root
 
 TEXTS, JSONS, TABLES = (".csv", ".tsv"), (".jsonl", ".ndjson"), (".parquet", ".arrow", ".feather")
-"""What lists of images end in, each also with .gz behind it."""
+"""Endings of lists of images, each also followed by .gz."""
 
 _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
 _SEPARATORS = ",;\t|"
@@ -36,17 +36,17 @@ _CANNOT = (pa.ArrowException, OSError, ValueError)
 
 
 def ending(file: str | Path) -> str:
-    """What a list's name ends in, in small letters and without .gz: '.csv'."""
+    """The ending of a list's name, in lower case and without .gz: '.csv'."""
     return Path(str(file).partition("?")[0].lower().removesuffix(".gz")).suffix
 
 
 def is_known(file: str | Path) -> bool:
-    """Whether a name says that the file is a list, or another of which it is known what to do with it."""
+    """Whether a file is a list by its name, or a workbook, for which `check_kind` has a remedy."""
     return ending(file) in (*TEXTS, *JSONS, *TABLES, *_WORKBOOKS)
 
 
 def check_kind(file: str | Path) -> None:
-    """Raises SourceError, with what to do, for a workbook or another file that is no list of images."""
+    """Raises SourceError for a workbook, or another file that is no list of images by its name."""
     if ending(file) in _WORKBOOKS:
         raise SourceError(
             f"{file} is a workbook, which is not read: save its sheet as CSV (UTF-8) and give that, or write it with "
@@ -61,31 +61,31 @@ def check_kind(file: str | Path) -> None:
 
 def contents(home: Root, name: str, kind: str) -> pa.Buffer:
     """A file's bytes, unpacked if they are gzipped; a local one is mapped. Raises SourceError."""
-    where = home.full(name)
+    path = home.full(name)
     try:
         data = home.buffer(name)
         if data[:2].to_pybytes() == b"\x1f\x8b":
-            data = _unpacked(data, where)
+            data = _unpacked(data, path)
     except FileNotFoundError as error:
-        raise SourceError(f"no {kind} at {where}: there is nothing to list; check the path") from error
+        raise SourceError(f"no {kind} at {path}: there is nothing to list; check the path") from error
     except (EOFError, zlib.error) as error:
-        raise SourceError(f"{where} cannot be unpacked ({error}): it is damaged or cut off; fetch it again") from error
+        raise SourceError(f"{path} cannot be unpacked ({error}): it is damaged or cut off; fetch it again") from error
     except OSError as error:
-        raise SourceError(f"{where} cannot be read ({files.why_unreadable(error)}): check what it is") from error
+        raise SourceError(f"{path} cannot be read ({files.why_unreadable(error)}): check what it is") from error
     if data[:4].to_pybytes() == b"PK\3\4":
         raise SourceError(
-            f"{where} is a zip archive or a workbook by its content: save its sheet as CSV (UTF-8), or unpack it"
+            f"{path} is a zip archive or a workbook by its content: save its sheet as CSV (UTF-8), or unpack it"
         )
     return data
 
 
-def _unpacked(data: pa.Buffer, where: str) -> pa.Buffer:
+def _unpacked(data: pa.Buffer, path: str) -> pa.Buffer:
     most = max(_UNPACKED_BYTES, _RATIO * data.size)
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
         plain = packed.read(most + 1)
     if len(plain) > most:
         raise SourceError(
-            f"{where} unpacks to more than {most:,} bytes, over {_RATIO} times its size, which no list does: it would "
+            f"{path} unpacks to more than {most:,} bytes, over {_RATIO} times its size, which no list does: it would "
             "fill the memory; check what it is"
         )
     return pa.py_buffer(plain)
@@ -97,14 +97,14 @@ def _unpacked(data: pa.Buffer, where: str) -> pa.Buffer:
 def csv_rows(
     data: pa.Buffer, file: str, *, separator: str | None = None, column_names: Sequence[str] | None = None
 ) -> tuple[pa.Table, str]:
-    """The rows of a CSV, every column a text, and the separator of its columns, found where none is given.
+    """The rows of a CSV, every column a text, and the separator of its columns, detected where none is given.
 
-    Raises: SourceError for what is no CSV, naming the line where that is known.
+    Raises: SourceError for what is no CSV, naming the line if it is known.
     """
     if (start := data[:2].to_pybytes()) in _UTF16 or start.count(b"\0") == 1:
         raise SourceError(f"{file} is text in UTF-16, which is not read: save it as UTF-8")
-    if named := _EXCELS_LINE.match(data[:16].to_pybytes()):
-        separator, data = separator or named[1].decode(), data[named.end() :]
+    if excel_line := _EXCELS_LINE.match(data[:16].to_pybytes()):
+        separator, data = separator or excel_line[1].decode(), data[excel_line.end() :]
     if separator is None:
         separator = _separator(data, default=usual_separator(file))
     elif len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
@@ -136,40 +136,40 @@ def csv_rows(
 
 
 def usual_separator(file: str | Path) -> str:
-    """What an ending promises."""
+    """The usual separator for a file's ending."""
     return "\t" if ending(file) == ".tsv" else ","
 
 
 def _separator(data: pa.Buffer, *, default: str) -> str:
-    """The default if the first line holds it, else what csv.Sniffer finds there."""
+    """The default if the first line holds it, else what csv.Sniffer detects."""
     sample = data[:_SAMPLE_BYTES].to_pybytes().decode("utf-8-sig", "replace").replace("\r\n", "\n")
     first = sample.partition("\n")[0]
     if default in first:
         return default
-    held = [mark for mark in _SEPARATORS if mark in first]
+    candidates = [mark for mark in _SEPARATORS if mark in first]
     try:
-        separator = python_csv.Sniffer().sniff(sample, "".join(held)).delimiter if held else default
+        separator = python_csv.Sniffer().sniff(sample, "".join(candidates)).delimiter if candidates else default
     except python_csv.Error:
-        separator = held[0]
+        separator = candidates[0]
     return separator
 
 
 def _why(error: Exception, bad: list[csv.InvalidRow]) -> str:
-    """What kept a CSV from being read, and what to do."""
+    """Why a CSV cannot be read, and the remedy."""
     if bad:
-        at = f" in row {bad[0].number} of the file" if bad[0].number is not None else ""
+        where = f" in row {bad[0].number} of the file" if bad[0].number is not None else ""
         return (
-            f"expected {bad[0].expected_columns} columns, got {bad[0].actual_columns}{at} ({quoted(bad[0].text)}); "
+            f"expected {bad[0].expected_columns} columns, got {bad[0].actual_columns}{where} ({quoted(bad[0].text)}); "
             "correct it there, or name the --separator"
         )
     return f"{quoted(str(error))}; check its separator and encoding"
 
 
 def _text(data: pa.Buffer, file: str, kind: str) -> bytes:
-    """All of a list of texts.
+    """All of a file of text.
 
-    Raises: SourceError for what begins with a line that no row has, before the rest is read; for what the memory does
-        not hold; for what is not UTF-8, since of a row in it that is wrong as well, Arrow prints a traceback.
+    Raises: SourceError for a first line that is too long for a row, before the rest is read; for a file that does not
+        fit into memory; for text that is not UTF-8, since Arrow prints a traceback if a row of it is wrong as well.
     """
     if data.size > _LINE_BYTES:
         _check_lines(data[: _LINE_BYTES + 1].to_pybytes(), file, kind)
@@ -208,21 +208,21 @@ def _check_quotes(data: bytes, separator: bytes, file: str) -> None:
 
     A quote opens at the beginning of a value; within one it is a character like others.
     """
-    at = data.find(b'"')
-    while at >= 0:
-        if at == 0 or data[at - 1 : at] in (separator, b"\n", b"\r") or data[:at] == b"\xef\xbb\xbf":
-            close = data.find(b'"', at + 1)
+    start = data.find(b'"')
+    while start >= 0:
+        if start == 0 or data[start - 1 : start] in (separator, b"\n", b"\r") or data[:start] == b"\xef\xbb\xbf":
+            close = data.find(b'"', start + 1)
             while close >= 0 and data[close + 1 : close + 2] == b'"':  # doubled: a quote within the value
                 close = data.find(b'"', close + 2)
             if close < 0 or data[close + 1 : close + 2] not in (separator, b"\n", b"\r", b""):
-                line = data.count(b"\n", 0, at) + 1
-                value = data[at : at + 100].partition(b"\n")[0].decode("utf-8", "replace")
+                line = data.count(b"\n", 0, start) + 1
+                value = data[start : start + 100].partition(b"\n")[0].decode("utf-8", "replace")
                 raise SourceError(
                     f"{file} has a quote in line {line} that does not close at the end of its value "
                     f"({quoted(value.strip())}): it would swallow the rows behind it; close or remove it"
                 )
-            at = close
-        at = data.find(b'"', at + 1)
+            start = close
+        start = data.find(b'"', start + 1)
 
 
 # JSON lines, Parquet, Arrow -------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def json_rows(data: pa.Buffer, file: str) -> pa.Table:
         rows = json.read_json(pa.BufferReader(data), read)
         names = rows.column_names
         dates = [pa.field(f.name, pa.string()) for f in rows.schema if pa.types.is_timestamp(f.type)]
-        if dates:  # texts that look like dates: a class called 2024-05-01 keeps its name
+        if dates:  # texts that look like dates: a class named 2024-05-01 keeps its name
             rows = json.read_json(pa.BufferReader(data), read, json.ParseOptions(explicit_schema=pa.schema(dates)))
         return rows.select(names)
     except _CANNOT as error:
@@ -249,7 +249,7 @@ def json_rows(data: pa.Buffer, file: str) -> pa.Table:
 
 
 def _depth(data: bytes) -> int:
-    """How deep brackets lie in one another: the parser calls itself for each, until the process dies."""
+    """The depth of nested brackets: the parser recurses for each, until the process dies."""
     brackets = re.sub(rb'"[^"\\\\]*(?:\\\\.[^"\\\\]*)*"', b"", data, flags=re.DOTALL)
     marks = np.frombuffer(brackets.translate(None, bytes(set(range(256)) - set(b"{}[]"))), np.uint8)
     opens = (marks == ord("{")) | (marks == ord("["))
@@ -261,7 +261,7 @@ def table_rows(data: pa.Buffer, file: str) -> pa.Table:
     try:
         arrow = data[:6].to_pybytes() == b"ARROW1"
         rows = pa.ipc.open_file(pa.BufferReader(data)).read_all() if arrow else files.as_table(data)
-        rows.validate(full=True)  # it comes from outside: damaged offsets would be read as addresses
+        rows.validate(full=True)  # damaged offsets in a stranger's file would be read as addresses
     except _CANNOT as error:
         if data[:4].to_pybytes() == b"\xff\xff\xff\xff":
             raise SourceError(

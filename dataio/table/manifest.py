@@ -1,6 +1,6 @@
 """What is a checked data set? A table with one row an image, classes and a task.
 
-It holds no pixels (shards may, beside it) and no order (plan.py). How it lies on disk, manifest_file.py says.
+It holds no pixels (shards beside it may) and no order (see plan.py). Its file format, see manifest_file.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thawline.dataio.labels.keypoints import Pairs, check_pairs
 from thawline.dataio.store import files
 from thawline.dataio.store.outputs import KEY, check_output
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.manifest_file import VERSION, place, read_about, read_table, write_table
+from thawline.dataio.table.manifest_file import VERSION, located, read_about, read_table, write_table
 from thawline.dataio.table.schema import SPLITS, columns, in_order
 from thawline.dataio.table.subset import Subset, holds
 from thawline.dataio.table.tasks import TASKS
@@ -43,7 +43,7 @@ class Shard:
     hash: str
     """xxh3_128 of the file, hexadecimal."""
     source: str = ""
-    """The fingerprint of the manifest that it was packed from, as the file says too; packs made before have none."""
+    """The fingerprint of the manifest that it was packed from, also in the file; older packs have none."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Manifest:
     """Checked, labelled and split images.
 
     `rows` has the columns of `columns(task)`, in rising order of id; split is 'train', 'valid', 'test', or null for an
-    image whose status is not 'ok'. `root` is where the paths start: an absolute folder or a URI. `classes` are what
+    image whose status is not 'ok'. `root` is where the paths start: an absolute folder or a URI. `classes` name what
     targets mean: sorted class names, the names of the points, or the names of a mask's values in their order.
-    `values` are a mask's pixel values, one for each class; any other value belongs to none.
-    `swap` are the points that change places in a mirror image, and None where nobody said: then none is mirrored.
-    `notes` are sentences on what was seen while it was made, for `summary`; they are not saved.
-    `shards` hold the files' bytes, if they were packed; `home` is the folder or URI where this manifest lies.
+    `values` are a mask's pixel values, one for each class; any other value belongs to no class.
+    `swap` are the pairs of points that change places in a mirror image; None if they were not given: no image is then
+    mirrored. `notes` are sentences from when it was made, for `summary`; they are not saved.
+    `shards` hold the files' bytes, if they were packed; `home` is the folder or URI of this manifest.
     """
 
     rows: pa.Table
@@ -69,12 +69,12 @@ class Manifest:
     swap: Pairs | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
-    """As the file has it; `replace` leaves it out, so another table is hashed anew."""
+    """Read from the file; `replace` leaves it out, so another table is hashed anew."""
 
     def save(self, file: str | Path) -> None:
-        """Write Parquet or Arrow, as the name ends in .parquet or .arrow; whole or not at all, to a file or a URI.
+        """Write Parquet or Arrow, by the ending .parquet or .arrow; whole or not at all, to a file or a URI.
 
-        Raises: ManifestError when the file cannot be written, or is there and no manifest.
+        Raises: ManifestError when the file cannot be written, or exists and is no manifest.
         """
         check_output(file)
         rows = in_order(self.rows)
@@ -93,23 +93,23 @@ class Manifest:
 
     @classmethod
     def load(cls, file: str | Path, *, root: str | Path | None = None) -> Manifest:
-        """Read what `save` wrote; `root` is where the images lie now, if they moved.
+        """Read what `save` wrote; `root` is where the images are now, if they moved.
 
-        Raises: ManifestError for a missing file, one that is no manifest, or one of another version; for values that
-            cannot be; and for rows or metadata that are not those that were written.
+        Raises: ManifestError for a missing file, one that is no manifest, or one of another version; for impossible
+            values; and for rows or metadata that were changed since they were written.
         """
         file = files.plain(file)
         rows = read_table(file)
         about = read_about(rows.schema.metadata, file)
-        wanted = columns(about["task"])
-        missing = [name for name in wanted.names if name not in rows.column_names]
+        schema = columns(about["task"])
+        missing = [name for name in schema.names if name not in rows.column_names]
         if missing:
             raise ManifestError(
                 f"manifest {file} lacks columns {', '.join(missing)}: it was changed since "
                 "it was made; make it again with thawline index"
             )
         try:
-            rows = rows.select(wanted.names).replace_schema_metadata(None).cast(wanted)
+            rows = rows.select(schema.names).replace_schema_metadata(None).cast(schema)
         except (pa.ArrowException, KeyError, ValueError) as error:
             raise ManifestError(
                 f"manifest {file} has a column of another type ({quoted(str(error))}): it was changed since it was "
@@ -122,12 +122,12 @@ class Manifest:
             tuple(about["classes"]),
             tuple(about["values"]),
             tuple(Shard(**shard) for shard in about["shards"]),
-            place(file)[0].text,
+            located(file)[0].text,
             _pairs(about, file),
         )
         _check(manifest, about, rows, file)
         if "checksum" not in about:
-            manifest = replace(manifest, rows=_left_to_pillow(manifest.rows))
+            manifest = replace(manifest, rows=_decoded_by_pillow(manifest.rows))
         object.__setattr__(manifest, "_fingerprint", about["fingerprint"])
         return manifest
 
@@ -147,14 +147,14 @@ class Manifest:
 
     def splits(self) -> list[str]:
         """Which of 'train', 'valid' and 'test' have images."""
-        there = pc.unique(self.rows["split"]).to_pylist()
-        return [split for split in SPLITS if split in there]
+        present = pc.unique(self.rows["split"]).to_pylist()
+        return [split for split in SPLITS if split in present]
 
     def check_paths(self, *, most: int = 1000, allowed: float = 0.0) -> None:
-        """Look whether the usable files are still where they were; an evenly spaced sample of at most `most`.
+        """Check that the usable files are still where they were; an evenly spaced sample of at most `most`.
 
-        Shards are looked at, all of them, in place of the files that were packed into them. `allowed`: the share of
-        files that may be missing, since loaders fill such holes; a shard may not.
+        For a pack, all shards are checked instead of the files. `allowed`: the share of files that may be missing,
+        since loaders fill such holes; a shard may not.
 
         Raises: ManifestError naming how many are missing, the first three, and what to do.
         """
@@ -166,12 +166,12 @@ class Manifest:
             names, root = self.rows["path"].take(pa.array(sample)).to_pylist(), Root.of(self.root)
         missing = root.missing(names)
         if len(missing) > (0 if self.shards else math.ceil(allowed * len(names))):
-            named = ", ".join(map(quoted, missing[:3]))
-            of = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files looked at (of {len(usable)})"
+            examples = ", ".join(map(quoted, missing[:3]))
+            total = f"{len(self.shards)} shards" if self.shards else f"{len(names)} files checked (of {len(usable)})"
             remedy = "pack again" if self.shards else "give their new place with --data.root, or index again"
             raise ManifestError(
-                f"{len(missing)} of {of} are not where the manifest says, under root {root}: {named}; training would "
-                f"fail; {remedy}"
+                f"{len(missing)} of {total} are not where the manifest says, under root {root}: {examples}; training "
+                f"would fail; {remedy}"
             )
 
     def check_vocabulary(self, other: Manifest, *, name: str = "the other manifest") -> None:
@@ -191,7 +191,7 @@ class Manifest:
             )
 
     def fingerprint(self) -> str:
-        """A hash of what decides a run's stream and targets: ids, contents, labels, splits, sizes; not of paths."""
+        """A hash of all that decides a run's stream and targets: ids, contents, labels, splits, sizes; not of paths."""
         if self._fingerprint:
             return self._fingerprint
         meaning = [self.task, self.classes, self.values, *([] if self.swap is None else [self.swap])]
@@ -202,13 +202,13 @@ class Manifest:
         return self.rows.filter(pa.array(~self.usable())).select(["path", "status"])
 
     def summary(self) -> str:
-        """Return a few lines for people: splits, classes, sizes, and what is quarantined and why."""
+        """Return a few lines for people: splits, classes, sizes, quarantined files and why."""
         usable = self.usable()
         counts = {row["values"]: row["counts"] for row in pc.value_counts(self.rows["split"]).to_pylist()}
-        shown = ", ".join(map(quoted, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
+        classes = ", ".join(map(quoted, self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
         lines = [
             f"{int(usable.sum()):,} images: " + ", ".join(f"{counts[split]:,} {split}" for split in self.splits()),
-            f"{len(self.classes)} {TASKS[self.task].classes_word} ({self.task}): {shown}",
+            f"{len(self.classes)} {TASKS[self.task].classes_word} ({self.task}): {classes}",
         ]
         width, height = (pc.min_max(self.rows[name]).as_py() for name in ("width", "height"))
         if width["min"] is not None:
@@ -216,7 +216,9 @@ class Manifest:
         bad = self.quarantined()
         if bad.num_rows:
             reasons = Counter(map(kind_of, bad["status"].to_pylist())).most_common()
-            lines.append(f"{bad.num_rows:,} quarantined, not used: " + ", ".join(f"{n:,} {why}" for why, n in reasons))
+            lines.append(
+                f"{bad.num_rows:,} quarantined, not used: " + ", ".join(f"{n:,} {reason}" for reason, n in reasons)
+            )
             lines += [f"  {quoted(row['path'])}: {quoted(row['status'])}" for row in bad.slice(0, 10).to_pylist()]
             lines += [f"  and {bad.num_rows - 10:,} more"] if bad.num_rows > 10 else []
         if self.shards:
@@ -252,7 +254,7 @@ def build(
 
 
 def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: str | Path) -> None:
-    """Raises ManifestError unless the rows can be meant, and are those that `about` was written with."""
+    """Raises ManifestError unless the rows are possible, and those that `about` was written with."""
     try:
         integrity.check_rows(manifest.rows, task=manifest.task, classes=about["classes"])
         integrity.check_bounds(about["shards"], manifest.rows.num_rows)
@@ -262,7 +264,7 @@ def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: st
         ) from error
     if "checksum" in about:
         same = about["checksum"] == integrity.checksum(manifest.rows, about)
-    else:  # as older ones are; their fingerprint says nothing of paths and codecs, and rows count as they lie
+    else:  # an older manifest; its fingerprint leaves out paths and codecs, and depends on the order of rows
         same = about["fingerprint"] in ("", replace(manifest, rows=stored).fingerprint())
     if not same:
         raise ManifestError(
@@ -272,12 +274,12 @@ def _check(manifest: Manifest, about: dict[str, Any], stored: pa.Table, file: st
         )
 
 
-def _left_to_pillow(rows: pa.Table) -> pa.Table:
-    """The rows of a manifest made before DALI's pixels were compared: of these formats it shows some otherwise."""
-    at = rows.schema.get_field_index("codec")
-    field, unsure = rows.schema.field(at), pc.is_in(rows["format"].cast(pa.string()), pa.array(_UNSURE))
+def _decoded_by_pillow(rows: pa.Table) -> pa.Table:
+    """The rows of a manifest made before DALI's pixels were compared: it decodes some of these formats differently."""
+    index = rows.schema.get_field_index("codec")
+    field, unsure = rows.schema.field(index), pc.is_in(rows["format"].cast(pa.string()), pa.array(_UNSURE))
     codecs = pc.if_else(pc.fill_null(unsure, False), "pillow", rows["codec"].cast(pa.string()))
-    return rows.set_column(at, field, codecs.cast(field.type)).combine_chunks()
+    return rows.set_column(index, field, codecs.cast(field.type)).combine_chunks()
 
 
 def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
@@ -285,11 +287,11 @@ def _pairs(about: dict[str, Any], file: str | Path) -> Pairs | None:
         return None if about.get("swap") is None else check_pairs(about["swap"], about["classes"])
     except (TypeError, ValueError) as error:
         raise ManifestError(
-            f"manifest {file} names points that change places and cannot ({error}): it was changed since it was made; "
-            "make it again with thawline index"
+            f"manifest {file} names pairs of points that cannot change places ({error}): it was changed since it was "
+            "made; make it again with thawline index"
         ) from error
 
 
 def _equals(column: pa.ChunkedArray, word: str) -> NDArray[np.bool_]:
-    """Which rows of a dictionary column hold the word; decoding ten million texts would cost a second."""
+    """Which rows of a dictionary column hold the word; decoding ten million texts would take a second."""
     return holds(column.chunk(0), word) if column.num_chunks else np.zeros(0, np.bool_)

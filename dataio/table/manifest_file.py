@@ -1,7 +1,7 @@
-"""How does a manifest lie on disk? As Parquet, which any tool reads, or as Arrow (.arrow), mapped into memory.
+"""How is a manifest stored? As Parquet, which any tool reads, or as Arrow (.arrow), mapped into memory.
 
-Mapped, ten million rows open at once and are shared by all ranks of a machine. What the manifest says beside its rows
-is JSON in the table's metadata, checked here; whether the rows are those that were written, manifest.py looks.
+Mapped, ten million rows open at once and are shared by all ranks of a machine. What a manifest holds besides its rows
+is JSON in the table's metadata, which is checked here; manifest.py checks that the rows are those that were written.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ VERSION = 2
 _ARROW_MAGIC = b"ARROW1"
 
 
-def place(file: str | Path) -> tuple[Root, str]:
-    """The root of a manifest's file, and its name there; behind a link, of what it leads to."""
+def located(file: str | Path) -> tuple[Root, str]:
+    """The root of a manifest's file, and its name below it; links are resolved."""
     return Root.holding(file if "://" in str(file) else Path(file).expanduser().resolve())
 
 
 def write_table(rows: pa.Table, file: str | Path) -> None:
-    """Write Parquet or Arrow, as the name ends in .parquet or .arrow; whole or not at all, to a file or a URI.
+    """Write Parquet or Arrow, by the ending .parquet or .arrow; whole or not at all, to a file or a URI.
 
     Raises: ManifestError when the file cannot be written.
     """
-    root, name = place(file)
+    root, name = located(file)
     try:
         sweep(root, of=name)
         with atomic_write(root, name) as sink:
@@ -52,12 +52,12 @@ def write_table(rows: pa.Table, file: str | Path) -> None:
 
 
 def read_table(file: str | Path) -> pa.Table:
-    """The table, validated in full: one wrong offset, and Arrow would read memory that is not the table's.
+    """The table, validated in full: with one wrong offset, Arrow would read memory that is not the table's.
 
-    Raises: ManifestError for what is no file of a manifest, or cannot be read.
+    Raises: ManifestError for a file that is no manifest, or cannot be read.
     """
     try:
-        root, name = place(file)
+        root, name = located(file)
         if root.remote:
             source = pa.BufferReader(root.buffer(name))
         else:
@@ -74,7 +74,7 @@ def read_table(file: str | Path) -> pa.Table:
         source.seek(0)
         if magic == _ARROW_MAGIC:
             arrow = pa.ipc.open_file(source)
-            read_about(arrow.schema.metadata, file)  # before the rows: a large stranger is refused at once
+            read_about(arrow.schema.metadata, file)  # before the rows: a large foreign file is refused at once
             rows = arrow.read_all()
         else:
             with pq.ParquetFile(source) as parquet:
@@ -90,7 +90,7 @@ def read_table(file: str | Path) -> pa.Table:
 
 
 def read_about(metadata: dict[bytes, bytes] | None, file: str | Path) -> dict[str, Any]:
-    """What the metadata say, checked. Raises ManifestError."""
+    """The metadata, checked. Raises ManifestError."""
     try:
         about = integrity.parsed((metadata or {})[KEY])
         version, task, _, _ = int(about["version"]), about["task"], about["root"], about["classes"]

@@ -1,6 +1,6 @@
-"""How is a file called below its root? Paths of a list as they stand in a table, or a sentence on what is none.
+"""What is a file's path below its root? Paths of a list in the form of a table's, or an error for what is none.
 
-Nothing is opened; whether a file is there is looked at only to tell Windows' slashes from letters of a name.
+Nothing is opened; a file's existence is checked only to tell Windows' slashes from characters of a name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 def tidy(paths: Iterable[Any], root: str, source: str) -> list[str]:
     """Return posix paths relative to root, or absolute ones when they lie outside a local root.
 
-    Raises: SourceError for what is no path, or one that does not lie where the root says.
+    Raises: SourceError for what is no path, or one that is not below the root.
     """
-    place = Root.of(root)
-    clean = _below_uri if place.remote else _below_folder
+    home = Root.of(root)
+    clean = _below_uri if home.remote else _below_folder
     beginning = root.partition("?")[0].rstrip("/")
     tidied = []
     backslashes: bool | None = None  # whether they are Windows' slashes: unless a file has one in its name
@@ -34,9 +34,9 @@ def tidy(paths: Iterable[Any], root: str, source: str) -> list[str]:
             raise SourceError(
                 f"{source} has no usable path in row {row + 1} ({quoted(repr(path))}): fill it in, or drop the row"
             )
-        if "\\" in path and not place.remote:
+        if "\\" in path and not home.remote:
             if backslashes is None:
-                backslashes = not place.exists(path)
+                backslashes = not home.exists(path)
             if backslashes and _DRIVE.match(path):
                 raise SourceError(
                     f"{source} has a path of Windows in row {row + 1} ({quoted(path)}), and that drive is not here: "

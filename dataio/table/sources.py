@@ -1,8 +1,8 @@
 """Which images are there?
 
-A source lists paths and nothing more: no image is opened (verify.py) or labelled (labels.py, where lists of paths and
-labels are paired, too). Folders are walked in folders.py, files of rows are read in lists.py. Row order is the same on
-every machine, since the row number becomes the sample's id, and all randomness is a function of that id.
+A source only lists paths: no image is opened (see verify.py) or labelled (see labels.py, which also pairs lists of
+paths and labels). Folders are walked in folders.py, files of rows are read in lists.py. The order of rows is the same
+on every machine, since the row number becomes the sample's id, and all randomness is a function of that id.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
     *(".gif", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-"""What Pillow decodes and people keep pictures in; verify.py finds out which of them DALI decodes too."""
+"""Formats that Pillow decodes and people use; verify.py tests which of them DALI decodes, too."""
 
 _BESIDE = (
     *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".parquet", ".arrow", ".gz"),
 )
-"""What lies beside pictures and is none."""
+"""Endings of files that often lie beside pictures."""
 
 _STORE = re.compile(r"\w[\w+.-]*://[^/]*")
 _INDEX_NAMES = ("", "index", "Unnamed: 0", "__index_level_0__")
-_LOOKED_AT = 50
+_INSPECTED = 50
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Table:
     """Images, one a row, before they are checked and split.
 
     `rows` has `path` (string, posix, relative to root, or absolute when outside a local one), the columns of its
-    source, and after labelling `label` (typed as tasks.py has it). `task` is None until then. `root` is an absolute
-    folder or a URI. `classes` is the vocabulary if it is fixed already, and `values` are the pixel values of a mask's
-    classes, one for each; None where both are still to be found in the data. `counted`: nobody gave any, so they are
-    0, 1, 2, ... `swap` are the points that change places in a mirror image; None where nobody said. `notes` tell
-    people, a line each, what was seen, left out or changed on the way; where it may hurt they begin with WARNING.
+    source, and after labelling `label` (of the task's type). `task` is None until then. `root` is an absolute folder or
+    a URI. `classes` is the vocabulary if it is already fixed, and `values` are the pixel values of a mask's classes,
+    one for each; None where both are to be found in the data. `counted`: no values were given, so they are 0, 1, 2, ...
+    `swap` are the pairs of points that change places in a mirror image; None if they were not given. `notes` are lines
+    for people on what was left out or changed; harmful ones begin with WARNING.
     """
 
     rows: pa.Table
@@ -73,9 +73,9 @@ def from_folder(
     folders: Sequence[str] | None = None,
     recursive: bool = True,
 ) -> Table:
-    """List the images below `folder` (or a URI), sorted by path; what begins with a dot is skipped.
+    """List the images below `folder` (or a URI), sorted by path; names that begin with a dot are skipped.
 
-    `folders` are those directly below it to look into, if not all. Symbolic links are followed. A folder that two names
+    `folders`: the folders directly below it to list, if not all. Symbolic links are followed. A folder that two names
     lead to is listed once, under its own name if that is below `folder`, so that links neither loop nor put one image
     into train and valid at once.
 
@@ -83,8 +83,8 @@ def from_folder(
     """
     root = Root.of(folder)
     endings = tuple("." + extension.lower().lstrip(".") for extension in extensions)
-    found = list_files(root, endings=endings, recursive=recursive)
-    names = found.names if recursive else [name for name in found.names if "/" not in name]
+    listing = list_files(root, endings=endings, recursive=recursive)
+    names = listing.names if recursive else [name for name in listing.names if "/" not in name]
     if folders is not None:
         starts = tuple(f"{name.strip('/')}/" for name in folders)
         names = [name for name in names if name.startswith(starts)]
@@ -96,26 +96,28 @@ def from_folder(
             f"no images in {where}: it holds {len(names)} other files{f' ({_endings(others)})' if others else ''}; "
             f"give a folder with files that end in {' '.join(map(quoted, endings[:20]))}"
         )
-    notes = (found.note(), _left_out(others, images, loud=tuple(extensions) == IMAGE_EXTENSIONS))
+    notes = (listing.note(), _left_out_note(others, images, loud=tuple(extensions) == IMAGE_EXTENSIONS))
     return Table(pa.table({"path": as_texts(images)}), root.text, notes=tuple(filter(None, notes)))
 
 
-def _left_out(others: list[str], images: list[str], *, loud: bool) -> str:
-    """What to say of files that do not end as images do: loud, unless they lie beside images everywhere."""
+def _left_out_note(others: list[str], images: list[str], *, loud: bool) -> str:
+    """A note on files without an image's ending: a warning, unless they are of a kind that often lies beside images."""
     strange = [name for name in others if not name.lower().endswith(_BESIDE)]
     if not others or not (strange and loud):
         return f"{len(others):,} files are left out for their endings ({_endings(others)})" if others else ""
-    kept = {name.rpartition("/")[0] for name in images}
-    lost = sorted({name.rpartition("/")[0] for name in strange} - kept - {""})
-    gone = f": no image is left of {listed([f'{folder}/' for folder in lost], most=3)}" if lost else ""
+    with_images = {name.rpartition("/")[0] for name in images}
+    without_images = sorted({name.rpartition("/")[0] for name in strange} - with_images - {""})
+    consequence = (
+        f": no image is left of {listed([f'{folder}/' for folder in without_images], most=3)}" if without_images else ""
+    )
     return (
-        f"WARNING: {len(others):,} files are left out for their endings ({_endings(others)}){gone}; if they are "
+        f"WARNING: {len(others):,} files are left out for their endings ({_endings(others)}){consequence}; if they are "
         "images, convert or rename them, or name their endings with --extensions"
     )
 
 
 def _endings(names: list[str]) -> str:
-    """How many files have which ending, the most frequent first."""
+    """The number of files of each ending, the most frequent first."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "without one" for name in names).most_common(6)
     return ", ".join(f"{count:,} {quoted(ending)}" for ending, count in counts[:5]) + (", ..." if counts[5:] else "")
 
@@ -132,9 +134,9 @@ def from_csv(
 ) -> Table:
     """List the images that a CSV (or the URI of one) names, in its order; every column is text, so "007" stays "007".
 
-    `path_column` is the first column unless named; its values may be URIs, all of one store. `root` is where they
-    start: the CSV's own folder, or the store. `folder` and `suffix` are put before and behind each value: a CSV of bare
-    names with folder="train" and suffix=".jpg" names train/NAME.jpg. `delimiter` is found if it is not given.
+    `path_column` is the first column by default; its values may be URIs, all of one store. `root` is where they start:
+    by default the CSV's own folder, or the store. `folder` and `suffix` are put before and after each value: a CSV of
+    bare names with folder="train" and suffix=".jpg" names train/NAME.jpg. `delimiter` is detected if it is not given.
     `column_names` are for a file that does not begin with them. A CSV may be gzipped.
 
     Raises: SourceError for a missing or malformed file, a missing column, no rows, or a path given twice.
@@ -162,7 +164,7 @@ def from_file(
     folder: str = "",
     suffix: str = "",
 ) -> Table:
-    """List the images that a Parquet, Arrow or JSON-lines file (or the URI of one) names, in its order, keeping other
+    """List the images that a Parquet, Arrow or JSON-lines file (or its URI) names, in its order, with its other
     columns.
 
     The rest as `from_csv`. A manifest is such a file, with a root of its own.
@@ -187,7 +189,7 @@ def from_table(
     folder: str = "",
     suffix: str = "",
 ) -> Table:
-    """List the images that a pandas or Arrow table names, in its order, keeping its other columns.
+    """List the images that a pandas or Arrow table names, in its order, with its other columns.
 
     The rest as `from_csv`; without a root, the paths are absolute, or URIs of one store.
 
@@ -197,8 +199,10 @@ def from_table(
         return _table(frame, path_column, "the table", root=root, home=None, folder=folder, suffix=suffix)
     frame = frame.rename(columns=str)
     column = _path_column(path_column, list(frame.columns), "the data frame")
-    # pathlib.Path objects are welcome, Arrow knows only text; pictures in dicts are left for `_table` to refuse
-    as_text = frame[column].map(lambda it: it if isinstance(it, dict | list | bytes) else str(it), na_action="ignore")
+    # Arrow knows only text, not pathlib.Path objects; pictures in dicts are refused by `_table`
+    as_text = frame[column].map(
+        lambda value: value if isinstance(value, dict | list | bytes) else str(value), na_action="ignore"
+    )
     frame = frame.assign(**{column: as_text})
     try:
         rows = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
@@ -226,9 +230,9 @@ def _table(
     suffix: str = "",
     one_line: bool = False,
 ) -> Table:
-    """A table over the paths of a column; `home` is the root where none is given and the paths do not tell.
+    """A table over the paths of a column; `home` is the root if none is given and the paths have none of their own.
 
-    one_line: a path with a line break is refused, as what a quote swallowed.
+    one_line: refuse a path with a line break, which an open quote has swallowed.
     """
     names = rows.column_names
     column = _path_column(path_column, names, source)
@@ -242,40 +246,40 @@ def _table(
             f"{source} has a column 'path' beside the path column {quoted(repr(column))}: rename it, or "
             "name it as the one that holds paths (--path-column path)"
         )
-    before = f"{folder.rstrip('/')}/" if folder else ""
-    given = [f"{before}{path}{suffix}" if path else path for path in rows[column].to_pylist()]
-    broken = next((i for i, path in enumerate(given) if one_line and path and len(path.splitlines()) > 1), None)
+    prefix = f"{folder.rstrip('/')}/" if folder else ""
+    full_paths = [f"{prefix}{path}{suffix}" if path else path for path in rows[column].to_pylist()]
+    broken = next((i for i, path in enumerate(full_paths) if one_line and path and len(path.splitlines()) > 1), None)
     if broken is not None:
         raise SourceError(
-            f"{source} has a path with a line break in row {broken + 1} ({quoted(repr(given[broken]))}): a quote that "
-            "does not close swallows rows like this; correct it"
+            f"{source} has a path with a line break in row {broken + 1} ({quoted(repr(full_paths[broken]))}): a quote "
+            "that does not close swallows rows like this; correct it"
         )
-    place = Root.of(_common_root(given, home, source) if root is None else root)
-    if place.remote:
-        _ = place.opened  # a store that is unknown here is told before thousands of files fail one by one
-    paths = tidy(given, place.text, source)
+    home_root = Root.of(_common_root(full_paths, home, source) if root is None else root)
+    if home_root.remote:
+        _ = home_root.opened  # an unknown store is an error at once, before thousands of files fail one by one
+    paths = tidy(full_paths, home_root.text, source)
     repeated = [path for path, count in Counter(paths).items() if count > 1]
     if repeated:
         raise SourceError(
             f"{source} names {len(repeated)} paths more than once ({', '.join(map(quoted, repeated[:3]))}): "
             "an image could be in train and in valid; keep one row an image"
         )
-    return Table(rows.drop_columns([column]).add_column(0, "path", as_texts(paths)), place.text)
+    return Table(rows.drop_columns([column]).add_column(0, "path", as_texts(paths)), home_root.text)
 
 
 def _check_paths(rows: pa.Table, column: str, source: str, *, named: bool) -> None:
-    """Raises SourceError where a column holds no texts, or, unless it was named, pandas' index."""
+    """Raises SourceError for a column without texts, and, unless it was named, for pandas' index."""
     kind = rows.schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    others = [name for name in rows.column_names if name != column and _names_images(rows[name])]
-    remedy = f"name the column that holds paths (--path-column {quoted(others[0]) if others else 'NAME'})"
+    candidates = [name for name in rows.column_names if name != column and _names_images(rows[name])]
+    remedy = f"name the column that holds paths (--path-column {quoted(candidates[0]) if candidates else 'NAME'})"
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
     if pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise SourceError(
             f"column {quoted(repr(column))} of {source} holds {quoted(str(kind))}, the pictures themselves and no "
             f"paths: write each into a file and list those, or {remedy}"
         )
-    first = [str(value) for value in rows[column].slice(0, _LOOKED_AT).to_pylist()]
+    first = [str(value) for value in rows[column].slice(0, _INSPECTED).to_pylist()]
     counted = first in ([str(i) for i in range(len(first))], [str(i + 1) for i in range(len(first))])
     unnamed = column in _INDEX_NAMES and all(value.isdecimal() for value in first)
     if not named and (counted or unnamed):
@@ -288,15 +292,15 @@ def _check_paths(rows: pa.Table, column: str, source: str, *, named: bool) -> No
 
 
 def _names_images(column: pa.ChunkedArray) -> bool:
-    """Whether the first values of a column are mostly names of images."""
-    first = column.slice(0, _LOOKED_AT).to_pylist()
-    return 2 * sum(isinstance(it, str) and it.lower().endswith(IMAGE_EXTENSIONS) for it in first) > len(first)
+    """Whether most of a column's first values are names of images."""
+    first = column.slice(0, _INSPECTED).to_pylist()
+    return 2 * sum(isinstance(value, str) and value.lower().endswith(IMAGE_EXTENSIONS) for value in first) > len(first)
 
 
 def _common_root(paths: list[Any], home: str | None, source: str) -> str:
-    """Where paths start when nobody says: the store of URIs, else home, else the folder above absolute ones."""
+    """The default root of paths: the store of URIs, else home, else the folder above absolute ones."""
     texts = [path for path in paths if isinstance(path, str) and path]
-    stores = {found.group() for found in map(_STORE.match, texts) if found} - {"file://"}
+    stores = {match.group() for match in map(_STORE.match, texts) if match} - {"file://"}
     if len(stores) > 1:
         raise SourceError(
             f"{source} names files of {len(stores)} stores ({listed(sorted(stores), most=3)}): a manifest has one "
@@ -307,7 +311,7 @@ def _common_root(paths: list[Any], home: str | None, source: str) -> str:
     texts = [path.removeprefix("file://") for path in texts]
     if texts and all(path.startswith("/") for path in texts):
         return posixpath.commonpath({posixpath.dirname(path) for path in texts})
-    raise SourceError(f"{source} has relative paths and no root: they lead nowhere; give root, where they start")
+    raise SourceError(f"{source} has relative paths and no root: they cannot be resolved; give root, where they start")
 
 
 def _path_column(column: str | None, names: list[str], source: str) -> str:

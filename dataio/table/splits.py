@@ -1,8 +1,8 @@
 """Which images are for training, which for validation, which for the test at the end?
 
 A splitter is a function from rows to splits: booleans, True for valid, or the names 'train', 'valid' and 'test', None
-for a row that is left out. Draws are in draws.py. `split` checks the files, divides the usable ones and makes the
-manifest.
+for a row that is left out. Random draws are in draws.py. `split` checks the files, divides the usable ones and returns
+the manifest.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ WORDS = {
     "valid": ("valid", "validation", "val", "true", "1", "1.0", "yes", "y", "t"),
     "test": ("test", "testing"),
 }
-"""What a column may call a split."""
+"""The names of splits that a column may have."""
 
 WITHOUT_DALI = (
-    "DALI is not installed here, so it is unknown which images it decodes as Pillow does: all are left to Pillow, and "
+    "DALI is not installed here, so it is unknown which images it decodes as Pillow does: Pillow decodes all, and "
     "training with DALI would be slow; index again where DALI is installed"
 )
 LEFT_OUT = "left out by the split"
@@ -62,11 +62,13 @@ def by_column(name: str) -> Splitter:
                 f"column {quoted(repr(name))} cannot split ({quoted(str(error))}): give one with 'train' and 'valid'"
             ) from error
         splits = np.full(rows.num_rows, None, object)
-        for split, known in WORDS.items():
-            splits[pc.is_in(words, pa.array(known)).to_numpy()] = split
+        for split, words_of_split in WORDS.items():
+            splits[pc.is_in(words, pa.array(words_of_split)).to_numpy()] = split
         unknown = _is(splits, None)
         if unknown.any():
-            values = listed([repr(it) for it in rows[name].filter(pa.array(unknown)).unique().to_pylist()], most=3)
+            values = listed(
+                [repr(value) for value in rows[name].filter(pa.array(unknown)).unique().to_pylist()], most=3
+            )
             raise SplitError(
                 f"column {quoted(repr(name))} has values that name no split ({values}) in {unknown.sum()} rows: "
                 "write 'train', 'valid' or 'test' (or false and true)"
@@ -77,8 +79,9 @@ def by_column(name: str) -> Splitter:
 
 
 def by_folder(valid: str = "valid", *, test: str | None = "test") -> Splitter:
-    """Take for validation what lies in a folder called `valid`, at any depth of its path, for the test what of the rest
-    lies in one called `test`, and all else for training.
+    """Validate on images with a folder named `valid` anywhere in their path, test on others with one named `test`.
+
+    All other images are for training.
     """
 
     def read(rows: pa.Table) -> Splits:
@@ -93,23 +96,23 @@ def by_folder(valid: str = "valid", *, test: str | None = "test") -> Splitter:
 
 
 def by_function(fn: Callable[[Row], Any]) -> Splitter:
-    """Take for validation the rows ('path', 'label' and the source's columns) for which `fn` is true.
+    """Validate on the rows ('path', 'label' and the source's columns) for which `fn` is true.
 
-    Or `fn` answers with the split's name, 'train', 'valid' or 'test'; then None leaves a row out.
+    `fn` may return the name of the split instead, 'train', 'valid' or 'test'; None then leaves a row out.
 
-    Raises (when called on rows): SplitError when `fn` fails, or answers with another text.
+    Raises (when called on rows): SplitError when `fn` fails, or returns another text.
     """
 
     def divide(rows: pa.Table) -> Splits:
         try:
-            answers = [fn(row) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()]
+            results = [fn(row) for batch in rows.to_batches(max_chunksize=65_536) for row in batch.to_pylist()]
         except Exception as error:
             raise SplitError(f"the split function failed with {quoted(repr(error))}: correct the function") from error
-        splits = np.full(len(answers), None, object)
-        if any(isinstance(answer, str) for answer in answers):
-            splits[:] = answers
+        splits = np.full(len(results), None, object)
+        if any(isinstance(result, str) for result in results):
+            splits[:] = results
         else:
-            splits[:] = ["valid" if answer else "train" for answer in answers]
+            splits[:] = ["valid" if result else "train" for result in results]
         return splits
 
     return divide
@@ -129,34 +132,34 @@ class _HoldOut:
 
 
 def hold_out(test: Splitter, then: Splitter) -> Splitter:
-    """Keep for the test the rows that one splitter picks, and divide the others by another, such as a `k_fold`.
+    """Keep the rows that one splitter picks for the test, and divide the others by another, such as a `k_fold`.
 
-    Picked are those that `test` calls 'test', or if there are none, 'valid'.
+    The first picks those of its split 'test', or if there are none, 'valid'.
     """
     return _HoldOut(test, then)
 
 
 def once_a_row(splitter: Splitter) -> Splitter:
-    """The splitter, which remembers what it said of a path and asks no function of the user's for that row again.
+    """The splitter with a memory of each path's split, so that a user's function is called once for each row.
 
-    Draws alone are drawn anew, also those within a `hold_out`.
+    Draws are drawn anew, also those within a `hold_out`.
     """
     if isinstance(splitter, Draw):
         return splitter
     if isinstance(splitter, _HoldOut):
         return _HoldOut(once_a_row(splitter.test), once_a_row(splitter.then))
-    known, splits = pa.chunked_array([], pa.large_string()), np.zeros(0, object)
+    known_paths, splits = pa.chunked_array([], pa.large_string()), np.zeros(0, object)
 
-    def ask(rows: pa.Table) -> Splits:
-        nonlocal known, splits
-        paths = rows["path"].cast(known.type)
-        new = pc.invert(pc.is_in(paths, known))
+    def remembered(rows: pa.Table) -> Splits:
+        nonlocal known_paths, splits
+        paths = rows["path"].cast(known_paths.type)
+        new = pc.invert(pc.is_in(paths, known_paths))
         if pc.any(new).as_py():
             splits = np.concatenate([splits, _assigned(splitter, rows.filter(new))])
-            known = pa.chunked_array([*known.chunks, *paths.filter(new).chunks])
-        return splits[pc.index_in(paths, known).to_numpy()]
+            known_paths = pa.chunked_array([*known_paths.chunks, *paths.filter(new).chunks])
+        return splits[pc.index_in(paths, known_paths).to_numpy()]
 
-    return ask
+    return remembered
 
 
 def split(
@@ -171,10 +174,10 @@ def split(
     """Check every file, divide the usable ones, and return the manifest.
 
     Files that cannot be used stay in it with the reason in `status` and no split; so do rows that the splitter leaves
-    out. The splitter sees all rows before the files are checked, so that its mistakes show before minutes of decoding;
-    draws are drawn again among the usable rows, any other splitter is asked for each row once.
-    Of n files, `max_bad` * n may be unusable, rounded up: one of a few is forgiven, with 0 none is; images of more than
-    `max_pixels` are. `verify=False` believes every file, and leaves sizes and hashes null.
+    out. The splitter gets all rows before the files are checked, so that its mistakes show before minutes of decoding;
+    draws are drawn again among the usable rows, any other splitter is called once for each row.
+    Of n files, `max_bad` * n may be unusable, rounded up, so that one of a few is tolerated; with 0 none is. Images of
+    more than `max_pixels` are unusable. `verify=False` trusts every file, and leaves sizes and hashes null.
     `progress(done, total)` counts files. A manifest has images for train and valid, or for test alone.
 
     Raises: QuarantineError for more unusable files; SplitError for an unlabelled table, a split without images, no
@@ -196,18 +199,18 @@ def split(
     splits[usable] = _assigned(splitter, rows if usable.all() else rows.filter(pa.array(usable)))
     _check_splits(splits[usable])
     status[usable & _is(splits, None)] = LEFT_OUT
-    made = _manifest(table, task, checks, splits, status)
-    return made if probe.installed() or not verify else replace(made, notes=(*made.notes, WITHOUT_DALI))
+    manifest = _manifest(table, task, checks, splits, status)
+    return manifest if probe.installed() or not verify else replace(manifest, notes=(*manifest.notes, WITHOUT_DALI))
 
 
 def _manifest(
     table: Table, task: Task, checks: pa.Table, splits: NDArray[np.object_], status: NDArray[np.object_]
 ) -> Manifest:
-    """The manifest of images that were checked and divided. Raises SplitError for fewer classes than can be learnt."""
+    """The manifest of images that were checked and divided. Raises SplitError for too few classes to learn."""
     rows, used = table.rows, pa.array(status == "ok")
     values = table.values
     if task.masks and values is None:
-        values = masks.found_values(checks.filter(used))
+        values = masks.occurring_values(checks.filter(used))
     classes = table.classes or _classes(rows["label"].filter(used), task, values)
     if len(classes) < task.least_classes:
         raise SplitError(
@@ -217,17 +220,17 @@ def _manifest(
     columns = {"id": np.arange(rows.num_rows), "path": rows["path"], "label": rows["label"], "split": splits}
     columns = {**dict(zip(checks.column_names, checks.columns, strict=True)), **columns, "status": status}
     assert table.task is not None
-    made = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
-    meaning = Meaning(made.classes, made.values, made.swap, table.counted)
-    remarks = task.remarks(made.rows.filter(used), checks.filter(used), meaning)
-    return replace(made, notes=(*table.notes, *remarks))
+    manifest = build(columns, root=table.root, task=table.task, classes=classes, values=values or (), swap=table.swap)
+    meaning = Meaning(manifest.classes, manifest.values, manifest.swap, table.counted)
+    remarks = task.remarks(manifest.rows.filter(used), checks.filter(used), meaning)
+    return replace(manifest, notes=(*table.notes, *remarks))
 
 
 # Checking -------------------------------------------------------------------------------------------------
 
 
 def _assigned(splitter: Splitter, rows: pa.Table) -> NDArray[np.object_]:
-    """What the splitter says, by name."""
+    """The splitter's result as names of splits."""
     splits = np.asarray(splitter(rows))
     if splits.dtype.kind == "U":
         splits = splits.astype(object)
@@ -267,47 +270,49 @@ def _checks(
     table: Table, task: Task, *, verify: bool, max_pixels: int, progress: Callable[[int, int], None] | None
 ) -> pa.Table:
     paths = table.rows["path"].to_pylist()
-    drawn = table.rows["label"].to_pylist() if task.masks else None
+    mask_paths = table.rows["label"].to_pylist() if task.masks else None
     if verify:
-        return check_files(table.root, paths, masks=drawn, max_pixels=max_pixels, progress=progress)
-    if drawn is not None and table.values is None:
-        raise SplitError("unverified masks do not tell which values they have: give label(..., values=), or verify")
+        return check_files(table.root, paths, masks=mask_paths, max_pixels=max_pixels, progress=progress)
+    if mask_paths is not None and table.values is None:
+        raise SplitError("the values of unverified masks are unknown: give label(..., values=), or verify")
     names = ("width", "height", "bytes", "hash", "format", "orientation", "codec", "mask_hash", "mask_values")
     return pa.table({**{name: pa.nulls(len(paths)) for name in names}, "status": ["ok"] * len(paths)})
 
 
 def _status(table: Table, task: Task, checks: pa.Table) -> NDArray[np.object_]:
-    """Why each file cannot be used, or 'ok'; a mask without a pixel of any class teaches nothing."""
+    """Why each file cannot be used, or 'ok'; a mask without a pixel of any class cannot be learnt from."""
     status: NDArray[np.object_] = checks["status"].to_numpy().astype(object)
     if task.masks and table.values is not None and checks["mask_values"].null_count < len(status):
-        names, wanted = table.rows["label"], ", ".join(map(str, table.values))
+        names, values = table.rows["label"], ", ".join(map(str, table.values))
         for row in np.flatnonzero(~masks.showing(checks, table.values) & (status == "ok")):
-            status[row] = f"its mask {names[int(row)].as_py()}: no pixel has one of the values {wanted}"
+            status[row] = f"its mask {names[int(row)].as_py()}: no pixel has one of the values {values}"
     return status
 
 
 def _check_quarantine(table: Table, status: NDArray[np.object_], max_bad: float) -> None:
     bad = np.flatnonzero(status != "ok")
     paths = table.rows["path"]
-    named = "; ".join(f"{quoted(paths[int(row)].as_py())} ({quoted(status[row])})" for row in bad[:3])
+    examples = "; ".join(f"{quoted(paths[int(row)].as_py())} ({quoted(status[row])})" for row in bad[:3])
     if len(bad) == len(status):
-        lost = all(status[row] == "missing" for row in bad)
-        remedy = "give --root, the folder where these paths start, or correct them" if lost else "correct the source"
-        raise SplitError(f"none of the {len(bad)} files in {table.root} can be used: {named}; {remedy}")
+        all_missing = all(status[row] == "missing" for row in bad)
+        remedy = (
+            "give --root, the folder where these paths start, or correct them" if all_missing else "correct the source"
+        )
+        raise SplitError(f"none of the {len(bad)} files in {table.root} can be used: {examples}; {remedy}")
     share, allowed = len(bad) / len(status), math.ceil(max_bad * len(status) - 1e-9)
     if len(bad) > allowed:
         reasons = Counter(kind_of(status[row]) for row in bad).most_common(5)
         counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-        enough = math.ceil(1000 * share) / 1000
+        sufficient = math.ceil(1000 * share) / 1000
         raise QuarantineError(
             f"{len(bad):,} of {len(status):,} files ({share:.1%}) cannot be used, and at most {allowed:,} may "
-            f"({max_bad:.1%}): {counted}; the first are {named}; mend or remove them, or allow more with "
-            f"max_bad={enough:g} (--max-bad {enough:g}): the manifest then lists every one with its reason"
+            f"({max_bad:.1%}): {counted}; the first are {examples}; mend or remove them, or allow more with "
+            f"max_bad={sufficient:g} (--max-bad {sufficient:g}): the manifest then lists every one with its reason"
         )
 
 
 def _classes(labels: pa.ChunkedArray, task: Task, values: tuple[int, ...] | None) -> tuple[str, ...]:
-    """The vocabulary that occurs: class names, sorted, or a mask's values by their numbers."""
+    """The vocabulary that occurs: class names, sorted, or a mask's values as numbers."""
     if task.names is None:
         return tuple(map(str, values or ()))
     return tuple(sorted(task.names(labels.combine_chunks()).unique().to_pylist()))

@@ -1,6 +1,6 @@
-"""Which images of a manifest does one split hold? Row numbers only: everything else is read when it is asked for.
+"""Which images of a manifest does one split hold? Row numbers only: everything else is read when it is needed.
 
-A batch costs time and memory for its own samples, whatever the manifest's size.
+A batch takes time and memory for its own samples, whatever the manifest's size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Rows:
-    """n samples, as the manifest has them."""
+    """The columns of n samples of a manifest."""
 
     numbers: NDArray[np.int64]
     """(n,) rows of the manifest."""
@@ -34,9 +34,9 @@ class Rows:
     sizes: NDArray[np.int64]
     """(n,) bytes of the file; 0 where it was not verified."""
     pillow: NDArray[np.bool_]
-    """(n,) only Pillow can decode it, DALI cannot."""
+    """(n,) whether only Pillow can decode it, and not DALI."""
     mask_hashes: NDArray[np.uint64]
-    """(n,) of the mask's file; zeros for other tasks."""
+    """(n,) xxh3_64 of the mask's file; zeros for other tasks."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Subset:
-    """The usable rows of one split, in rising order of id: `take` is what a loader asks.
+    """The usable rows of one split, in rising order of id; loaders call `take`.
 
     `table` has one chunk a column (see manifest.Manifest.rows) and `rows` (N,) are those of the subset.
     """
@@ -63,12 +63,12 @@ class Subset:
         return ids
 
     def take(self, index: NDArray[np.int64]) -> Rows:
-        """The samples at these places of the subset, (n,) in [0, N), in this order."""
+        """The samples at these positions of the subset, (n,) in [0, N), in this order."""
         numbers = self.rows[index]
-        taken = pa.array(numbers)
+        indices = pa.array(numbers)
 
         def column(name: str) -> pa.Array:
-            return self.table[name].chunk(0).take(taken)
+            return self.table[name].chunk(0).take(indices)
 
         def filled(name: str) -> NDArray[Any]:
             return column(name).fill_null(0).to_numpy(zero_copy_only=False).copy()  # torch wants it writable
@@ -89,7 +89,9 @@ class Subset:
 
 
 def holds(words: pa.DictionaryArray, word: str) -> NDArray[np.bool_]:
-    """Which of the words it is: by their numbers, since a text a sample costs more than all its other columns."""
-    known = words.dictionary.to_pylist()
-    held: NDArray[np.bool_] = words.indices.fill_null(-1).to_numpy() == (known.index(word) if word in known else -2)
-    return held
+    """Which of the words equal `word`: compared by number, since texts would cost more than all other columns."""
+    dictionary = words.dictionary.to_pylist()
+    equal: NDArray[np.bool_] = words.indices.fill_null(-1).to_numpy() == (
+        dictionary.index(word) if word in dictionary else -2
+    )
+    return equal

@@ -1,7 +1,7 @@
-"""What is each kind of label? A record a task: how labels lie in tables, which are wrong, what the model gets, words.
+"""What is each kind of label? A record a task: its column, which labels are wrong, its targets, its words.
 
 A task has a record on each floor, in a plain dict under the same name: here, in models/heads.py and trainer/tasks.py,
-and one in dataio/show.py draws its targets. A new task is an entry in each; nobody else asks for a task by its name.
+and one in dataio/show.py draws its targets. A new task is an entry in each; no other code depends on a task's name.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from thawline.dataio.table.paths import tidy
 
 @dataclass(frozen=True)
 class Labels:
-    """What a labeller says of a table's images, before it is checked."""
+    """A labeller's labels of a table's images, before they are checked."""
 
     values: list[Any]
-    """One an image; lists, tuples and arrays are lists down to the numbers."""
+    """One an image; tuples and arrays are converted to lists, down to the numbers."""
     paths: pa.ChunkedArray
     root: str
     labeller: str
@@ -46,12 +46,12 @@ class Labels:
 
 
 Column = tuple[list[Any], tuple[str, ...] | None, Sequence[str]]
-"""Labels as they lie in a table, the vocabulary as far as it is known now, and sentences for people."""
+"""Labels in the form of a table's column, the vocabulary if it is known, and notes for people."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the labels of a manifest mean: see manifest.Manifest; and whether `values` are 0, 1, 2, ... by default."""
+    """What the labels of a manifest mean, see manifest.Manifest; `counted`: `values` are 0, 1, 2, ... by default."""
 
     classes: tuple[str, ...]
     values: tuple[int, ...]
@@ -68,41 +68,41 @@ class Task:
     """One kind of label."""
 
     column: pa.DataType
-    """How labels lie in tables and manifests."""
+    """The type of the column of labels in tables and manifests."""
     read: Callable[[Labels], Column]
-    """Checks what a labeller said. Raises LabelError, SourceError."""
+    """Checks a labeller's labels and converts them. Raises LabelError, SourceError."""
     wrong: Callable[[pa.Array, Sequence[str]], NDArray[np.bool_]]
-    """(labels of a manifest, its classes) -> which mean nothing, (n,)."""
+    """(labels of a manifest, its classes) -> which are invalid, (n,)."""
     targets: Callable[[pa.Array, View], Targets]
-    """Labels of n samples -> what the model shall say of them as it sees them, (n, ...)."""
+    """Labels of n samples -> their targets, (n, ...), for the images as the model sees them."""
     missing: Callable[[Any], bool] = names.is_missing
-    """Whether a labeller said nothing of an image."""
+    """Whether a labeller gave an image no label."""
     remarks: Callable[[pa.Table, pa.Table, Meaning], Iterator[str]] = _no_remarks
-    """(usable rows, what was found in their files, what labels mean) -> sentences on what hardly is meant so."""
+    """(usable rows, checks of their files, what labels mean) -> notes on labels that look like mistakes."""
     names: Callable[[pa.Array], pa.Array] | None = None
-    """Where labels are names of classes: all names in n labels, one after another."""
+    """For labels that are names of classes: all names in n labels, one after another."""
     one_class: bool = False
-    """A label is the name of one class: training can draw images by it."""
+    """A label is the name of one class, so that training can draw images by class."""
     moments: Callable[[pa.Array, Sequence[str]], Moments] | None = None
-    """Where labels are numbers: what they are standardised by, from those of the training images."""
+    """For labels that are numbers: mean and deviation to standardise them by, from the training images."""
     mixes: tuple[str, ...] = ()
-    """Of mixup and cutmix, those after which targets mixed by the same shares are true of the mixed images."""
+    """Which of mixup and cutmix allow targets to be mixed by the same shares as the images."""
     least_classes: int = 1
-    """Fewer leave nothing to learn."""
+    """With fewer classes there is nothing to learn."""
     masks: bool = False
-    """A label is the path of one more file, a picture of the classes; its hash is in the column `mask_hash`."""
+    """A label is the path of a second file, a picture of the classes; its hash is in the column `mask_hash`."""
     sided: bool = False
-    """The names have sides: images are mirrored only where it was said which change places."""
+    """Names may have sides: images are mirrored only if the pairs that change places were given."""
     resized: Callable[[Any, tuple[float, float]], Any] | None = None
-    """(label, factors of width and height) -> the label in the resized image; None where it stays as it is."""
+    """(label, factors of width and height) -> the label in the resized image; None where it does not change."""
     option: str = "column"
-    """What `thawline index --label` calls a column of these labels."""
+    """The name of a column of these labels in `thawline index --label`."""
     labels_word: str = "labels"
     classes_word: str = "classes"
 
     @property
     def content(self) -> str:
-        """The column that says what a target is."""
+        """The column that identifies a target."""
         return "mask_hash" if self.masks else "label"
 
 
@@ -140,8 +140,8 @@ def _nulls(labels: pa.Array) -> NDArray[np.bool_]:
 
 
 def _unknown(texts: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
-    known: NDArray[np.bool_] = pc.is_in(texts, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
-    return ~known
+    is_class: NDArray[np.bool_] = pc.is_in(texts, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
+    return ~is_class
 
 
 def _wrong_name(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
@@ -170,7 +170,7 @@ def _lengths(lists: pa.Array) -> NDArray[np.int32]:
 
 
 def _owners(lists: pa.Array) -> NDArray[np.int64]:
-    """For each item of n lists, which list it is in."""
+    """For each item of n lists, the index of its list."""
     return np.repeat(np.arange(len(lists)), _lengths(lists))
 
 
@@ -218,17 +218,17 @@ TASKS: dict[str, Task] = {
         missing=numbers.is_missing,
         remarks=_number_remarks,
         moments=numbers.moments,
-        mixes=("mixup",),  # a rectangle out of another image does not have a share of that image's number
+        mixes=("mixup",),  # a rectangle of another image does not have a share of that image's number
         option="number",
         labels_word="numbers",
         classes_word="numbers",
     ),
     "points": Task(
-        column=pa.list_(pa.float32()),  # x0, y0, x1, y1, ... in px of the upright image; NaN for a point not there
+        column=pa.list_(pa.float32()),  # x0, y0, x1, y1, ... in px of the upright image; NaN for a missing point
         read=_read_points,
         wrong=_wrong_points,
         targets=placed_points,
-        missing=lambda value: value is None,  # a list of points that are not there is a label
+        missing=lambda value: value is None,  # a list of missing points is a label
         remarks=_point_remarks,
         sided=True,
         resized=keypoints.resized,
@@ -237,7 +237,7 @@ TASKS: dict[str, Task] = {
         classes_word="points",
     ),
     "mask": Task(
-        column=pa.string(),  # the mask file's path, as the image's
+        column=pa.string(),  # the path of the mask's file, in the form of the image's
         read=_read_masks,
         wrong=_wrong_path,
         targets=drawn_by_the_engine,
@@ -249,4 +249,4 @@ TASKS: dict[str, Task] = {
         classes_word="values",
     ),
 }
-"""By name, as manifests have it."""
+"""By the name that manifests hold."""

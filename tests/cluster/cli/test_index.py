@@ -79,12 +79,12 @@ def test_the_command_tells_of_classes_by_side_and_of_what_it_left_out(tmp_path: 
         "images, convert or rename them, or name their endings with --extensions",
         "WARNING: 1 of 11 images are left out, since by_regex('/(.+)/') gives them no label (0.png)",
         "WARNING: 1 class names of 1 images are normalised in spaces, case or Unicode form ('Owl ' is 'Owl'); "
-        "--classes keeps those apart that it gives",
+        "--classes keeps its own names apart",
         "WARNING: no training images of 1 of 3 classes (dog): they cannot be learned; give more images of them",
         "WARNING: no validation images of 1 of 3 classes (Owl): they are measured by no metric; give more images of "
         "them",
-        "WARNING: 1 files are there under different labels (valid/cat/9.png (cat) = valid/dog/0.png (dog)): they teach "
-        "and test both; keep the right one of each",
+        "WARNING: 1 files have copies with different labels (valid/cat/9.png (cat) = valid/dog/0.png (dog)): they "
+        "teach and test both; keep the right one of each",
         "copies within one split: 1 in valid",
     ]
 

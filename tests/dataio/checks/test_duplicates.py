@@ -75,7 +75,7 @@ def test_copies_under_other_labels_are_loud() -> None:
     labels = pa.array(["a", "b", "a", "a", "b", "a"])
     other = replace(made, rows=made.rows.set_column(2, made.rows.schema.field("label"), labels))
     assert report(other).splitlines() == [
-        "WARNING: 2 files are there under different labels (0.jpg (a) = 1.jpg (b), 4.jpg (b) = 5.jpg (a)): they teach "
+        "WARNING: 2 files have copies with different labels (0.jpg (a) = 1.jpg (b), 4.jpg (b) = 5.jpg (a)): they teach "
         "and test both; keep the right one of each",
         "copies within one split: 3 in train",
     ]

@@ -113,7 +113,7 @@ def test_names_that_differ_in_spaces_case_or_unicode_form_are_one_and_it_is_told
     assert given(made) == oracle
     assert made.notes == (
         r"WARNING: 4 class names of 4 images are normalised in spaces, case or Unicode form ('cat ' is 'cat'; 'Cat' is "
-        r"'cat'; 'big\xa0 dog' is 'big dog'; ...); --classes keeps those apart that it gives",
+        r"'cat'; 'big\xa0 dog' is 'big dog'; ...); --classes keeps its own names apart",
         "WARNING: single letters in two cases are kept as classes of their own (X/x)",
     )
     assert given(label(table, labels.by_column("tags"))) == [[name, "y"] for name in oracle]

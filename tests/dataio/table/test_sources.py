@@ -265,7 +265,7 @@ def test_uris_of_one_store_have_it_for_a_root(store: Path, tmp_path: Path) -> No
         (["s3://box/a.jpg"], "/data", r"path in row 1 that is not below the root /data \(s3://box/a\.jpg\)"),
         (["a.jpg", "s3://box2/a.jpg"], "s3://box", r"row 2 that is not below the root s3://box \(s3://box2/a\.jpg\)"),
         (["../a.jpg"], "s3://box/pets", r"not below the root s3://box/pets \(\.\./a\.jpg\)"),
-        (["a.jpg"], None, r"the list of paths has relative paths and no root: they lead nowhere; give root"),
+        (["a.jpg"], None, r"the list of paths has relative paths and no root: they cannot be resolved; give root"),
         (["s3://box/a.jpg"], "s3://me:secret@box", r"the URI of box carries a password"),
     ],
 )

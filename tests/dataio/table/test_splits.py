@@ -360,7 +360,7 @@ def test_classes_cover_all_sides_sorted_or_are_the_given_ones() -> None:
 
 def test_unverified_masks_need_their_values() -> None:
     table = Table(rows_of(4), "/data")
-    with pytest.raises(SplitError, match="unverified masks do not tell which values they have"):
+    with pytest.raises(SplitError, match="the values of unverified masks are unknown"):
         split(label(table, mask_path("{stem}.png")), random_split(valid=0.5), verify=False)
     made = split(label(table, mask_path("{stem}.png"), values=(3, 4)), random_split(valid=0.5), verify=False)
     assert (made.values, made.classes, made.rows["mask_hash"].null_count) == ((3, 4), ("3", "4"), 4)
