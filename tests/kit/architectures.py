@@ -1,4 +1,4 @@
-"""What must hold of every architecture? Grouped, frozen, unfrozen, trained for one step each, as its library has it."""
+"""What must hold for every architecture? Its groups, frozen and unfrozen steps, and its library's features."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from thawline.models.settings import GROUPINGS, Grouping
 
 @dataclass(frozen=True)
 class Tried:
-    """What was found of one: parameters in millions, layer groups by grouping, the losses of two steps."""
+    """The measurements of one architecture; parameters in millions, layer groups by grouping, losses of two steps."""
 
     name: str
     millions: float
@@ -30,18 +30,18 @@ class Tried:
 
 
 def try_out(name: str, *, side_px: int | None = None) -> Tried:
-    """Raises AssertionError, with the names of parameters, for what does not hold. side_px: None is the body's own."""
+    """Check one architecture. Raises AssertionError, naming parameters. side_px: None is the body's own."""
     body = body_of(name)
     side_px = body.size_px if side_px is None or body.bound else side_px
     model = models.create(name, 3, weights="none", seed=0, size_px=side_px)
     images = torch.randn(4, 3, side_px, side_px, generator=torch.Generator().manual_seed(1))
     check_features(body, model.body, images[:2])
-    found = tuple(check_groups(body, model, how) for how in GROUPINGS)
+    groups = tuple(check_groups(body, model, how) for how in GROUPINGS)
     frozen = check_frozen(model, images)
     return Tried(
         name=name,
         millions=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        groups=found,
+        groups=groups,
         stages=len(body.stages),
         pooled=body.pooled,
         side_px=side_px,
@@ -50,7 +50,7 @@ def try_out(name: str, *, side_px: int | None = None) -> Tried:
 
 
 def check_groups(body: Body, model: models.Classifier, how: Grouping) -> int:
-    """Every parameter in one group, what the image meets first in the first, the head in the last."""
+    """Every parameter in one group, the first layer in the first group, the head in the last."""
     grouped = models.Classifier(model.body, model.head, name=body.name, classes=3, groups=body.groups(how))
     groups = models.parameter_groups(grouped)  # raises where one lies in none or in two
     assert all(groups), f"{body.name}: a group of {how} is empty"
@@ -61,7 +61,7 @@ def check_groups(body: Body, model: models.Classifier, how: Grouping) -> int:
 
 
 def check_frozen(model: models.Classifier, images: Tensor) -> float:
-    """A step moves the head and the BatchNorms, and nothing else. The loss before it."""
+    """A step changes only the head and the BatchNorms. Returns the loss before it."""
     models.freeze(model)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     loss = step(model, images)
@@ -76,7 +76,7 @@ def check_frozen(model: models.Classifier, images: Tensor) -> float:
 
 
 def check_unfrozen(model: models.Classifier, images: Tensor) -> float:
-    """A step has a gradient for every parameter: DistributedDataParallel would wait for a missing one."""
+    """A step has a gradient for every parameter: DistributedDataParallel would wait for a missing one. The loss."""
     models.unfreeze(model)
     loss = step(model, images)
     without = [key for key, value in model.named_parameters() if value.grad is None]
@@ -106,11 +106,11 @@ def check_features(body: Body, module: nn.Module, images: Tensor) -> None:
     module.load_state_dict(state)
     module.eval()
     with torch.no_grad():
-        ours, theirs = module(images), before_classifier(own.eval(), images, pooled=body.pooled)
-    if theirs.numel() != ours.numel() and not body.pooled:
-        ours = ours.mean((2, 3))
-    if theirs.numel() == ours.numel():
-        torch.testing.assert_close(ours.flatten(1), theirs.flatten(1), rtol=1e-4, atol=1e-5)
+        features, expected = module(images), before_classifier(own.eval(), images, pooled=body.pooled)
+    if expected.numel() != features.numel() and not body.pooled:
+        features = features.mean((2, 3))
+    if expected.numel() == features.numel():
+        torch.testing.assert_close(features.flatten(1), expected.flatten(1), rtol=1e-4, atol=1e-5)
 
 
 def library(body: Body, side_px: int) -> nn.Module:
@@ -131,7 +131,7 @@ def library(body: Body, side_px: int) -> nn.Module:
 
 
 def before_classifier(own: nn.Module, images: Tensor, *, pooled: bool) -> Tensor:
-    """What a library's network gives to its classifier: torchvision's last child, or as timm takes its own away."""
+    """The features that a library's network passes to its classifier: torchvision's last child, or timm's head."""
     network: Any = own
     if hasattr(network, "reset_classifier"):
         if pooled:
@@ -140,8 +140,8 @@ def before_classifier(own: nn.Module, images: Tensor, *, pooled: bool) -> Tensor
         network.reset_classifier(0, "")
         maps: Tensor = network(images)
         return maps
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     *_, last = own.children()
-    last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    last.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     own(images)
-    return seen[0] if seen else own(images)
+    return inputs[0] if inputs else own(images)

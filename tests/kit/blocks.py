@@ -1,19 +1,19 @@
-"""Which blocks of code does a page show, and do they do what it says? For README and docs/.
+"""Which blocks of code does a page show, and do they behave as it says? For README and docs/.
 
-Every fence names its language. What is run, page by page from the top, in a folder of the page's own:
+Every fence names its language. These are run, page by page from the top, in a folder of the page's own:
 
 - `sh`: every command, which must end with status 0;
-- `console`: every line after `$ `, and what it prints must be what stands below it;
+- `console`: every line after `$ `, and its output must be the lines below it;
 - `python`: as one program with the page's other Python blocks;
 - `toml`: must be a job.
 
-A comment directly before the fence says what is special about it:
+A comment directly before the fence marks it:
 
-- `<!-- not run: REASON -->`: it is only read: commands must be understood by the command line that they are for;
+- `<!-- not run: REASON -->`: it is only parsed: its commands must be valid for their command line;
 - `<!-- file: NAME -->`: it is written into the page's folder under that name;
-- `<!-- exits 1 -->`: that is the status of its last command;
-- `<!-- printed -->`: a text; what the Python block before it prints;
-- `<!-- given: NAME -->`: anywhere on a page: files that its reader is taken to have, see `tests/house/test_docs.py`;
+- `<!-- exits 1 -->`: the exit status of its last command;
+- `<!-- printed -->`: a text: the output of the Python block before it;
+- `<!-- given: NAME -->`: anywhere on a page: files that the page expects, see `tests/house/test_docs.py`;
 """
 
 import contextlib
@@ -58,25 +58,25 @@ class Block:
 
 def blocks(page: str, text: str) -> list[Block]:
     """The fences of a Markdown text, without Sphinx's directives."""
-    found = []
+    fences = []
     for match in _FENCE.finditer(text):
         if match["language"].startswith("{"):
             continue
         code = re.sub(rf"^{match['indent']}", "", match["code"], flags=re.M)
         line = text.count("\n", 0, match.start("ticks")) + 1
-        found.append(Block(page, line, match["language"].strip(), code, _marks(match["marks"])))
-    return found
+        fences.append(Block(page, line, match["language"].strip(), code, _marks(match["marks"])))
+    return fences
 
 
 def given(text: str) -> set[str]:
-    """What the reader of a page is taken to have."""
+    """The files that a page expects."""
     return {*re.findall(r"<!-- given: (\S+) -->", text)}
 
 
 def problems(block: Block) -> list[str]:
-    """Why a block could be passed over silently: a sentence each."""
-    known = {"not run", "file", "exits", "printed"}
-    wrong = [f"{block.where}: the mark {mark!r} is not known" for mark in block.marks.keys() - known]
+    """Why a block might be skipped silently: a sentence each."""
+    marks = {"not run", "file", "exits", "printed"}
+    wrong = [f"{block.where}: the mark {mark!r} is not known" for mark in block.marks.keys() - marks]
     if block.language not in (*RUN, *SHOWN):
         wrong.append(f"{block.where}: the fence's language is {block.language!r}: name one of {RUN + SHOWN}")
     if len(block.marks.get("not run", "a good reason")) < 8:
@@ -87,7 +87,7 @@ def problems(block: Block) -> list[str]:
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
-    """The commands of a block, each with what it prints according to the page."""
+    """The commands of a block, each with its output according to the page."""
     code = block.code.replace("\\\n", " ")
     if block.language == "sh":
         lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in code.splitlines()]
@@ -97,7 +97,7 @@ def commands(block: Block) -> list[tuple[str, str]]:
 
 
 def run(page: list[Block], folder: Path) -> Iterator[str]:
-    """Run a page's blocks in `folder`, which is the working directory; a sentence for what is not as the page says."""
+    """Run a page's blocks in `folder`, which is the working directory; yield a sentence for each difference."""
     names: dict[str, Any] = {"__name__": "__main__"}
     printed = ""
     for block in page:
@@ -106,9 +106,9 @@ def run(page: list[Block], folder: Path) -> Iterator[str]:
         if "not run" in block.marks:
             continue
         if block.language == "python":
-            with contextlib.redirect_stdout(io.StringIO()) as said:
+            with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(compile("\n" * block.line + block.code, block.page, "exec"), names)
-            printed = said.getvalue()
+            printed = output.getvalue()
         elif block.language == "toml":
             from thawline.cluster.job.checks import check
             from thawline.cluster.job.job import from_dict
@@ -121,18 +121,18 @@ def run(page: list[Block], folder: Path) -> Iterator[str]:
 
 
 def _run_commands(block: Block, folder: Path) -> Iterator[str]:
-    all_of_it = commands(block)
-    for i, (command, expected) in enumerate(all_of_it):
-        status, said = _run_command(command)
-        wanted = int(block.marks.get("exits", 0)) if i + 1 == len(all_of_it) else 0
-        if status != wanted:
-            yield f"{block.where}: {command}: exit status {status}, not {wanted}:\n{said}"
+    pairs = commands(block)
+    for i, (command, expected) in enumerate(pairs):
+        status, output = _run_command(command)
+        expected_status = int(block.marks.get("exits", 0)) if i + 1 == len(pairs) else 0
+        if status != expected_status:
+            yield f"{block.where}: {command}: exit status {status}, not {expected_status}:\n{output}"
         elif block.language == "console":
-            yield from _unlike(f"{block.where}: {command}", expected, said, folder)
+            yield from _unlike(f"{block.where}: {command}", expected, output, folder)
 
 
 def _run_command(command: str) -> tuple[int, str]:
-    """Exit status and output. `thawline ...` alone is called in this process, which has imported it all, or in a fork.
+    """Exit status and output. A single `thawline` command is called in this process, to save imports, or in a fork.
 
     A run of several workers is started as a user starts it.
     """
@@ -162,25 +162,25 @@ def _forked(words: list[str]) -> tuple[int, str]:
 def _in_process(words: list[str]) -> tuple[int, str]:
     from thawline.cluster.cli import main
 
-    said = io.StringIO()
-    with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with mock.patch.object(sys, "argv", words), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             main.main()
             status: Any = 0
         except SystemExit as stop:
             status = stop.code
-    return int(status or 0), said.getvalue()
+    return int(status or 0), output.getvalue()
 
 
-def _unlike(where: str, expected: str, said: str, folder: Path) -> Iterator[str]:
+def _unlike(where: str, expected: str, output: str, folder: Path) -> Iterator[str]:
     pattern = "".join(_pattern(line) for line in expected.strip("\n").splitlines())
-    said = said.replace(str(folder), "/home/you")
-    if not re.fullmatch(pattern, "".join(f"{line.rstrip()}\n" for line in said.strip("\n").splitlines())):
-        yield f"{where}: the page shows\n{expected}\nbut this was printed:\n{said}"
+    output = output.replace(str(folder), "/home/you")
+    if not re.fullmatch(pattern, "".join(f"{line.rstrip()}\n" for line in output.strip("\n").splitlines())):
+        yield f"{where}: the page shows\n{expected}\nbut this was printed:\n{output}"
 
 
 def _pattern(line: str) -> str:
-    """What matches a printed line: measured numbers (with a point, times, speeds) may be others; ... is anything."""
+    """The pattern of a printed line: measured numbers (with a point, times, speeds) may differ; ... is anything."""
     if line.strip() == "...":
         return r"(?:.*\n)*?"
     measured = r"(-?\d*\.\d+(?:e-?\d+)?|\b\d\d:\d\d\b|\b[\d,]+(?= images/s)|\b\d+(?= s in all)|\.\.\.)"

@@ -1,4 +1,4 @@
-"""Which checkpoints do tests of them share?"""
+"""Which checkpoints do several tests share?"""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def newest_step(root: str | Path) -> int | None:
-    """The step found, after comparing every value in it with what was saved under that number."""
+    """The newest step, after comparing every value in it with what was saved for that step."""
     saved, _ = checkpoint.newest(root)
     if saved is None:
         return None
@@ -53,7 +53,7 @@ def no_space(*args: object, **kwargs: object) -> None:
 
 @contextmanager
 def largest_file(size_bytes: int) -> Iterator[None]:
-    """The kernel refuses writes beyond that size, in mid-write, as a full disk does."""
+    """Within, the kernel refuses writes beyond that size, in the middle of a write, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

@@ -1,4 +1,4 @@
-"""How is one file checked?"""
+"""How does a test check one file?"""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from PIL import Image
 from thawline.dataio.checks.verify import check_files
 
 
-def written(folder: Path, named: dict[str, bytes]) -> list[str]:
-    for name, data in named.items():
+def written(folder: Path, contents: dict[str, bytes]) -> list[str]:
+    for name, data in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    return list(named)
+    return list(contents)
 
 
 def checked(folder: Path, data: bytes) -> dict[str, Any]:
-    """What is found out about one file."""
+    """The row of checks of one file."""
     row: dict[str, Any] = check_files(folder, written(folder, {"x": data})).to_pylist()[0]
     return row
 

@@ -1,7 +1,7 @@
 """A real Ray cluster on this machine: a head without CPUs and worker nodes, each a raylet of its own, with a token.
 
-Its nodes have no thawline. Started as anybody would start one, with `ray start --block`; everything is ended by its
-process id, and nothing else is.
+Its nodes have no thawline. It is started as a user would, with `ray start --block`; every process is ended by its own
+id.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _UP_S = 60.0
 
 
 def free_port() -> int:
-    """One that nobody listens on now, below those that the kernel gives to whoever asks for any (32768 and above)."""
+    """A port without a listener, below those that the kernel assigns by itself (32768 and above)."""
     while True:
         port = random.SystemRandom().randrange(20_000, 30_000)
         with socket.socket() as probe:
@@ -43,12 +43,12 @@ class RayCluster:
     """See `ray_cluster`. `address`: of the job server. `env`: what a client needs to use it."""
 
     folder: Path
-    """Short: Ray puts sockets below it."""
+    """A short path: Ray puts sockets below it."""
     token: Path
     gcs_port: int
     dashboard_port: int
     shared: bool = False
-    """Its nodes have one folder, as on a host that carries two: each replaces what the other has unpacked there."""
+    """Its nodes share a folder, like two nodes on a host: each replaces what the other has unpacked there."""
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     """The head first."""
 
@@ -70,7 +70,7 @@ class RayCluster:
 
     @property
     def node_env(self) -> dict[str, str]:
-        """What its nodes run in: this machine's Python, with everything but thawline."""
+        """The environment of its nodes: this machine's Python, with everything but thawline."""
         return self.env | {"PYTHONPATH": str(self.folder / "bare")}
 
     def start_head(self, *, cpus: int = 0) -> None:
@@ -81,14 +81,14 @@ class RayCluster:
         self._start(words, cpus)
 
     def add_node(self, *, cpus: int = 1, resources: Mapping[str, float] | None = None) -> int:
-        """Start a worker node; its number in `nodes`."""
+        """Start a worker node; return its index in `nodes`."""
         more = [f"--resources={json.dumps(dict(resources))}"] if resources else []
         own = [] if self.shared else [f"--temp-dir={self.folder / f'n{len(self.nodes)}'}"]
         self._start([f"--address=127.0.0.1:{self.gcs_port}", *own, *more], cpus)
         return len(self.nodes) - 1
 
     def wait_for(self, cpus: float) -> None:
-        """Until the cluster has as many CPUs."""
+        """Wait until the cluster has this many CPUs."""
         code = (
             "import ray, sys, time\n"
             f"ray.init(address='127.0.0.1:{self.gcs_port}', log_to_driver=False)\n"
@@ -97,7 +97,7 @@ class RayCluster:
         subprocess.run([sys.executable, "-c", code], env=self.env, check=True, timeout=_UP_S, capture_output=True)
 
     def kill_node(self, number: int) -> None:
-        """As a power failure would: the raylet and all that it started, at once."""
+        """Kill a node as a power failure would: the raylet and all that it started, at once."""
         node = self.nodes[number]
         with contextlib.suppress(psutil.NoSuchProcess):
             _kill(psutil.Process(node.pid))
@@ -116,7 +116,7 @@ class RayCluster:
         return subprocess.CompletedProcess(words, process.returncode or 0, out, talk)
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
-        """The same, not waited for."""
+        """Start `thawline WORDS`, without waiting for it."""
         return subprocess.Popen(
             [str(BIN / "thawline"), *words],
             env=self.env,
@@ -127,7 +127,7 @@ class RayCluster:
         )
 
     def together(self, *commands: tuple[str, ...]) -> list["subprocess.CompletedProcess[str]"]:
-        """Several at the same time."""
+        """Run several commands at the same time."""
         processes = [self.start(*command) for command in commands]
         ends = [process.communicate(timeout=120) for process in processes]
         return [
@@ -157,7 +157,7 @@ class RayCluster:
 
 
 def _kill(process: psutil.Process) -> None:
-    """A process and all below it; it is stopped first, so that it starts no others meanwhile."""
+    """Kill a process and all below it; it is stopped first, so that it starts no others in the meantime."""
     process.send_signal(signal.SIGSTOP)
     for child in process.children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -168,7 +168,7 @@ def _kill(process: psutil.Process) -> None:
 @contextlib.contextmanager
 def ray_cluster(*cpus: int, head_cpus: int = 0, shared: bool = False) -> Iterator[RayCluster]:
     """A head and a worker node with each number of CPUs. shared: see RayCluster."""
-    folder = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # a socket's path has 107 bytes
+    folder = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # a socket's path has 107 bytes at most
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))

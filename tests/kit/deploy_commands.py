@@ -1,7 +1,7 @@
-"""Would the commands in deploy/ be understood? Found in scripts, YAML and Markdown, they are parsed by their own CLI.
+"""Are the commands in deploy/ valid? They are found in scripts, YAML and Markdown, and parsed by their own CLI.
 
-`thawline ...` is parsed by our own command line, `ray ...` by Ray's. Nothing is run. In prose and comments, only what
-stands in backticks or in a fence is a command.
+`thawline ...` is parsed by our own command line, `ray ...` by Ray's. Nothing is run. In prose and comments, only text
+in backticks or in a fence is a command.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ PROGRAMS = ("thawline", "ray")
 
 
 def in_file(file: Path) -> list[list[str]]:
-    """Every command of PROGRAMS in a file, word by word; variables as the words that they are called."""
+    """Every command of PROGRAMS in a file, word by word; variables are replaced by their names."""
     text = file.read_text()
     if file.suffix == ".md":
         return [words for code in code_of(text) for words in in_shell(code)]
@@ -28,9 +28,9 @@ def in_file(file: Path) -> list[list[str]]:
 
 
 def code_of(markdown: str) -> list[str]:
-    """The code in a Markdown text: what its fences hold, unless they say another language than sh, and its backticks.
+    """The code in a Markdown text: its fences, unless they name another language than sh, and text in backticks.
 
-    Two words in backticks name a command rather than give one: they come back with --help, which every command takes.
+    Two words in backticks name a command instead of giving one: --help is appended, which every command accepts.
     """
     fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
     blocks = [code for language, code in fence.findall(markdown) if language in ("", "sh")]
@@ -51,7 +51,7 @@ def _in_value(value: Any) -> Iterator[list[str]]:
             for inner in value:
                 yield from _in_value(inner)
     elif isinstance(value, str):
-        text = re.sub(r"\{\{ *\$labels\.(\w+) *\}\}", r"\1", value)  # what Prometheus fills in
+        text = re.sub(r"\{\{ *\$labels\.(\w+) *\}\}", r"\1", value)  # Prometheus fills it in
         for code in code_of(text) if "`" in text else [text]:
             yield from in_shell(code)
 
@@ -75,7 +75,7 @@ def in_shell(text: str) -> Iterator[list[str]]:
 
 
 def _of_words(words: list[str]) -> Iterator[list[str]]:
-    """The command that these words are, if only behind a launcher and its options; and those within its words."""
+    """The command in these words, perhaps after a launcher and its options; and those within its words."""
     starts = [i for i, word in enumerate(words) if word in PROGRAMS and _may_follow(words[:i])]
     if starts and len(words) > starts[0] + 1:
         yield [_filled(word) for word in words[starts[0] :] if word != "$@"]
@@ -85,7 +85,7 @@ def _of_words(words: list[str]) -> Iterator[list[str]]:
 
 
 def _may_follow(before: list[str]) -> bool:
-    """Whether a program's name may stand here: first, or after `exec`, --, or NAME=value, be it another's option."""
+    """Whether a program's name may follow these words: none, or `exec`, --, or NAME=value, also as an option."""
     return not before or before[-1] in ("exec", "--") or "=" in before[-1]
 
 
@@ -93,26 +93,26 @@ _NUMBERS = {"SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "8"}
 
 
 def _filled(word: str) -> str:
-    """`word` with its variables replaced: by a number where only a number would do, else by their names."""
+    """`word` with its variables replaced: by a number where a number is needed, else by their names."""
     return re.sub(r"\$\{?(\w+)\}?", lambda match: _NUMBERS.get(match[1], match[1]), word)
 
 
 def parse_command(words: list[str]) -> list[str]:
-    """What is wrong with a command, by the command line that it is for."""
+    """The problems of a command, by its own command line."""
     return _thawline(words[1:]) if words[0] == "thawline" else _ray(words[1:])
 
 
 def _thawline(arguments: list[str]) -> list[str]:
     from thawline.cluster.cli.main import check_arguments
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             check_arguments(arguments)
     except SystemExit as end:
         if end.code:
-            return [f"thawline {shlex.join(arguments)}: {said.getvalue().strip() or end.code}"]
-    except Exception as error:  # whatever a mistaken command line raises, it is a problem of the file
+            return [f"thawline {shlex.join(arguments)}: {output.getvalue().strip() or end.code}"]
+    except Exception as error:  # any error of the command line is a problem of the file
         return [f"thawline {shlex.join(arguments)}: {error}"]
     return []
 
@@ -122,16 +122,19 @@ def _ray(arguments: list[str]) -> list[str]:
     from ray.scripts.scripts import cli
     from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
-    name, rest = arguments[0], arguments[1:]
+    name, options = arguments[0], arguments[1:]
     if name not in cli.commands:
         return [f"ray {name} is no command of Ray's"]
     try:
         if name == "symmetric-run":
-            rest = rest[: rest.index("--")]
-            cli.commands[name].make_context(name, [*rest])
-            name, rest = "start", curate_and_validate_ray_start_args(rest)  # what is left over is for every node's
+            options = options[: options.index("--")]
+            cli.commands[name].make_context(name, [*options])
+            name, options = (
+                "start",
+                curate_and_validate_ray_start_args(options),
+            )  # the remaining ones are for every node
         with contextlib.redirect_stdout(io.StringIO()):
-            cli.commands[name].make_context(name, [*rest])
+            cli.commands[name].make_context(name, [*options])
     except click.exceptions.Exit:  # --help
         return []
     except (click.ClickException, ValueError) as error:

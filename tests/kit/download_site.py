@@ -1,4 +1,4 @@
-"""Which server misbehaves as a test asks? The pets in small, behind a site that cuts, resets, redirects."""
+"""How does a test get a server that fails? A small pets data set on a site that cuts, resets and redirects."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ EACH = 4
 
 
 def contents(seed: int) -> dict[str, dict[str, bytes]]:
-    """What the two archives hold, by path; noise, so that they do not shrink to nothing when packed."""
+    """The files of the two archives, by path; noise, so that they remain large when packed."""
     draw = np.random.default_rng(seed)
     images, annotations, lines = dict[str, bytes](), dict[str, bytes](), list[str]()
     for number, breed in enumerate(BREEDS, start=1):
@@ -40,12 +40,12 @@ def contents(seed: int) -> dict[str, dict[str, bytes]]:
                 files[name] = stream.getvalue()
             lines.append(f"{breed}_{index} {number} {1 + (number > 1)} 1\n")
     half = EACH // 2
-    for name, chosen in (
+    for name, selected in (
         ("list", lines),
         ("trainval", [line for i, line in enumerate(lines) if i % EACH < half]),
         ("test", [line for i, line in enumerate(lines) if i % EACH >= half]),
     ):
-        annotations[f"annotations/{name}.txt"] = "".join(chosen).encode()
+        annotations[f"annotations/{name}.txt"] = "".join(selected).encode()
     return {"images.tar.gz": images, "annotations.tar.gz": annotations}
 
 
@@ -64,7 +64,7 @@ def md5(data: bytes) -> str:
 
 
 @dataclass
-class Answer:
+class LogLine:
     """One line of the server's log."""
 
     name: str
@@ -75,22 +75,22 @@ class Answer:
 
 @dataclass
 class Site:
-    """What the server has, how it misbehaves, and what it was asked."""
+    """The server's files, its faults, and its log."""
 
     files: dict[str, bytes]
     url: str = ""
     ranges: bool = True
     versions: bool = True
     statuses: list[int] = field(default_factory=list)
-    """Answered to the next requests instead of the file; 0 is no answer at all."""
+    """Responses to the next requests instead of the file; 0 is no response at all."""
     cuts: list[int] = field(default_factory=list)
-    """The next bodies end after so many bytes."""
+    """Lengths in bytes at which the next bodies end."""
     reset: bool = False
     """Cut with a reset, not with an end of file."""
-    log: list[Answer] = field(default_factory=list)
+    log: list[LogLine] = field(default_factory=list)
 
     def sent(self, name: str) -> int:
-        return sum(answer.sent for answer in self.log if answer.name == name)
+        return sum(line.sent for line in self.log if line.name == name)
 
 
 def handler(site: Site) -> type[BaseHTTPRequestHandler]:
@@ -99,7 +99,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
             """Quiet: the tests read `site.log`."""
 
         def do_GET(self) -> None:
-            name, asked = self.path.rsplit("/", 1)[-1], self.headers.get("Range")
+            name, requested_range = self.path.rsplit("/", 1)[-1], self.headers.get("Range")
             if self.path.startswith("/old/"):
                 self.send_response(302)
                 self.send_header("Location", f"{site.url}/{name}")
@@ -107,7 +107,7 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 return
             if site.statuses or name not in site.files:
                 status = site.statuses.pop(0) if site.statuses else 404
-                site.log.append(Answer(name, asked, status))
+                site.log.append(LogLine(name, requested_range, status))
                 if status == 0:
                     return
                 self.send_response(status)
@@ -115,12 +115,12 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
                 return
             data, start = site.files[name], 0
             same = self.headers.get("If-Range") in (None, f'"{md5(data)}"')
-            if asked and site.ranges and same:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            answer = Answer(name, asked, 416 if start >= len(data) else 206 if start else 200)
-            site.log.append(answer)
-            self.send_response(answer.status)
-            if answer.status == 416:
+            if requested_range and site.ranges and same:
+                start = int(requested_range.removeprefix("bytes=").removesuffix("-"))
+            line = LogLine(name, requested_range, 416 if start >= len(data) else 206 if start else 200)
+            site.log.append(line)
+            self.send_response(line.status)
+            if line.status == 416:
                 self.send_header("Content-Range", f"bytes */{len(data)}")
                 self.end_headers()
                 return
@@ -131,11 +131,11 @@ def handler(site: Site) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
             body = data[start : start + site.cuts.pop(0)] if site.cuts else data[start:]
-            answer.sent = len(body)
+            line.sent = len(body)
             self.wfile.write(body)
             if site.reset and start + len(body) < len(data):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                os.close(self.connection.detach())  # at once: the server would end the stream properly first
+                os.close(self.connection.detach())  # at once: the server would otherwise end the stream properly
 
     return Handler
 
@@ -151,7 +151,7 @@ HALF = len(IMAGES) // 2
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A server with the two archives, which torchvision takes for Oxford's; no proxy, no waiting."""
+    """A server with the two archives, from which torchvision downloads as if from Oxford; no proxy, no waiting."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -179,13 +179,13 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 def assert_complete(folder: Path) -> None:
     base = folder / "oxford-iiit-pet"
-    found = files_under(base)
-    found.pop(".unpacked")
-    assert found == ARCHIVES | CONTENTS["images.tar.gz"] | CONTENTS["annotations.tar.gz"]
+    unpacked = files_under(base)
+    unpacked.pop(".unpacked")
+    assert unpacked == ARCHIVES | CONTENTS["images.tar.gz"] | CONTENTS["annotations.tar.gz"]
 
 
 def interrupt_after(count_bytes: int) -> Callable[[str, int, int | None], None]:
-    """A progress that ends the program as Ctrl-C does."""
+    """A progress callback that ends the program as Ctrl-C does."""
 
     def progress(name: str, done: int, total: int | None) -> None:
         if done >= count_bytes:
@@ -195,11 +195,11 @@ def interrupt_after(count_bytes: int) -> Callable[[str, int, int | None], None]:
 
 
 def interrupted_download(site: Site, folder: Path) -> int:
-    """Leave a part of the images in the folder; return its length."""
+    """Leave an incomplete archive of images in the folder; return its length."""
     site.cuts = [HALF]
     with pytest.raises(KeyboardInterrupt):
         fetch_pets(folder, progress=interrupt_after(HALF))
-    part = folder / "oxford-iiit-pet" / "images.tar.gz.part"
-    assert part.read_bytes() == IMAGES[:HALF]
+    partial = folder / "oxford-iiit-pet" / "images.tar.gz.part"
+    assert partial.read_bytes() == IMAGES[:HALF]
     site.log.clear()
     return HALF

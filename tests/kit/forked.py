@@ -1,6 +1,6 @@
-"""How does a test start a process quickly? Forked from one that has imported torch, DALI and thawline already.
+"""How does a test start a process quickly? By forking one that has already imported torch, DALI and thawline.
 
-To import them takes most of the time of a small run. A few tests start processes as a user does; all others fork.
+Imports take most of the time of a small run. A few tests start processes as a user does; all others fork.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ _PRELOADED = [
 
 
 def preloaded() -> "multiprocessing.context.ForkServerContext":
-    """The context whose processes are forked, before any thread starts, from one that has imported all of this."""
+    """The context whose processes are forked, before any thread starts, from one that has done these imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
@@ -39,10 +39,10 @@ def _child(call: Callable[..., None], arguments: tuple[Any, ...], env: Mapping[s
 
 
 def one_thread() -> None:
-    """From now on a run in this process gives torch one core, and not all: others run beside it."""
+    """Limit torch to one core in runs of this process, since others run beside it."""
     from thawline.cluster.run import run
 
-    setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # which mypy would refuse as an assignment
+    setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # mypy would refuse an assignment
 
 
 def _pause_after_steps(step_s: float) -> None:
@@ -69,7 +69,7 @@ def _command(words: list[str], step_s: float) -> None:
 
 
 class Forked:
-    """A process that calls a function where its parent stands; with what tests need of a `subprocess.Popen`."""
+    """A process that calls a function in its parent's folder; has those methods of `subprocess.Popen` that tests need."""
 
     def __init__(self, call: Callable[..., None], *arguments: Any, env: Mapping[str, str]) -> None:
         self._out = Path(tempfile.mkdtemp(prefix="forked-"))

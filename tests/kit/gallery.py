@@ -46,7 +46,7 @@ def _four(scene: Pixels) -> Image.Image:
 
 
 def _profile() -> bytes:
-    """A colour space far from sRGB's, which whoever obeys profiles would show otherwise."""
+    """A colour space far from sRGB, which a decoder that applies profiles would show differently."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""Which files do people really have? Pictures of every kind, turned, cut, misnamed and broken, as small as can be.
+"""Which files do people really have? Pictures of every kind, turned, cut, misnamed and broken, as small as possible.
 
 `pictures()` makes the bytes, all of known content; `write` lays them out with links, modes and names that a folder may
 hold as well. What must become of each is written down in test_hostile.py.
@@ -33,7 +33,7 @@ def corners(width: int = WIDTH, height: int = HEIGHT) -> Pixels:
 
 
 def lying(upright: Pixels, orientation: int) -> Pixels:
-    """The pixels that a file holds which shows `upright` when it is turned as EXIF says."""
+    """The pixels of a file that shows `upright` when turned by EXIF."""
     undone = {
         1: upright,
         2: upright[:, ::-1],
@@ -67,12 +67,12 @@ def with_segments(jpeg: bytes, *bodies: bytes) -> bytes:
 
 
 def xmp(orientation: int) -> bytes:
-    """An orientation as XMP has it."""
+    """An orientation in XMP."""
     return b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="%d"/></x:xmpmeta>' % orientation
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
-    """A PNG of such a header, whatever the rows are."""
+    """A PNG with this header, whatever the rows are."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -111,7 +111,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def write(folder: Path) -> None:
-    """All of `pictures`, the odd `NAMES`, and what is no file or cannot be reached."""
+    """All of `pictures`, the odd `NAMES`, and entries that are no files or cannot be reached."""
     (folder / "valid").mkdir(parents=True)
     for name, data in pictures().items():
         (folder / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""What do the tests look at? Synthetic images with known content, manifests over them, and how alike two are.
+"""Which images do tests use? Synthetic images with known content, manifests over them, and how alike two are.
 
 Everything is a function of its arguments: no test depends on a download or on another test's files.
 """
@@ -188,7 +188,7 @@ def flat_manifest(folder: Path, *, train: int, valid: int, multi_label: bool = F
     """
     paths, labels = list[str](), list[Any]()
     is_valid = np.zeros(train + valid, np.bool_)
-    is_valid[np.random.default_rng(7).permutation(train + valid)[:valid]] = True  # ids of both sides mixed
+    is_valid[np.random.default_rng(7).permutation(train + valid)[:valid]] = True  # ids of both splits mixed
     for i in range(train + valid):
         path = folder / ("valid" if is_valid[i] else "train") / f"{i:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

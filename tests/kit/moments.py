@@ -1,6 +1,6 @@
-"""How does a process die at a chosen moment? Sites put into the trainer, marks that outlive it, SIGKILL by the kernel.
+"""How does a process die at a chosen moment? Sites in the trainer, marks that outlive it, SIGKILL by the kernel.
 
-What is replaced, is replaced in a process that is going to die, or that others are compared with; never in a test's.
+Functions are replaced only in a process that is going to die, or that others are compared with; never in a test's.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pruning": ("pruning",),
     "any": ("run",),
 }
-"""Where to kill: kind -> sites, places in the code that are entered and left again, some of them many times."""
+"""Where to kill: kind -> sites, which are regions of code that are entered and left, some of them many times."""
 
 SITES = [site for sites in KINDS.values() for site in sites]
 PARTS = {"model.pt", "ema.pt", "state.pt"}
@@ -39,7 +39,7 @@ PARTS = {"model.pt", "ema.pt", "state.pt"}
 
 @dataclass(frozen=True)
 class Kill:
-    """Die `delay_s` after entering `site` for the `occurrence`th time in this process, at the latest on leaving it."""
+    """Die `delay_s` after entering `site` for the `occurrence`th time in this process, or when leaving it."""
 
     kind: str
     site: str
@@ -48,7 +48,7 @@ class Kill:
 
 
 class Marks:
-    """What a process has done, in a file that it maps: the kernel keeps what it wrote last, whatever becomes of it."""
+    """What a process has done, in a file that it maps: the kernel keeps the last write even after a kill."""
 
     def __init__(self, file: Path) -> None:
         if not file.exists():
@@ -57,7 +57,7 @@ class Marks:
 
     @property
     def resumed(self) -> int:
-        """The step that training began at in this process; -1 when it came to none."""
+        """The step at which training began in this process; -1 if it did not begin."""
         return int(self._values[0]) - 1
 
     @resumed.setter
@@ -70,7 +70,7 @@ class Marks:
         return entered, left, ns / 1e9
 
     def enter(self, site: str) -> int:
-        """Returns the number of the occurrence, from 1."""
+        """Count an entry; return its number, from 1."""
         values = self._of(site)
         values[0] += 1
         return int(values[0])
@@ -80,13 +80,13 @@ class Marks:
         values[1:] += (1, ns)
 
     def _of(self, site: str) -> Any:
-        at = 1 + 3 * SITES.index(site)
-        return self._values[at : at + 3]
+        index = 1 + 3 * SITES.index(site)
+        return self._values[index : index + 3]
 
 
 @contextmanager
 def moment(marks: Marks, kill: Kill | None, site: str) -> Iterator[None]:
-    """The block is an occurrence of `site`, and perhaps the fatal one."""
+    """Within is an occurrence of `site`, perhaps the fatal one."""
     fatal = marks.enter(site) == kill.occurrence if kill is not None and kill.site == site else False
     began = time.monotonic_ns()
     if fatal and kill is not None:
@@ -109,7 +109,7 @@ class _SigEvent(ctypes.Structure):
 
 
 def die_in(delay_s: float) -> None:
-    """Have the kernel send this process SIGKILL: a thread of Python's would wait for the interpreter's lock."""
+    """Have the kernel send this process SIGKILL: a Python thread would wait for the interpreter's lock."""
     libc, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
     ns = max(1, int(delay_s * 1e9))
     spec = (ctypes.c_long * 4)(0, 0, ns // 10**9, ns % 10**9)  # itimerspec: no interval, then the first expiry
@@ -121,7 +121,7 @@ def die_in(delay_s: float) -> None:
 
 
 def install(inside: Callable[[str], Any], marks: Marks) -> None:
-    """Put the sites into this process's trainer. What is replaced must be there: AttributeError otherwise."""
+    """Put the sites into this process's trainer. Raises AttributeError for a function that does not exist."""
 
     def wrap(owner: Any, name: str, site: str) -> None:
         real = getattr(owner, name)
@@ -158,9 +158,9 @@ def install(inside: Callable[[str], Any], marks: Marks) -> None:
             open_gaps.pop().__exit__(None, None, None)  # ... until just before the manifest's
 
     def resume(session: Session) -> bool:
-        found = real_resume(session)
+        resumed = real_resume(session)
         marks.resumed = session.progress.step
-        return found
+        return resumed
 
     for owner, name, call in (
         (checkpoint, "atomic_write", write),

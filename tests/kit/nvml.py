@@ -1,7 +1,6 @@
-"""How do tests see a GPU's counters without a GPU? A stand-in for `pynvml`, as far as cluster.observe.gpus asks it.
+"""How do tests read a GPU's counters without a GPU? With a fake `pynvml` that has what cluster.observe.gpus calls.
 
-Functions have the names and parameters of nvidia-ml-py's, answers its fields and units: where that is installed,
-test_gpus.py compares the two.
+Names, parameters, fields and units are those of nvidia-ml-py: test_gpus.py compares the two where it is installed.
 """
 
 import sys
@@ -15,7 +14,7 @@ from thawline.cluster.observe import gpus
 
 
 class NVMLError(Exception):
-    """As pynvml has it."""
+    """pynvml's error."""
 
 
 class Nvml(ModuleType):
@@ -33,7 +32,7 @@ class Nvml(ModuleType):
         self.opened += 1
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:  # noqa: N802
-        """Of a whole GPU "GPU-...", of a part of one "MIG-..."."""
+        """The handle of a whole GPU "GPU-..." or of a MIG instance "MIG-..."."""
         if uuid not in self.devices:
             raise NVMLError("Not Found")
         return uuid
@@ -47,7 +46,7 @@ class Nvml(ModuleType):
         return SimpleNamespace(gpu=self._of(handle, "gpu"))
 
     def nvmlDeviceGetJpgUtilization(self, handle: Any) -> list[int]:  # noqa: N802
-        """Percent, and the microseconds that it was seen over."""
+        """Percent, and the microseconds of the measurement."""
         return [self._of(handle, "jpeg"), 20_000]
 
     def _of(self, handle: str, name: str) -> int:

@@ -1,4 +1,4 @@
-"""What does an optimiser's step come to in plain numpy? The oracle of every optimiser's test."""
+"""What is an optimiser's step in plain numpy? The oracle of every optimiser's test."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def make_groups(device: torch.device = CPU, dtype: torch.dtype = torch.float32) 
 
 
 def make_grads(steps: int) -> list[Arrays]:
-    """A gradient a step and parameter; those down to 1e-6 tell whether eps stands inside the root or outside."""
+    """A gradient a step and parameter; those down to 1e-6 show whether eps is inside or outside the root."""
     draw = np.random.default_rng(5)
     shapes = [tuple(p.shape) for group in make_groups() for _, p in group]
     return [[draw.normal(size=shape) * 10.0 ** -(i % 7) for i, shape in enumerate(shapes)] for _ in range(steps)]
@@ -45,8 +45,8 @@ def numpy_steps(settings: Settings, grads: list[Arrays], hyper: Hyper) -> Arrays
     """The weights of `make_groups` after those steps, in float64 from the papers' formulas.
 
     adamw: decoupled decay, bias correction by the current betas, eps outside the root. sgd: decay added to the
-    gradient, as torch has it. lamb: adamw's direction with the decay in it, as long as the weight, where it decays;
-    all gradients first clipped to a norm of 1 together.
+    gradient, as in torch. lamb: adamw's direction with the decay in it, scaled to the length of the weight where it
+    decays; all gradients first clipped to a norm of 1 together.
     """
     weights = [p.detach().double().numpy().copy() for group in make_groups() for _, p in group]
     first, second = ([np.zeros_like(w) for w in weights] for _ in range(2))
@@ -89,5 +89,5 @@ def ours(
 
 
 def assert_close(found: Arrays, expected: Arrays) -> None:
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+    for values, expected_values in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, expected_values, rtol=2e-5, atol=2e-6)

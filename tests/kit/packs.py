@@ -1,4 +1,4 @@
-"""What do the tests of shards pack? Small manifests of every task, written by hand, and loaders over any reader."""
+"""What do tests of shards pack? Small hand-made manifests of every task; and loaders over any reader."""
 
 import io
 from dataclasses import replace
@@ -21,7 +21,7 @@ from thawline.dataio.stream.source import Source
 from thawline.dataio.table.manifest import Manifest, Shard, build
 
 SMALL = 4000
-"""Bytes of a shard: the photos are several of them."""
+"""Bytes of a shard: the photos fill several."""
 SPEC = ImageSpec(size_px=16, presize_px=20, **EVERYTHING)
 LABELS: dict[str, Any] = {
     "single_label": lambda i: f"class{i % 3}",
@@ -38,7 +38,7 @@ CLASSES = {
 
 
 def gif(seed: int) -> bytes:
-    """What Pillow decodes and DALI does not."""
+    """A file that Pillow decodes and DALI does not."""
     file = io.BytesIO()
     Image.fromarray(photo(36, 30, seed=seed)).quantize(64).save(file, "GIF")
     return file.getvalue()
@@ -55,11 +55,11 @@ def photos(folder: Path, *, task: str = "single_label", count: int = 14, side: i
         if i in (5, 7):
             width, height = (36, 30) if i == 5 else (height, width)
         name = f"a/{i:02}.{'gif' if i == 5 else 'jpg'}"
-        for place, content in ((name, data), (f"masks/{i:02}.png", _mask(i))):
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            (folder / place).write_bytes(content)
+        for file_name, content in ((name, data), (f"masks/{i:02}.png", _mask(i))):
+            (folder / file_name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file_name).write_bytes(content)
         bad = i == 9
-        found = {
+        row = {
             "path": name,
             "width": width,
             "height": height,
@@ -72,7 +72,7 @@ def photos(folder: Path, *, task: str = "single_label", count: int = 14, side: i
             "split": None if bad else ("valid" if i % 4 == 0 else "train"),
             "status": "not an image" if bad else "ok",
         }
-        for key, value in found.items():
+        for key, value in row.items():
             rows[key].append(value)
     columns = {**rows, "label": [LABELS[task](i) for i in range(count)]}
     values = (0, 200) if task == "mask" else ()
@@ -102,14 +102,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def every(manifest: Manifest) -> list[Any]:
-    """(path, what is read) of each image of both splits, training first."""
-    reader, found = open_reader(manifest), list[Any]()
+    """(path, bytes as read) of each image of both splits, training first."""
+    reader, images = open_reader(manifest), list[Any]()
     for split in ("train", "valid"):
         subset = manifest.subset(split)
         rows = subset.take(np.arange(len(subset)))
-        found += [(rows.paths[i], reader.read(rows, i)) for i in range(len(rows))]
+        images += [(rows.paths[i], reader.read(rows, i)) for i in range(len(rows))]
     reader.close()
-    return found
+    return images
 
 
 def rebuilt(manifest: Manifest, rows: dict[str, Any]) -> Manifest:
@@ -118,7 +118,7 @@ def rebuilt(manifest: Manifest, rows: dict[str, Any]) -> Manifest:
 
 
 def as_before(packed: Manifest) -> Manifest:
-    """The pack as it would have been made before shards kept checksums of their samples; it is written anew."""
+    """The pack in the format without checksums of samples; its shards are rewritten."""
     home, shards = Path(packed.home), list[Shard]()
     for shard in packed.shards:
         with pa.ipc.open_file(str(home / shard.name)) as arrow:
@@ -134,15 +134,15 @@ def as_before(packed: Manifest) -> Manifest:
 
 
 def wear(packed: Manifest, path: str) -> Path:
-    """Damage the middle of a packed image, which stays a picture; the shard that holds it."""
-    found = dict(every(packed))[path]
-    image = found.image.tobytes()
+    """Damage the middle of a packed image, which still decodes; return the shard that holds it."""
+    packed_image = dict(every(packed))[path]
+    image = packed_image.image.tobytes()
     for shard in packed.shards:
         file = Path(packed.home) / shard.name
         data = bytearray(file.read_bytes())
         if image in data:
-            at = data.find(image) + len(image) * 6 // 10
-            data[at : at + 8] = bytes(255 - byte for byte in data[at : at + 8])
+            start = data.find(image) + len(image) * 6 // 10
+            data[start : start + 8] = bytes(255 - byte for byte in data[start : start + 8])
             file.write_bytes(data)
             return file
     raise AssertionError(path)

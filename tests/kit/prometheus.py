@@ -1,4 +1,4 @@
-"""How do tests ask a real Prometheus? The shipped configuration, quickened, in a server on loopback."""
+"""How do tests query a real Prometheus? With the shipped configuration, at short intervals, on loopback."""
 
 import json
 import os
@@ -23,15 +23,15 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
 
 def find(program: str) -> str:
-    """prometheus or promtool; skips, or with THAWLINE_REQUIRE_PROMETHEUS=1 fails, where there is none."""
+    """The path of prometheus or promtool; skips, or with THAWLINE_REQUIRE_PROMETHEUS=1 fails, without it."""
     beside = Path(sys.executable).with_name(program)
-    found = str(beside) if beside.exists() else shutil.which(program)
-    if found is None:
-        reason = f"no {program} here: `make prometheus` brings Debian's"
+    path = str(beside) if beside.exists() else shutil.which(program)
+    if path is None:
+        reason = f"no {program} here: `make prometheus` installs Debian's"
         if os.environ.get("THAWLINE_REQUIRE_PROMETHEUS"):
             pytest.fail(reason)
         pytest.skip(reason)
-    return found
+    return path
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -41,22 +41,22 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def settings(*, scrape_s: float = 1.0, directories: tuple[str, ...] = ()) -> dict[str, Any]:
-    """deploy/prometheus.yml with quicker intervals; its example of http_sd for each of these addresses."""
+    """deploy/prometheus.yml with shorter intervals; its example of http_sd for each of these addresses."""
     text = (DEPLOY / "prometheus.yml").read_text()
     stock: dict[str, Any] = yaml.safe_load(re.sub(r"^    # (?=http_sd_configs:|  )", "    ", text, flags=re.M))
     stock["global"] = dict.fromkeys(stock["global"], f"{round(1000 * scrape_s)}ms")
     (job,) = stock["scrape_configs"]
-    (asked,) = job.pop("http_sd_configs")
-    for source in (*job["file_sd_configs"], asked):
+    (http_sd,) = job.pop("http_sd_configs")
+    for source in (*job["file_sd_configs"], http_sd):
         source["refresh_interval"] = "1s"
     if directories:
-        job["http_sd_configs"] = [asked | {"url": url} for url in directories]
+        job["http_sd_configs"] = [http_sd | {"url": url} for url in directories]
     return stock
 
 
 @contextmanager
 def serving(folder: Path, stock: dict[str, Any]) -> Iterator[str]:
-    """A Prometheus that stands in folder/deploy, so that it reads folder/runs/*.targets.json; its address."""
+    """Run Prometheus in folder/deploy, so that it reads folder/runs/*.targets.json; yield its address."""
     program = find("prometheus")
     (folder / "deploy").mkdir()
     (folder / "deploy/prometheus.yml").write_text(yaml.safe_dump(stock))
@@ -78,23 +78,25 @@ def serving(folder: Path, stock: dict[str, Any]) -> Iterator[str]:
 
 
 def ask(address: str, query: str, at: float | None = None) -> list[dict[str, Any]]:
-    """What a query is at a time (unix seconds; None is now): one {"metric": labels, "value": [time, text]} a series."""
+    """A query's result at a time (unix seconds; None is now): {"metric": labels, "value": [time, text]} a series."""
     words = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
-    with urllib.request.urlopen(f"http://{address}/api/v1/query?{urllib.parse.urlencode(words)}", timeout=10) as answer:
-        rows: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    with urllib.request.urlopen(
+        f"http://{address}/api/v1/query?{urllib.parse.urlencode(words)}", timeout=10
+    ) as response:
+        rows: list[dict[str, Any]] = json.load(response)["data"]["result"]
     return rows
 
 
 def wait_for(address: str, query: str, *, series: int, timeout_s: float = 60) -> float:
-    """Until a query has that many series; the time (unix seconds) at which it had."""
-    until, seen = time.monotonic() + timeout_s, -1
-    while seen != series:
+    """Wait until a query has this many series; return when it had (unix seconds)."""
+    until, count = time.monotonic() + timeout_s, -1
+    while count != series:
         if time.monotonic() > until:
-            raise AssertionError(f"{query} has {seen} series after {timeout_s:g} s, not {series}")
+            raise AssertionError(f"{query} has {count} series after {timeout_s:g} s, not {series}")
         try:
-            at = time.time()
-            seen = len(ask(address, query, at))
-        except urllib.error.URLError:  # it has not come up
-            seen = -1
+            time_s = time.time()
+            count = len(ask(address, query, time_s))
+        except urllib.error.URLError:  # it has not started yet
+            count = -1
         time.sleep(0.2)
-    return at
+    return time_s

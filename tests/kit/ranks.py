@@ -1,4 +1,4 @@
-"""How do tests see several ranks? A scenario in 1, 2 and 3 processes (gloo, on the CPU), and what each rank saw."""
+"""How do tests run several ranks? A scenario in 1, 2 and 3 processes (gloo, on the CPU), and each rank's outcome."""
 
 import os
 import warnings
@@ -17,14 +17,14 @@ from tests.kit.forked import preloaded
 from tests.kit.toy import ToyLoader, Watched, learner, loaders
 from thawline.trainer.learner import Learner
 
-GLOBAL_BATCH = 7  # parts of 3 and 4, of 2, 2 and 3
+GLOBAL_BATCH = 7  # local batches of 3 and 4, of 2, 2 and 3
 VALID = 13
 Outcome = dict[str, Any]
 
 
 @dataclass
 class Here:
-    """Which process this is, and where it may write."""
+    """This process, and the folder that it may write to."""
 
     rank: int
     size: int
@@ -32,7 +32,7 @@ class Here:
 
     @property
     def last(self) -> bool:
-        """Is this the last rank?"""
+        """Whether this is the last rank."""
         return self.rank == self.size - 1
 
     def data(self, **options: Any) -> tuple[ToyLoader, ToyLoader]:
@@ -54,7 +54,7 @@ def exact_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome], sizes: Sequence[int]) -> None:
-    """Three processes of which two go on: importing torch is what takes the time."""
+    """One process for several world sizes: importing torch takes most of the time."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     warnings.simplefilter("error")
     torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def _process(rank: int, folder: str, scenario: Callable[[Here], Outcome], sizes:
 
 
 def processes(call: Callable[..., None], *arguments: Any, number: int) -> None:
-    """Run call(rank, *arguments) in so many processes, forked from one that has imported what they need once."""
+    """Run call(rank, *arguments) in `number` processes, forked from one that has done their imports."""
     preloaded()
     start_processes(call, arguments, nprocs=number, start_method="forkserver")  # type: ignore[no-untyped-call]
 
@@ -76,7 +76,7 @@ def processes(call: Callable[..., None], *arguments: Any, number: int) -> None:
 def worlds_of(
     scenario: Callable[[Here], Outcome], folder: Path, *, sizes: Sequence[int] = (3, 2, 1)
 ) -> dict[int, list[Outcome]]:
-    """What every rank of each world saw: world size -> outcome by rank. sizes: falling; 1 is this process."""
+    """The outcome of every rank: world size -> outcomes by rank. sizes: descending; 1 is this process."""
     several = [size for size in sizes if size > 1]
     processes(_process, str(folder), scenario, several, number=several[0])
     outcomes = {1: [scenario(Here(0, 1, folder / "1"))]} if 1 in sizes else {}

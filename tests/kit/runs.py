@@ -125,12 +125,12 @@ def torchrun(workers: int, *arguments: str | Path) -> subprocess.CompletedProces
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | Forked, *, timeout_s: float = 180) -> None:
-    """Until a checkpoint of that step or a later one is committed."""
+    """Wait until a checkpoint of that step or a later one is committed."""
     until = time.monotonic() + timeout_s
     while not any(int(f.name[5:]) >= step for f in (run / "checkpoints").glob("step_*")):
         if process.poll() is not None or time.monotonic() > until:
-            said = process.communicate()[1] if process.poll() is not None else ""
-            raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {said}")
+            stderr = process.communicate()[1] if process.poll() is not None else ""
+            raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {stderr}")
         time.sleep(0.02)
 
 
@@ -151,9 +151,9 @@ def counted_error_rate(run: Path) -> tuple[int, float]:
 
 def planned_hash(manifest: Path, steps: int) -> str:
     """The stream hash of JOB's first `steps` steps, from the plan alone."""
-    part = Manifest.load(manifest).subset("train")
-    plan = Training(n=len(part.ids), global_batch=24, seed=7)
+    subset = Manifest.load(manifest).subset("train")
+    plan = Training(n=len(subset.ids), global_batch=24, seed=7)
     digest = ""
     for step in range(steps):
-        digest = extend_hash(digest, part.ids[plan.at(plan.positions(step))[1]])
+        digest = extend_hash(digest, subset.ids[plan.at(plan.positions(step))[1]])
     return digest

@@ -1,4 +1,4 @@
-"""What shows whether points and masks lie where they should? Scenes whose colours tell what the target must be."""
+"""How do tests check where points and masks lie? With scenes whose colours determine the targets."""
 
 import io
 from pathlib import Path
@@ -13,7 +13,7 @@ from thawline.dataio.checks.verify import check_files
 from thawline.dataio.table.manifest import Manifest, build
 
 COLOURS = np.array([[40, 60, 90], [210, 60, 50], [60, 190, 80], [70, 90, 230]], np.uint8)
-"""Background, and three shapes: as far from one another as a warp's blending allows to tell apart."""
+"""Background and three shapes: different enough to be distinguished after a warp's blending."""
 NAMES = ("background", "disc", "bar", "ring")
 POINTS = ("disc", "bar", "ring")
 
@@ -37,7 +37,7 @@ def scene(width: int, height: int, *, seed: int) -> tuple[Pixels, Pixels, NDArra
 
 
 def write(pixels: Pixels, file: Path, *, orientation: int = 1) -> None:
-    """A PNG (or a JPEG without chroma subsampling) whose EXIF orientation makes it upright as `pixels` are."""
+    """A PNG (or a JPEG without chroma subsampling) that shows `pixels` when turned by its EXIF orientation."""
     image = Image.fromarray(pixels)
     turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if file.suffix == ".jpg" else {}

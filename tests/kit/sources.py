@@ -1,4 +1,4 @@
-"""Which files do tests of sources share?"""
+"""Which files do several tests of sources share?"""
 
 from __future__ import annotations
 

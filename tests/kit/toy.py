@@ -1,4 +1,4 @@
-"""What is the smallest thing that trains? Fixed random tensors in an ArrayLoader, and a model of 3 groups.
+"""What is the smallest training set-up? Fixed random tensors in an ArrayLoader, and a model of 3 groups.
 
 No files, no decoder: a fit takes milliseconds.
 """
@@ -25,13 +25,13 @@ SIDE_PX = 4
 
 
 def ids_of(samples: int) -> Tensor:
-    """Manifest ids, (samples,) int64: never equal to the row, so that mixing the two up shows."""
+    """Manifest ids, (samples,) int64: never equal to the row, so that confusing them fails."""
     return 100 + 3 * torch.arange(samples)
 
 
 @dataclass(kw_only=True)
 class ToyLoader(ArrayLoader):
-    """Images out of memory, for tests to watch: `before` is called with every training step that is asked for."""
+    """Images in memory, observable by tests: `before` is called before every training step."""
 
     inputs: Tensor
     before: Callable[[int], object] = lambda step: None
@@ -104,7 +104,7 @@ class ToyModel(nn.Module):
 
 
 def samples(number: int, *, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """(images (number, 3, 4, 4), targets (number,)): a class lifts its own channel, so that something is learnt."""
+    """(images (number, 3, 4, 4), targets (number,)): each class has a brighter channel, so that it can be learnt."""
     source = torch.Generator().manual_seed(seed)
     targets = torch.randint(len(CLASSES), (number,), generator=source)
     images = torch.randn(number, 3, SIDE_PX, SIDE_PX, generator=source, dtype=torch.float64)
@@ -146,15 +146,15 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Bit by bit."""
+    """Whether two snapshots are equal bit by bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @dataclass
 class Watched(LocalContext):
-    """Keeps what is published, and asks to stop when asked for the time of that number (from 1).
+    """Records what is published, and requests a stop in the `stop_at_ask`th call of `should_stop` (from 1).
 
-    A window asks once, at its end, and a validation between epochs once a batch.
+    A window calls it once, at its end, and a validation between epochs once a batch.
     """
 
     stop_at_ask: int = 0
@@ -170,7 +170,7 @@ class Watched(LocalContext):
 
 
 class Spy:
-    """A sink that remembers."""
+    """A sink that records its calls."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, float, float]] = []

@@ -149,7 +149,7 @@ def test_a_cluster_that_falls_silent_is_given_up_after_a_while(monkeypatch: pyte
     client.failure = ConnectionError("refused")
     seconds = iter(range(0, 10_000, 30))
     monkeypatch.setattr("thawline.cluster.jobs.client.time.monotonic", lambda: float(next(seconds)))
-    with pytest.raises(SubmitError, match="has not answered for 120 s; the job may still run"):
+    with pytest.raises(SubmitError, match="has not responded for 120 s; the job may still run"):
         list(there.lines(attempt, follow=True))
 
 

@@ -22,7 +22,7 @@ def test_a_new_token_is_long_and_its_owner_s_alone_and_is_never_replaced(file: P
     first = file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
     assert len(bytes.fromhex(first)) == 32
-    with pytest.raises(TokenError, match="exists: a cluster that was started with it would not know another"):
+    with pytest.raises(TokenError, match="exists: a cluster that was started with it would refuse another"):
         token.create_token()
     assert file.read_text() == first
 

@@ -309,7 +309,7 @@ def test_a_column_or_list_of_numbers_or_pairs_is_points_when_asked() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([1, 2, 3], r"a\.jpg what is no list of points \(3 numbers are no pairs\)"),
+        ([1, 2, 3], r"a\.jpg what is not a list of points \(3 numbers are no pairs\)"),
         ([(1, 2, 3)], "3 numbers are no pairs"),
         ([(1, NAN)], r"\(1\.0, nan\) is not a point"),
         ([(1, math.inf)], r"\(1\.0, inf\) is not a point"),

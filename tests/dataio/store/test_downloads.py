@@ -7,7 +7,7 @@ import pytest
 from tests.kit.download_site import (
     HALF,
     IMAGES,
-    Answer,
+    LogLine,
     Site,
     assert_complete,
     contents,
@@ -62,7 +62,7 @@ def test_an_interruption_after_the_last_byte_fetches_nothing_again(site: Site, t
     site.log.clear()
     fetch_pets(tmp_path)
     assert_complete(tmp_path)
-    assert site.log[0] == Answer("images.tar.gz", f"bytes={len(IMAGES)}-", 416)
+    assert site.log[0] == LogLine("images.tar.gz", f"bytes={len(IMAGES)}-", 416)
     assert site.sent("images.tar.gz") == 0
 
 

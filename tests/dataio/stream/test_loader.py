@@ -177,7 +177,7 @@ def test_files_that_moved_are_found_before_anything_is_opened(own_flat: Manifest
     (Path(own_flat.root) / one).unlink()
     pair(own_flat)  # one is within the 1 % (rounded up) that may be lost, and will be filled
     (Path(own_flat.root) / other).unlink()
-    with pytest.raises(ManifestError, match="2 of 16 files looked at"):
+    with pytest.raises(ManifestError, match="2 of 16 files checked"):
         pair(own_flat)
 
 
