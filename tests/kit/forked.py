@@ -69,7 +69,7 @@ def _command(words: list[str], step_s: float) -> None:
 
 
 class Forked:
-    """A process that calls a function in its parent's folder; has those methods of `subprocess.Popen` that tests need."""
+    """A process that calls a function in its parent's folder; has what tests need of a `subprocess.Popen`."""
 
     def __init__(self, call: Callable[..., None], *arguments: Any, env: Mapping[str, str]) -> None:
         self._out = Path(tempfile.mkdtemp(prefix="forked-"))

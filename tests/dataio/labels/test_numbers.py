@@ -64,8 +64,8 @@ def test_an_image_without_its_number_is_spoken_of_or_left_out(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("ages", "told"),
     [
-        (["1", "n/a"], r"'1\.png'|1\.png what is no number \(.*n/a.*give finite numbers"),
-        (["inf", "2"], r"0\.png what is no number \(inf is not finite\)"),
+        (["1", "n/a"], r"'1\.png'|1\.png what is not a number \(.*n/a.*give finite numbers"),
+        (["inf", "2"], r"0\.png what is not a number \(inf is not finite\)"),
     ],
 )
 def test_what_is_no_number_gets_a_sentence(tmp_path: Path, ages: list[str], told: str) -> None:
