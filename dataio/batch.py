@@ -115,4 +115,4 @@ class PlannedLoader(Loader, Protocol):
     """A loader of a stream that repeats."""
 
     def planned(self, step: int) -> list[tuple[int, ...]]:
-        """Of each sample of this rank's part of a step what decides its inputs and target, its id last."""
+        """For each sample of this rank's local batch, all that decides its inputs and target, its id last."""

@@ -38,7 +38,7 @@ class Features:
         self._own: list[tuple[list[Key], Tensor, Tensor]] = []
 
     def batch(self, step: int) -> Batch:
-        """This rank's part of a step, its inputs the features: (N, ...) on the device."""
+        """This rank's local batch of a step, its inputs the features: (N, ...) on the device."""
         keys = self._loader.planned(step)
         if all(key in self._places for key in keys):
             self._stream = None  # its images are not wanted

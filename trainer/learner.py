@@ -57,10 +57,11 @@ class Learner:
     `class_weights`: "balanced", or a weight by class name, 1 for the others.
     meter: what is measured, or a function that makes it when first needed; from the task when not given.
     batch_transform: (batch, step) -> batch, on the device, in training only: dataio's MixUp and CutMix, say.
-    accumulate: in how many micro-batches each rank takes its part of a step, to need less memory.
+    accumulate: into how many micro-batches each rank splits its local batch, to need less memory.
     clip: the largest norm of a step's gradients. ema: decay of an average of the weights, which is then what is
     measured; 0 keeps none. compile: a mode of torch.compile for training steps.
-    batch_norm: train, every rank over its own part; sync, over all ranks (GPUs only); frozen, statistics stand still.
+    batch_norm: train, every rank over its local batch; sync, over all ranks (GPUs only); frozen, statistics stand
+    still.
     cache_features: of how many augmentations of each image a frozen body's features are kept; see features.
     seed: for dropout; drawn anew for every (seed, step, rank), so it needs no state.
     stopping: when a phase ends early, and with which weights.

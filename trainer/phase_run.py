@@ -124,7 +124,7 @@ class PhaseRun:
             session.progress.stream_hash = extend_hash(session.progress.stream_hash, ids)
         if bad is not None:
             self._end_diverged(reading.steps - bad, reading.ids[bad])
-        # Each rank's statistics follow its own part. Here always, so that they do not depend on when one saves.
+        # Each rank's statistics follow its local batches. Here always, so that they do not depend on when one saves.
         world.average_buffers(session.model)
         for sink in session.recorder.sinks:
             sink.busy(busy_s=reading.busy_s[session.context.rank])

@@ -232,8 +232,8 @@ class Session:
         """Use so many micro-batches a step from here on, because some rank ran out of memory."""
         self.progress.splits = splits
         self.note(
-            f"out of memory at step {self.progress.step}: every rank takes its part in {splits} micro-batches from "
-            "here on; the global batch and its gradients stay, but BatchNorm sees a micro-batch at a time"
+            f"out of memory at step {self.progress.step}: every rank splits its local batch into {splits} "
+            "micro-batches from here on; the global batch and its gradients stay, but BatchNorm sees one at a time"
         )
 
     def set_apart(self, split: str, unusable: Mapping[int, str]) -> None:

@@ -226,7 +226,7 @@ def test_out_of_memory_on_one_rank_splits_the_step_on_all_and_changes_no_number(
         told = [note for note in notes if "out of memory" in note]
         assert len(told) == {1: 2, 2: 1, 3: 1}[size] * (rank == 0)
         if rank == 0:
-            assert f"out of memory at step {step}: every rank takes its part in 2 micro-batches" in told[0]
+            assert f"out of memory at step {step}: every rank splits its local batch into 2 micro-batches" in told[0]
 
 
 @every
