@@ -210,7 +210,7 @@ def test_when_everything_is_gone_the_stream_says_so(own_flat: Manifest) -> None:
         file_of(own_flat, int(number)).unlink()
     with pytest.raises(QuarantineError, match=r"no usable file was found in 100 attempts.*missing.*bring them back"):
         first(train, 1)
-    with pytest.raises(ManifestError, match="12 of 16 files looked at"):
+    with pytest.raises(ManifestError, match="12 of 16 files checked"):
         pair(own_flat, max_quarantined=0.5)
     pair(own_flat, max_quarantined=0.75)
 

@@ -204,7 +204,7 @@ def test_check_paths_looks_at_an_even_sample_and_allows_a_share(tmp_path: Path) 
     manifest = split(pictures(tmp_path), random_split(valid=0.5))
     last = manifest.rows["path"][9].as_py()
     (tmp_path / last).unlink()
-    with pytest.raises(ManifestError, match=rf"1 of 4 files looked at \(of 10\).*{last}"):
+    with pytest.raises(ManifestError, match=rf"1 of 4 files checked \(of 10\).*{last}"):
         manifest.check_paths(most=4)  # rows 0, 3, 6, 9
     (tmp_path / manifest.rows["path"][1].as_py()).unlink()
     with pytest.raises(ManifestError, match="1 of 4 files"):
