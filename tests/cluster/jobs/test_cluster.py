@@ -162,7 +162,7 @@ def test_two_jobs_at_once_do_not_disturb_each_other(cluster: RayCluster, tmp_pat
         with urllib.request.urlopen(f"http://{endpoints[name]}/metrics", timeout=10) as answer:
             assert set(re.findall(r'run="([^"]+)"', answer.read().decode())) == {name}
     assert endpoints["one"] != endpoints["two"]
-    ends = [process.communicate(timeout=120) for process in both]
+    ends = [process.communicate(timeout=240) for process in both]
     for name, (out, talk), process in zip(("one", "two"), ends, both, strict=True):
         assert process.returncode == 0, talk
         assert (
