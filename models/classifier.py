@@ -127,10 +127,10 @@ def create(
     library starts it), a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its
     shapes agree and, if `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet:
     there "imagenet" is "none", and `origin` says so. Of your own, "imagenet" are those that the function gave it.
-    label_mean, label_std, y_range: of task number alone, see heads.number_head.
+    label_mean, label_std, y_range: see heads.number_head. checkpointing: see checkpoint_gradients.
     A convolutional body is given fastai's head, a transformer a normed linear one. groups: how layers are grouped for
     freezing and for two rates; "three" is fastai's. size_px: the side of the images, for networks that take one only.
-    in_channels other than 3: the first layer is RGB's in fastai's way. checkpointing: see checkpoint_gradients.
+    in_channels other than 3, for loaders of your own: the first layer is RGB's in fastai's way.
     With a seed, what is initialised is a function of the seed alone, and the caller's random state is left as
     it was (bit for bit among CPUs with AVX2; without it the last bits of torch's normal numbers differ).
     Raises: UnknownModelError, CodeError, WeightsError, ModelError (no classes, a wrong dropout, ...).

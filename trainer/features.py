@@ -3,7 +3,8 @@
 It pays where the head alone trains for several epochs. The body is in evaluation mode, so that what it says depends on
 the image alone; which of its augmentations an image comes in repeats after as many epochs as views are kept. A step
 that has all of its features takes them from memory, and no image is read; another takes its batch from the loader, and
-keeps what it computes. What ranks have computed they give one another at the end of each window.
+keeps what it computes. What ranks have computed they give one another at the end of each window, so each rank keeps
+images x views features. Whether they fit is checked before training (see cluster.machine.memory).
 
 Nothing is kept beyond the phase, or in a checkpoint: a run that goes on computes anew what it needs.
 """
@@ -33,8 +34,9 @@ class Features:
         self._loader, self._settings = loader.repeated(views), settings
         self._stream: Iterator[Batch] | None = None
         self._next = -1
+        self._rows = views * loader.samples
         self._places: dict[Key, int] = {}
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: tuple[Tensor, ...] = ()
         self._own: list[tuple[list[Key], Tensor, Tensor]] = []
 
     def batch(self, step: int) -> Batch:
@@ -69,15 +71,28 @@ class Features:
 
     def _keep(self, keys: list[Key], features: Tensor, targets: Tensor) -> None:
         new = {key: i for i, key in reversed([*enumerate(keys)]) if key not in self._places}
-        if new:
-            rows = torch.tensor([*new.values()], device=features.device)
-            self._places |= {key: len(self._places) + i for i, key in enumerate(new)}
-            self._kept.append((features[rows], targets[rows]))
+        if not new:
+            return
+        rows = torch.tensor([*new.values()], device=features.device)
+        first = len(self._places)
+        self._places |= {key: first + i for i, key in enumerate(new)}
+        self._reserve(features, targets)
+        for kept, given in zip(self._kept, (features, targets), strict=True):
+            kept[first : len(self._places)] = given[rows]
+
+    def _reserve(self, features: Tensor, targets: Tensor) -> None:
+        """Allocate rows for all images at once: no copy is made later. On a CPU, pages are used only when filled."""
+        reserved, needed = len(self._kept[0]) if self._kept else 0, len(self._places)
+        if needed <= reserved:
+            return
+        rows = max(self._rows, 2 * reserved, needed)  # a phase with several image sizes needs more
+        larger = tuple(tensor.new_empty((rows, *tensor.shape[1:])) for tensor in (features, targets))
+        for new, kept in zip(larger, self._kept, strict=False):
+            new[:reserved] = kept
+        self._kept = larger
 
     def _remembered(self, keys: list[Key]) -> Batch:
-        if len(self._kept) > 1:
-            self._kept = [(torch.cat([f for f, _ in self._kept]), torch.cat([t for _, t in self._kept]))]
-        features, targets = self._kept[0]
+        features, targets = self._kept
         rows = torch.tensor([self._places[key] for key in keys])
         if features.device.type == "cuda":  # from pageable memory the copy would wait for the stream
             rows = rows.pin_memory().to(features.device, non_blocking=True)

@@ -130,7 +130,8 @@ def _found(manifest: "Manifest", source: str, options: SourceOptions) -> dict[st
     found = {
         "new": now.keys() - before.keys(),
         "gone": before.keys() - now.keys(),
-        "labelled otherwise": {path for path in before.keys() & now.keys() if before[path] != now[path]},
+        # As text: a point that an image does not show is NaN, which is not equal to itself.
+        "labelled otherwise": {path for path in before.keys() & now.keys() if repr(before[path]) != repr(now[path])},
     }
     return {what: paths for what, paths in found.items() if paths}
 

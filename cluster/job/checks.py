@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from thawline.cluster.errors import JobError
 from thawline.cluster.job.job import FIT_ALONE, FIT_SHAPES, Job, PhaseJob, from_dict, nested
+from thawline.cluster.job.recipes import phases
 from thawline.cluster.job.tables import flat
 from thawline.cluster.words import quoted
 from thawline.dataio import ranges
@@ -51,11 +52,7 @@ def check_together(job: Job) -> None:
     _check_budget(job)
     job.optim.check(where="optim.")
     fit, workers = job.fit, job.most_workers
-    if fit.cache_features and fit.batch_norm != "frozen":
-        raise JobError(
-            f"fit.cache_features={fit.cache_features} with fit.batch_norm={fit.batch_norm!r}: what the body says of an "
-            "image would change from step to step; give fit.batch_norm='frozen', or fit.cache_features=0"
-        )
+    _check_features(job)
     if fit.class_weights == "balanced" and job.data.balance:
         raise JobError(
             f"fit.class_weights='balanced' with data.balance={job.data.balance:g}: rare classes would count twice, in "
@@ -171,8 +168,13 @@ def _check_stopping(job: Job) -> None:
         )
     if watched and job.data.stages:
         raise JobError(
-            f"{watched[0]} beside data.stages: epochs of one phase would be compared that were "
-            "measured at different sizes; give each size a phase, by size_px in [[phases]]"
+            f"{watched[0]} beside data.stages: epochs of one phase would be compared that were measured at different "
+            f"sizes; {'leave it out' if fit.patience else 'give each size a phase, by size_px in [[phases]]'}"
+        )
+    if fit.patience is not None and any(phase.size_px for phase in job.phases[1:]):
+        raise JobError(
+            f"fit.patience={fit.patience} beside size_px in [[phases]]: a size begins at a step that is known before, "
+            "and after a phase that ended early the next would begin at the old one; leave fit.patience out"
         )
     if fit.restore_best and best and best != fit.monitor:
         raise JobError(
@@ -192,6 +194,20 @@ def _check_budget(job: Job) -> None:
         raise JobError(
             f"fit.budget={quoted(fit.budget)} beside data.stages: a step takes longer at each size, and only the first "
             "is timed; give epochs, or one size"
+        )
+
+
+def _check_features(job: Job) -> None:
+    fit = job.fit
+    if fit.cache_features and fit.batch_norm != "frozen":
+        raise JobError(
+            f"fit.cache_features={fit.cache_features} with fit.batch_norm={fit.batch_norm!r}: what the body says of an "
+            "image would change from step to step; give fit.batch_norm='frozen', or fit.cache_features=0"
+        )
+    if fit.cache_features and not any(phase.freeze_to for phase in phases(job)):
+        raise JobError(
+            f"fit.cache_features={fit.cache_features}, and the whole model trains in every phase: no features stand "
+            "still to be kept; give fit.recipe='fine_tune', or a phase with freeze_to = -1"
         )
 
 

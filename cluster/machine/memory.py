@@ -2,10 +2,12 @@
 
 On a GPU, running out of memory is an error, and the step is repeated in smaller micro-batches (see step.recovery). On a
 CPU the kernel kills the process. So a step's need is estimated: decoded images, by their sizes in the manifest; the
-batches ahead of the step; and what the forward pass keeps for the backward pass, measured on two images.
+batches ahead of the step; and what the forward pass keeps for the backward pass, measured on two images. The memory for
+the features of a frozen body (see trainer.features) is estimated on both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import nn
 
 from thawline.cluster.errors import LaunchError
 from thawline.dataio.stream.loader import ImageLoader
+from thawline.models.folding import in_two
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LARGE_PX = 89_478_485
@@ -28,6 +31,10 @@ _COPIES = 7
 """Copies of an image while the reference engine decodes and warps it; measured on 6000 x 6000."""
 _BATCHES = 10
 """Bytes for each value of the model's input: float32 in the step and ahead of it, bytes in DALI's queue."""
+_KEY_BYTES = 250
+"""For the table that finds an image's features; 170 measured on a million, and room to grow."""
+_FOR_FEATURES = 0.5
+"""Share of the free memory: a step, the batches ahead of it and other processes need some, too."""
 
 
 def check_memory(
@@ -42,9 +49,7 @@ def check_memory(
     ranks_here: ranks on this machine. kept_bytes: what the forward pass keeps for a training image (see
     `kept_by_forward`). tell: takes a sentence on images that are large for any machine.
     """
-    device = loaders[0].renderer.device
-    free = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    ranks_here, owner = (ranks_here, "machine") if device.type == "cpu" else (1, "GPU")
+    free, ranks_here, owner = _free(loaders[0].renderer.device, ranks_here)
     kept_by_loader = [kept_bytes if loader.order.endless else 0.0 for loader in loaders]
     if all(_roomy(*each, free / ranks_here) for each in zip(loaders, kept_by_loader, strict=True)):
         return
@@ -72,6 +77,33 @@ def check_memory(
         f"a step of {worst.batch} images a worker needs about {_gb(total)} of memory, and this {owner} has {_gb(free)} "
         f"left for {ranks_here} worker(s){share}: the run would be killed; {remedy}"
     )
+
+
+def check_features(model: nn.Module, train: ImageLoader, *, views: int, ranks_here: int) -> str:
+    """Raises LaunchError where the features of `views` views of all images do not fit; see trainer.features.
+
+    Each rank keeps the features of all images. Returns a sentence with the memory that they need.
+    """
+    free, ranks_here, owner = _free(train.renderer.device, ranks_here)
+    each = _features_bytes(model, train.spec.size_px) + _KEY_BYTES
+    total = ranks_here * views * train.samples * each
+    if total <= _FOR_FEATURES * free:
+        return (
+            f"fit.cache_features={views}: features of {train.samples:,} images will take up to {_gb(total)} of memory"
+        )
+    fits = int(_FOR_FEATURES * free / (total / views))
+    raise LaunchError(
+        f"fit.cache_features={views} keeps {each / 1e3:,.1f} kB of each of {train.samples:,} images, {_gb(total)} for "
+        f"{ranks_here} worker(s), and may take half of the {_gb(free)} that this {owner} has left: the run would be "
+        f"killed; give fit.cache_features={fits}, or train where there is more"
+    )
+
+
+def _free(device: torch.device, ranks_here: int) -> tuple[float, int, str]:
+    """(free bytes, ranks that share them, whose they are) for training on a device."""
+    if device.type == "cpu":
+        return available_bytes(), ranks_here, "machine"
+    return torch.cuda.mem_get_info(device)[0], 1, "GPU"
 
 
 def _roomy(loader: ImageLoader, kept_bytes: float, free: float) -> bool:
@@ -139,18 +171,33 @@ def kept_by_forward(model: nn.Module, size_px: int, *, micro_batches: int = 1) -
         sizes.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
-    modes: list[tuple[Any, bool]] = [(layer, layer.training) for layer in model.modules()]
-    model.eval()  # the same tensors but for dropout's, and no statistics move
     device = next(model.parameters()).device
-    try:
+    with _evaluating(model):  # the same tensors as in training, except dropout's
         images = torch.zeros(2, 3, size_px, size_px, device=device)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = model(images)
             del output
+    return sum(sizes.values()) / 2 / micro_batches
+
+
+def _features_bytes(model: nn.Module, size_px: int) -> int:
+    """Bytes of an image's features, in float32. Raises ModelError for a model whose features cannot be kept."""
+    front, _ = in_two(model)
+    with _evaluating(model), torch.inference_mode():
+        features = front(torch.zeros(1, 3, size_px, size_px, device=next(model.parameters()).device))
+    return int(features.nbytes)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, in which statistics stay as they are; the modes of before at the end."""
+    modes: list[tuple[Any, bool]] = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    try:
+        yield
     finally:
         for layer, mode in modes:
             layer.training = mode
-    return sum(sizes.values()) / 2 / micro_batches
 
 
 def available_bytes() -> int:
@@ -183,4 +230,4 @@ def _limits() -> list[tuple[Path, Path, Path]]:
 
 
 def _gb(amount: float) -> str:
-    return f"{amount / 1e9:,.1f} GB"
+    return f"{amount / 1e9:,.1f} GB" if amount >= 1e8 else f"{amount / 1e6:,.1f} MB"

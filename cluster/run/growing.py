@@ -13,7 +13,7 @@ from torch import Tensor
 from thawline.cluster.errors import JobError, StorageError
 from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Job, to_toml
-from thawline.cluster.job.recipes import longer
+from thawline.cluster.job.recipes import longer, sides_px
 from thawline.cluster.launch import ranks
 from thawline.cluster.run.folder import hold, run_root, write_text
 from thawline.cluster.run.loaded import Loaded
@@ -28,13 +28,18 @@ def grown(job: Job, epochs: float, new: Manifest, *, tell: Callable[[str], None]
 
     job: of the run's folder, with the manifest that it was trained on. tell: takes a sentence.
     Raises StorageError where that manifest has changed; ManifestError where `new` cannot continue it; JobError for a
-    job that validates on another manifest, or under torchrun.
+    job that validates on another manifest, or whose images have several sizes, or under torchrun.
     """
     if job.data.valid or ranks.place() is not None:
         reason = f"data.valid={job.data.valid}" if job.data.valid else "torchrun"
         raise JobError(
             f"--more with new images and {reason}: the splits of new images are chosen for one manifest and by one "
             "process; train them as a run of their own, with --model.weights this run's folder"
+        )
+    if len(sizes := dict.fromkeys(sides_px(job))) > 1:
+        raise JobError(
+            f"--more with new images, and images of {' and '.join(map(str, sizes))} px: an epoch has other steps now, "
+            "so an earlier size would come back; train a run of their own, with --model.weights this run's folder"
         )
     folder = run_root(job)
     with hold(job, tell=tell):

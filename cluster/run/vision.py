@@ -13,7 +13,7 @@ from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import image_spec, stages
-from thawline.cluster.machine.memory import check_memory, kept_by_forward
+from thawline.cluster.machine.memory import check_features, check_memory, kept_by_forward
 from thawline.cluster.run.loaded import Loaded
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store.root import Root
@@ -134,8 +134,10 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
     if context.device.type == "cpu":
         kept_bytes = kept_by_forward(model, train.spec.size_px, micro_batches=job.fit.accumulate)
         check_memory([train], ranks_here=ranks_here(context), kept_bytes=kept_bytes)
+    views = job.fit.cache_features
+    memory = check_features(model, train, views=views, ranks_here=ranks_here(context)) if views else ""
     job = replace(job, data=replace(job.data, global_batch=train.global_batch))
-    return Learner(
+    learner = Learner(
         model,
         train,
         valid,
@@ -162,6 +164,9 @@ def job_learner(job: Job, context: RunContext, *, sinks: Sequence[Sink] = (), lo
         run=_identity(job, context),
         best=Best(best, higher=direction(best)) if (best := job.checkpoint.best) else None,
     )
+    if memory:
+        learner.note(memory)
+    return learner
 
 
 def _identity(job: Job, context: RunContext) -> dict[str, object]:

@@ -48,11 +48,12 @@ def class_indices(subset: Subset, classes: Sequence[str]) -> NDArray[np.int64]:
 def label_moments(manifest: Manifest) -> Moments | None:
     """Mean and deviation of the training images' numbers, to standardise by; None if labels are not numbers.
 
+    For a manifest that continues another, they are those of the first: the model has learnt in these units.
     Raises ManifestError if a number is the same for all images.
     """
     moments = TASKS[manifest.task].moments
-    if moments is None:
-        return None
+    if moments is None or manifest.moments is not None:
+        return manifest.moments
     subset = manifest.subset("train")
     return moments(subset.table["label"].chunk(0).take(pa.array(subset.rows)), manifest.classes)
 

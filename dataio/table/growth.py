@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from thawline.dataio.checks.census import label_moments
 from thawline.dataio.errors import ManifestError, listed
 from thawline.dataio.table.manifest import Manifest
 from thawline.dataio.table.schema import in_order
@@ -42,7 +43,7 @@ def grow(old: Manifest, new: Manifest) -> Grown:
     """`new` as the continuation of `old`: rows are the same if their paths are, or else their files' contents.
 
     The same rows keep their id and split; a copy of an old file gets that file's split, too. Labels are the new ones.
-    Classes are the old ones in their order, then the new ones.
+    Classes are the old ones in their order, then the new ones. Numbers are standardised as in `old`.
     Raises ManifestError where the two mean different things: another task, other points, other values of a mask.
     """
     if (old.task, old.values, old.swap) != (new.task, new.values, new.swap) or (
@@ -83,5 +84,5 @@ def grow(old: Manifest, new: Manifest) -> Grown:
         index, kind = rows.schema.get_field_index(name), rows.schema.field(name)
         column = pa.array(values, kind.type.value_type if pa.types.is_dictionary(kind.type) else kind.type)
         rows = rows.set_column(index, kind, column.cast(kind.type))
-    manifest = replace(new, rows=in_order(rows), classes=(*old.classes, *classes))
+    manifest = replace(new, rows=in_order(rows), classes=(*old.classes, *classes), moments=label_moments(old))
     return Grown(manifest, added, len(old_columns["path"]) - len(kept), classes)

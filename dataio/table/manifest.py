@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from thawline.dataio.checks import integrity
 from thawline.dataio.errors import ManifestError, kind_of, quoted
 from thawline.dataio.labels.keypoints import Pairs, check_pairs
+from thawline.dataio.labels.numbers import Moments
 from thawline.dataio.store import files
 from thawline.dataio.store.outputs import KEY, check_output
 from thawline.dataio.store.root import Root
-from thawline.dataio.table.manifest_file import VERSION, located, read_about, read_table, write_table
+from thawline.dataio.table.manifest_file import VERSION, located, read_about, read_moments, read_table, write_table
 from thawline.dataio.table.schema import SPLITS, columns, in_order
 from thawline.dataio.table.subset import Subset, holds
 from thawline.dataio.table.tasks import TASKS
@@ -55,7 +56,8 @@ class Manifest:
     targets mean: sorted class names, the names of the points, or the names of a mask's values in their order.
     `values` are a mask's pixel values, one for each class; any other value belongs to no class.
     `swap` are the pairs of points that change places in a mirror image; None if they were not given: no image is then
-    mirrored. `notes` are sentences from when it was made, for `summary`; they are not saved.
+    mirrored. `moments` standardise numbers; None for those of its own training images; they are given where the
+    manifest continues an older one. `notes` are sentences from when it was made, for `summary`; they are not saved.
     `shards` hold the files' bytes, if they were packed; `home` is the folder or URI of this manifest.
     """
 
@@ -67,6 +69,7 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     home: str = ""
     swap: Pairs | None = None
+    moments: Moments | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
     _fingerprint: str = field(default="", init=False, repr=False, compare=False)
     """Read from the file; `replace` leaves it out, so another table is hashed anew."""
@@ -87,6 +90,7 @@ class Manifest:
             "fingerprint": self.fingerprint(),
             "shards": [asdict(shard) for shard in self.shards],
             **({} if self.swap is None else {"swap": self.swap}),
+            **({} if self.moments is None else {"moments": self.moments}),
         }
         about["checksum"] = integrity.checksum(rows, about)
         write_table(rows.replace_schema_metadata({KEY: json.dumps(about)}), file)
@@ -124,6 +128,7 @@ class Manifest:
             tuple(Shard(**shard) for shard in about["shards"]),
             located(file)[0].text,
             _pairs(about, file),
+            read_moments(about, file),
         )
         _check(manifest, about, rows, file)
         if "checksum" not in about:

@@ -6,6 +6,7 @@ is JSON in the table's metadata, which is checked here; manifest.py checks that 
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from thawline.dataio.checks import integrity
 from thawline.dataio.errors import ManifestError, SourceError, quoted
+from thawline.dataio.labels.numbers import Moments
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.outputs import KEY
 from thawline.dataio.store.root import Root
@@ -86,6 +88,23 @@ def read_table(file: str | Path) -> pa.Table:
         raise ManifestError(
             f"{file} cannot be read ({quoted(str(error))}): it is no manifest, or a broken one; make one with thawline "
             "index"
+        ) from error
+
+
+def read_moments(about: dict[str, Any], file: str | Path) -> Moments | None:
+    """What the metadata give to standardise numbers by: a mean and a deviation of each. Raises ManifestError."""
+    try:
+        if about.get("moments") is None:
+            return None
+        mean, std = about["moments"]
+        both = tuple(map(float, mean)), tuple(map(float, std))
+        if not len(both[0]) == len(both[1]) == len(about["classes"]) or not all(0 < each < inf for each in both[1]):
+            raise ValueError(f"they are {integrity.shown(about['moments'])}")
+        return both
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            f"manifest {file} has no moments that numbers could be standardised by ({error}): it was changed since it "
+            "was made; make it again with thawline index"
         ) from error
 
 

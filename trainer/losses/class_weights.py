@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from thawline.dataio.batch import Counted, Loader
 from thawline.dataio.errors import quoted
+from thawline.models.code import is_code
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.tasks import TASKS, record_of
 
@@ -54,7 +55,8 @@ def unclassed(task: str, loss: str = "") -> RecipeError:
     """What is said of class weights where the loss, of this name, has no classes to weigh."""
     known = " or ".join(name for name, each in TASKS.items() if each.balanced)
     of = f"{task!r} and loss {loss}" if loss else repr(task)
+    instead = "give it an argument class_weights" if is_code(loss) else f"train {known}"
     return RecipeError(
         f"class_weights with task={of}: its loss has no weights by class, so nothing would be balanced; leave them "
-        f"out, or train {known}"
+        f"out, or {instead}"
     )

@@ -84,6 +84,16 @@ def test_a_list_s_new_labels_are_told_and_a_killed_indexing_leaves_nothing_that_
         indexed(replace(job, name="other"), pictures)
 
 
+def test_a_point_that_an_image_does_not_show_is_no_change(pictures: Path) -> None:
+    listed = pictures.parent / "points.csv"
+    names = [f"photos/{path.relative_to(pictures)}" for path in sorted(pictures.rglob("*.png"))]
+    listed.write_text(
+        "\n".join(["path,x,y", *[f"{name},{i % 9},3" if i % 2 else f"{name},," for i, name in enumerate(names)]])
+    )
+    options = SourceOptions(label="points:x,y", swap=("none",))
+    assert "60 images, as they are now" in photos.changes(make_manifest(listed, **vars(options)), str(listed), options)
+
+
 def test_what_is_images_and_what_is_a_job(pictures: Path, tmp_path: Path) -> None:
     for given in (pictures, f"{pictures}/", pictures.parent / "photos.csv", "s3://bucket/photos", "s3://b/rows.csv"):
         assert photos.is_source(str(given)), given

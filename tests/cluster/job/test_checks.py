@@ -191,11 +191,23 @@ def test_the_ends_of_the_ranges_pass() -> None:
         ),
         (
             Job(fit=Fit(patience=2), data=Data(stages=((0.0, 128), (2.0, 224)))),
-            r"fit\.patience=2 beside data\.stages: .* size_px in \[\[phases\]\]",
+            r"fit\.patience=2 beside data\.stages: .*; leave it out",
+        ),
+        (
+            Job(fit=Fit(restore_best=True), data=Data(stages=((0.0, 128), (2.0, 224)))),
+            r"fit\.restore_best=true beside data\.stages: .* size_px in \[\[phases\]\]",
+        ),
+        (
+            Job(fit=Fit(patience=2), phases=(PhaseJob(epochs=1.0), PhaseJob(epochs=1.0, size_px=224))),
+            r"fit\.patience=2 beside size_px in \[\[phases\]\]: .* leave fit\.patience out",
         ),
         (
             Job(fit=Fit(restore_best=True), checkpoint=CheckpointSettings(best="error_rate")),
             r"checkpoint\.best='error_rate' beside fit\.restore_best by fit\.monitor='valid_loss': .*same metric",
+        ),
+        (
+            Job(fit=Fit("one_cycle", cache_features=1, batch_norm="frozen")),
+            r"fit\.cache_features=1, and the whole model trains in every phase: .*give fit\.recipe='fine_tune'",
         ),
     ],
 )

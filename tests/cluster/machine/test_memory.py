@@ -13,9 +13,10 @@ from thawline.cluster.errors import JobError, LaunchError
 from thawline.cluster.job.checks import batch_of
 from thawline.cluster.job.job import Data, Job
 from thawline.cluster.machine import memory
-from thawline.cluster.machine.memory import available_bytes, check_memory, kept_by_forward
+from thawline.cluster.machine.memory import available_bytes, check_features, check_memory, kept_by_forward
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import ImageLoader, loaders
+from thawline.models import create
 
 GB = 10**9
 
@@ -77,6 +78,22 @@ def test_what_the_forward_pass_keeps_is_what_autograd_saves() -> None:
     assert kept_by_forward(model, 8) == image + activation
     assert kept_by_forward(model, 8, micro_batches=2) == (image + activation) / 2
     assert [layer.training for layer in model] == [True, False, True, True]
+
+
+def test_features_that_cannot_be_kept_are_refused_with_their_bytes_and_how_many_views_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = flat_manifest(tmp_path, train=100, valid=4)
+    train, _ = loaders(manifest, ImageSpec(size_px=32, presize_px=40), batch=8, engine="reference")
+    model = create("tiny", 2, weights="none")
+    each = 2 * 64 * 4 + 250  # the means and maxima of 64 channels in float32, and where they are found
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2 * 2 * 3 * 100 * each)  # half is for three views on two
+    said = check_features(model, train, views=3, ranks_here=2)
+    assert "features of 100 images will take up to 0.5 MB" in said
+    with pytest.raises(LaunchError, match=r"cache_features=4 keeps 0\.8 kB of each of 100 .*cache_features=3, or"):
+        check_features(model, train, views=4, ranks_here=2)
+    check_features(model, train, views=6, ranks_here=1)
+    assert model.training
 
 
 def test_memory_is_what_the_control_group_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

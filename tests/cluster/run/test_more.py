@@ -120,6 +120,9 @@ def test_what_cannot_go_on_gets_a_sentence(finished: Path, tmp_path: Path) -> No
     go(going_on(job, 2), last=2)
     with pytest.raises(StorageError, match=r"has not finished --more 2, .* give --more 2 again, and then --more 3"):
         going_on(job, 3)
+    sized = replace(job, data=replace(job.data, stages=((0.0, 24), (0.5, 32))))
+    with pytest.raises(JobError, match=r"--more with new images, and images of 24 and 32 px: .* --model.weights this"):
+        growing.grown(sized, 2, Manifest.load(job.manifest), tell=print)
     (tmp_path / "run/result.json").unlink()
     with pytest.raises(StorageError, match="has not finished, and --more is for a run that has"):
         going_on(job, 2)
