@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from thawline.cluster.cli.index import make_manifest
+from thawline.dataio.checks.census import label_moments
 from thawline.dataio.errors import ManifestError
 from thawline.dataio.table.growth import grow
 from thawline.dataio.table.manifest import Manifest
@@ -63,3 +64,25 @@ def test_old_images_stay_on_their_side_and_copies_go_to_it(tmp_path: Path, seed:
     assert grow(growth.manifest, new).manifest.fingerprint() == growth.manifest.fingerprint()
     with pytest.raises(ManifestError, match=r"is for multi_label with .* index the images as before"):
         grow(old, replace(new, task="multi_label"))
+
+
+def test_numbers_stay_in_the_units_of_the_first_images(tmp_path: Path) -> None:
+    lines = ["path,size"]
+    for i in range(8):
+        picture(tmp_path / f"{i}.png", i)
+        lines.append(f"{i}.png,{i * i}")
+    made = []
+    for count, name in ((5, "old"), (9, "new")):
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines[:count]))
+        made.append(make_manifest(tmp_path / f"{name}.csv", label="number:size", valid="0.25"))
+    first = label_moments(made[0])
+    assert label_moments(made[1]) != first
+    grown = grow(*made).manifest
+    grown.save(tmp_path / "grown.parquet")
+    loaded = Manifest.load(tmp_path / "grown.parquet")
+    assert label_moments(loaded) == first
+    assert label_moments(grow(loaded, made[1]).manifest) == first, "however often it goes on"
+    for wrong in (((1.0,), (0.0,)), ((1.0, 2.0), (1.0, 2.0)), ((1.0,),)):
+        replace(grown, moments=wrong).save(tmp_path / "wrong.parquet")  # type: ignore[arg-type]
+        with pytest.raises(ManifestError, match=r"wrong\.parquet has no moments that numbers could be standardised by"):
+            Manifest.load(tmp_path / "wrong.parquet")
