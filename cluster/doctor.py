@@ -49,7 +49,7 @@ def _packages() -> list[Check]:
     for name in ("torch", "torchvision", "torchmetrics", "ray", "pyarrow", "prometheus_client"):
         found = version(name)
         checks.append(_check(name, found, found != "missing", f"pip install {name}"))
-    extras = [Check(name, version(name), True) for name in ("timm", "peft")]
+    extras = [Check(name, version(name), True) for name in ("timm", "peft", "segmentation-models-pytorch")]
     return [*checks, Check("DALI", version(*DALI), True), *extras]
 
 

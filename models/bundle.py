@@ -28,7 +28,7 @@ DESCRIPTION, WEIGHTS = saved.DESCRIPTION, saved.BUNDLED
 VERSION = 1
 _FORMAT = "thawline bundle"
 log = logging.getLogger(__name__)
-_OPTIONS = ("dropout", "groups", "in_channels", "label_mean", "label_std", "size_px", "y_range")
+_OPTIONS = ("decoder", "dropout", "groups", "in_channels", "label_mean", "label_std", "size_px", "y_range")
 """Of `create`, that a description of this version may give."""
 
 

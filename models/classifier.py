@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thawline.models.bodies.body import Body, Names, feature_maps, on_meta, shape_of
 from thawline.models.bodies.libraries import body_of, check_name, library_of, sketch
+from thawline.models.decoders import OURS, check_sizes, padded
 from thawline.models.errors import ModelError
 from thawline.models.groups import Part, gathered
 from thawline.models.heads import check_options, head_of, kind_of, on_stages
@@ -36,6 +37,8 @@ class Classifier(nn.Module):
     """The units of the numbers that come out: a standard deviation each; None where they are no numbers."""
     on_stages: bool
     """The head is given the images and the maps of all stages, and not the last map alone."""
+    multiple_px: int
+    """The body of such a head is shown images padded to sides that are multiples of this."""
     origin: str
     """Where the weights came from, in words; for the log."""
     pretrained: bool
@@ -51,12 +54,12 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
-        self.options, self.scale, self.on_stages = {}, None, False
+        self.options, self.scale, self.on_stages, self.multiple_px = {}, None, False, 1
         self.group_names, self.fixed_groups, self.lora_scale = groups, 0, 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         if self.on_stages:
-            return self.head(images, feature_maps(self.body, images))
+            return self.head(images, feature_maps(self.body, padded(images, self.multiple_px)))
         return self.head(self.body(images))
 
     def in_two(self) -> tuple[nn.Module, nn.Module]:
@@ -73,11 +76,20 @@ class Classifier(nn.Module):
         return [*gathered(self.body, self.group_names), [self.head]]
 
 
-def check(name: str, *, groups: Grouping = "three", sizes_px: Sequence[int] = (), checkpointing: bool = False) -> int:
+def check(
+    name: str,
+    *,
+    task: str = "single_label",
+    decoder: str = OURS,
+    groups: Grouping = "three",
+    sizes_px: Sequence[int] = (),
+    checkpointing: bool = False,
+) -> int:
     """Whether `create` can make such a model, and it can see images of each of these sides; how many groups it has.
 
     Raises: UnknownModelError, ModelError.
     """
+    _head_options(task, decoder=decoder)
     body = sketch(name, size_px=sizes_px[-1] if sizes_px else None)
     computes = library_of(name).computes
     ghost = body.module.eval() if computes else on_meta(body.module)
@@ -85,6 +97,11 @@ def check(name: str, *, groups: Grouping = "three", sizes_px: Sequence[int] = ()
         shape_of(ghost, channels=3, size_px=size_px, name=name, device="cpu" if computes else "meta")
     if checkpointing:
         checkpoint_gradients(ghost, name=name)
+    if decoder != OURS:
+        kind = kind_of(head_of(task), body, task=task, in_channels=3)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            head = head_of(task)(body.features, 2, decoder=decoder, **kind)
+        check_sizes(head, body, sizes_px)
     return len(body.groups(groups)) + 1
 
 
@@ -118,6 +135,7 @@ def create(
     in_channels: int = 3,
     size_px: int | None = None,
     checkpointing: bool = False,
+    decoder: str = OURS,
 ) -> Classifier:
     """Build a model on the CPU, in training mode, everything trainable.
 
@@ -127,7 +145,7 @@ def create(
     library starts it), a file, or the folder of a run or a checkpoint. A head of ours in there is taken where its
     shapes agree and, if `class_names` are given, where it was trained on these. `tiny` was never trained on ImageNet:
     there "imagenet" is "none", and `origin` says so. Of your own, "imagenet" are those that the function gave it.
-    label_mean, label_std, y_range: see heads.number_head. checkpointing: see checkpoint_gradients.
+    label_mean, label_std, y_range: see number_head. decoder: see mask_head. checkpointing: see checkpoint_gradients.
     A convolutional body is given fastai's head, a transformer a normed linear one. groups: how layers are grouped for
     freezing and for two rates; "three" is fastai's. size_px: the side of the images, for networks that take one only.
     in_channels other than 3, for loaders of your own: the first layer is RGB's in fastai's way.
@@ -137,7 +155,9 @@ def create(
     """
     check_name(name)  # which imports a user's own: what that draws at random, it draws before the seed counts
     make_head = head_of(task)
-    options = _head_options(task, dropout=dropout, label_mean=label_mean, label_std=label_std, y_range=y_range)
+    options = _head_options(
+        task, decoder=decoder, dropout=dropout, label_mean=label_mean, label_std=label_std, y_range=y_range
+    )
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
@@ -148,15 +168,21 @@ def create(
     model = Classifier(body.module, head, name=name, classes=classes, groups=body.groups(groups))
     model.options = options | _shaping(groups=groups, in_channels=in_channels, size_px=size_px if body.bound else None)
     model.scale, model.on_stages = options.get("label_std"), on_stages(make_head)
+    model.multiple_px = getattr(head, "multiple_px", 1)
+    check_sizes(head, body, ())
     if checkpointing:
         checkpoint_gradients(body.module, name=name)
     _fill(model, body, weights, class_names)
     return model
 
 
-def _head_options(task: str, *, dropout: float, **given: Sequence[float] | None) -> dict[str, Any]:
+def _head_options(
+    task: str, *, decoder: str, dropout: float | None = None, **given: Sequence[float] | None
+) -> dict[str, Any]:
     """What to tell a head, of what was given. Raises ModelError for what it does not take."""
-    options = {"dropout": dropout, **{name: tuple(value) for name, value in given.items() if value is not None}}
+    options: dict[str, Any] = {name: tuple(value) for name, value in given.items() if value is not None}
+    options |= {"dropout": dropout} if dropout is not None else {}
+    options |= {"decoder": decoder} if decoder != OURS else {}
     check_options(task, options)
     return options
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from thawline.models.bodies.body import Body
+from thawline.models.decoders import mask_head
 from thawline.models.errors import ModelError
-from thawline.models.unet import unet_head
 
 HIDDEN = 512
 """Width between the two linear layers."""
@@ -154,7 +154,7 @@ TASKS: dict[str, Callable[..., nn.Module] | None] = {
     "multi_label": classification_head,
     "number": number_head,
     "points": points_head,
-    "mask": unet_head,
+    "mask": mask_head,
 }
 """(features, outputs, dropout=, ...) -> the head of each task; None where there is none, and a model is the user's own.
 

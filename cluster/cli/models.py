@@ -18,14 +18,16 @@ class Models(Verb):
     """Bodies that a job may name: parameters, layer groups, input size, licence of the weights."""
 
     pattern: Annotated[Positional[str], arg(metavar="PATTERN")] = "*"
-    """Which, such as 'efficientnet*' or 'timm/convnextv2*', or your own; without, torchvision's names alone."""
+    """Which, such as 'efficientnet*', 'timm/convnextv2*', 'smp:*' (decoders), or your own; without, torchvision's."""
 
     def run(self) -> int:
         """Print a line for each, by name."""
-        from thawline.models import code
+        from thawline.models import code, decoders
         from thawline.models.bodies import from_timm, libraries
         from thawline.models.errors import UnknownModelError
 
+        if self.pattern.startswith(decoders.PREFIX):
+            return _tell_decoders(self.pattern)
         found = fnmatch.filter(libraries.names(), self.pattern)
         if self.pattern.startswith(from_timm.PREFIX):
             found = from_timm.names(self.pattern)
@@ -44,6 +46,18 @@ class Models(Verb):
         for name in found:
             print(printable(f"{name:<{width}}  {_described(name)}".rstrip()), flush=True)
         return 0
+
+
+def _tell_decoders(pattern: str) -> int:
+    """Print the names of smp's decoders."""
+    from thawline.models import decoders
+
+    found = fnmatch.filter(decoders.names(), pattern)
+    if not found:
+        decoders.check_name(pattern)  # names the nearest
+    say("decoders of masks, for model.decoder")
+    print("\n".join(found))
+    return 0
 
 
 def _described(name: str) -> str:

@@ -32,6 +32,8 @@ class Model:
     """Dropout before the last layer; half of it before the layer ahead."""
     y_range: Annotated[tuple[float, float] | None, Range(isfinite, "two finite numbers", "it is a range")] = None
     """Least and largest number that the model can say, in their own units; None = no limit; task number only."""
+    decoder: Annotated[str, given("unet or a name such as 'smp:FPN'", "it would be no choice")] = "unet"
+    """Decoder of a mask: unet, or one of segmentation_models_pytorch as smp:NAME, such as smp:DeepLabV3Plus."""
     groups: Grouping = "three"
     """Layer groups for freezing and for two learning rates: fastai's three, one a stage, or one a block."""
     checkpointing: bool = False

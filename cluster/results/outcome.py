@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thawline.cluster.errors import StorageError, last_line
 from thawline.cluster.job.job import Job, code_of
+from thawline.cluster.job.model import Model
 from thawline.cluster.machine import provenance
 from thawline.cluster.observe.console import diagnosis_lines
 from thawline.cluster.run.folder import Result, write_text
@@ -143,6 +144,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "device": str(context.device),
         "precision": learner.precision.name,
         "model": job.model.name,
+        **({"decoder": job.model.decoder} if job.model.decoder != Model.decoder else {}),
         **({"code": fingerprints(code_of(job).values())} if code_of(job) else {}),
         "epochs": progress.epochs,
         "appended": len(job.appended),

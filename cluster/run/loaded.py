@@ -60,6 +60,7 @@ class Loaded:
             label_mean=mean,
             label_std=std,
             y_range=model.y_range,
+            decoder=model.decoder,
             groups=model.groups,
             size_px=sides_px(self.job)[-1],
             checkpointing=model.checkpointing,

@@ -59,7 +59,12 @@ def check_recipe(job: Job, loaded: Loaded) -> None:
 
     model = job.model
     groups = classifier.check(
-        model.name, groups=model.groups, sizes_px=sides_px(job), checkpointing=model.checkpointing
+        model.name,
+        task=loaded.manifest.task,
+        decoder=model.decoder,
+        groups=model.groups,
+        sizes_px=sides_px(job),
+        checkpointing=model.checkpointing,
     )
     if model.lora.rank:
         from thawline.models import lora

@@ -4,7 +4,7 @@ import pytest
 import torchvision
 
 from thawline.cluster.cli.models import Models
-from thawline.models.errors import UnknownModelError
+from thawline.models.errors import ModelError, UnknownModelError
 
 
 def test_a_few_are_described(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,6 +23,14 @@ def test_timms_tell_their_licence_and_whether_their_size_is_fixed(capsys: pytest
     pytest.importorskip("timm", reason="the extra timm is not installed")
     assert Models(pattern="timm/test_vit.*").run() == 0
     assert capsys.readouterr().out.split()[-3:] == ["160", "fixed", "apache-2.0"]
+
+
+def test_decoders_are_named_by_their_own_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("segmentation_models_pytorch", reason="the extra smp is not installed")
+    assert Models(pattern="smp:DeepLab*").run() == 0
+    assert capsys.readouterr().out.split() == ["smp:DeepLabV3", "smp:DeepLabV3Plus"]
+    with pytest.raises(ModelError, match="smp:UPerNet"):
+        Models(pattern="smp:uper").run()
 
 
 def test_none_is_told_with_the_nearest() -> None:

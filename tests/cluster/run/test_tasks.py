@@ -1,6 +1,7 @@
 """Does every task go through a whole job: trained, measured, written, told, kept in a bundle, and gone on with?"""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,19 @@ def agreement(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[float, floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["number", "points", "mask"])
-def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str) -> None:
-    job = job_of(tmp_path, task)
+@pytest.mark.parametrize(
+    ("task", "decoder"), [("number", "unet"), ("points", "unet"), ("mask", "unet"), ("mask", "smp:FPN")]
+)
+def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str, decoder: str) -> None:
+    if decoder != "unet":
+        pytest.importorskip("segmentation_models_pytorch", reason="the extra smp is not installed")
+    job = job_of(tmp_path, task, model={"decoder": decoder})
     result = in_process(job)
+    told = re.search(r"tiny( under smp:FPN)?, 2 epochs", (tmp_path / "runs" / task / "report.html").read_text())
+    assert (result.get("decoder", "unet"), told and told[1]) == (
+        decoder,
+        " under smp:FPN" * (decoder != "unet") or None,
+    )
     run = tmp_path / "runs" / task
     rows = pq.read_table(run / "valid.parquet").to_pylist()
     ids, outputs, targets = spoken_by_the_bundle(job, run)
