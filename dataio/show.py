@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -151,6 +152,12 @@ class Drawing:
     """(axes that show the image, target, number of classes): draws it there; None for what is words alone."""
     predicted: Callable[[Any], Any] | None = None
     """(prediction as tables of predictions have it) -> as a target; None where they do not have all of it."""
+    decided: Callable[[NDArray[np.float32]], Any] | None = None
+    """(outputs of the model for one image) -> as a target, where tables of predictions do not have all of it."""
+    true_over: Callable[[Axes, Any, int], None] | None = None
+    """As `over`, for a true target beside a predicted one: told from it by its form, not by its colour."""
+    legend: str = ""
+    """How the two differ, in words."""
 
 
 def _class_words(target: Any, classes: tuple[str, ...], size_px: int) -> str:
@@ -192,6 +199,28 @@ def _draw_points(axes: Axes, target: NDArray[np.float32], classes: int) -> None:
     axes.set_ylim(height - 0.5, -0.5)
 
 
+def _cross_points(axes: Axes, target: NDArray[np.float32], classes: int) -> None:
+    """As `_draw_points`, a cross each."""
+    height, width = axes.images[0].get_size()
+    x, y = (target[:, 0] + 1) / 2 * width - 0.5, (target[:, 1] + 1) / 2 * height - 0.5
+    colours = matplotlib.colormaps["tab10"](np.arange(classes) % 10)
+    axes.scatter(x, y, c="white", marker="x", s=34, linewidths=2.4)  # a rim: colours may be those of the image
+    axes.scatter(x, y, c=colours, marker="x", s=26, linewidths=1.2)
+
+
+def _outline_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
+    """A line around each class in its colour on a dark rim, none around the first, which is the ground."""
+    for index in range(1, classes):
+        inside = np.pad(target == index, 1).astype(np.float32)  # or a line along the edge would be missing
+        if not inside.any():
+            continue
+        places = [np.arange(side + 2) - 1 for side in target.shape]
+        for colour, width in (("black", 1.8), (matplotlib.colormaps["tab10"](index % 10), 0.9)):
+            axes.contour(places[1], places[0], inside, levels=[0.5], colors=[colour], linewidths=width)
+    axes.set_xlim(-0.5, target.shape[1] - 0.5)
+    axes.set_ylim(target.shape[0] - 0.5, -0.5)
+
+
 def _draw_mask(axes: Axes, target: NDArray[np.int64], classes: int) -> None:
     """The mask half transparent over its image, a colour a class, nothing where there is none."""
     shown = np.ma.masked_equal(target, VOID)
@@ -202,7 +231,19 @@ DRAWINGS: dict[str, Drawing] = {
     "single_label": Drawing(_class_words),
     "multi_label": Drawing(_classes_words),
     "number": Drawing(_number_words),
-    "points": Drawing(_points_words, _draw_points, _placed),
-    "mask": Drawing(_mask_words, _draw_mask),
+    "points": Drawing(
+        _points_words,
+        _draw_points,
+        predicted=_placed,
+        true_over=_cross_points,
+        legend="discs are predicted, crosses are true",
+    ),
+    "mask": Drawing(
+        _mask_words,
+        _draw_mask,
+        decided=lambda scores: scores.argmax(0),
+        true_over=_outline_mask,
+        legend="areas are predicted, lines are true",
+    ),
 }
 """By the tasks' names, see tasks.py."""

@@ -1,7 +1,8 @@
 """What does a run write when it has ended? Rows, predictions, the bundle, result and report, by rank 0."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from thawline.cluster.machine import provenance
 from thawline.cluster.observe.console import diagnosis_lines
 from thawline.cluster.run.folder import Result, write_text
 from thawline.cluster.words import as_json, finite
+from thawline.dataio.batch import Batch
 from thawline.dataio.store import files
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
@@ -27,6 +29,7 @@ from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.predictions import Predictions
 from thawline.trainer.records.recorder import write_parquet
+from thawline.trainer.step.step import eval_step
 
 
 def outcome(job: Job, context: RunContext, learner: Learner, predictions: Predictions | None) -> Result:
@@ -111,10 +114,24 @@ def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table)
             learner.note(line)
         from thawline.cluster.results.report import write_report  # brings matplotlib, which training does not need
 
-        write_report(folder, result, learner.recorder.table(), outcomes, learner.valid)
+        write_report(folder, result, learner.recorder.table(), outcomes, learner.valid, outputs_of=outputs_of(learner))
     except Exception as error:  # a font, a name, a full disk
         why = f"{type(error).__name__}: {last_line(error)}"
         learner.note(f"report.html could not be made ({why}): the result stands without it")
+
+
+def outputs_of(learner: Learner) -> Callable[[Batch], Tensor]:
+    """What the final weights put out for a batch on the CPU, float32, there too. Not collective."""
+    session = learner.session
+
+    def outputs(batch: Batch) -> Tensor:
+        session.model.eval()
+        device = learner.context.device
+        moved = Batch(batch.inputs.to(device), batch.targets.to(device), batch.ids)
+        with contextlib.nullcontext() if session.ema is None else session.ema.in_place():
+            return eval_step(session.model, moved, loss=session.settings.loss, precision=learner.precision)[0].cpu()
+
+    return outputs
 
 
 def _whose_weights(learner: Learner) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from thawline.cluster.results.figures import write
 from thawline.cluster.run.folder import write_text
+from thawline.dataio.batch import Batch
 from thawline.dataio.pixels.reference import ReferenceEngine
-from thawline.dataio.show import DRAWINGS, denormalise, grid
+from thawline.dataio.show import DRAWINGS, Drawing, denormalise, grid
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.trainer.analysis import plots
@@ -27,11 +30,20 @@ from thawline.trainer.tasks import record_of
 _SHOWN = 24
 
 
-def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: pa.Table, valid: ImageLoader) -> None:
+def write_report(
+    root: Root,
+    result: dict[str, Any],
+    rows: pa.Table,
+    outcomes: pa.Table,
+    valid: ImageLoader,
+    *,
+    outputs_of: Callable[[Batch], Tensor],
+) -> None:
     """Write a run's report.html: the result, the epoch table, curves with findings, validation images with predictions.
 
     root: the run's folder. rows: the recorder's.
-    outcomes: of Predictions.table, one row a validation image.
+    outcomes: of Predictions.table, one row a validation image. outputs_of: what the model with the final weights puts
+    out for a batch on the CPU; asked of the images that are shown, where the rows do not have all of a prediction.
     """
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
     metrics = metric_columns(rows.to_pylist())
@@ -45,8 +57,9 @@ def write_report(root: Root, result: dict[str, Any], rows: pa.Table, outcomes: p
         findings=diagnose(rows),
         judged=record_of(valid.task).right is not None,
         curves=[(_embedded(figure), caption) for figure, caption in _curves(rows, metrics)],
-        worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN]),
-        sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes))),
+        legend=DRAWINGS[valid.task].legend,
+        worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN], outputs_of),
+        sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes)), outputs_of),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_text(root, "report.html", page)
@@ -90,7 +103,13 @@ def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
     return f"{name} from {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"
 
 
-def _shown(name: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[Any, Any]) -> tuple[str, str]:
+def _shown(
+    name: str,
+    outcomes: pa.Table,
+    valid: ImageLoader,
+    rows: np.ndarray[Any, Any],
+    outputs_of: Callable[[Batch], Tensor],
+) -> tuple[str, str]:
     """Validation images as a picture within the page, and a text for those who cannot see it."""
     shown_rows = outcomes.take(rows).to_pylist()
     record = record_of(valid.task)
@@ -100,18 +119,21 @@ def _shown(name: str, outcomes: pa.Table, valid: ImageLoader, rows: np.ndarray[A
         if record.right
         else "; ".join(map(record.title, shown_rows[:3]))
     )
-    caption = f"{name} validation images, {len(shown_rows)}, each titled prediction / truth: {counts}"
-    return _embedded(_pictures(outcomes, valid, rows)), caption
+    how = DRAWINGS[valid.task].legend or "each titled prediction / truth"
+    caption = f"{name} validation images, {len(shown_rows)}, {how}: {counts}"
+    return _embedded(pictures(outcomes, valid, rows, outputs_of)), caption
 
 
 def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).astype(np.int64))
 
 
-def _pictures(outcomes: pa.Table, valid: ImageLoader, indices: np.ndarray[Any, Any]) -> Figure:
+def pictures(
+    outcomes: pa.Table, valid: ImageLoader, indices: np.ndarray[Any, Any], outputs_of: Callable[[Batch], Tensor]
+) -> Figure:
     """Validation images as the model saw them, titled prediction / truth, red where these differ.
 
-    Points are drawn as predicted, masks as they truly are.
+    Points and masks are drawn over them, both predicted and true, see Drawing.legend.
     """
     by_id = {row["id"]: row for row in outcomes.take(indices).to_pylist()}
     work = valid.source.work(np.searchsorted(valid.subset.ids, list(by_id)))
@@ -122,11 +144,22 @@ def _pictures(outcomes: pa.Table, valid: ImageLoader, indices: np.ndarray[Any, A
     colours = [("#1a7f37" if record.right(row) else "#c62828") if record.right else "black" for row in rows]
     figure = grid(list(denormalise(batch.inputs, valid.spec)), list(map(record.title, rows)), cols=8, colours=colours)
     if drawing.over:
-        for axes, row, target in zip(figure.axes, rows, batch.targets.numpy(), strict=False):
-            drawing.over(
-                axes, drawing.predicted(row["prediction"]) if drawing.predicted else target, len(valid.classes)
-            )
+        targets, classes = batch.targets.numpy(), len(valid.classes)
+        predicted = _predicted(drawing, rows, batch, outputs_of)
+        for axes, target, prediction in zip(figure.axes, targets, predicted or targets, strict=False):
+            drawing.over(axes, prediction, classes)
+            if predicted and drawing.true_over:
+                drawing.true_over(axes, target, classes)
     return figure
+
+
+def _predicted(
+    drawing: Drawing, rows: list[dict[str, Any]], batch: Batch, outputs_of: Callable[[Batch], Tensor]
+) -> list[Any]:
+    """What was predicted for each image of a batch, as targets; empty where that is not known."""
+    if drawing.predicted:
+        return [drawing.predicted(row["prediction"]) for row in rows]
+    return [drawing.decided(each) for each in outputs_of(batch).numpy()] if drawing.decided else []
 
 
 def _embedded(figure: Figure) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.kit.images import flat_manifest
 from thawline.cluster.results.report import _by_class, write_report
+from thawline.dataio.batch import Batch
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.loader import loaders
@@ -18,6 +20,11 @@ from thawline.trainer.records.recorder import to_table
 
 CLASSES = ("under_$50", "over_$50", r"\frac{$x")
 """To matplotlib, text between two $ is a formula, which these are not."""
+
+
+def nothing(batch: Batch) -> torch.Tensor:
+    """Rows of labels have all of a prediction."""
+    raise AssertionError
 
 
 def page_of(folder: Path, *, slope: float) -> str:
@@ -46,7 +53,7 @@ def page_of(folder: Path, *, slope: float) -> str:
     eye = [[0.8, 0.1, 0.1]] * len(ids)
     zeros, losses = np.zeros(len(ids), np.int64), np.full(len(ids), 0.2, np.float32)
     outcomes = Predictions(ids, zeros, np.array(eye, np.float32), losses, "single_label").table(CLASSES)
-    write_report(Root.of(folder), result, to_table(rows), outcomes, valid)
+    write_report(Root.of(folder), result, to_table(rows), outcomes, valid, outputs_of=nothing)
     train.close()
     valid.close()
     return (folder / "report.html").read_text()
