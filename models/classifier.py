@@ -54,7 +54,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.body, self.head = body, head
         self.name, self.classes, self.origin, self.pretrained = name, classes, "random weights", False
-        self.options, self.scale, self.on_stages, self.multiple_px = {}, None, False, 1
+        self.options, self.scale, self.on_stages = {}, None, False
+        self.multiple_px = getattr(head, "multiple_px", 1)
         self.group_names, self.fixed_groups, self.lora_scale = groups, 0, 0.0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,10 +99,8 @@ def check(
     if checkpointing:
         checkpoint_gradients(ghost, name=name)
     if decoder != OURS:
-        kind = kind_of(head_of(task), body, task=task, in_channels=3)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            head = head_of(task)(body.features, 2, decoder=decoder, **kind)
-        check_sizes(head, body, sizes_px)
+            _head_over(body, task, 2, sizes_px=sizes_px, decoder=decoder)
     return len(body.groups(groups)) + 1
 
 
@@ -154,22 +153,17 @@ def create(
     Raises: UnknownModelError, CodeError, WeightsError, ModelError (no classes, a wrong dropout, ...).
     """
     check_name(name)  # which imports a user's own: what that draws at random, it draws before the seed counts
-    make_head = head_of(task)
-    options = _head_options(
-        task, decoder=decoder, dropout=dropout, label_mean=label_mean, label_std=label_std, y_range=y_range
-    )
+    of_labels = {"label_mean": label_mean, "label_std": label_std, "y_range": y_range}
+    options = _head_options(task, decoder=decoder, dropout=dropout, **of_labels)
     with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             # torch.manual_seed would reseed the GPUs too, and fork_rng guards only the CPU here.
             torch.default_generator.manual_seed(seed)
-        body = body_of(name, in_channels=in_channels, size_px=size_px, maps=on_stages(make_head))
-        kind = kind_of(make_head, body, task=task, in_channels=in_channels)
-        head = make_head(body.features, classes, **options, **kind)
+        body = body_of(name, in_channels=in_channels, size_px=size_px, maps=on_stages(head_of(task)))
+        head = _head_over(body, task, classes, in_channels=in_channels, **options)
     model = Classifier(body.module, head, name=name, classes=classes, groups=body.groups(groups))
     model.options = options | _shaping(groups=groups, in_channels=in_channels, size_px=size_px if body.bound else None)
-    model.scale, model.on_stages = options.get("label_std"), on_stages(make_head)
-    model.multiple_px = getattr(head, "multiple_px", 1)
-    check_sizes(head, body, ())
+    model.scale, model.on_stages = options.get("label_std"), on_stages(head_of(task))
     if checkpointing:
         checkpoint_gradients(body.module, name=name)
     _fill(model, body, weights, class_names)
@@ -185,6 +179,16 @@ def _head_options(
     options |= {"decoder": decoder} if decoder != OURS else {}
     check_options(task, options)
     return options
+
+
+def _head_over(
+    body: Body, task: str, outputs: int, *, in_channels: int = 3, sizes_px: Sequence[int] = (), **options: Any
+) -> nn.Module:
+    """The head of a task over a body that sees images of these sides. Raises ModelError where it cannot stand there."""
+    make_head = head_of(task)
+    head = make_head(body.features, outputs, **options, **kind_of(make_head, body, task=task, in_channels=in_channels))
+    check_sizes(head, body, sizes_px)
+    return head
 
 
 def _fill(model: Classifier, body: Body, weights: str | Path, class_names: Sequence[str] | None) -> None:

@@ -95,8 +95,9 @@ def mask_head(
     in_channels: int = 3,
     decoder: str = OURS,
 ) -> nn.Module:
-    """A decoder over a body with two stages or more. `unet` has no dropout, those of smp have the dropout of smp.
+    """A decoder over a body with two stages or more: `unet`, or one of smp as `smp:FPN`, see `names`.
 
+    `unet` has no dropout, those of smp have smp's own, and `dropout` says nothing to either.
     Raises: ModelError for fewer than two classes, an unknown decoder, smp that is not installed, a body that this
     decoder cannot stand on.
     """
