@@ -125,6 +125,7 @@ def outputs_of(learner: Learner) -> Callable[[Batch], Tensor]:
     session = learner.session
 
     def outputs(batch: Batch) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
         session.model.eval()
         device = learner.context.device
         moved = Batch(batch.inputs.to(device), batch.targets.to(device), batch.ids)

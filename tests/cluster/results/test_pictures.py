@@ -32,7 +32,7 @@ class Drawn:
 
     def __init__(self, figure: Any) -> None:
         figure.set_dpi(DPI)
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
         self.pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
         self.axes: list[Axes] = figure.axes
@@ -69,7 +69,7 @@ def test_masks_are_areas_where_predicted_and_lines_where_true(tmp_path: Path) ->
     said = np.zeros((valid.samples, classes, SIDE, SIDE), np.float32)
     said[:, 1, :, :half], said[:, 0, :, half:] = 1, 1  # the left half is of class 1, whatever is seen
     drawn, batch, asked = shown(valid, said)
-    assert torch.equal(asked[0].inputs, batch.inputs)
+    assert torch.equal(torch.as_tensor(asked[0].inputs), torch.as_tensor(batch.inputs))
     spec = valid.spec
     lines = areas = 0
     for number, (image, mask) in enumerate(zip(batch.inputs, batch.targets.numpy(), strict=True)):
