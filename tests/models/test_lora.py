@@ -157,6 +157,7 @@ def test_without_peft_a_sentence_says_how_to_have_it(monkeypatch: pytest.MonkeyP
         check("timm/test_vit")
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_peft_who_has_not_asked_for_it() -> None:
     code = "import sys, thawline.models.lora, thawline.cluster.run.run; print('peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
