@@ -11,6 +11,7 @@ import yaml
 from tests.cluster.observe.test_exporter import names_of_a_run
 from tests.kit.prometheus import DEPLOY, promtool
 
+pytestmark = pytest.mark.slow  # promtool is a process
 MISTAKES = {
     "images of one rank only": ("sum by (run) (rate(thawline_images", "max by (run) (rate(thawline_images"),
     "steps of all ranks": ("max by (run) (rate(thawline_steps", "sum by (run) (rate(thawline_steps"),

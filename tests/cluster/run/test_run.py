@@ -280,7 +280,7 @@ def test_tiny_learns_digits_and_its_bundle_answers_as_validation_did(tmp_path: P
 def test_what_cannot_be_drawn_decides_over_no_result(
     tmp_path: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         assert (tmp_path / "runs/run/result.json").exists(), "the result comes first"
         raise ValueError("\nno such font")
 

@@ -93,7 +93,7 @@ def test_stopped_at_any_checkpoint_and_resumed_it_equals_the_unbroken_run(tmp_pa
     unbroken, _ = made(tmp_path / "unbroken", **options)
     unbroken.fit(phases)
     assert len(losses(unbroken)) < 9
-    for stop in range(1 if ema else 4, asked(unbroken) + 1, 11):
+    for stop in range(1 if ema else 4, asked(unbroken) + 1, 17):
         first, _ = made(tmp_path / str(stop), stop_at_ask=stop, **options)
         first.fit(phases)
         assert first.stopped
