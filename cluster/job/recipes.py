@@ -5,7 +5,6 @@ from typing import Any
 
 from thawline.cluster.job.job import FIT_SHAPES, Fit, Job, PhaseJob
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.dataio.stream.plan import Training
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.schedule.phases import RECIPES, Find, Phase, length, options
 
@@ -43,6 +42,8 @@ def stages(job: Job, *, samples: int) -> tuple[tuple[float, int], ...]:
     samples: training images, which with the global batch make an epoch's steps. Empty where no phase says a side.
     Raises RecipeError.
     """
+    from thawline.dataio.stream.plan import Training  # brings numpy
+
     if not any(table.size_px for table in job.phases):
         return ()
     batch = job.data.global_batch

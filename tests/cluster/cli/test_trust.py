@@ -156,6 +156,7 @@ def test_a_run_with_ones_own_model_and_loss_is_resumed_and_used(here: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_rays_workers_import_it_too(here: Path) -> None:
     job = write_job(here, digits_manifest(here, count=120), model=BODY)
     process = start("train", job, "--trust-code", "--fit.loss", LOSS, "--workers", "2", out=subprocess.PIPE)
