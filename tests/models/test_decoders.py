@@ -21,7 +21,7 @@ OWN_DILATION = ("smp:DeepLabV3", "smp:DeepLabV3Plus", "smp:PAN")
 """smp dilates its encoder for these, which a body of ours is not."""
 ONE_UNIT = (".SE_ll.", ".SE_hl.", ".fpa.down")
 """Layers of MAnet and PAN with one unit under a ReLU, which may begin dead."""
-BODIES = ("resnet18", "convnext_tiny", "efficientnet_b0", "vgg11_bn")
+BODIES = ("convnext_tiny", "efficientnet_b0")
 
 
 def mask_model(decoder: str, body: str = "tiny") -> Any:
