@@ -196,6 +196,7 @@ def test_ssim_looks_only_where_all_ways_see() -> None:
     assert presize_quality.ssim(spoilt, best, ~seen) < 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(prefilter.WAYS))
 def test_dali_does_what_each_way_is_judged_by(name: str) -> None:
     spec, way = presize.SPEC, prefilter.WAYS[name]

@@ -1,6 +1,7 @@
 """Does a decoder of segmentation_models_pytorch over our body compute what smp's own model does, at any size?"""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from thawline.models.classifier import check, create
 from thawline.models.errors import BundleError, ModelError
 from thawline.models.groups import freeze, parameter_groups
 
-smp = pytest.importorskip("segmentation_models_pytorch", reason="the extra smp is not installed")
-
-ALL = decoders.names()
+pytestmark = pytest.mark.skipif(  # not importorskip: every test process would import it, whatever it runs
+    not find_spec("segmentation_models_pytorch"), reason="the extra smp is not installed"
+)
+NAMES = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer"
+ALL = tuple(f"smp:{name}" for name in NAMES.split())
 OWN_DILATION = ("smp:DeepLabV3", "smp:DeepLabV3Plus", "smp:PAN")
 """smp dilates its encoder for these, which a body of ours is not."""
 ONE_UNIT = (".SE_ll.", ".SE_hl.", ".fpa.down")
@@ -29,17 +32,21 @@ def mask_model(decoder: str, body: str = "tiny") -> Any:
 
 
 def test_they_are_smps_architectures_but_for_the_one_over_tokens() -> None:
-    expected = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet Segformer"
-    assert set(ALL) >= {f"smp:{name}" for name in expected.split()}
-    assert "smp:DPT" not in ALL
+    import segmentation_models_pytorch as smp
+
+    assert set(decoders.names()) >= {*ALL}
+    assert "smp:DPT" not in decoders.names()
     before = dict(smp.encoders.encoders)
     mask_model("smp:FPN")
     assert smp.encoders.encoders == before, "smp's own list is left as it was"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if name not in (*OWN_DILATION, "smp:PSPNet")])
 def test_over_a_resnet_it_is_smps_own_model(name: str) -> None:
     """PSPNet is left out: smp gives it a body of three stages."""
+    import segmentation_models_pytorch as smp
+
     ours = mask_model(name, "resnet18").eval()
     theirs = smp.create_model(name.removeprefix("smp:"), "resnet18", encoder_weights=None, classes=5).eval()
     theirs.encoder.load_state_dict(ours.body.state_dict())
@@ -50,6 +57,7 @@ def test_over_a_resnet_it_is_smps_own_model(name: str) -> None:
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_the_mask_is_as_large_as_the_image_and_everything_learns(name: str) -> None:
     model = mask_model(name).eval()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from thawline.models.folding import folded
 from thawline.models.groups import freeze_to, parameter_groups, unfreeze
 from thawline.models.lora import add_lora, check, merged
 
-pytest.importorskip("peft", reason="the extra lora is not installed")
-pytest.importorskip("timm", reason="the extra timm is not installed")
+pytestmark = [  # not importorskip: every test process would import it, whatever it runs
+    pytest.mark.slow,
+    pytest.mark.skipif(not (find_spec("peft") and find_spec("timm")), reason="the extra lora or timm is not installed"),
+]
 
 BODIES = ("timm/test_vit", "timm/test_convnext", "swin_t")
 SIDE = {"timm/test_vit": 160}
@@ -157,7 +160,6 @@ def test_without_peft_a_sentence_says_how_to_have_it(monkeypatch: pytest.MonkeyP
         check("timm/test_vit")
 
 
-@pytest.mark.slow
 def test_nobody_waits_for_peft_who_has_not_asked_for_it() -> None:
     code = "import sys, thawline.models.lora, thawline.cluster.run.run; print('peft' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -66,6 +66,7 @@ def test_a_second_start_is_refused_by_whom_since_when_and_a_third_follows_the_fi
     assert "://" in folder or not Path(folder).exists(), "nothing was written, and nothing is left"
 
 
+@pytest.mark.slow
 def test_who_is_killed_holds_nothing(folder: str) -> None:
     process, _ = begin(folder)
     with pytest.raises(StorageError, match=f"process {process.pid} on"):

@@ -1,6 +1,7 @@
 """Does a run with LoRA resume, and leave a model that is whole without peft?"""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,8 +22,9 @@ from thawline.dataio.stream.loader import loaders
 from thawline.models.errors import ModelError
 from thawline.trainer.context import LocalContext
 
-pytest.importorskip("peft", reason="the extra lora is not installed")
-pytest.importorskip("timm", reason="the extra timm is not installed")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("peft") and find_spec("timm")), reason="the extra lora or timm is not installed"
+)
 
 FLAGS = (
     *("--model.lora.rank", "4", "--model.lora.alpha", "8", "--model.lora.targets", "qkv", "proj"),

@@ -66,6 +66,7 @@ def three_streams(train: ImageLoader, valid: ImageLoader, view: int) -> None:
         assert len(list(islice(other.stream(), 1 + view % 3))) == 1 + view % 3
 
 
+@pytest.mark.slow
 @both_engines
 def test_fifty_streams_hold_no_more_than_three(flat: Manifest, engine: EngineName) -> None:
     with no_collector():

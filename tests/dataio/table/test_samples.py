@@ -15,6 +15,7 @@ from thawline.dataio.samples import write_digits
 from thawline.dataio.table.sources import from_folder
 
 
+@pytest.mark.slow
 def test_digits_are_the_right_pixels_under_the_right_names(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
