@@ -136,7 +136,7 @@ def newest(run: Path) -> int:
 
 def refused(cluster: RayCluster, *words: str, **env: str) -> str:
     began = time.monotonic()
-    done = cluster.run(*words, timeout_s=60, **env)
+    done = cluster.run(*words, timeout_s=120, **env)
     assert done.returncode == 1, done.stdout
     assert done.stderr.count("thawline: ") == 1, done.stderr
     assert "INFO" not in done.stderr  # of Ray's client
