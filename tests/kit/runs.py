@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 
 from tests.kit.clusters import free_port
 from tests.kit.forked import Forked, thawline_process
+from tests.kit.toy import Watched
 from thawline.cluster.cli.index import make_manifest
+from thawline.cluster.job.job import Job
+from thawline.cluster.run.run import run as run_job
 from thawline.dataio.samples import write_digits
 from thawline.dataio.stream.plan import Training
 from thawline.dataio.table.manifest import Manifest
@@ -132,6 +135,18 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | Forked,
             stderr = process.communicate()[1] if process.poll() is not None else ""
             raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {stderr}")
         time.sleep(0.02)
+
+
+def go(job: Job, *, stop_at_ask: int = 0) -> dict[str, Any]:
+    """The result of a job that runs in this process. stop_at_ask: see Watched."""
+    return run_job(job, Watched(run_dir=Path(job.storage) / job.name, stop_at_ask=stop_at_ask))
+
+
+def numbers(run: Path) -> list[tuple[Any, ...]]:
+    """What a run recorded of its windows and epochs, but for times."""
+    rows = pq.read_table(run / "rows.parquet").to_pylist()
+    kept = ("kind", "phase", "step", "epoch", "loss", "lr", "momentum", "valid_loss", "error_rate", "train_loss")
+    return [tuple(row.get(name) for name in kept) for row in rows if row["kind"] in ("train", "valid")]
 
 
 def result(run: Path) -> dict[str, Any]:

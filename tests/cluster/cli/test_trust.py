@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.kit.own_code import forget, write_nets
-from tests.kit.runs import digits_manifest, result, start, write_job
+from tests.kit.runs import digits_manifest, go, result, start, write_job
 from thawline import models
 from thawline.cluster import driver
 from thawline.cluster.cli.train import Train
@@ -22,8 +22,6 @@ from thawline.cluster.job.checks import check
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.model import Model
 from thawline.cluster.jobs import log_records
-from thawline.cluster.run.run import run
-from thawline.trainer.context import LocalContext
 
 BODY, LOSS = "python:nets:body", "python:nets:loss"
 
@@ -124,16 +122,6 @@ def test_a_driver_imports_only_what_the_one_who_submitted_agreed_to(
         assert [row["text"] for row in records[:-1]] == notes
 
 
-class Until(LocalContext):
-    """Asks to stop when asked for the third time."""
-
-    asks = 0
-
-    def should_stop(self) -> bool:
-        self.asks += 1
-        return self.asks == 3
-
-
 @pytest.mark.slow
 def test_a_run_with_ones_own_model_and_loss_is_resumed_and_used(here: Path) -> None:
     """Resumed it equals the unbroken one, its report and result tell of the code, and its bundle is validation's."""
@@ -141,10 +129,9 @@ def test_a_run_with_ones_own_model_and_loss_is_resumed_and_used(here: Path) -> N
     job = read(str(write_job(here, digits_manifest(here, count=120))), *code)
     whole, broken = (replace(job, name=name) for name in ("whole", "broken"))
     named = replace(whole, name="named", fit=replace(whole.fit, loss="cross_entropy"))
-    made = run(whole, LocalContext(run_dir=here / "runs/whole"))
-    assert run(broken, Until(run_dir=here / "runs/broken"))["status"] == "stopped"
-    again = run(broken, LocalContext(run_dir=here / "runs/broken"))
-    assert made["metrics"] == again["metrics"] == run(named, LocalContext(run_dir=here / "runs/named"))["metrics"]
+    made = go(whole)
+    assert go(broken, stop_at_ask=3)["status"] == "stopped"
+    assert made["metrics"] == go(broken)["metrics"] == go(named)["metrics"]
     assert made["code"].keys() == {BODY, LOSS}
     assert made["code"][BODY] in (here / "runs/whole/report.html").read_text()
 

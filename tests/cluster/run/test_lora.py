@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.kit.runs import digits_manifest, write_job
+from tests.kit.runs import digits_manifest, go, write_job
 from thawline import models
 from thawline.cluster.errors import JobError
 from thawline.cluster.job import job as jobs
@@ -16,11 +16,9 @@ from thawline.cluster.job.checks import check
 from thawline.cluster.job.flags import override
 from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.run.preflight import preflight
-from thawline.cluster.run.run import run
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.stream.loader import loaders
 from thawline.models.errors import ModelError
-from thawline.trainer.context import LocalContext
 
 pytestmark = pytest.mark.skipif(
     not (find_spec("peft") and find_spec("timm")), reason="the extra lora or timm is not installed"
@@ -32,23 +30,6 @@ FLAGS = (
 )
 
 
-class Until(LocalContext):
-    """Asks to stop when asked for the nth time."""
-
-    asks = 0
-    last = 0
-
-    def should_stop(self) -> bool:
-        self.asks += 1
-        return self.asks == self.last
-
-
-def go(job: jobs.Job, *, last: int = 0) -> dict[str, object]:
-    context = Until(run_dir=Path(job.storage) / job.name)
-    context.last = last
-    return run(job, context)
-
-
 @pytest.mark.slow
 def test_resumed_it_equals_the_unbroken_and_its_bundle_is_the_body_with_what_was_learnt(tmp_path: Path) -> None:
     file = write_job(tmp_path, digits_manifest(tmp_path, count=150), model="timm/test_vit")
@@ -56,7 +37,7 @@ def test_resumed_it_equals_the_unbroken_and_its_bundle_is_the_body_with_what_was
     assert preflight(job) is None
     unbroken, broken = go(job), replace(job, name="broken")
     for last in (1, 3):  # in the frozen phase, and in the other
-        assert go(broken, last=last)["status"] == "stopped"
+        assert go(broken, stop_at_ask=last)["status"] == "stopped"
     assert go(broken)["metrics"] == unbroken["metrics"]
     (model, about), (other, _) = (models.load(tmp_path / "runs" / name) for name in ("whole", "broken"))
     state = model.state_dict()

@@ -4,13 +4,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from tests.kit.runs import (
     digits_manifest,
     fork,
     fork_ranks,
+    numbers,
     planned_hash,
     ranks,
     result,
@@ -38,13 +38,6 @@ def weights(run: Path) -> dict[str, Any]:
     assert saved is not None
     parts = ("model", "ema") if "ema" in saved.parts else ("model",)
     return {f"{part}.{name}": value for part in parts for name, value in saved.load(part).items()}
-
-
-def numbers(run: Path) -> list[tuple[Any, ...]]:
-    """Losses and metrics of windows and epochs."""
-    rows = pq.read_table(run / "rows.parquet").to_pylist()
-    kept = ("kind", "phase", "step", "epoch", "loss", "lr", "valid_loss", "error_rate", "train_loss")
-    return [tuple(row.get(name) for name in kept) for row in rows if row["kind"] in ("train", "valid")]
 
 
 ALL = (

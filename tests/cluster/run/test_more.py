@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.kit.runs import counted_error_rate, digits_manifest, result, write_job
+from tests.kit.runs import counted_error_rate, digits_manifest, go, numbers, result, write_job
 from tests.kit.toy import same
 from thawline.cluster.cli import photos
 from thawline.cluster.cli.index import make_manifest
@@ -26,13 +25,11 @@ from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.run import growing
 from thawline.cluster.run.folder import write_text
 from thawline.cluster.run.more import going_on
-from thawline.cluster.run.run import run
 from thawline.dataio.samples import write_digits
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.settings import CheckpointSettings
-from thawline.trainer.context import LocalContext
 
 SMALL = Job(
     data=Data(size_px=32, presize_px=40, global_batch=24),
@@ -45,33 +42,10 @@ SMALL = Job(
 )
 
 
-class Until(LocalContext):
-    """Asks to stop when asked for the nth time."""
-
-    asks = 0
-    last = 0
-
-    def should_stop(self) -> bool:
-        self.asks += 1
-        return self.asks == self.last
-
-
-def go(job: Job, *, last: int = 0) -> dict[str, Any]:
-    context = Until(Path(job.storage) / job.name)
-    context.last = last
-    return run(job, context)
-
-
 def weights(folder: Path) -> dict[str, Any]:
     saved, _ = checkpoint.newest(folder / "checkpoints")
     assert saved is not None
     return saved.load("model")
-
-
-def numbers(folder: Path) -> list[tuple[Any, ...]]:
-    kept = ("kind", "phase", "step", "epoch", "loss", "lr", "momentum", "valid_loss", "error_rate", "train_loss")
-    rows = pq.read_table(folder / "rows.parquet").to_pylist()
-    return [tuple(row.get(name) for name in kept) for row in rows if row["kind"] in ("train", "valid")]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +72,7 @@ def test_more_epochs_are_the_run_with_both_phases_interrupted_or_not(finished: P
         job = copied(finished, tmp_path / str(last))
         before = result(tmp_path / str(last))
         if last:
-            assert go(going_on(job, 2), last=last)["status"] == "stopped"
+            assert go(going_on(job, 2), stop_at_ask=last)["status"] == "stopped"
             assert result(tmp_path / str(last)) == before, "until the new one is there"
         made = go(going_on(job, 2))
         assert (made["status"], made["epochs"], made["appended"]) == ("finished", 3, 1)
@@ -117,7 +91,7 @@ def test_what_cannot_go_on_gets_a_sentence(finished: Path, tmp_path: Path) -> No
     job = copied(finished, tmp_path / "run")
     with pytest.raises(JobError, match="--more -1 is no number of epochs above 0"):
         going_on(job, -1)
-    go(going_on(job, 2), last=2)
+    go(going_on(job, 2), stop_at_ask=2)
     with pytest.raises(StorageError, match=r"has not finished --more 2, .* give --more 2 again, and then --more 3"):
         going_on(job, 3)
     sized = replace(job, data=replace(job.data, stages=((0.0, 24), (0.5, 32))))
@@ -190,7 +164,7 @@ def test_new_images_and_classes_join_and_an_interruption_changes_nothing(
         assert torch.equal(value[: len(head[key])] if value.ndim else value, head[key]), (
             "old classes keep their outputs"
         )
-    assert go(longer_job, last=3)["status"] == "stopped"
+    assert go(longer_job, stop_at_ask=3)["status"] == "stopped"
     made["broken"] = go(again())
     new = Manifest.load(jobs.from_toml(tmp_path / "runs/broken/job.toml").manifest)
     assert (old.classes, new.classes) == (("1", "2", "3", "4"), ("1", "2", "3", "4", "0"))

@@ -2,19 +2,25 @@
 
 import signal
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.kit.runs import digits_manifest, fork_ranks, planned_hash, ranks, result, wait_for_step, write_job
+from tests.kit.runs import (
+    digits_manifest,
+    fork_ranks,
+    go,
+    numbers,
+    planned_hash,
+    ranks,
+    result,
+    wait_for_step,
+    write_job,
+)
 from tests.kit.toy import same
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.checks import check
-from thawline.cluster.run.run import run
 from thawline.trainer.checkpoints import checkpoint
-from thawline.trainer.context import LocalContext
 
 pytestmark = pytest.mark.slow
 PHASES = """
@@ -58,30 +64,6 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return saved.load("model")
 
 
-def numbers(run_dir: Path) -> list[tuple[Any, ...]]:
-    """What the run recorded, but for times."""
-    rows = pq.read_table(run_dir / "rows.parquet").to_pylist()
-    kept = ("kind", "phase", "step", "epoch", "loss", "lr", "momentum", "valid_loss", "error_rate", "train_loss")
-    return [tuple(row.get(name) for name in kept) for row in rows if row["kind"] in ("train", "valid")]
-
-
-class Until(LocalContext):
-    """Asks to stop when asked for the nth time."""
-
-    asks = 0
-    last = 0
-
-    def should_stop(self) -> bool:
-        self.asks += 1
-        return self.asks == self.last
-
-
-def go(job: jobs.Job, *, last: int = 0) -> dict[str, Any]:
-    context = Until(run_dir=Path(job.storage) / job.name)
-    context.last = last
-    return run(job, context)
-
-
 def test_stopped_in_each_phase_it_equals_the_unbroken_run_bit_by_bit(tmp_path: Path, manifest: Path) -> None:
     whole = check(jobs.load(three_phases(tmp_path / "whole", manifest)))
     broken = check(jobs.load(three_phases(tmp_path / "broken", manifest)))
@@ -89,7 +71,7 @@ def test_stopped_in_each_phase_it_equals_the_unbroken_run_bit_by_bit(tmp_path: P
     assert (unbroken["status"], unbroken["steps"]) == ("finished", STEPS)
     phases = []
     for last in (1, 3, 4, 5):  # of the first window; within a validation, which asks three times; later phases' windows
-        life = go(broken, last=last)
+        life = go(broken, stop_at_ask=last)
         assert life["status"] == "stopped"
         phases.append(numbers(tmp_path / "broken/runs/run")[-1][1])
     assert phases == ["head", "head", "all", "large"]
