@@ -4,6 +4,7 @@ ClusterError
 ├── JobError        a TOML that cannot be read, an unknown field, a value out of range
 ├── LaunchError     too many workers, no GPU, a worker group that gave up
 ├── StorageError    a run folder that cannot be written, or that holds another run
+├── PredictError    a threshold for a task that has none, a file of predictions that cannot be written
 ├── TokenError      no token for the cluster, a wrong one, or one that others can read
 └── SubmitError     a cluster that does not answer, a name that is taken, a job that is not known
 
@@ -30,6 +31,10 @@ class LaunchError(ClusterError):
 
 class StorageError(ClusterError):
     """The run's folder cannot be used."""
+
+
+class PredictError(ClusterError):
+    """A finished run cannot be asked so, or what it says cannot be written."""
 
 
 class TokenError(ClusterError):

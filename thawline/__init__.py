@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from thawline.cluster.job.job import Job
     from thawline.cluster.run.run import run
+    from thawline.cluster.serve.predictor import Prediction, Predictor, load
     from thawline.dataio import (
         ArrayLoader,
         Batch,
@@ -93,6 +94,7 @@ __getattr__ = late(
     {
         "thawline.cluster.job.job": "Job",
         "thawline.cluster.run.run": "run",
+        "thawline.cluster.serve.predictor": "Prediction Predictor load",
         "thawline.dataio": (
             "ArrayLoader Batch DataError ImageLoader ImageSpec Loader Manifest Mix Table "
             "array_loaders by_column by_folder "
@@ -134,7 +136,9 @@ __all__ = [
     "OneCycle",
     "OptimSettings",
     "Phase",
+    "Prediction",
     "Predictions",
+    "Predictor",
     "RunContext",
     "Stopping",
     "Table",
@@ -164,6 +168,7 @@ __all__ = [
     "k_fold",
     "label",
     "layer_groups",
+    "load",
     "loaders",
     "lr_find",
     "mask_path",

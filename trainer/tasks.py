@@ -38,8 +38,12 @@ def _as_they_are(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return outputs, targets
 
 
+def _plain_answers(outputs: NDArray[Any], classes: Sequence[str], threshold: float | None = None) -> dict[str, Any]:
+    return {"prediction": outputs.tolist()}
+
+
 def _plain_rows(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    return {"target": targets.tolist(), "prediction": outputs.tolist()}
+    return {"target": targets.tolist(), **_plain_answers(outputs, classes)}
 
 
 def _words(label: Any) -> str:
@@ -76,6 +80,15 @@ class Task:
     """Four made-up samples of that many classes in the form that metrics take; no random state is touched."""
     probabilities: Callable[[Tensor], Tensor] = lambda outputs: outputs
     """Predictions from the outputs, see predictions.Predictions."""
+    by_class: bool = False
+    """Whether these are one for each class, so that one may ask for the most probable."""
+    threshold: float | None = None
+    """The probability above which a class is predicted, where one may choose it; None where the most probable is."""
+    answered: Callable[[Tensor], Tensor] | None = None
+    """What `answers` takes of outputs, where that is not their probabilities."""
+    answers: Callable[[NDArray[Any], Sequence[str], float | None], dict[str, Any]] = _plain_answers
+    """(probabilities, classes, threshold) -> those columns of `rows` that need no target: what a model says of images.
+    threshold: in place of the task's own."""
     outputs_of: Callable[[Tensor], Tensor] | None = None
     """Outputs of which these are the probabilities, averaged over views; None where such a mean is meaningless."""
     brief: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -106,7 +119,8 @@ def _as_often_as_not(counts: NDArray[np.int64], samples: int) -> NDArray[np.floa
 
 _MICRO = {"average": "micro"}
 _AVERAGE = {"average": "macro"}
-_CUT = {"threshold": 0.5, "average": "macro"}
+_THRESHOLD = 0.5
+_CUT = {"threshold": _THRESHOLD, "average": "macro"}
 
 
 def _metrics_of_one_label() -> Mapping[str, MetricKind]:
@@ -131,7 +145,7 @@ def _metrics_of_several_labels() -> Mapping[str, MetricKind]:
     from thawline.trainer.metrics.states import RocAuc
 
     return {
-        "accuracy_multi": MetricKind(tm.MultilabelAccuracy, {"threshold": 0.5}, _MICRO),
+        "accuracy_multi": MetricKind(tm.MultilabelAccuracy, {"threshold": _THRESHOLD}, _MICRO),
         "f_beta": MetricKind(tm.MultilabelFBetaScore, {"beta": 1.0, **_CUT}),
         "precision": MetricKind(tm.MultilabelPrecision, _CUT),
         "recall": MetricKind(tm.MultilabelRecall, _CUT),
@@ -186,47 +200,72 @@ def _tried_masks(classes: int) -> tuple[Tensor, Tensor]:
 # Rows of predictions --------------------------------------------------------------------------------------
 
 
+def _names(classes: Sequence[str]) -> NDArray[np.object_]:
+    return np.array(classes, dtype=object)
+
+
+def _answers_of_one_label(
+    probabilities: NDArray[Any], classes: Sequence[str], threshold: float | None = None
+) -> dict[str, Any]:
+    return {"prediction": list(_names(classes)[probabilities.argmax(1)]), "probability": probabilities.max(1)}
+
+
 def _rows_of_one_label(targets: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    names = np.array(classes, dtype=object)
-    return {
-        "target": list(names[targets]),
-        "prediction": list(names[probabilities.argmax(1)]),
-        "probability": probabilities.max(1),
-    }
+    return {"target": list(_names(classes)[targets]), **_answers_of_one_label(probabilities, classes)}
+
+
+def _answers_of_several(
+    probabilities: NDArray[Any], classes: Sequence[str], threshold: float | None = None
+) -> dict[str, Any]:
+    above = probabilities > (_THRESHOLD if threshold is None else threshold)
+    return {"prediction": [list(_names(classes)[row]) for row in above], "probability": probabilities.max(1)}
 
 
 def _rows_of_several(targets: NDArray[Any], probabilities: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    names = np.array(classes, dtype=object)
-    return {
-        "target": [list(names[row > 0]) for row in targets],
-        "prediction": [list(names[row > 0.5]) for row in probabilities],
-        "probability": probabilities.max(1),
-    }
+    true = [list(_names(classes)[row > 0]) for row in targets]
+    return {"target": true, **_answers_of_several(probabilities, classes)}
+
+
+def _numbers(numbers: NDArray[Any]) -> Any:
+    return numbers[:, 0] if numbers.shape[1] == 1 else pa.array(numbers.tolist(), pa.list_(pa.float32()))
+
+
+def _answers_of_numbers(
+    outputs: NDArray[Any], classes: Sequence[str], threshold: float | None = None
+) -> dict[str, Any]:
+    return {"prediction": _numbers(outputs)}
 
 
 def _rows_of_numbers(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
-    columns = {"target": targets, "prediction": outputs, "error": outputs - targets}
-    if len(classes) == 1:
-        return {name: numbers[:, 0] for name, numbers in columns.items()}
-    return {name: pa.array(numbers.tolist(), pa.list_(pa.float32())) for name, numbers in columns.items()}
+    return {
+        "target": _numbers(targets),
+        **_answers_of_numbers(outputs, classes),
+        "error": _numbers(outputs - targets),
+    }
+
+
+def _answers_of_points(outputs: NDArray[Any], classes: Sequence[str], threshold: float | None = None) -> dict[str, Any]:
+    return {"prediction": _points(outputs)}
 
 
 def _rows_of_points(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
     distance = np.hypot(*np.moveaxis(outputs - targets, -1, 0))
     named = [zip(row, classes, strict=True) for row in distance.tolist()]
     known = [[(d, name) for d, name in row if not np.isnan(d)] for row in named]
-    places, far = pa.list_(pa.list_(pa.float32())), pa.list_(pa.float32())
+    far = pa.list_(pa.float32())
     return {
-        "target": pa.array(_points_or_null(targets), places),
-        "prediction": pa.array(_points_or_null(outputs), places),
+        "target": _points(targets),
+        **_answers_of_points(outputs, classes),
         "distance": pa.array([[None if np.isnan(d) else d for d in row] for row in distance.tolist()], far),
         "mean_distance": pa.array([sum(d for d, _ in row) / len(row) if row else None for row in known], pa.float64()),
         "farthest": pa.array([max(row)[1] if row else None for row in known], pa.string()),
     }
 
 
-def _points_or_null(points: NDArray[Any]) -> list[list[list[float] | None]]:
-    return [[None if np.isnan(x) or np.isnan(y) else [x, y] for x, y in row] for row in points.tolist()]
+def _points(points: NDArray[Any]) -> pa.Array:
+    """Lists of [x, y], null for a point that is missing."""
+    rows = [[None if np.isnan(x) or np.isnan(y) else [x, y] for x, y in row] for row in points.tolist()]
+    return pa.array(rows, pa.list_(pa.list_(pa.float32())))
 
 
 _TINY, _EPS = float(np.finfo(np.float32).tiny), 1e-12
@@ -252,7 +291,9 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double().softmax(1), targets),
         trial=lambda classes: (_scores(classes).softmax(1), torch.arange(4) % classes),
         probabilities=lambda outputs: outputs.softmax(1),
+        by_class=True,
         outputs_of=lambda shares: shares.clamp(min=_TINY).log(),
+        answers=_answers_of_one_label,
         rows=_rows_of_one_label,
     ),
     "multi_label": Task(
@@ -268,7 +309,10 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double().sigmoid(), (targets > 0.5).long()),
         trial=lambda classes: (_scores(classes).sigmoid(), (_scores(classes) > 0.2).long()),
         probabilities=lambda outputs: outputs.sigmoid(),
+        by_class=True,
+        threshold=_THRESHOLD,
         outputs_of=lambda shares: shares.clamp(_TINY, 1 - _EPS).logit(),
+        answers=_answers_of_several,
         rows=_rows_of_several,
     ),
     "number": Task(
@@ -278,6 +322,7 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.double(), targets.double()),
         trial=lambda classes: (_scores(classes), _scores(classes + 1)[:, 1:]),
         outputs_of=lambda numbers: numbers,
+        answers=_answers_of_numbers,
         rows=_rows_of_numbers,
         right=None,
     ),
@@ -288,6 +333,7 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs, formulas.seen(targets)),
         own_metrics=_metrics_of_points,
         trial=lambda classes: (torch.arange(24.0).sin().reshape(4, 3, 2), torch.arange(24.0).cos().reshape(4, 3, 2)),
+        answers=_answers_of_points,
         rows=_rows_of_points,
         title=lambda row: (
             "no point" if row["mean_distance"] is None else f"{row['mean_distance'] / 2:.1%} of the side off"
@@ -306,6 +352,8 @@ TASKS: dict[str, Task] = {
         measured=lambda outputs, targets: (outputs.argmax(1), targets.long()),
         trial=_tried_masks,
         probabilities=lambda outputs: outputs.softmax(1),
+        answered=masks.classes_of,
+        answers=masks.answers,
         brief=masks.counted,
         rows=masks.rows,
         title=lambda row: "no class" if row["iou"] is None else f"IoU {row['iou']:.3f}",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,8 +54,10 @@ CHECKS = pa.schema(
     }
 )
 
+GROUP = 16
+"""Files that a thread checks at once: few enough to stop soon, and no more than decoding.AT_ONCE."""
+
 _ORIENTATION = 0x0112
-_GROUP = 16  # files that a thread checks at once: few enough to stop soon, and no more than decoding.AT_ONCE
 _ROWS = 16_384  # rows of a table: as objects, millions of rows would fill the memory
 _DALI_PX = 16_000_000  # in one call of DALI: every thread holds the pixels of both decoders, 3 bytes each
 _LARGE_PX = 50_000_000  # larger images are decoded one at a time: Pillow holds up to three copies
@@ -121,7 +123,7 @@ def check_files(
         )
     schema = CHECKS if masks is None else pa.schema([*CHECKS, *MASK_CHECKS])
     pairs = list(zip(paths, [None] * len(paths) if masks is None else masks, strict=True))
-    groups = (pairs[start : start + _GROUP] for start in range(0, len(pairs), _GROUP))
+    groups = (pairs[start : start + GROUP] for start in range(0, len(pairs), GROUP))
     threads, stop = threads or usable_cores(), threading.Event()
     checks: list[Check] = []
     tables = [schema.empty_table()]
@@ -168,32 +170,45 @@ class _Decoded:
 
 
 def _check_group(settings: _Settings, pairs: list[tuple[str, str | None]]) -> list[Check]:
+    def opened() -> Iterator[tuple[Check, _Decoded | None]]:
+        for path, mask in pairs:
+            if settings.stop.is_set():
+                return
+            check, decoded = _check(settings, path)
+            if mask is not None:
+                _check_mask(settings, mask, check)
+            yield check, decoded
+
+    return _compared(settings.dali, opened())
+
+
+def _compared(dali: probe.Decoder | None, opened: Iterable[tuple[Check, _Decoded | None]]) -> list[Check]:
+    """The checks, each with its codec; few pixels are held at a time."""
     checks, undecided, pixels = list[Check](), list[_Decoded](), 0
-    for path, mask in pairs:
-        if settings.stop.is_set():
-            break
-        check, decoded = _check(settings, path)
+    for check, decoded in opened:
         checks.append(check)
-        if mask is not None:
-            _check_mask(settings, mask, check)
         if decoded is None or check.status != "ok":
             continue
         undecided.append(decoded)
         pixels += decoded.pixels.size // 3
         if pixels > _DALI_PX:
-            _compare_with_dali(settings.dali, undecided)
+            _compare_with_dali(dali, undecided)
             undecided, pixels = [], 0
-    _compare_with_dali(settings.dali, undecided)
+    _compare_with_dali(dali, undecided)
     return checks
 
 
-def check_bytes(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Check:
-    """The result of `check_files` for a file with these bytes. Raises ResourceError if DALI's process cannot start."""
-    with _quiet, warnings.catch_warnings(), probe.dali_decoder() as dali:
-        check, decoded = _opened(data, max_pixels)
-        if decoded is not None:
-            _compare_with_dali(dali, [decoded])
-    return check
+@contextmanager
+def checking(
+    *, max_pixels: int = MAX_PIXELS, compare: bool = True
+) -> Iterator[Callable[[Sequence[bytes]], list[Check]]]:
+    """Within: (at most GROUP files) -> the result of `check_files` for each, from any thread.
+
+    compare: False where Pillow will decode them all, so that nobody need know what DALI would make of them. A call
+    raises ResourceError if DALI's process cannot start.
+    """
+    with probe.dali_decoder() if compare else nullcontext() as dali:
+        yield lambda files: _compared(dali, (_opened(data, max_pixels) for data in files))
 
 
 def _check(settings: _Settings, path: str) -> tuple[Check, _Decoded | None]:

@@ -9,8 +9,8 @@ source <- presize <- perspective <- affine <- output.
 Everything is vectorised over a batch, in float64. No pixel is touched here.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,14 @@ class Geometry:
         ahead = np.where(h[..., 2:] > 0, h[..., 2:], np.nan)
         placed: Floats = h[..., :2] / ahead * (2 / size_px) - 1
         return placed
+
+    def taken_back(self, points: Floats, *, size_px: int) -> Floats:
+        """Where points of the output, as `place` has them, lie in the source: (n, k, 2) x, y in its pixels."""
+        return project(self.onto(self.source_px), (points + 1) * (size_px / 2))
+
+    def chosen(self, kept: NDArray[Any]) -> Self:
+        """Of these samples alone: kept, their indices, or booleans."""
+        return replace(self, **{each.name: getattr(self, each.name)[kept] for each in fields(self)})
 
 
 def draw(

@@ -95,6 +95,11 @@ def transcode(encoded: NDArray[np.uint8], *, kind: str = "PPM", path: str = "the
 
     PPM costs nothing to write or read, and is as large as the pixels; PNG is for storage. Raises EngineError.
     """
+    return as_file(decode(encoded, path=path), kind=kind)
+
+
+def as_file(pixels: NDArray[np.uint8], *, kind: str = "PPM") -> NDArray[np.uint8]:
+    """Pixels, (H, W, 3) uint8, as a file that every engine decodes to just these, (bytes,) uint8."""
     file = io.BytesIO()
-    Image.fromarray(decode(encoded, path=path)).save(file, kind)
+    Image.fromarray(pixels).save(file, kind)
     return files.as_array(file.getvalue())

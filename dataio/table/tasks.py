@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from thawline.dataio.labels import keypoints, masks, names, numbers
 from thawline.dataio.labels.keypoints import Pairs
 from thawline.dataio.labels.numbers import Moments
+from thawline.dataio.labels.on_images import masks_on_images, points_on_images
 from thawline.dataio.labels.targets import (
     Targets,
     View,
@@ -28,6 +29,7 @@ from thawline.dataio.labels.targets import (
     placed_points,
     plain_numbers,
 )
+from thawline.dataio.pixels.geometry import Geometry
 from thawline.dataio.table.paths import tidy
 
 
@@ -95,6 +97,9 @@ class Task:
     """Names may have sides: images are mirrored only if the pairs that change places were given."""
     resized: Callable[[Any, tuple[float, float]], Any] | None = None
     """(label, factors of width and height) -> the label in the resized image; None where it does not change."""
+    on_images: Callable[[NDArray[Any], Geometry, int], Sequence[NDArray[Any]]] | None = None
+    """(what a model says of n squares, their geometry, side in px) -> the same of each image, in its own pixels; None
+    where it lies nowhere."""
     option: str = "column"
     """The name of a column of these labels in `thawline index --label`."""
     labels_word: str = "labels"
@@ -232,6 +237,7 @@ TASKS: dict[str, Task] = {
         remarks=_point_remarks,
         sided=True,
         resized=keypoints.resized,
+        on_images=points_on_images,
         option="points-column",
         labels_word="points",
         classes_word="points",
@@ -244,6 +250,7 @@ TASKS: dict[str, Task] = {
         remarks=_mask_remarks,
         least_classes=2,
         masks=True,
+        on_images=masks_on_images,
         option="mask-column",
         labels_word="masks",
         classes_word="values",

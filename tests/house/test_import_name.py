@@ -27,7 +27,7 @@ def test_every_public_name_is_bound_and_type_checkers_see_the_same(package: str)
 def test_thawline_offers_what_its_packages_offer() -> None:
     below = [name for package in PACKAGES[1:] for name in importlib.import_module(package).__all__]
     below.remove("load")  # models.load gives a bare model; that name is kept for what predicts
-    assert set(thawline.__all__) == {*below, "Job", "run"}
+    assert set(thawline.__all__) == {*below, "Job", "run", "load", "Predictor", "Prediction"}
     for name in below:
         (owner,) = (p for p in PACKAGES[1:] if name in importlib.import_module(p).__all__)
         assert getattr(thawline, name) is getattr(importlib.import_module(owner), name)

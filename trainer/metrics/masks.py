@@ -31,12 +31,28 @@ def counted(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(columns, 2), counts.new_zeros(len(outputs))
 
 
+def classes_of(outputs: Tensor) -> Tensor:
+    """Scores (N, C, H, W) -> the class of each pixel, (N, H, W) uint8."""
+    return outputs.argmax(1).to(torch.uint8)  # a mask's value of no class is 255, so there are fewer
+
+
+def answers(predicted: NDArray[Any], classes: Sequence[str], threshold: float | None = None) -> dict[str, Any]:
+    """What a prediction table says without a true mask. predicted: of `classes_of`."""
+    flat = predicted.reshape(len(predicted), -1)
+    return {"prediction": _occurring(np.stack([(flat == c).any(1) for c in range(len(classes))], 1), classes)}
+
+
+def _occurring(occurs: NDArray[np.bool_], classes: Sequence[str]) -> list[list[str]]:
+    """The names of the classes that do, (N, C), for each image."""
+    names = np.array(classes, dtype=object)
+    return [list(names[row]) for row in occurs]
+
+
 def rows(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -> dict[str, Any]:
     """The columns of a prediction table. outputs: of `counted`, or scores (N, C, H, W), with their targets."""
     if outputs.ndim == 4:
         counts, _ = counted(torch.from_numpy(outputs), torch.from_numpy(targets))
         outputs = counts.numpy()
-    names = np.array(classes, dtype=object)
     right, predicted, true, predicted_anywhere = np.moveaxis(outputs.astype(np.int64), 2, 0)
     union, pixels = predicted + true - right, true.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -45,8 +61,8 @@ def rows(targets: NDArray[Any], outputs: NDArray[Any], classes: Sequence[str]) -
         occurring = (union > 0).sum(1)
         iou = np.nansum(shares, axis=1) / occurring
     return {
-        "target": [list(names[row > 0]) for row in true],
-        "prediction": [list(names[row > 0]) for row in predicted_anywhere],
+        "target": _occurring(true > 0, classes),
+        "prediction": _occurring(predicted_anywhere > 0, classes),
         "accuracy": pa.array([float(a) if n else None for a, n in zip(accuracy, pixels, strict=True)], pa.float64()),
         "iou": pa.array([float(a) if n else None for a, n in zip(iou, pixels, strict=True)], pa.float64()),
     }

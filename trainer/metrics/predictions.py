@@ -85,6 +85,15 @@ def collect(batches: Sequence[tuple[Tensor, ...]], *, task: str, brief: bool = F
     return Predictions(ids[order], targets[order], predictions.numpy(), losses[order], task)
 
 
+def mean_of_views(
+    plain: NDArray[np.float32], views: Sequence[NDArray[np.float32]], *, beta: float
+) -> NDArray[np.float64]:
+    """The plain image's probabilities with weight `beta`, the mean of the augmented views' with the rest."""
+    if not views:
+        return plain.astype(np.float64)
+    return beta * plain.astype(np.float64) + (1 - beta) * np.mean(np.stack(views).astype(np.float64), axis=0)
+
+
 def average(
     plain: Predictions,
     views: Sequence[Predictions],
@@ -101,8 +110,8 @@ def average(
     ids = plain.ids
     for view in views:
         ids = np.intersect1d(ids, view.ids)
-    first, *augmented = (p.probabilities[np.searchsorted(p.ids, ids)].astype(np.float64) for p in (plain, *views))
-    mixed = beta * first + (1 - beta) * np.mean(augmented, axis=0) if augmented else first
+    first, *augmented = (p.probabilities[np.searchsorted(p.ids, ids)] for p in (plain, *views))
+    mixed = mean_of_views(first, augmented, beta=beta)
     targets = plain.targets[np.searchsorted(plain.ids, ids)]
     outputs_of = record_of(plain.task).outputs_of
     assert outputs_of is not None, "see `check_averaged`"

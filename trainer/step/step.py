@@ -114,6 +114,13 @@ def eval_step(model: nn.Module, batch: Batch, *, loss: LossFunction, precision: 
 
     Returns (logits (N, C), losses (N,)), float32 on the device.
     """
-    with autocast(precision, batch.targets.device):
-        logits = model(*cast_inputs(batch.arguments, precision))
+    logits = forward(model, batch.arguments, precision=precision, device=batch.targets.device)
     return logits.float(), loss(logits, batch.targets)
+
+
+@torch.inference_mode()
+def forward(model: nn.Module, arguments: tuple[Tensor, ...], *, precision: Precision, device: torch.device) -> Tensor:
+    """The outputs of a model in evaluation mode, as validation computes them, in whatever type they come."""
+    with autocast(precision, device):
+        outputs: Tensor = model(*cast_inputs(arguments, precision))
+    return outputs

@@ -86,8 +86,10 @@ def test_a_flip_mirrors_the_x_of_keypoints() -> None:
 def test_what_the_model_sees_at_a_point_is_placed_at_that_point() -> None:
     g = mixed(SPEC)
     seen = np.random.default_rng(4).uniform(0, SIZE, (200, 6, 2))
-    placed = g.place(project(g.onto(g.source_px), seen), size_px=SIZE)
+    there = project(g.onto(g.source_px), seen)
+    placed = g.place(there, size_px=SIZE)
     np.testing.assert_allclose(placed, seen / SIZE * 2 - 1, atol=1e-9)
+    np.testing.assert_allclose(g.taken_back(placed, size_px=SIZE), there, atol=1e-9)
 
 
 def test_missing_points_stay_missing_and_no_points_stay_none() -> None:

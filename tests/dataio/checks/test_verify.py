@@ -172,7 +172,7 @@ def test_rows_come_in_the_order_of_the_paths_and_progress_counts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(verify, "_ROWS", rows)
-    count = 3 * verify._GROUP + 5
+    count = 3 * verify.GROUP + 5
     names = written(tmp_path, {f"{i}.png": saved(photo(1 + i, 4), "PNG") for i in range(count)})[::-1]
     seen: list[tuple[int, int, str]] = []
     found = check_files(
@@ -184,13 +184,13 @@ def test_rows_come_in_the_order_of_the_paths_and_progress_counts_them(
 
 
 def test_an_interruption_ends_with_the_file_that_is_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = written(tmp_path, {"x.png": saved(photo(4, 4), "PNG")}) * 10 * verify._GROUP
+    names = written(tmp_path, {"x.png": saved(photo(4, 4), "PNG")}) * 10 * verify.GROUP
     reads, interrupted = list[str](), threading.Event()
     read = Root.read
 
     def slow(root: Root, name: str, **limits: Any) -> bytes:
         reads.append(name)
-        if len(reads) > verify._GROUP:  # the first of the second group
+        if len(reads) > verify.GROUP:  # the first of the second group
             assert interrupted.wait(60)
         return read(root, name, **limits)
 
@@ -205,7 +205,7 @@ def test_an_interruption_ends_with_the_file_that_is_being_read(tmp_path: Path, m
     for thread in {*threading.enumerate()} - before:
         thread.join(60)
         assert not thread.is_alive()
-    assert len(reads) <= verify._GROUP + 1
+    assert len(reads) <= verify.GROUP + 1
 
 
 def test_warnings_of_pillow_stay_inside_and_the_filters_are_restored(tmp_path: Path) -> None:

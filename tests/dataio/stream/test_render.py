@@ -1,7 +1,8 @@
-"""Does `render` show of a file what validation shows of it, by either engine, and nothing of what cannot be used?"""
+"""Do `render` and `rendered` show of files what validation shows of them, and nothing of what cannot be used?"""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ from thawline.dataio import (
     split_loader,
 )
 from thawline.dataio.errors import EngineError
-from thawline.dataio.stream.renderer import EngineName
+from thawline.dataio.pixels.pictures import decode
+from thawline.dataio.stream.render import Item, rendered
+from thawline.dataio.stream.renderer import EngineName, Renderer, choose_engine
 
 NAMES = (
     *("rgb.jpg", "cmyk.jpg", "turned6.jpg", "grey16.png", "alpha.png", "palette.png", "1x1.png", "rgb.webp", "lzw.tif"),
@@ -55,6 +58,41 @@ def test_an_image_alone_has_the_pixels_that_it_has_in_a_validation_bit_by_bit(
         alone = render(Path(manifest.root, path).read_bytes(), spec, engine=engine)
         assert alone.shape == (1, 3, spec.size_px, spec.size_px)
         assert torch.equal(alone[0], pixels), path
+
+
+@pytest.mark.parametrize("engine", ["dali", "reference"])
+def test_many_images_are_those_of_a_validation_and_what_cannot_be_used_is_told_and_passed_over(
+    manifest: Manifest, engine: EngineName
+) -> None:
+    """Bit by bit; pixels in memory, too; and augmented views are a function of the file alone."""
+    spec = ImageSpec(size_px=32, presize_px=40)
+    with split_loader(manifest, spec, "valid", global_batch=5, engine=engine) as loader:
+        seen = torch.cat([batch.inputs for batch in loader.stream()])
+        paths = loader.subset.take(np.arange(len(loader.subset))).paths
+    files = [Item(name, Path(manifest.root, name).read_bytes) for name in paths]
+    broken = [Item(name, pictures()[name]) for name in ("cut3.jpg", "text.jpg", "bomb.png")]
+    missing = Item("missing", Path(manifest.root, "not there").read_bytes)
+    items = [files[0], broken[0], *files[1:7], missing, *files[7:], *broken[1:]]
+    told = dict[str, str]()
+
+    def told_of(number: int, why: str) -> None:
+        told[items[number].name] = why
+
+    with Renderer(spec=spec, local_batch=5, choice=choose_engine(engine)) as renderer:
+        batches = [*rendered(items, renderer, views=2, tell=told_of)]
+        assert [batch.view for batch in batches] == [0, 1, 2] * (len(batches) // 3)
+        plain, first = (torch.cat([batch.inputs for batch in batches if batch.view == view]) for view in (0, 1))
+        numbers = [number for batch in batches if batch.view == 0 for number in batch.numbers]
+        assert [items[number].name for number in numbers] == paths
+        assert torch.equal(plain, seen)
+        assert told.keys() == {"cut3.jpg", "text.jpg", "bomb.png", "missing"}
+        assert told["missing"] == "missing"
+        pixels = Item("in memory", decode(np.frombuffer(pictures()["rgb.png"], np.uint8)))
+        (pair,) = rendered([Item("", pictures()["rgb.png"]), pixels], renderer, tell=told_of)
+        assert torch.equal(pair.inputs[0], pair.inputs[1])
+        alone = [*rendered(files[3:4], renderer, views=2, tell=told_of)]
+        assert torch.equal(alone[1].inputs[0], first[3])
+        assert not torch.equal(first, plain)
 
 
 @pytest.mark.parametrize(
