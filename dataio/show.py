@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,7 @@ from thawline.dataio.pixels.work import Work
 from thawline.dataio.stream.loader import ImageLoader
 from thawline.dataio.table.tasks import TASKS
 
+_CELL_IN, _TITLE_LETTERS = 1.5, 20  # as many letters of 9 points as are about as wide as a cell
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
@@ -110,15 +112,28 @@ def show_batch(loader: ImageLoader, *, rows: int = 3, cols: int = 4) -> Figure:
 def grid(
     images: list[NDArray[np.float32]], titles: list[str], *, cols: int, colours: list[str] | None = None
 ) -> Figure:
-    """Images, (H, W, 3) float in [0, 1], in rows of `cols`, each under its title."""
+    """Images, (H, W, 3) float in [0, 1], in rows of `cols`, each under its title, which has four lines at most."""
     rows = max(1, -(-len(images) // cols))
-    figure = Figure(figsize=(cols * 1.5, rows * 1.75), layout="constrained")
-    for axes in (cells := np.atleast_1d(figure.subplots(rows, cols)).ravel()):
+    words = ["\n".join(wrap(title, _TITLE_LETTERS, max_lines=4, placeholder=" ...")) for title in titles]
+    title_in = 0.15 * max((text.count("\n") + 1 for text in words), default=1) + 0.1
+    figure = Figure(figsize=(cols * _CELL_IN, rows * (_CELL_IN + title_in)))
+    # Margins are set by hand: a layout engine measures every letter twice, which was most of the time of a report.
+    margin, top = 0.05 / figure.get_figwidth(), 1 - title_in / figure.get_figheight()
+    places = {
+        "left": margin,
+        "right": 1 - margin,
+        "bottom": 0.0,
+        "top": top,
+        "wspace": 0.05,
+        "hspace": title_in / _CELL_IN,
+    }
+    cells = figure.subplots(rows, cols, squeeze=False, gridspec_kw=places, subplot_kw={"xticks": [], "yticks": []})
+    for axes in cells.flat:
         axes.set_axis_off()
-    for i, (axes, image, title) in enumerate(zip(cells, images, titles, strict=False)):
+    for i, (axes, image, title) in enumerate(zip(cells.flat, images, words, strict=False)):
         axes.imshow(image, interpolation="nearest")
         # A class may be called under_$50: that is no formula.
-        axes.set_title(title, fontsize=9, color=colours[i] if colours else "black", parse_math=False)
+        axes.set_title(title, fontsize=9, pad=3, color=colours[i] if colours else "black", parse_math=False)
     return figure
 
 

@@ -130,7 +130,7 @@ def torchrun(workers: int, *arguments: str | Path) -> subprocess.CompletedProces
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[str] | Forked, *, timeout_s: float = 180) -> None:
     """Wait until a checkpoint of that step or a later one is committed."""
     until = time.monotonic() + timeout_s
-    while not any(int(f.name[5:]) >= step for f in (run / "checkpoints").glob("step_*")):
+    while not any(int(f.parent.name[5:]) >= step for f in (run / "checkpoints").glob("step_*/manifest.json")):
         if process.poll() is not None or time.monotonic() > until:
             stderr = process.communicate()[1] if process.poll() is not None else ""
             raise AssertionError(f"no checkpoint of step {step}; exit status {process.poll()}: {stderr}")

@@ -33,6 +33,13 @@ def cluster() -> Iterator[RayCluster]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def small() -> Iterator[RayCluster]:
+    """For what is refused before anything runs."""
+    with ray_cluster(1) as made:
+        yield made
+
+
 def last_json(text: str) -> Any:
     return json.loads(text.strip().splitlines()[-1])
 
@@ -176,33 +183,33 @@ def test_two_jobs_at_once_do_not_disturb_each_other(cluster: RayCluster, tmp_pat
     assert directories[0] != directories[1]
 
 
-def test_what_cannot_be_is_told_in_a_sentence(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
-    job, at = str(write_job(tmp_path, manifest)), ("--address", cluster.address)
+def test_what_cannot_be_is_told_in_a_sentence(small: RayCluster, tmp_path: Path, manifest: Path) -> None:
+    job, at = str(write_job(tmp_path, manifest)), ("--address", small.address)
     submit = ("submit", job, *at, "--name")
     wrong = tmp_path / "wrong"
     wrong.touch(mode=0o600)
     wrong.write_text("0" * 64)
-    assert "does not know the token in" in refused(cluster, *submit, "a", RAY_AUTH_TOKEN_PATH=str(wrong))
-    assert "asks for a token and none was sent" in refused(cluster, *submit, "b", RAY_AUTH_MODE="disabled")
+    assert "does not know the token in" in refused(small, *submit, "a", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert "asks for a token and none was sent" in refused(small, *submit, "b", RAY_AUTH_MODE="disabled")
     assert "does not exist and RAY_AUTH_TOKEN is not set" in refused(
-        cluster, *submit, "c", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none")
+        small, *submit, "c", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none")
     )
     wrong.chmod(0o644)
-    assert "can be read by others (mode 0644)" in refused(cluster, *submit, "d", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert "can be read by others (mode 0644)" in refused(small, *submit, "d", RAY_AUTH_TOKEN_PATH=str(wrong))
     for flag, word in (("--model.name", "resnt18"), ("--fit.metrics", "accurcy")):
-        assert f"'{word}'" in refused(cluster, *submit, "g", flag, word)
+        assert f"'{word}'" in refused(small, *submit, "g", flag, word)
     nobody = f"http://127.0.0.1:{free_port()}"
-    assert f"no Ray cluster answers at {nobody}" in refused(cluster, "submit", job, "--address", nobody)
-    assert "is no URL of a Ray dashboard" in refused(cluster, "submit", job, "--address", "auto")
-    small = refused(cluster, *submit, "e", "--workers", "3")
-    assert "workers=3 of 1 CPU each, but this cluster of 3 machines has room for 2" in small
-    assert "knows no job called 'nobody' (jobs there: " in refused(cluster, "status", "nobody", *at)
-    lost = refused(cluster, "submit", job, *at, "--name", "f", "--manifest", "/nowhere/digits.parquet")
+    assert f"no Ray cluster answers at {nobody}" in refused(small, "submit", job, "--address", nobody)
+    assert "is no URL of a Ray dashboard" in refused(small, "submit", job, "--address", "auto")
+    full = refused(small, *submit, "e", "--workers", "2")
+    assert "workers=2 of 1 CPU each, but this cluster of 2 machines has room for 1" in full
+    assert "knows no job called 'nobody' (jobs there: " in refused(small, "status", "nobody", *at)
+    lost = refused(small, "submit", job, *at, "--name", "f", "--manifest", "/nowhere/digits.parquet")
     assert "/nowhere/digits.parquet" in lost
-    assert "there is nothing to stop" in refused(cluster, "stop", "f", *at)
+    assert "there is nothing to stop" in refused(small, "stop", "f", *at)
 
 
-def test_a_cluster_without_thawline_is_told_apart(cluster: RayCluster, tmp_path: Path, manifest: Path) -> None:
-    job, at = str(write_job(tmp_path, manifest)), ("--address", cluster.address)
-    said = refused(cluster, "submit", job, *at, "--name", "bare", "--package", "installed")
+def test_a_cluster_without_thawline_is_told_apart(small: RayCluster, tmp_path: Path, manifest: Path) -> None:
+    job, at = str(write_job(tmp_path, manifest)), ("--address", small.address)
+    said = refused(small, "submit", job, *at, "--name", "bare", "--package", "installed")
     assert "the cluster's machines have no thawline, so bare cannot run there" in said

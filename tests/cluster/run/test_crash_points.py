@@ -18,10 +18,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     ("point", "mode"),
     [
         ("write run/claim.json", "kill"),
-        ("sync run/.job.toml.tmp", "error"),
-        ("make run/checkpoints/step_00000004", "error"),
         ("write run/checkpoints/step_00000004/.state.pt.tmp", "kill"),
-        ("open run/checkpoints/step_00000006/.model.pt.tmp", "error"),
         ("rename run/checkpoints/step_00000006/manifest.json", "kill"),
         (r"remove run/checkpoints/step_\d+/model.pt", "kill"),
         ("sync run/checkpoints/step_00000008/.manifest.json.tmp", "error"),

@@ -316,7 +316,7 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
 ) -> None:
     manifest = digits_manifest(tmp_path)
     file = write_job(tmp_path, manifest)
-    short = ("--fit.epochs", "20")
+    short = ("--fit.epochs", "4")
     rarely = (*short, "--checkpoint.every_s", "1000")
     cache: Any = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     local = thawline("train", file, *rarely, **cache)
@@ -324,7 +324,7 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     there = ("--storage", s3.format("runs"))
     folder = s3.format("runs/run")
     checkpoints = Root.of(folder).full("checkpoints")
-    process = fork("train", file, *short, *there, **cache)
+    process = fork("train", file, *short, *there, step_s=0.2, **cache)
     until(lambda: process.poll() is not None or checkpoint.newest(checkpoints)[0] is not None)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -340,7 +340,7 @@ def test_a_run_in_a_store_that_is_killed_and_resumed_equals_an_unbroken_one_in_a
     assert sorted(Root.of(str(tmp_path / "runs/run")).listing()) == names
     digest, weights, losses = outcome(folder)
     expected_digest, expected_weights, expected_losses = outcome(str(tmp_path / "runs/run"))
-    assert digest == expected_digest == planned_hash(manifest, 200)
+    assert digest == expected_digest == planned_hash(manifest, 40)
     assert losses == expected_losses
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())

@@ -8,7 +8,6 @@ import pytest
 
 from tests.kit.runs import (
     digits_manifest,
-    fork,
     fork_ranks,
     numbers,
     planned_hash,
@@ -48,35 +47,24 @@ ALL = (
 )
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_balance_cached_features_patience_and_average_killed_in_both_phases(
-    tmp_path: Path, manifest: Path, workers: int
-) -> None:
+def test_balance_cached_features_patience_and_average_killed_in_both_phases(tmp_path: Path, manifest: Path) -> None:
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     jobs = {name: write_job(tmp_path / name, manifest) for name in ("whole", "broken")}
     run = {name: tmp_path / name / "runs/run" for name in jobs}
 
-    def to_the_end(name: str) -> None:
-        if workers > 1:
-            ranks(workers, "train", jobs[name], *ALL)
-        else:
-            done = thawline("train", jobs[name], *ALL)
-            assert done.returncode == 0, done.stderr
-
-    to_the_end("whole")
+    ranks(2, "train", jobs["whole"], *ALL)
     for step in (6, 14):  # the head alone, from features in memory; and all
-        words = ("train", jobs["broken"], *ALL)
-        both = fork_ranks(workers, *words, step_s=0.1) if workers > 1 else [fork(*words, step_s=0.1)]
+        both = fork_ranks(2, "train", jobs["broken"], *ALL, step_s=0.1)
         wait_for_step(run["broken"], step, both[0])
         for process in both:
             process.kill()
         for process in both:
             process.communicate()
         assert not (run["broken"] / "result.json").exists(), "it was too quick to be killed"
-    to_the_end("broken")
+    ranks(2, "train", jobs["broken"], *ALL)
     made, unbroken = result(run["broken"]), result(run["whole"])
-    assert (made["status"], made["world_size"], made["steps"]) == ("finished", workers, unbroken["steps"])
+    assert (made["status"], made["world_size"], made["steps"]) == ("finished", 2, unbroken["steps"])
     assert made["stream_hash"] == unbroken["stream_hash"]
     assert made["metrics"] == unbroken["metrics"]
     assert numbers(run["broken"]) == numbers(run["whole"])
