@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pyarrow as pa
 from torch import Tensor
@@ -16,6 +16,7 @@ from thawline.cluster.observe.console import diagnosis_lines
 from thawline.cluster.run.folder import Result, write_text
 from thawline.cluster.words import as_json, finite
 from thawline.dataio.batch import Batch
+from thawline.dataio.pixels.spec import Augmentation
 from thawline.dataio.store import files
 from thawline.dataio.store.atomic import atomic_write, sweep
 from thawline.dataio.store.root import Root
@@ -89,7 +90,8 @@ def _described(job: Job, learner: Learner, result: Result) -> Description:
     assert isinstance(valid, ImageLoader)
     assert isinstance(model, Classifier)
     spec = asdict(valid.spec)
-    image = {name: spec[name] for name in ("presize_px", "presize", "border", "mean", "std")}
+    augmented = [each.name for each in fields(Augmentation)]  # which validation leaves out, and views of it do not
+    image = {name: spec[name] for name in ("presize_px", "presize", "mean", "std", *augmented)}
     return Description(
         model=job.model.name,
         options=model.options,
