@@ -5,6 +5,7 @@ ClusterError
 ├── LaunchError     too many workers, no GPU, a worker group that gave up
 ├── StorageError    a run folder that cannot be written, or that holds another run
 ├── PredictError    a threshold for a task that has none, a file of predictions that cannot be written
+├── ExportError     a model that cannot be exported so, an export that says something else, a folder that is taken
 ├── TokenError      no token for the cluster, a wrong one, or one that others can read
 └── SubmitError     a cluster that does not answer, a name that is taken, a job that is not known
 
@@ -35,6 +36,10 @@ class StorageError(ClusterError):
 
 class PredictError(ClusterError):
     """A finished run cannot be asked so, or what it says cannot be written."""
+
+
+class ExportError(ClusterError):
+    """A finished run's model cannot be handed on so."""
 
 
 class TokenError(ClusterError):

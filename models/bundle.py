@@ -178,7 +178,7 @@ def _check_code(about: Description, *, where: str | Path, trusted: bool) -> None
     if not trusted:
         raise BundleError(
             f"{where}: its model is made by code, {about.model}, which is not imported unasked: it may be a "
-            "stranger's: read that code, then give models.load(..., trust_code=True)"
+            "stranger's: read that code, then give --trust-code, or models.load(..., trust_code=True)"
         )
     for line in code.told([about.model]):
         log.warning("%s, which makes the model of %s", line, where)

@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 import thawline
 from thawline.cluster import outputs
 from thawline.cluster.cli.data import Index, Pack, Sample
+from thawline.cluster.cli.finished.export import Export
 from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
 from thawline.cluster.cli.look import Doctor, Explain, LrFind, Show
 from thawline.cluster.cli.models import Models
@@ -55,6 +56,7 @@ VERBS: Mapping[str, type[Verb]] = {
     "show": Show,
     "lr-find": LrFind,
     "train": Train,
+    "export": Export,
     "submit": Submit,
     "list": List,
     "status": Status,

@@ -8,7 +8,8 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
   which stands on all of it;
 - of dataio, trainer knows the Batch and the Loader protocol, hashing, errors, ranges, and where files lie and
   appear whole; of models, groups, errors, and how a user's code is found;
-- nvidia.dali, ray, ray.train, peft, segmentation_models_pytorch and apex are imported where ONLY_IN says.
+- nvidia.dali, ray, ray.train, peft, segmentation_models_pytorch, onnx, onnxruntime, onnxscript and apex are imported
+  where ONLY_IN says.
 """
 
 import ast
@@ -31,6 +32,9 @@ ONLY_IN = {
     "ray.train": ("cluster/launch/ray_train.py", "cluster/launch/ray_policies.py"),
     "peft": ("models/lora.py",),
     "segmentation_models_pytorch": ("models/decoders.py",),
+    "onnx": ("cluster/serve/export/onnx_file.py",),
+    "onnxruntime": ("cluster/serve/export/onnx_file.py",),
+    "onnxscript": ("cluster/serve/export/onnx_file.py",),
     "apex": ("trainer/optimisers/optim.py",),
 }
 
