@@ -52,7 +52,6 @@ def indexed(job: Job, source: str, options: SourceOptions, *, fresh: bool) -> st
     for whatever `thawline index` would refuse; JobError under torchrun, whose processes would all index.
     """
     from thawline.cluster.run.folder import hold, run_root
-    from thawline.dataio.table.manifest import Manifest
 
     if ranks.place() is not None:
         raise JobError(
@@ -69,20 +68,18 @@ def indexed(job: Job, source: str, options: SourceOptions, *, fresh: bool) -> st
         elif (known := json.loads(folder.read(RECORD))) != made:
             raise StorageError(_other(folder.text, known, made))
         else:
-            say(changes(Manifest.load(_current(folder)), source, options))
+            say(changes(_current(folder), source, options))
         return _current(folder)
 
 
 def renewed(job: Job, source: str, options: SourceOptions) -> "Manifest | None":
-    """A manifest of the source as it is now, or None where nothing has changed since the job's was made."""
-    from thawline.cluster.cli.index import described, make_manifest
-    from thawline.dataio.table.manifest import Manifest
+    """A manifest of the source as it is now, or None where nothing has changed since the job's was made.
 
-    if not _found(Manifest.load(job.manifest), source, options):
-        return None
-    manifest = make_manifest(source, **vars(options))
-    say(described(manifest))
-    return manifest
+    Its splits are not those of the run, which goes on from those that it has: see growth.grow.
+    """
+    from thawline.cluster.cli.index import make_manifest
+
+    return make_manifest(source, **vars(options)) if _found(job.manifest, source, options)[1] else None
 
 
 def _current(folder: "Root") -> str:
@@ -103,13 +100,16 @@ def _make(folder: "Root", source: str, made: dict[str, Any], options: SourceOpti
     write_text(folder, RECORD, json.dumps(made, indent=2) + "\n")
 
 
-def changes(manifest: "Manifest", source: str, options: SourceOptions) -> str:
-    """What of a source is not as it was when the manifest was made from it, in a line; files are not opened."""
-    images = f"{manifest.rows.num_rows:,} images"
+def changes(file: str, source: str, options: SourceOptions) -> str:
+    """What of a source is not as it was when the manifest in this file was made from it, in a line.
+
+    Of the images' files only those are read that may have been replaced: see checks.replaced.
+    """
     try:
-        found = _found(manifest, source, options)
+        count, found = _found(file, source, options)
     except DataError as error:
-        return f"{source} was indexed before ({images}), and cannot be compared with that now: {error}"
+        return f"{source} was indexed before, and cannot be compared with that now: {error}"
+    images = f"{count:,} images"
     parts = [f"{len(paths):,} {what} ({_some(paths)})" for what, paths in found.items()]
     if not parts:
         return f"{source} was indexed before: {images}, as they are now"
@@ -119,21 +119,31 @@ def changes(manifest: "Manifest", source: str, options: SourceOptions) -> str:
     )
 
 
-def _found(manifest: "Manifest", source: str, options: SourceOptions) -> dict[str, set[str]]:
-    """The paths that are new, gone, and labelled otherwise; empty where there are none. Raises DataError."""
-    from thawline.cluster.cli.index import labelled
+def _found(file: str, source: str, options: SourceOptions) -> tuple[int, dict[str, set[str]]]:
+    """How many images a manifest has, and the paths of which are new, gone, replaced, labelled otherwise.
 
+    Raises DataError.
+    """
+    from thawline.cluster.cli.index import labelled
+    from thawline.dataio.checks.replaced import replaced
+    from thawline.dataio.store.root import Root
+    from thawline.dataio.table.manifest import Manifest
+
+    manifest = Manifest.load(file)
     before, now = (
         dict(zip(rows["path"].to_pylist(), rows["label"].to_pylist(), strict=True))
         for rows in (manifest.rows, labelled(source, **vars(options)).rows)
     )
+    written, name = Root.holding(file)
+    missing, other = replaced(manifest, since_s=written.changed_s(name))
     found = {
         "new": now.keys() - before.keys(),
-        "gone": before.keys() - now.keys(),
+        "gone": (before.keys() - now.keys()) | missing,
+        "replaced by other files": other & now.keys(),
         # As text: a point that an image does not show is NaN, which is not equal to itself.
         "labelled otherwise": {path for path in before.keys() & now.keys() if repr(before[path]) != repr(now[path])},
     }
-    return {what: paths for what, paths in found.items() if paths}
+    return manifest.rows.num_rows, {what: paths for what, paths in found.items() if paths}
 
 
 def _some(paths: set[str]) -> str:

@@ -71,6 +71,10 @@ class Train(JobVerb):
         if self.more is not None:
             job = going_on(job, self.more, new)
         loaded = Loaded(job)
+        if new is not None:
+            from thawline.cluster.cli.index import described
+
+            say(described(replace(loaded.manifest, notes=new.notes)))
         place = None if self.address else ranks.place()
         first = place is None or place.rank == 0
         finished = preflight(job, here=not self.address, fresh=fresh, loaded=loaded)

@@ -9,6 +9,7 @@ are in atomic.py, the meaning of errors in files.py.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -203,6 +204,14 @@ class Root:
         filesystem, base = self.opened
         info = filesystem.get_file_info(f"{base}/{name}")
         return int(info.size) if info.type == pafs.FileType.File else None
+
+    def changed_s(self, name: str) -> float:
+        """When a file was last written, in Unix time; infinity where its place does not say. Raises OSError."""
+        if not self.remote:
+            return Path(self.full(name)).stat().st_mtime
+        filesystem, base = self.opened
+        written = filesystem.get_file_info(f"{base}/{name}").mtime
+        return math.inf if written is None else float(written.timestamp())
 
     def exists(self, name: str) -> bool:
         """Whether the name exists, broken links included. Raises OSError."""

@@ -1,5 +1,7 @@
 """`thawline train photos/`: is it the run of index and train, killed or not, and does it say what changed?"""
 
+import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +93,31 @@ def test_a_point_that_an_image_does_not_show_is_no_change(pictures: Path) -> Non
         "\n".join(["path,x,y", *[f"{name},{i % 9},3" if i % 2 else f"{name},," for i, name in enumerate(names)]])
     )
     options = SourceOptions(label="points:x,y", swap=("none",))
-    assert "60 images, as they are now" in photos.changes(make_manifest(listed, **vars(options)), str(listed), options)
+    make_manifest(listed, **vars(options)).save(pictures.parent / "points.parquet")
+    assert "60 images, as they are now" in photos.changes(str(pictures.parent / "points.parquet"), str(listed), options)
+
+
+def test_a_file_that_is_another_or_gone_is_told_though_its_name_stands_as_before(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, listed = Job(name="listed", storage=str(tmp_path / "runs")), pictures.parent / "photos.csv"
+    options = SourceOptions(label="mask:masks/{stem}.png", classes="ground,disc")
+    masks = pictures.parent / "masks"
+    masks.mkdir()
+    for i in range(60):
+        Image.new("L", (40, 36), i % 2).save(masks / f"{i}.png")
+    listed.write_text(listed.read_text().replace("cat/", "photos/cat/").replace("dog/", "photos/dog/"))
+    indexed(job, listed, **vars(options))
+    for file in (*pictures.rglob("*.png"), *masks.iterdir()):
+        os.utime(file, (0, 0))  # as if the index had been made long after
+    os.utime(pictures / "cat/6.png")  # written anew, with what it held
+    shutil.copy2(pictures / "dog/3.png", pictures / "cat/0.png")  # with its time, and another size
+    (pictures / "dog/1.png").unlink()
+    Image.new("L", (40, 36), 1).save(masks / "2.png")
+    capsys.readouterr()
+    indexed(job, listed, **vars(options))
+    said = capsys.readouterr().err
+    assert "1 gone ('photos/dog/1.png'), 2 replaced by other files ('photos/cat/0.png', 'photos/cat/2.png');" in said
 
 
 def test_what_is_images_and_what_is_a_job(pictures: Path, tmp_path: Path) -> None:

@@ -66,6 +66,24 @@ def test_old_images_stay_on_their_side_and_copies_go_to_it(tmp_path: Path, seed:
         grow(old, replace(new, task="multi_label"))
 
 
+def test_an_image_under_the_name_of_another_goes_where_its_bytes_were(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for i in range(20):
+        picture(folder / f"{('cat', 'owl')[i % 2]}/{i}.png", i)
+    old = make_manifest(folder, valid="0.25")
+    before = by_path(old)
+    train, valid = ([path for path, row in before.items() if row["split"] == side] for side in ("train", "valid"))
+    shutil.copy(folder / valid[0], folder / train[0])
+    shutil.copy(folder / train[1], folder / valid[1])
+    picture(folder / train[2], 77)
+    growth = grow(old, make_manifest(folder, valid="0.25"))
+    after = by_path(growth.manifest)
+    assert [after[path]["split"] for path in (train[0], valid[1], train[2])] == ["valid", "train", "train"]
+    assert after[train[2]]["id"] == before[train[2]]["id"]
+    assert growth.replaced == 3
+    assert "3 have other files under their names" in str(growth)
+
+
 def test_numbers_stay_in_the_units_of_the_first_images(tmp_path: Path) -> None:
     lines = ["path,size"]
     for i in range(8):
