@@ -1,7 +1,7 @@
 """What turns a body's features into the task's outputs? fastai's heads, and which of them a task has."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,45 @@ class InUnits(nn.Module):
             return sigmoid_range(standardised.float(), *self.y_range)
         columns = zip(standardised.float().unbind(1), self.mean, self.std, strict=True)
         return torch.stack([column * std + mean for column, mean, std in columns], 1)
+
+
+def other_units(head: nn.Module, options: Mapping[str, Any] | None) -> str:
+    """Why a head of numbers cannot say what another one said, made with these options of `create`; "" where it can."""
+    units = _units(head)
+    if units is None:
+        return ""
+    if options is None or not {"label_mean", "label_std"} <= options.keys():
+        return "the file does not say in which units its numbers were learnt"
+    theirs = None if (given := options.get("y_range")) is None else (float(given[0]), float(given[1]))
+    return "" if theirs == units.y_range else f"its numbers lie within y_range={theirs}, and these in {units.y_range}"
+
+
+def convert_units(head: nn.Module, options: Mapping[str, Any]) -> None:
+    """Have a head of numbers, loaded from one that was made with these options, say the same in its own units.
+
+    Exactly so in evaluation. A last layer without a bias has the shift in the norm before it, spread as thin as it can
+    be; dropout then makes it noisy in training.
+    """
+    units = _units(head)
+    if units is None or units.y_range is not None:  # within a range nothing is standardised
+        return
+    mean, std, old_mean, old_std = (
+        torch.tensor(list(each), dtype=torch.float64)
+        for each in (units.mean, units.std, options["label_mean"], options["label_std"])
+    )
+    layer = [each for each in head.modules() if isinstance(each, nn.Linear)][-1]
+    with torch.no_grad():
+        weight, shift = layer.weight.double() * (old_std / std)[:, None], (old_mean - mean) / std
+        layer.weight.copy_(weight)
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias.double() * (old_std / std) + shift)
+        else:
+            norm = [each for each in head.modules() if isinstance(each, nn.BatchNorm1d)][-1]
+            norm.bias += (torch.linalg.pinv(weight) @ shift).to(norm.bias)
+
+
+def _units(head: nn.Module) -> InUnits | None:
+    return next((layer for layer in head.modules() if isinstance(layer, InUnits)), None)
 
 
 class AsPoints(nn.Module):

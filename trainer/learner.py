@@ -345,7 +345,8 @@ class Learner:
     def _note_doubts(self, phases: Sequence[Phase]) -> None:
         train = self.train
         trained = self.progress.step > 0 or bool(getattr(self.model, "pretrained", True))
-        for doubt in doubts(phases, epoch_steps=train.steps, global_batch=train.global_batch, pretrained=trained):
+        of: dict[str, Any] = {"pretrained": trained, "fixed": bool(getattr(self.model, "fixed_groups", 0))}
+        for doubt in doubts(phases, epoch_steps=train.steps, global_batch=train.global_batch, **of):
             self.note(doubt)
 
     def _fit_unfrozen(self, phases: Sequence[Phase]) -> None:

@@ -19,6 +19,9 @@ from thawline.dataio.labels.names import check_none_missing, some
 
 _FARTHEST_PX = 1e9  # its square is still finite in float32
 
+_OUTSIDE = "what lies outside counts only where training shows a border there (padding, a rotation)"
+_A_PLACE = "it will be trained on as a place"
+
 UNPAIRED = (
     "points: none are known to change places in a mirror (thawline index --swap left_eye,right_eye), so no image is "
     "mirrored in training"
@@ -118,7 +121,7 @@ def warnings(
         if at_place.any():
             sentences.append(
                 f"WARNING: {_counted(at_place, paths)} lie at exactly ({corner}, {corner}): many tools write that "
-                "where a point is not shown, and it will be trained on as a place; leave such cells empty"
+                f"where a point is not shown, and {_OUTSIDE if corner else _A_PLACE}; leave such cells empty"
             )
     others = points[~absent & ~np.isnan(points[..., 0])]
     if len(others) and np.abs(others).max() <= 1 and sizes.max(initial=0) > 2:
@@ -134,8 +137,7 @@ def warnings(
         (x, y), (width, height) = points[row, k], sizes[row]
         sentences.append(
             f"WARNING: {_counted(outside, paths)} lie outside their image ({quoted(names[k])} of {quoted(paths[row])} "
-            f"at {x:.10g}, {y:.10g} px of {width} x {height}), and will be trained on there; correct them, or leave "
-            "such cells empty"
+            f"at {x:.10g}, {y:.10g} px of {width} x {height}), and {_OUTSIDE}; correct them, or leave such cells empty"
         )
     return tuple(sentences)
 

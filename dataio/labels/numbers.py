@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from thawline.dataio.errors import LabelError, ManifestError, quoted
 from thawline.dataio.labels.names import check_none_missing
 
+_COARSEST = 0.1
+"""The most that float32 may round by, in standard deviations."""
+
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 """The mean and the standard deviation of each number."""
 
@@ -58,8 +61,8 @@ def read_numbers(
 
 def _finite(number: Any) -> float:
     value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number} is not finite")
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{number} is not finite" + " in float32" * math.isfinite(value))
     return value
 
 
@@ -73,7 +76,10 @@ def wrong_numbers(labels: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]
 
 
 def moments(labels: pa.Array, names: Sequence[str]) -> Moments:
-    """Mean and standard deviation of each number over n labels. Raises ManifestError where one is always the same."""
+    """Mean and standard deviation of each number over n labels.
+
+    Raises ManifestError where one is always the same, or as good as that in float32.
+    """
     values = labels.flatten().to_numpy().reshape(len(labels), len(names))
     mean, std = values.mean(axis=0), values.std(axis=0)
     same = next((name for name, spread in zip(names, std, strict=True) if not spread > 0), None)
@@ -82,6 +88,14 @@ def moments(labels: pa.Array, names: Sequence[str]) -> Moments:
             f"the {len(labels):,} training images have the same {quoted(same)}: there is nothing to learn; index "
             "images whose numbers differ"
         )
+    steps = np.spacing(np.abs(values).max(axis=0).astype(np.float32)).astype(np.float64)
+    for name, step, spread in zip(names, steps, std, strict=True):
+        if step / 2 > _COARSEST * spread:
+            raise ManifestError(
+                f"the training images' {quoted(name)} differ by {spread:.3g} (standard deviation), and float32, as "
+                f"targets are, has steps of {step:.3g} there: they would be mistaken for one another; index them "
+                "with a constant taken off"
+            )
     return tuple(mean.tolist()), tuple(std.tolist())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thawline.models.bodies.body import for_channels
 from thawline.models.errors import WeightsError
+from thawline.models.heads import convert_units, other_units
 from thawline.models.weights import fetched, saved
 from thawline.models.weights.saved import REMEDY
 
@@ -72,8 +73,8 @@ def load_file(
 
     file: see saved.read; or an address. Its state dict is the library's (conv1.weight, ...: the body, and under
     `foreign` a classifier, which is left out), or ours (body.*, head.*: the head too where its shapes agree, and
-    `classes`, if they are told, are those that it was trained on, in their order). The body must fit exactly, else
-    nothing is loaded.
+    `classes`, if they are told, are those that it was trained on, in their order; of numbers, it says the same as
+    before whatever they are standardised by here). The body must fit exactly, else nothing is loaded.
     Raises: WeightsError, when it is missing, unreadable, holds code, does not fit or holds what is no number.
     """
     found = saved.read(fetched.fetch(str(file)) if fetched.is_url(file) else file)
@@ -88,14 +89,18 @@ def load_file(
         )
     head = {key.removeprefix("head."): value for key, value in state.items() if key.startswith("head.")}
     body = {key.removeprefix("body."): value for key, value in _without(state, ("head.",)).items()}
-    misfits = differences(model.get_submodule("head"), head)
+    own = model.get_submodule("head")
+    misfits = differences(own, head)
     why = f"its {_first(misfits)}" if misfits else _other_classes(found.classes, classes)
+    why = why or (other_units(own, found.options) if classes is not None or found.options is not None else "")
     if not why:
         _check_numbers(head, where=path)
     load_body(model, body, where=path)
     if why:
         return f"{path}: body only; the head is as initialised, since {why}"
-    model.get_submodule("head").load_state_dict(head)
+    own.load_state_dict(head)
+    if found.options is not None:
+        convert_units(own, found.options)
     return f"{path}: body and head"
 
 

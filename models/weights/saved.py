@@ -35,11 +35,15 @@ _WRAPPERS = ("module", "_orig_mod")
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """What was found. classes: what the head tells apart, in order; None where nobody wrote that down."""
+    """What was found. classes: what the head tells apart, in order; options: what `create` was given, as a bundle says.
+
+    None where nobody wrote that down.
+    """
 
     state: Mapping[str, Tensor]
     classes: tuple[str, ...] | None
     where: str
+    options: Mapping[str, Any] | None = None
 
 
 def read(given: str | Path) -> SavedWeights:
@@ -83,12 +87,13 @@ def _of_bundle(folder: Path) -> SavedWeights:
     try:
         about = json.loads((folder / DESCRIPTION).read_bytes())
         classes, told = tuple(map(str, about["classes"])), about["weights"]["sha256"]
+        options = dict(about["options"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{folder / DESCRIPTION} is not a bundle's description: copy the bundle again") from error
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != told:
         raise WeightsError(f"{file} changed since it was written: its weights would be wrong; copy the bundle again")
-    return SavedWeights(_tensors(data, file), classes, str(file))
+    return SavedWeights(_tensors(data, file), classes, str(file), options)
 
 
 def _tensors(data: bytes, path: Path) -> dict[str, Tensor]:

@@ -10,11 +10,12 @@ curves are smoothed as `smooth` does. Where rows are too few for a rule, it says
   fine_tune at 0.1 with 8.9 in training and 48 in validation, where ln 37 = 3.6 is chance (validation alone may jump in
   a healthy first epoch, while BatchNorm's statistics still lag). The training loss ends 1.5 times, and 10 % of start,
   above its smoothed lowest: what was learnt was lost again. Or it fell by a quarter while a share of wrong answers of
-  more than one half never gained two standard errors on the first epoch: it began blown up and fell to chance.
+  more than one half never gained two standard errors, of .1 at most, on the first epoch: it began blown up and fell to
+  chance.
   In place of 1.5: 1 + four standard errors of the smoothed loss, where windows are so noisy that this is more.
-- *Learning rate too low*: start is at least 0.5 (below, a model has little left to learn), end is less than 10 % lower,
-  and either it did not even fall by 1 %, or the windows of the first half of the learning (by the sum of learning
-  rates) still lay half the fall above the end: it was on its way, and had not settled at what the data allow.
+- *Learning rate too low*: start is at least 0.5 (below, a model has little left to learn), end is less than 10 % lower
+  or higher, and either it did not even fall by 1 %, or the windows of the first half of the learning (by the sum of
+  learning rates) still lay half the fall above the end: it was on its way, and had not settled at what the data allow.
 - *Too few epochs*: training loss above validation loss in every epoch, and the last epoch still lowered the validation
   loss by a tenth, and by 5 % of start; metric and validation loss stand at their best. Course: that is underfitting.
   Training loss above validation loss by itself is what dropout and augmentation do to a healthy run.
@@ -39,6 +40,7 @@ from thawline.trainer.records.rows import metric_columns
 
 Floats = NDArray[np.float64]
 _LEAST_WINDOWS, _LEAST_EPOCHS = 5, 6
+_COARSEST = 0.1  # two standard errors of a share that can show whether a model has learnt: of some 100 samples
 
 
 def smooth(values: Floats) -> Floats:
@@ -161,7 +163,8 @@ def _blown_up(c: _Curves) -> str:
     if len(c.metric) < 2 or c.end > 0.75 * c.start or not 0 <= abs(c.metric[-1]) <= 1:
         return ""
     wrong = c.metric[-1] if c.metric[-1] > 0 else 1 + c.metric[-1]
-    if wrong <= 0.5 or c.metric[0] - c.metric.min() > 2 * c.error(c.metric[-1]):
+    chance = 2 * c.error(c.metric[-1])
+    if wrong <= 0.5 or chance > _COARSEST or c.metric[0] - c.metric.min() > chance:
         return ""
     return (
         f"training loss came from {c.start:.3g} to {c.end:.3g} without any gain in {c.name} ({abs(c.metric[0]):.3g} "
@@ -170,7 +173,7 @@ def _blown_up(c: _Curves) -> str:
 
 
 def _low(c: _Curves) -> Finding | None:
-    if len(c.loss) < _LEAST_WINDOWS or c.start < 0.5 or c.end <= 0.9 * c.start:
+    if len(c.loss) < _LEAST_WINDOWS or c.start < 0.5 or not 0.9 * c.start < c.end < 1.1 * c.start:
         return None
     fall = c.start - c.end
     half = int(np.searchsorted(np.cumsum(c.lr), c.lr.sum() / 2))

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from inspect import signature
 from typing import Literal
 
 import numpy as np
@@ -55,7 +56,9 @@ def unclassed(task: str, loss: str = "") -> RecipeError:
     """What is said of class weights where the loss, of this name, has no classes to weigh."""
     known = " or ".join(name for name, each in TASKS.items() if each.balanced)
     of = f"{task!r} and loss {loss}" if loss else repr(task)
-    instead = "give it an argument class_weights" if is_code(loss) else f"train {known}"
+    weighed = [name for name, each in record_of(task).losses.items() if "class_weights" in signature(each).parameters]
+    other = f"give loss={weighed[0]!r}" if loss and weighed else f"train {known}"
+    instead = "give it an argument class_weights" if is_code(loss) else other
     return RecipeError(
         f"class_weights with task={of}: its loss has no weights by class, so nothing would be balanced; leave them "
         f"out, or {instead}"

@@ -142,11 +142,17 @@ def length(phase: Phase, *, epoch_steps: Callable[[float], int], global_batch: i
 
 
 def doubts(
-    phases: Sequence[Phase], *, epoch_steps: Callable[[float], int], global_batch: int, pretrained: bool
+    phases: Sequence[Phase],
+    *,
+    epoch_steps: Callable[[float], int],
+    global_batch: int,
+    pretrained: bool,
+    fixed: bool = False,
 ) -> list[str]:
     """What in a fit about to begin is probably a mistake, a sentence each. epoch_steps: as in `length`.
 
-    pretrained: whether what these phases freeze has been trained before.
+    pretrained: whether what these phases freeze has been trained before. fixed: whether the body never trains, whatever
+    they unfreeze, as with LoRA.
     """
     said = []
     steps = sum(length(phase, epoch_steps=epoch_steps, global_batch=global_batch) for phase in phases)
@@ -161,6 +167,11 @@ def doubts(
         said.append(
             f"phase {quoted(frozen[0])!r} freezes a body of random weights: the head learns from noise; give "
             'weights = "imagenet" or a file, or frozen_epochs = 0'
+        )
+    elif fixed and not pretrained:
+        said.append(
+            "LoRA leaves a body of random weights as it is: little can be learned beside noise; give "
+            'weights = "imagenet" or a file, or leave LoRA out'
         )
     return said
 

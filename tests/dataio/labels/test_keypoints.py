@@ -41,12 +41,14 @@ def test_points_within_their_images_are_not_spoken_of_but_for_their_sides(tmp_pa
         (
             [(812, 40), (20, -3.5)],
             "WARNING: 2 points in 1 images (0.png) lie outside their image (point 0 of 0.png at 812, 40 px of 40 x 30)"
-            ", and will be trained on there; correct them, or leave such cells empty",
+            ", and what lies outside counts only where training shows a border there (padding, a rotation); correct "
+            "them, or leave such cells empty",
         ),
         (
             [(-1, -1), (20, 5)],
             "WARNING: 1 points in 1 images (0.png) lie at exactly (-1, -1): many tools write that where a point is not "
-            "shown, and it will be trained on as a place; leave such cells empty",
+            "shown, and what lies outside counts only where training shows a border there (padding, a rotation); leave "
+            "such cells empty",
         ),
         (
             [(0, 0), (0, 0)],

@@ -66,6 +66,7 @@ def test_an_image_without_its_number_is_spoken_of_or_left_out(tmp_path: Path) ->
     [
         (["1", "n/a"], r"'1\.png'|1\.png what is not a number \(.*n/a.*give finite numbers"),
         (["inf", "2"], r"0\.png what is not a number \(inf is not finite\)"),
+        (["1", "-1e39"], r"1\.png what is not a number \(-1e39 is not finite in float32\)"),
     ],
 )
 def test_what_is_no_number_gets_a_sentence(tmp_path: Path, ages: list[str], told: str) -> None:
@@ -77,6 +78,14 @@ def test_a_number_that_is_always_the_same_cannot_be_learned(tmp_path: Path) -> N
     made = make_manifest(listed(tmp_path, age=[3, 3, 3, 3]), label="number:age", valid="0.25")
     with pytest.raises(ManifestError, match="the 3 training images have the same age: there is nothing to learn"):
         label_moments(made)
+
+
+def test_numbers_that_float32_takes_for_one_another_cannot_be_learned(tmp_path: Path) -> None:
+    made = make_manifest(listed(tmp_path, at=[1.7e9 + i for i in range(8)]), label="number:at", valid="0.25")
+    with pytest.raises(ManifestError, match=r"at differ by .*steps of 128 there: .*with a constant taken off"):
+        label_moments(made)
+    days = make_manifest(listed(tmp_path, at=[2460000.5 + i for i in range(8)]), label="number:at", valid="0.25")
+    assert label_moments(days) is not None
 
 
 def test_a_manifest_whose_numbers_were_changed_is_refused(tmp_path: Path) -> None:

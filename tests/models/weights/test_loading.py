@@ -18,6 +18,7 @@ from torch import nn
 from tests.kit.images import grown
 from tests.kit.networks import untrained
 from thawline import models
+from thawline.models import bundle
 from thawline.models.weights import fetched, loading
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.format import Origin
@@ -189,6 +190,38 @@ def test_a_head_whose_classes_nobody_knows_is_not_taken_for_ours(tmp_path: Path)
     torch.save(untrained("tiny", 3, seed=1).state_dict(), tmp_path / "x.pt")
     model = models.create("tiny", 3, weights=tmp_path / "x.pt", class_names=("ape", "bee", "cat"))
     assert "x.pt: body only; the head is as initialised, since the file does not say which classes" in model.origin
+
+
+@pytest.mark.parametrize("name", ["tiny", "timm/test_vit"])
+def test_a_head_of_numbers_says_the_same_numbers_however_they_are_standardised(name: str, tmp_path: Path) -> None:
+    kind = {"task": "number", "class_names": ("length", "width")}
+    made = {"label_mean": (20.0, 3.0), "label_std": (5.0, 0.1)}
+    old = models.create(name, 2, weights="none", seed=1, **kind, **made)  # type: ignore[arg-type]
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    old(images)  # its norms have seen something
+    about = bundle.Description(
+        model=name,
+        options=made,
+        outputs=2,
+        task="number",
+        classes=("length", "width"),
+        image={},
+        engine="",
+        precision="",
+        step=1,
+    )
+    for file, data in bundle.packed(old.state_dict(), about).items():
+        (tmp_path / file).write_bytes(data)
+    other = {"label_mean": (60.0, 2.0), "label_std": (2.0, 4.0)}
+    new = models.create(name, 2, weights=tmp_path, seed=2, **kind, **other)  # type: ignore[arg-type]
+    assert new.origin.endswith("body and head")
+    with torch.no_grad():
+        torch.testing.assert_close(new.eval()(images), old.eval()(images), rtol=1e-4, atol=1e-3)
+    within = models.create(name, 2, weights=tmp_path, y_range=(0.0, 9.0), **kind, **other)  # type: ignore[arg-type]
+    assert within.origin.endswith("its numbers lie within y_range=None, and these in (0.0, 9.0)")
+    torch.save(old.state_dict(), tmp_path / "x.pt")
+    unknown = models.create(name, 2, weights=tmp_path / "x.pt", **kind, **other)  # type: ignore[arg-type]
+    assert "body only" in unknown.origin
 
 
 def test_a_folder_without_weights_and_a_checkpoint_that_changed_get_a_sentence(a_run: Path, tmp_path: Path) -> None:

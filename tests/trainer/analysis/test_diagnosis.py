@@ -121,6 +121,11 @@ HEALTHY: dict[str, list[dict[str, Any]]] = {
     "waits in the first window only": [
         {**row, "data_wait_s": 500.0, "window_s": 500.0} if i == 0 else row for i, row in enumerate(rows_of())
     ],
+    "so few images that chance hides a gain": [
+        {**row, "valid_samples": 12} if row["kind"] == "valid" else row
+        for row in rows_of(lambda x: 2.6 - 1.3 * x, lambda x: 1.4 + 0 * x, lambda x: 0.83 - 0.25 * x)
+    ],
+    "another class joins": rows_of(lambda x: np.where(x < 0.6, 2.7 - 0.7 * x, 3.2), lambda x: 2 + 0 * x),
     "no rows": [],
 }
 

@@ -82,6 +82,10 @@ def test_weights_of_one_change_nothing() -> None:
     [
         ({"class_weights": {"cta": 2.0}}, "names 'cta', which is none of the 3 classes.*did you mean 'cat'"),
         ({"class_weights": {"cat": 0.0}}, "class_weights=.* is out of range"),
+        (
+            {"class_weights": "balanced", "loss": "focal"},
+            "and loss focal: .*leave them out, or give loss='cross_entropy'",
+        ),
         ({"class_weights": "balanced", "loss": lambda outputs, targets: outputs}, "beside a loss of your own"),
     ],
 )

@@ -355,3 +355,17 @@ def test_a_frozen_body_that_was_never_trained_is_told(phases: tuple[Phase, ...],
     assert [sentence.partition(":")[0] for sentence in told] == [
         f"phase {phases[0].name!r} freezes a body of random weights"
     ] * said
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_body_that_neither_was_nor_will_be_trained_is_told(pretrained: bool) -> None:
+    told = doubts(
+        one_cycle_phases(9),
+        epoch_steps=lambda epochs: round(9 * epochs),
+        global_batch=64,
+        pretrained=pretrained,
+        fixed=True,
+    )
+    assert [sentence.partition(":")[0] for sentence in told] == ["LoRA leaves a body of random weights as it is"] * (
+        not pretrained
+    )
