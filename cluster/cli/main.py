@@ -18,6 +18,7 @@ import thawline
 from thawline.cluster import outputs
 from thawline.cluster.cli.data import Index, Pack, Sample
 from thawline.cluster.cli.finished.export import Export
+from thawline.cluster.cli.finished.predict import Predict
 from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
 from thawline.cluster.cli.look import Doctor, Explain, LrFind, Show
 from thawline.cluster.cli.models import Models
@@ -56,6 +57,7 @@ VERBS: Mapping[str, type[Verb]] = {
     "show": Show,
     "lr-find": LrFind,
     "train": Train,
+    "predict": Predict,
     "export": Export,
     "submit": Submit,
     "list": List,

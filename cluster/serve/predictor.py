@@ -155,7 +155,7 @@ class Predictor(Closing):
         names, refused = dict[int, str](), dict[int, Reason]()
 
         def named() -> Iterator[Item]:
-            for number, item in enumerate(map(_as_item, items, count())):
+            for number, item in enumerate(map(as_item, items, count())):
                 names[number] = item.name
                 yield item
 
@@ -173,6 +173,11 @@ class Predictor(Closing):
                 yield from of_refused(number)
                 yield Prediction(name=names.pop(number), **columns)
         yield from of_refused(np.inf)
+
+    @property
+    def says_masks(self) -> bool:
+        """Whether a prediction has a mask."""
+        return self._kind is not None and self._kind.masks
 
     def close(self) -> None:
         """Release the engine's threads and memory; the next image starts another."""
@@ -214,7 +219,7 @@ class Predictor(Closing):
             columns = {name: values[i] for name, values in answers.items()}
             if self._record.by_class:
                 columns["probabilities"] = _ranked(said[i], classes, top_k)
-            if located is not None and self._kind is not None and self._kind.masks:
+            if located is not None and self.says_masks:
                 columns["mask"] = located[i]
             elif located is not None:
                 columns |= {"points": located[i], "prediction": dict(zip(classes, located[i].tolist(), strict=True))}
@@ -282,8 +287,8 @@ def _as_one(items: Any) -> Picture | None:
     return items if single or (isinstance(items, np.ndarray) and items.ndim < 4) else None
 
 
-def _as_item(picture: Picture, number: int) -> Item:
-    """Raises PredictError for what is no image."""
+def as_item(picture: Picture, number: int = 0) -> Item:
+    """The image as one to render. number: its name, where it has none. Raises PredictError for what is no image."""
     if isinstance(picture, Item):
         return picture
     if isinstance(picture, str | Path):
