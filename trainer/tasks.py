@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thawline.trainer.losses import formulas as formulas
-from thawline.trainer.metrics import masks
+from thawline.trainer.metrics import masks, of_each
 from thawline.trainer.metrics.names import IGNORED
 from thawline.trainer.step.step import LossFunction
 
@@ -95,6 +95,10 @@ class Task:
     """(outputs, targets) -> what is kept of both for `rows`, where they are too large to keep; None: themselves."""
     rows: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], dict[str, Any]] = _plain_rows
     """(targets, probabilities, classes) -> the columns of a prediction table that are the task's own."""
+    of_each: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], list[dict[str, Any]]] | None = None
+    """(targets, probabilities, classes) -> measures of each class, number or point, see metrics.of_each."""
+    confusion: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], NDArray[np.int64]] | None = None
+    """The same -> (C, C) samples of a class that were predicted as another; None where a sample has not one of each."""
     title: Callable[[Mapping[str, Any]], str] = lambda row: f"{_words(row['prediction'])} / {_words(row['target'])}"
     """A row of that table in a few words, as a picture's title."""
     right: Callable[[Mapping[str, Any]], bool] | None = lambda row: row["prediction"] == row["target"]
@@ -295,6 +299,8 @@ TASKS: dict[str, Task] = {
         outputs_of=lambda shares: shares.clamp(min=_TINY).log(),
         answers=_answers_of_one_label,
         rows=_rows_of_one_label,
+        of_each=of_each.one_label,
+        confusion=of_each.confusion,
     ),
     "multi_label": Task(
         losses={
@@ -314,6 +320,7 @@ TASKS: dict[str, Task] = {
         outputs_of=lambda shares: shares.clamp(_TINY, 1 - _EPS).logit(),
         answers=_answers_of_several,
         rows=_rows_of_several,
+        of_each=of_each.several_labels,
     ),
     "number": Task(
         losses=_of_each(formulas.of_numbers),
@@ -324,6 +331,7 @@ TASKS: dict[str, Task] = {
         outputs_of=lambda numbers: numbers,
         answers=_answers_of_numbers,
         rows=_rows_of_numbers,
+        of_each=of_each.numbers,
         right=None,
     ),
     "points": Task(
@@ -335,6 +343,7 @@ TASKS: dict[str, Task] = {
         trial=lambda classes: (torch.arange(24.0).sin().reshape(4, 3, 2), torch.arange(24.0).cos().reshape(4, 3, 2)),
         answers=_answers_of_points,
         rows=_rows_of_points,
+        of_each=of_each.points,
         title=lambda row: (
             "no point" if row["mean_distance"] is None else f"{row['mean_distance'] / 2:.1%} of the side off"
         ),
@@ -356,6 +365,7 @@ TASKS: dict[str, Task] = {
         answers=masks.answers,
         brief=masks.counted,
         rows=masks.rows,
+        of_each=of_each.masks,
         title=lambda row: "no class" if row["iou"] is None else f"IoU {row['iou']:.3f}",
         right=None,
     ),

@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 import thawline
 from thawline.cluster import outputs
 from thawline.cluster.cli.data import Index, Pack, Sample
+from thawline.cluster.cli.finished.evaluate import Evaluate
 from thawline.cluster.cli.finished.export import Export
 from thawline.cluster.cli.finished.predict import Predict
 from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
@@ -58,6 +59,7 @@ VERBS: Mapping[str, type[Verb]] = {
     "lr-find": LrFind,
     "train": Train,
     "predict": Predict,
+    "evaluate": Evaluate,
     "export": Export,
     "submit": Submit,
     "list": List,

@@ -27,7 +27,8 @@ from thawline.trainer.analysis.diagnosis import diagnose
 from thawline.trainer.records.rows import metric_columns
 from thawline.trainer.tasks import record_of
 
-_SHOWN = 24
+SHOWN = 24
+"""Images in one picture."""
 
 
 def write_report(
@@ -48,21 +49,29 @@ def write_report(
     epochs = [row for row in rows.to_pylist() if row["kind"] == "valid"]
     metrics = metric_columns(rows.to_pylist())
     names = ["train_loss", "valid_loss", *metrics]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    page = environment.get_template("report.html.j2").render(
-        result=result,
-        epochs=epochs,
-        names=names,
-        classes=_by_class(outcomes) if any(row.get("recalls") for row in epochs) else [],
-        findings=diagnose(rows),
-        judged=record_of(valid.task).right is not None,
-        curves=[(_embedded(figure), caption) for figure, caption in _curves(rows, metrics)],
-        legend=DRAWINGS[valid.task].legend,
-        worst=_shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:_SHOWN], outputs_of),
-        sample=_shown("Evenly spaced", outcomes, valid, _spread(len(outcomes)), outputs_of),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    page = (
+        pages()
+        .get_template("report.html.j2")
+        .render(
+            result=result,
+            epochs=epochs,
+            names=names,
+            classes=_by_class(outcomes) if any(row.get("recalls") for row in epochs) else [],
+            findings=diagnose(rows),
+            judged=record_of(valid.task).right is not None,
+            curves=[(_embedded(figure), caption) for figure, caption in _curves(rows, metrics)],
+            legend=DRAWINGS[valid.task].legend,
+            worst=shown("Hardest", outcomes, valid, np.argsort(-outcomes["loss"].to_numpy())[:SHOWN], outputs_of),
+            sample=shown("Evenly spaced", outcomes, valid, _spread(len(outcomes)), outputs_of),
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
     )
     write_text(root, "report.html", page)
+
+
+def pages(*folders: Path) -> jinja2.Environment:
+    """The templates of these folders, and of this one."""
+    return jinja2.Environment(loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent]), autoescape=True)
 
 
 def _by_class(outcomes: pa.Table) -> list[tuple[str, int, int]]:
@@ -103,7 +112,7 @@ def _course(rows: pa.Table, kind: str, column: str, name: str) -> str:
     return f"{name} from {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"
 
 
-def _shown(
+def shown(
     name: str,
     outcomes: pa.Table,
     valid: ImageLoader,
@@ -125,7 +134,7 @@ def _shown(
 
 
 def _spread(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.unique(np.linspace(0, count - 1, min(count, _SHOWN)).astype(np.int64))
+    return np.unique(np.linspace(0, count - 1, min(count, SHOWN)).astype(np.int64))
 
 
 def pictures(

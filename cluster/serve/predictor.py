@@ -106,7 +106,7 @@ class Predictor(Closing):
         self.precision = _precision(precision, self.about, self.device, name)
         self.engine = _engine(engine, self.about, name)
         self.spec = ImageSpec(**self.about.image)
-        self._model = place(loaded.model.eval(), self.precision, self.device)
+        self.model = place(loaded.model.eval(), self.precision, self.device)
         self._record, self._kind = record_of(self.about.task), kinds.TASKS.get(self.about.task)
         self._renderer: Renderer | None = None
 
@@ -203,7 +203,7 @@ class Predictor(Closing):
 
     def _said(self, inputs: Tensor) -> NDArray[Any]:
         """What the record's `answers` take: probabilities, numbers, points, or a mask's classes."""
-        outputs = forward(self._model, (inputs,), precision=self.precision, device=self.device).float()
+        outputs = forward(self.model, (inputs,), precision=self.precision, device=self.device).float()
         if self._record.answered is not None:
             return self._record.answered(outputs).cpu().numpy()
         return self._record.probabilities(outputs.cpu()).numpy()
