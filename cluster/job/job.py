@@ -270,7 +270,10 @@ def from_toml(file: str | Path, *, trust_code: Trust = False) -> Job:
     try:
         mapping = tomllib.loads(files.text(file))
     except FileNotFoundError:
-        raise JobError(f"{file} does not exist: give a job (.toml) or a manifest (.parquet)") from None
+        raise JobError(
+            f"{file} does not exist: give a job (.toml) or a manifest (.parquet); `thawline train` also takes "
+            "images, a folder or a list of them"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise JobError(
             f"{file} is not valid TOML ({cut(str(error))}), so it cannot be read as a job: correct it there"

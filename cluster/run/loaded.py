@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from thawline.cluster.job.job import Job
 from thawline.cluster.job.recipes import sides_px
 from thawline.dataio.checks.census import label_moments
+from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -43,8 +44,25 @@ class Loaded:
         """The manifests' fingerprints, which differ for other data. Raises ManifestError."""
         return " ".join(manifest.fingerprint() for manifest in self.manifests)
 
-    def make_model(self) -> None:
-        """Make the model, its weights fetched and checked, for the one who will take it. Raises as `take_model`."""
+    def make_model(self, *, fresh: bool = False) -> None:
+        """Make the model, its weights fetched and checked, for the one who will take it. Raises as `take_model`.
+
+        A run that has checkpoints needs no other weights: where those that it began with are gone, it goes on without.
+        fresh: it will be begun anew, whatever its folder holds.
+        """
+        from thawline.models.errors import WeightsError
+        from thawline.trainer.checkpoints import checkpoint
+
+        try:
+            self._model = self._created(self.job.model.weights)
+        except WeightsError:
+            root = Root.of(self.job.storage).child(self.job.name).child("checkpoints")
+            if fresh or checkpoint.newest(root)[0] is None:
+                raise
+            self._model = self._created("none")
+            self._model.origin = f"of its checkpoint; {self.job.model.weights} is not there any more"
+
+    def _created(self, weights: str) -> "Classifier":
         from thawline.models.classifier import create  # with torch, which reading a manifest does not need
 
         model, classes = self.job.model, self.manifest.classes
@@ -53,7 +71,7 @@ class Loaded:
             model.name,
             len(classes),
             task=self.manifest.task,
-            weights=model.weights,
+            weights=weights,
             dropout=model.dropout,
             seed=self.job.seed,
             class_names=classes,
@@ -69,7 +87,7 @@ class Loaded:
             from thawline.models.lora import add_lora
 
             add_lora(made, **asdict(model.lora), seed=self.job.seed)
-        self._model = made
+        return made
 
     def take_model(self) -> "Classifier":
         """A model that nobody has trained: whoever takes it may. Raises ModelError, ManifestError."""

@@ -46,7 +46,7 @@ def preflight(job: Job, *, here: bool = True, fresh: bool = False, loaded: Loade
         check_gpus(job)
     check_recipe(job, loaded)
     if here and job.model.weights != "none":  # fetched once here, not by every worker at the same time
-        loaded.make_model()
+        loaded.make_model(fresh=fresh)
     return None
 
 

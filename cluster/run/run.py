@@ -38,6 +38,8 @@ from thawline.trainer.step import world
 from thawline.trainer.stopping.durations import seconds
 
 T = TypeVar("T")
+_TOLD = 8
+"""Classes whose weights are said."""
 
 
 def run(
@@ -187,23 +189,21 @@ def _class_warnings(learner: Learner) -> list[str]:
 
 
 def _balance(job: Job, learner: Learner) -> list[str]:
-    """How often the rarest and the commonest class are shown or weighed, where that is changed. On rank 0 only."""
+    """How often the rarest and the commonest class are shown or weighed, or those named are. On rank 0 only."""
     train = learner.train
     if learner.context.rank or not isinstance(train, ImageLoader):
         return []
     images, lines = train.class_counts(), []
     occurring = np.flatnonzero(images)
-    ends = (
-        [int(occurring[images[occurring].argmin()]), int(occurring[images[occurring].argmax()])]
-        if len(occurring)
-        else []
-    )
+    ends = [occurring[images[occurring].argmin()], occurring[images[occurring].argmax()]] if len(occurring) else []
+    ends = list(dict.fromkeys(map(int, ends)))
     if isinstance(train.order, Balanced):
         times = train.order.shares() * train.samples / np.maximum(images, 1)
         of_ends = (f"each of {images[i]:,} images of {quoted(train.classes[i])} {times[i]:.3g} times" for i in ends)
         lines.append(f"data.balance={job.data.balance:g}: an epoch shows {', '.join(of_ends)}; validation is as it is")
     if job.fit.class_weights is not None:
-        weights = weigh(job.fit.class_weights, train)
-        of_ends = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in ends)
-        lines.append(f"class weights in the loss: {', '.join(of_ends)}")
+        weights, named = weigh(job.fit.class_weights, train), job.fit.class_weights
+        told = ends if isinstance(named, str) else [train.classes.index(name) for name in [*named][:_TOLD]]
+        each = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in told)
+        lines.append(f"class weights in the loss: {', '.join(each)}")
     return lines

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from functools import partial, wraps
 from inspect import signature
+from traceback import extract_tb
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from thawline.models.errors import CodeError
 from thawline.trainer.errors import RecipeError
 from thawline.trainer.losses.class_weights import ClassWeights, unclassed, weigh
 from thawline.trainer.settings import SMOOTHING
+from thawline.trainer.step.recovery import is_memory
 from thawline.trainer.step.step import LossFunction
 from thawline.trainer.tasks import TASKS, Task, record_of
 
@@ -97,7 +99,8 @@ def own_loss(name: str, device: torch.device | None = None) -> LossFunction:
     """A user's loss by `python:MODULE:NAME`: a function, a class that is called without arguments, or a module.
 
     It takes what the losses here take: outputs and targets, and `label_smoothing`, `class_weights` or `scale` where it
-    has arguments called so. Raises CodeError; and when called RecipeError, where it gives not one loss a sample.
+    has arguments called so. Raises CodeError, also when called, where it raises; and RecipeError where it gives not one
+    loss a sample, or no gradients.
     """
     found = code.target(name)
     loss = code.called(name) if isinstance(found, type) else found
@@ -108,12 +111,26 @@ def own_loss(name: str, device: torch.device | None = None) -> LossFunction:
 
     @wraps(loss.forward if isinstance(loss, nn.Module) else loss)
     def each(outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        losses = loss(outputs, targets, **options)
+        try:
+            losses = loss(outputs, targets, **options)
+        except Exception as error:
+            if is_memory(error):
+                raise
+            *_, last = extract_tb(error.__traceback__)[:2]  # the first line of theirs
+            raise CodeError(
+                f"{name} raised {code.said(error)} ({last.filename}, line {last.lineno}): there is no loss to compute; "
+                "mend it there, --debug shows all of it"
+            ) from error
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         if shape != (len(targets),):
             raise RecipeError(
                 f"{name} gave {shape} for {len(targets)} samples: ranks and micro-batches could not be summed exactly; "
                 f"return one loss a sample, ({len(targets)},): with reduction='none', and the mean over further axes"
+            )
+        if outputs.requires_grad and not losses.requires_grad:
+            raise RecipeError(
+                f"{name} gave losses without gradients, detached from the outputs: nothing would be learned; compute "
+                "them with torch, and no detach() or no_grad()"
             )
         return losses.float()
 

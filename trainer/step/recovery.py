@@ -123,7 +123,7 @@ class Stepper:
             except Exception as error:
                 if self._is_through:  # in the agreement, or in the update that the others make: no way back
                     raise
-                if _is_memory(error):  # not kept: its traceback holds the tensors that there is no room for
+                if is_memory(error):  # not kept: its traceback holds the tensors that there is no room for
                     state = _NO_MEMORY
                 else:
                     failure = error
@@ -167,7 +167,7 @@ class Stepper:
         self._reduction = self._wrap()
 
 
-def _is_memory(error: Exception) -> bool:
+def is_memory(error: Exception) -> bool:
     """torch has an error type for its own allocator; failures of the libraries' workspaces show in the message only."""
     words = (
         *("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "Unable to find a valid cuDNN algorithm"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.kit.networks import untrained
 from tests.kit.runs import counted_error_rate, digits_manifest, go, numbers, result, write_job
 from tests.kit.toy import same
 from thawline.cluster.cli import photos
@@ -25,9 +26,11 @@ from thawline.cluster.observe.settings import Metrics
 from thawline.cluster.run import growing
 from thawline.cluster.run.folder import write_text
 from thawline.cluster.run.more import going_on
+from thawline.cluster.run.preflight import preflight
 from thawline.dataio.samples import write_digits
 from thawline.dataio.store.root import Root
 from thawline.dataio.table.manifest import Manifest
+from thawline.models.errors import WeightsError
 from thawline.trainer.checkpoints import checkpoint
 from thawline.trainer.checkpoints.settings import CheckpointSettings
 
@@ -105,6 +108,25 @@ def test_what_cannot_go_on_gets_a_sentence(finished: Path, tmp_path: Path) -> No
     verb = with_job(Train(job=words[1], more=3.0), words)
     assert isinstance(verb, Train)
     assert (verb.fields.storage, verb.fields.name) == (str(tmp_path / "moved"), "pets"), "the folder, not what it says"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_without_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    began = tmp_path / "began.pt"
+    torch.save(untrained("tiny", 10, seed=7).state_dict(), began)
+    plain = jobs.from_toml(write_job(tmp_path, digits_manifest(tmp_path, count=120)))
+    plain = replace(plain, fit=Fit("one_cycle", epochs=2), log_every=2, checkpoint=CheckpointSettings(every_s=0.0))
+    job = replace(plain, model=replace(plain.model, weights=str(began)))
+    whole = go(replace(job, name="whole"))
+    assert go(job, stop_at_ask=2)["status"] == "stopped"
+    began.unlink()
+    assert preflight(job) is None
+    made = go(job)
+    assert (made["status"], made["metrics"]) == ("finished", whole["metrics"])
+    assert same(weights(tmp_path / "runs/run"), weights(tmp_path / "runs/whole"))
+    for anew, fresh in ((replace(job, name="anew"), False), (job, True)):
+        with pytest.raises(WeightsError, match="does not exist"):
+            preflight(anew, fresh=fresh)
 
 
 def test_what_is_appended_is_the_last_schedule_over_again() -> None:

@@ -202,6 +202,30 @@ def test_a_loss_that_is_not_the_tasks_gets_a_sentence(name: str, task: str, told
         named_loss(name, task=task)
 
 
+def test_an_own_loss_that_raises_or_teaches_nothing_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bad_losses.py").write_text(
+        "def wrong(outputs, targets):\n    return outputs @ targets\n\n"
+        "def detached(outputs, targets):\n    return outputs.detach().sum(1)\n\n"
+        'def full(outputs, targets):\n    raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")\n'
+    )
+    outputs, targets = torch.ones(2, 3, requires_grad=True), torch.zeros(2)
+
+    def call(name: str) -> None:
+        named_loss(f"python:bad_losses:{name}", task="single_label")(outputs, targets)
+
+    with pytest.raises(
+        CodeError, match=r"raised RuntimeError: size mismatch.*bad_losses\.py, line 2\): .*mend it there"
+    ):
+        call("wrong")
+    with pytest.raises(RecipeError, match="detached gave losses without gradients"):
+        call("detached")
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):  # the step is taken again in smaller pieces
+        call("full")
+
+
 def test_ones_own_loss_is_checked_and_given_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
