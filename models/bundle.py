@@ -57,6 +57,10 @@ class Description:
     """Training steps behind the weights."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """What it measured; None where that is no number."""
+    pillow: Mapping[str, float] = field(default_factory=dict)
+    """How far what is said differs where Pillow decodes in place of DALI: `images`, up to 200 of the validation's, the
+    `largest` and `mean` difference of probabilities, the `agreement` of predictions; empty where DALI did not validate.
+    """
     code: Mapping[str, str] = field(default_factory=dict)
     """What of a user's own is imported to make it, by its python: name, and the SHA-256 of its file, "" without one."""
     thawline: str = thawline.__version__
@@ -140,14 +144,16 @@ def _described(text: bytes, *, where: str | Path) -> tuple[Description, _Proof]:
                 f"model might be another; install thawline {writer}, which wrote it"
             )
         proof = _Proof(int(told["weights"]["bytes"]), str(told["weights"]["sha256"]))
-        told = {"code": {}, **told}  # which older ones lack
+        told = {"code": {}, "pillow": {}, **told}  # which older ones lack
         known = {each.name: told[each.name] for each in fields(Description)}
         if strange := set(known["options"]) - set(_OPTIONS):
             raise ValueError(f"unknown options {', '.join(sorted(strange))[:80]}")
         lists = {"classes": tuple(map(str, known["classes"])), "values": tuple(map(int, known["values"]))}
         image = {name: tuple(v) if isinstance(v, list) else v for name, v in known["image"].items()}
         sums = {str(name): str(value) for name, value in known["code"].items()}
-        about = Description(**{**known, **lists, "outputs": int(known["outputs"]), "image": image, "code": sums})
+        moved = {str(name): float(value) for name, value in known["pillow"].items()}
+        plain = {"outputs": int(known["outputs"]), "image": image, "code": sums, "pillow": moved}
+        about = Description(**{**known, **lists, **plain})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{where} is not a bundle's description ({type(error).__name__}: {str(error)[:80]}): what its model is "

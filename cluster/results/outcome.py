@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pyarrow as pa
 from torch import Tensor
@@ -13,6 +13,7 @@ from thawline.cluster.job.job import Job, code_of
 from thawline.cluster.job.model import Model
 from thawline.cluster.machine import provenance
 from thawline.cluster.observe.console import diagnosis_lines
+from thawline.cluster.results.decoding import by_pillow
 from thawline.cluster.run.folder import Result, write_text
 from thawline.cluster.words import as_json, finite
 from thawline.dataio.batch import Batch
@@ -66,7 +67,8 @@ def _write(
         outcomes = predictions.table(learner.valid.classes)
         write_parquet(outcomes, folder.full("valid.parquet"))
         sweep(folder.child(FOLDER))
-        for name, data in packed(_measured(learner), _described(job, learner, result)).items():
+        about = replace(_described(job, learner, result), pillow=_by_pillow(learner))
+        for name, data in packed(_measured(learner), about).items():
             with atomic_write(folder.child(FOLDER), name) as sink:
                 sink.write(data)
         write_text(folder, "result.json", as_json(result, indent=2) + "\n")
@@ -106,6 +108,16 @@ def _described(job: Job, learner: Learner, result: Result) -> Description:
         metrics=result["metrics"],
         code=fingerprints([job.model.name]),
     )
+
+
+def _by_pillow(learner: Learner) -> dict[str, float]:
+    """What Pillow's pixels change; a run does not fail for want of it."""
+    assert isinstance(learner.valid, ImageLoader)
+    try:
+        return by_pillow(learner.valid, outputs_of(learner), step=learner.progress.step)
+    except Exception as error:  # a file that has gone, memory
+        learner.note(f"what Pillow's pixels would change is not known ({last_line(error)}): the bundle does not say it")
+        return {}
 
 
 def _picture(folder: Root, learner: Learner, result: Result, outcomes: pa.Table) -> None:

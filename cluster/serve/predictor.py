@@ -262,12 +262,26 @@ def _engine(wanted: EngineName, about: Description, name: str) -> Choice:
     choice = choose_engine()
     if choice.engine != about.engine:
         log.warning(
-            "%s was validated with DALI, and %s: Pillow decodes, whose JPEGs differ by a few levels, and so "
-            "probabilities a little; install nvidia-dali-cuda130 for the same",
+            "%s was validated with DALI, and %s: Pillow decodes, whose JPEGs differ by a few levels%s; install "
+            "nvidia-dali-cuda130 for the same",
             name,
             choice.reason,
+            _moved(about),
         )
     return choice
+
+
+def _moved(about: Description) -> str:
+    """What Pillow's pixels changed when it was measured, in words."""
+    if not about.pillow:
+        return ", and so what is said a little"
+    agreement = about.pillow.get("agreement")
+    same = "" if agreement is None else f", with the same prediction for {agreement:.4g} of them"
+    largest, mean = about.pillow["largest"], about.pillow["mean"]
+    return (
+        f". On {about.pillow['images']:.0f} validation images that moved what it says by {largest:.2g} at most, "
+        f"{mean:.2g} in the mean{same}"
+    )
 
 
 def _precision(wanted: PrecisionName | None, about: Description, device: torch.device, name: str) -> Precision:
