@@ -52,7 +52,7 @@ class Way:
         shrink = shrinks(totals, size_px=size_px)
         factor = np.minimum(1.0, self.leaves / shrink)[:, None]
         prefilter_px = np.where(factor < 1, np.maximum(1, np.round(drawn.source_px * factor)), 0).astype(np.int64)
-        low, high = geometry._SPREAD_SHRINK
+        low, high = geometry.SPREAD_SHRINK
         grown = np.clip((shrink * factor[:, 0] - low) / (high - low), 0.0, 1.0)
         sampling = np.ones_like(grown) if self.always else grown
         bare = replace(drawn, homographies=totals, prefilter_px=np.zeros_like(prefilter_px), sampling=sampling)

@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 # the ideal than one sample. The radius is the best of those measured (benchmarks/LOG.md, "three samples").
 SAMPLES = 0.38 * np.stack([f(np.deg2rad([15.0, 135.0, 255.0])) for f in (np.cos, np.sin)], axis=1)
 # Range of shrinks over which the three samples move from the centre of the pixel out to the circle.
-_SPREAD_SHRINK = (1.0, 1.2)
+SPREAD_SHRINK = (1.0, 1.2)
 # Where a warp would shrink more than this, the source is filtered down first, until exactly this much is left.
 MAX_SHRINK = 2.5
 
@@ -286,7 +286,7 @@ def _finish(spec: ImageSpec, unit: Floats, sizes: Ints, crop_x: Floats, crop_y: 
     shrink = _shrink(homographies, size_px)
     # Filtered down only until the warp may do the rest: more would blur twice.
     factor = np.where(shrink > MAX_SHRINK, MAX_SHRINK / shrink, 1.0)
-    low, high = _SPREAD_SHRINK
+    low, high = SPREAD_SHRINK
     filtered = np.maximum(1, np.round(np.stack([h, w], 1) * factor[:, None]))
     prefilter_px = np.where(factor[:, None] < 1, filtered, 0).astype(np.int64)
     shrunk = np.where(factor[:, None] < 1, filtered / np.stack([h, w], 1), 1.0)

@@ -18,10 +18,16 @@ def write_bundle(
     *,
     size_px: int,
     image: dict[str, Any] | None = None,
+    sharp: float = 1.0,
     **options: Any,
 ) -> Path:
-    """A bundle's folder. image: of the spec's fields, what is not as in IMAGE; options: further ones of `create`."""
+    """A bundle's folder. image: of the spec's fields, what is not as in IMAGE. options: further ones of `create`.
+
+    sharp: by how much the weights of the last layer are larger than they begin.
+    """
     model = models.create(name, outputs, task=task, weights="none", seed=1, size_px=size_px, **options)
+    state = model.state_dict()
+    state[[*state][-1]] *= sharp
     about = Description(
         model=name,
         options=model.options,
@@ -35,6 +41,6 @@ def write_bundle(
         metrics={"error_rate": 0.25, "roc_auc": None},
     )
     folder.mkdir(parents=True)
-    for file, data in bundle.packed(model.state_dict(), about).items():
+    for file, data in bundle.packed(state, about).items():
         (folder / file).write_bytes(data)
     return folder

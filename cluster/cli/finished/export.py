@@ -18,8 +18,11 @@ class Export(Verb):
     """A finished run's folder, or its bundle's (RUN/model)."""
     dest: Annotated[Positional[str], arg(metavar="DIR")]
     """A folder to write into, or a URI."""
-    to: Literal["onnx"]
-    """onnx: model.onnx, for ONNX Runtime and others."""
+    to: Literal["onnx", "pt2"]
+    """onnx: model.onnx, for ONNX Runtime and others. pt2: model.pt2, for torch.export.load."""
+    with_preprocessing: Flag = False
+    """onnx, pt2: put all that validation does to an image inside: it takes one decoded image, (H, W, 3) uint8, of any
+    size. Without, it takes normalised images, and the file says how they are made."""
     overwrite: Flag = False
     """Replace files of the same names in DIR."""
     trust_code: Flag = False
@@ -32,5 +35,14 @@ class Export(Verb):
 
         if self.trust_code:
             look_here()
-        print(export(self.source, self.to, self.dest, overwrite=self.overwrite, trust_code=self.trust_code, tell=say))
+        done = export(
+            self.source,
+            self.to,
+            self.dest,
+            with_preprocessing=self.with_preprocessing,
+            overwrite=self.overwrite,
+            trust_code=self.trust_code,
+            tell=say,
+        )
+        print(done)
         return 0

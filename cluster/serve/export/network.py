@@ -4,7 +4,7 @@ Which sizes those are, is tried: torch records the model on one size, and on ano
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ from torch.export import Dim, ExportedProgram
 from thawline.cluster.errors import ExportError, last_line
 from thawline.cluster.serve.export.comparing import difference
 from thawline.cluster.serve.export.made import Wish
+from thawline.dataio.pixels.in_graph import Centred
+from thawline.dataio.pixels.spec import ImageSpec
 from thawline.trainer.tasks import record_of
 
-IMAGES = "images"
-"""The name of the input."""
 _STEP = 32
 """Sides that most networks halve without a remainder are multiples of this."""
 
@@ -34,6 +34,18 @@ class Answers(nn.Module):
         outputs = self.model(images)
         probabilities = self._probabilities(outputs)
         return (outputs,) if probabilities is outputs else (outputs, probabilities)
+
+
+class FromPixels(nn.Module):
+    """One decoded image (H, W, 3) uint8 -> what `Answers` gives of it, as validation would have seen it."""
+
+    def __init__(self, spec: ImageSpec, answers: Answers) -> None:
+        super().__init__()
+        self.pixels, self.answers = Centred(spec), answers
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        answers: tuple[Tensor, ...] = self.answers(self.pixels(image))
+        return answers
 
 
 def names_of(answers: Sequence[Any]) -> tuple[str, ...]:
@@ -57,41 +69,51 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """Sizes of images that a network may take."""
+class _Input:
+    """Images that a network may take."""
 
     words: str
-    shape: tuple[str | int, str | int]
-    """Height and width in the file's description."""
+    name: str
+    shape: tuple[str | int, ...]
+    """For the file's description: what is open by its name."""
     dims: Mapping[int, Any]
+    """The open ones, as torch takes them."""
+    of: Callable[[int, int], Tensor]
+    """(height, width) -> an example."""
     recorded: tuple[int, int]
-    """Height and width to record with."""
+    """The size to record with."""
     tried: tuple[int, int]
     """And to try."""
 
 
 def graph(wish: Wish) -> Recorded:
-    """The model of a bundle for any number of images, of as many sizes as it takes.
+    """The model of a bundle for any number of images, of as many sizes as it takes; or for one, from its pixels on.
 
     Raises ExportError where it cannot be recorded even for the size that it was validated with.
     """
-    network, side_px = Answers(wish.bundle.model, wish.bundle.about.task).eval(), wish.spec.size_px
+    answers = Answers(wish.bundle.model, wish.bundle.about.task).eval()
+    if wish.with_preprocessing:
+        return _first_that_fits(FromPixels(wish.spec, answers), [_PIXELS])
+    return _first_that_fits(answers, _candidates(wish.spec.size_px))
+
+
+def _first_that_fits(network: nn.Module, candidates: Sequence[_Input]) -> Recorded:
+    """The network, recorded for the first of these inputs that it takes. Raises ExportError."""
     error: Exception | None = None
-    for sizes in _candidates(side_px):
+    for each in candidates:
         try:
-            program = record(network, torch.zeros(2, 3, *sizes.recorded), {0: Dim.DYNAMIC, **sizes.dims})
-            images = torch.randn(3, 3, *sizes.tried, generator=torch.Generator().manual_seed(0))
+            program = record(network, each.of(*each.recorded), each.dims)
+            example = each.of(*each.tried)
             with torch.no_grad():
-                expected = network(images)
-                wrong = difference(expected, program.module()(images)).why
+                expected = network(example)
+                wrong = difference(expected, program.module()(example)).why
         except Exception as raised:  # the network's own code, run on symbols and on a size that it may not take
             error = raised
             continue
-        if wrong:
-            error = ValueError(wrong)
-            continue
-        told = {"shape": ["batch", 3, *sizes.shape], "dtype": "float32"}
-        return Recorded(program, IMAGES, told, names_of(expected), f"any number of {sizes.words}")
+        if not wrong:
+            about = {"shape": each.shape, "dtype": str(example.dtype).removeprefix("torch.")}
+            return Recorded(program, each.name, about, names_of(expected), each.words)
+        error = ValueError(wrong)
     why = last_line(error)
     raise ExportError(f"the model cannot be recorded as a graph ({why[:160]}): export its weights, --to safetensors")
 
@@ -103,14 +125,45 @@ def record(network: nn.Module, example: Tensor, dims: Mapping[int, Any]) -> Expo
         return torch.export.export(network, (example,), dynamic_shapes=(dict(dims),))
 
 
-def _candidates(side_px: int) -> Sequence[_Sizes]:
+def _images(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _pixels(height: int, width: int) -> Tensor:
+    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+_PIXELS = _Input(
+    words="one decoded image of any size; its preprocessing is inside",
+    name="image",
+    shape=("height", "width", 3),
+    dims={0: Dim.DYNAMIC, 1: Dim.DYNAMIC},
+    of=_pixels,
+    recorded=(231, 317),
+    tried=(180, 70),
+)
+
+
+def _candidates(side_px: int) -> Sequence[_Input]:
+    """The normalised images of a network, as many sizes as there may be first."""
     at = max(3 * _STEP, -(-side_px // _STEP) * _STEP)
-    free = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    steps = {2: _STEP * Dim("height"), 3: _STEP * Dim("width")}
-    own, wide, odd, tall = (side_px, side_px), (at, at + 2 * _STEP), (at + 5, at + _STEP + 13), (at + _STEP, at)
-    multiples = f"images whose sides are multiples of {_STEP} px"
+    batch, own, wide = {0: Dim.DYNAMIC}, (side_px, side_px), (at, at + 2 * _STEP)
+    free = {**batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    steps = {**batch, 2: _STEP * Dim("height"), 3: _STEP * Dim("width")}
+
+    def some(
+        words: str, sides: tuple[str | int, str | int], dims: Mapping[int, Any], *sizes: tuple[int, int]
+    ) -> _Input:
+        return _Input(f"any number of images {words}", "images", ("batch", 3, *sides), dims, _images, *sizes)
+
     return (
-        _Sizes("images of any height and width", ("height", "width"), free, wide, odd),
-        _Sizes(multiples, (f"{_STEP}*height", f"{_STEP}*width"), steps, wide, tall),
-        _Sizes(f"images of {side_px} x {side_px} px alone", own, {}, own, own),
+        some("of any height and width", ("height", "width"), free, wide, (at + 5, at + _STEP + 13)),
+        some(
+            f"whose sides are multiples of {_STEP} px",
+            (f"{_STEP}*height", f"{_STEP}*width"),
+            steps,
+            wide,
+            (at + _STEP, at),
+        ),
+        some(f"of {side_px} x {side_px} px alone", own, batch, own, own),
     )

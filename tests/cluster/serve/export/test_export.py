@@ -42,7 +42,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Any:
 
             return Made({"first": b"1", "last": b"2"}, answers, "made")
 
-        monkeypatch.setitem(exporting.FORMATS, "onnx", make)
+        monkeypatch.setitem(exporting.FORMATS, "onnx", exporting.Format(make))
 
     return lie
 
@@ -129,6 +129,13 @@ def test_a_runs_own_validation_images_are_compared_with_the_pixels_of_its_valida
     assert torch.equal(found.seen(spec, "dali"), batch.inputs)
     (tmp_path / "elsewhere.parquet").unlink()
     assert "drawn images, since no validation image can be read (no manifest at " in examples(tmp_path).words
+
+
+def test_an_option_that_a_format_has_not_is_refused(tiny: Path, tmp_path: Path, off_by: Any) -> None:
+    off_by(0)
+    told = r"--with-preprocessing with --to onnx: nothing would read it; leave it out \(it is for pt2\)"
+    with pytest.raises(ExportError, match=told):
+        export(tiny, "onnx", tmp_path / "out", with_preprocessing=True)
 
 
 def test_code_is_imported_only_where_it_is_trusted(tiny: Path, tmp_path: Path) -> None:
