@@ -99,6 +99,8 @@ class Task:
     """(targets, probabilities, classes) -> measures of each class, number or point, see metrics.of_each."""
     confusion: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], NDArray[np.int64]] | None = None
     """The same -> (C, C) samples of a class that were predicted as another; None where a sample has not one of each."""
+    pipeline_tag: str = ""
+    """What the Hugging Face Hub calls it; empty where it has no such task."""
     title: Callable[[Mapping[str, Any]], str] = lambda row: f"{_words(row['prediction'])} / {_words(row['target'])}"
     """A row of that table in a few words, as a picture's title."""
     right: Callable[[Mapping[str, Any]], bool] | None = lambda row: row["prediction"] == row["target"]
@@ -283,6 +285,7 @@ def _of_each(losses: Callable[..., Tensor]) -> Mapping[str, Callable[..., Tensor
 
 TASKS: dict[str, Task] = {
     "single_label": Task(
+        pipeline_tag="image-classification",
         losses={
             "cross_entropy": formulas.cross_entropy,
             "bce": formulas.one_against_rest,
@@ -303,6 +306,7 @@ TASKS: dict[str, Task] = {
         confusion=of_each.confusion,
     ),
     "multi_label": Task(
+        pipeline_tag="image-classification",
         losses={
             "bce": formulas.binary_cross_entropy,
             "focal": formulas.focal_of_several,
@@ -335,6 +339,7 @@ TASKS: dict[str, Task] = {
         right=None,
     ),
     "points": Task(
+        pipeline_tag="keypoint-detection",
         losses=_of_each(formulas.of_points),
         metrics=("mse", "point_error"),
         metrics_by_side=("point_error_px",),
@@ -350,6 +355,7 @@ TASKS: dict[str, Task] = {
         right=None,
     ),
     "mask": Task(
+        pipeline_tag="image-segmentation",
         losses={
             "cross_entropy": formulas.pixel_cross_entropy,
             "dice": formulas.dice,

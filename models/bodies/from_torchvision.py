@@ -108,6 +108,14 @@ def origin(name: str) -> Origin:
     return Origin(size_px, (m0, m1, m2), (s0, s1, s2), parameters=parameters)
 
 
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a network of torchvision with its own classifier, in order."""
+    options = {"init_weights": False} if _family(name) in ("googlenet", "inception") else {}
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None, **options)
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
 def _family(name: str) -> str:
     return str(torchvision.models.get_model_builder(name).__module__).rpartition(".")[2]
 

@@ -1,7 +1,7 @@
 """Which bodies are there, and whose are they? One record for each library; every name is one library's."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,10 @@ class Library:
     """What is to be known of its networks, running them tells: on the meta device they may fail."""
     foreign: Callable[[Body], tuple[str, ...]] = lambda body: body.foreign
     """What the names of the classifier's tensors begin with in the library's own weights."""
+    shapes: Callable[[str], Mapping[str, tuple[int, ...]]] | None = None
+    """The tensors of a network with its own classifier; None where nobody else has such networks."""
+    making: str = ""
+    """How the library itself makes a network of that {name} without a classifier."""
 
 
 def _load_timm(model: nn.Module, body: Body) -> str:
@@ -69,6 +73,8 @@ LIBRARIES: dict[str, Library] = {
         body_of=from_timm.body_of,
         load_published=_load_timm,
         foreign=from_timm.foreign,
+        shapes=from_timm.shapes,
+        making="timm.create_model({name!r}, num_classes=0)",
     ),
     "tiny": Library(
         has=lambda name: name == tiny.NAME,
@@ -83,6 +89,8 @@ LIBRARIES: dict[str, Library] = {
         origin=from_torchvision.origin,
         body_of=from_torchvision.body_of,
         load_published=lambda model, body: load_imagenet(model, body.name, foreign=body.foreign),
+        shapes=from_torchvision.shapes,
+        making="torchvision.models.get_model({name!r})",
     ),
 }
 

@@ -18,11 +18,15 @@ class Export(Verb):
     """A finished run's folder, or its bundle's (RUN/model)."""
     dest: Annotated[Positional[str], arg(metavar="DIR")]
     """A folder to write into, or a URI."""
-    to: Literal["onnx", "pt2"]
-    """onnx: model.onnx, for ONNX Runtime and others. pt2: model.pt2, for torch.export.load."""
+    to: Literal["onnx", "pt2", "safetensors", "hub"]
+    """onnx: model.onnx, for ONNX Runtime and others. pt2: model.pt2, for torch.export.load. safetensors: the weights
+    alone, and those of the body as its own library takes them. hub: a folder for the Hugging Face Hub, with a model
+    card, which `thawline.load` reads, too."""
     with_preprocessing: Flag = False
     """onnx, pt2: put all that validation does to an image inside: it takes one decoded image, (H, W, 3) uint8, of any
     size. Without, it takes normalised images, and the file says how they are made."""
+    license: Annotated[str, arg(metavar="NAME")] = ""
+    """hub: the licence of the weights for the model card, such as apache-2.0; unknown, if not given."""
     overwrite: Flag = False
     """Replace files of the same names in DIR."""
     trust_code: Flag = False
@@ -40,6 +44,7 @@ class Export(Verb):
             self.to,
             self.dest,
             with_preprocessing=self.with_preprocessing,
+            license=self.license,
             overwrite=self.overwrite,
             trust_code=self.trust_code,
             tell=say,

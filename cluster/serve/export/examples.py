@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from thawline.cluster.errors import ClusterError
+from thawline.cluster.errors import ClusterError, ExportError
 from thawline.cluster.job import job as jobs
 from thawline.dataio.errors import DataError, EngineError
 from thawline.dataio.pixels.pictures import decode
@@ -55,21 +55,25 @@ class Examples:
 
 def examples(source: str | Path) -> Examples:
     """Up to `MOST` validation images of a run, evenly spaced; drawn ones where none can be read, or for a bundle."""
-    folder = Path(source).expanduser()
-    if not (folder / "job.toml").is_file():
-        return _drawn(f"{folder} is no run's folder")
     try:
-        # the job is asked for its data, and never run: nothing that it names is imported
-        return _of_run(jobs.from_toml(folder / "job.toml", trust_code=True), folder)
+        return _of(manifest_of(source))
     except (ClusterError, DataError, OSError) as error:
         return _drawn(str(error).partition(": ")[0])
 
 
-def _of_run(job: jobs.Job, folder: Path) -> Examples:
+def manifest_of(source: str | Path) -> Manifest:
+    """The manifest that a run was validated on. Raises ClusterError, DataError where it cannot be read."""
+    folder = Path(source).expanduser()
+    if not (folder / "job.toml").is_file():
+        raise ExportError(f"{folder} is no run's folder: its data are not known")
+    # the job is asked for its data, and never run: nothing that it names is imported
+    job = jobs.from_toml(folder / "job.toml", trust_code=True)
     given = job.data.valid or job.manifest
     own = folder / PurePosixPath(given).name  # beside it, wherever both are by now
-    root = None if job.data.valid else job.data.root or None
-    manifest = Manifest.load(own if own.is_file() else given, root=root)
+    return Manifest.load(own if own.is_file() else given, root=None if job.data.valid else job.data.root or None)
+
+
+def _of(manifest: Manifest) -> Examples:
     if manifest.shards and Root.of(manifest.home).remote:
         return _drawn(f"all shards of {manifest.home} would have to be fetched")
     with split_loader(manifest, ImageSpec(size_px=8, presize_px=8), "valid", engine="reference") as loader:

@@ -3,6 +3,7 @@
 Nothing is written that does not say what the model says. One file beside this one makes each format.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,17 @@ import torch
 from torch import Tensor
 
 from thawline.cluster.errors import ExportError
-from thawline.cluster.serve.export import onnx_file, pt2_file
+from thawline.cluster.serve.export import hub_folder, onnx_file, pt2_file, safetensors_file
 from thawline.cluster.serve.export.comparing import TOLERANCE, difference
 from thawline.cluster.serve.export.examples import Examples, examples
 from thawline.cluster.serve.export.made import Made, Wish
-from thawline.cluster.serve.export.network import Answers
 from thawline.dataio.store import files
 from thawline.dataio.store.atomic import atomic_write
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.renderer import choose_engine
 from thawline.models import bundle
 
-FormatName = Literal["onnx", "pt2"]
+FormatName = Literal["onnx", "pt2", "safetensors", "hub"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Format:
 FORMATS: Mapping[FormatName, Format] = {
     "onnx": Format(onnx_file.make, ("with_preprocessing",)),
     "pt2": Format(pt2_file.make, ("with_preprocessing",)),
+    "safetensors": Format(safetensors_file.make),
+    "hub": Format(hub_folder.make, ("license",)),
 }
 _AT_ONCE = 8
 """Images that go through a model at once: a U-Net takes a GB for so many."""
@@ -51,22 +53,24 @@ def export(
     dest: str | Path,
     *,
     with_preprocessing: bool = False,
+    license: str = "",
     overwrite: bool = False,
     trust_code: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Export a finished run, or its bundle, into the folder or URI `dest`. Returns the file that makes it whole.
 
-    with_preprocessing: what is made takes decoded images. overwrite: files of the same names may be there. trust_code:
-    see models.load. tell: is given a line on what was made, and one or two on what it was compared with.
+    with_preprocessing: what is made takes decoded images. license: of the weights, for a model card. overwrite: files
+    of the same names may be there. trust_code: see models.load. tell: is given a line on what was made, and one or two
+    on what it was compared with.
     Raises: ExportError where it cannot be made, says something else, or cannot be written; BundleError.
     """
-    _check_taken(to, with_preprocessing=with_preprocessing)
+    _check_taken(to, with_preprocessing=with_preprocessing, license=license)
     home = Root.of(dest)
     _check_free(home, source, overwrite=overwrite)
     loaded = bundle.load(source, trust_code=trust_code)
-    loaded.model.float()
-    wish = Wish(loaded, with_preprocessing=with_preprocessing)
+    model = copy.deepcopy(loaded.model).float()
+    wish = Wish(str(source), loaded, model, with_preprocessing=with_preprocessing, license=license)
     made = FORMATS[to].make(wish)
     tell(made.words)
     for line in _compared(wish, made, examples(source)):
@@ -102,7 +106,7 @@ def _compared(wish: Wish, made: Made, given: Examples) -> Iterator[str]:
 
 def _by_model(wish: Wish, given: Examples, engine: str) -> list[Tensor]:
     """What the model says of the examples' pixels, as this engine makes them."""
-    network = Answers(wish.bundle.model, wish.bundle.about.task).eval()
+    network = wish.answers
     with torch.no_grad():
         return _joined([network(part) for part in torch.split(given.seen(wish.spec, engine), _AT_ONCE)])
 

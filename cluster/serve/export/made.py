@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from thawline.cluster.serve.export.answers import Answers
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.models.bundle import Bundle
 
@@ -14,10 +15,18 @@ from thawline.models.bundle import Bundle
 class Wish:
     """What is to be made of a bundle."""
 
+    source: str
+    """The run, or the bundle."""
     bundle: Bundle
-    """Its model computes in float32."""
+    model: nn.Module
+    """The bundle's in float32, whatever it was kept in."""
     with_preprocessing: bool = False
-    licence: str = ""
+    license: str = ""
+
+    @property
+    def answers(self) -> Answers:
+        """What is to be said of normalised images."""
+        return Answers(self.model, self.bundle.about.task).eval()
 
     @property
     def spec(self) -> ImageSpec:

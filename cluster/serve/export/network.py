@@ -13,27 +13,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from thawline.cluster.errors import ExportError, last_line
+from thawline.cluster.serve.export.answers import Answers, names_of
 from thawline.cluster.serve.export.comparing import difference
 from thawline.cluster.serve.export.made import Wish
 from thawline.dataio.pixels.in_graph import Centred
 from thawline.dataio.pixels.spec import ImageSpec
-from thawline.trainer.tasks import record_of
 
 _STEP = 32
 """Sides that most networks halve without a remainder are multiples of this."""
-
-
-class Answers(nn.Module):
-    """Images (N, 3, H, W) float32, normalised -> what the model puts out, and the probabilities where it has such."""
-
-    def __init__(self, model: nn.Module, task: str) -> None:
-        super().__init__()
-        self.model, self._probabilities = model, record_of(task).probabilities
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model(images)
-        probabilities = self._probabilities(outputs)
-        return (outputs,) if probabilities is outputs else (outputs, probabilities)
 
 
 class FromPixels(nn.Module):
@@ -46,11 +33,6 @@ class FromPixels(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         answers: tuple[Tensor, ...] = self.answers(self.pixels(image))
         return answers
-
-
-def names_of(answers: Sequence[Any]) -> tuple[str, ...]:
-    """What the outputs are called, which `Answers` gives."""
-    return ("logits", "probabilities") if len(answers) == 2 else ("predictions",)
 
 
 @dataclass(frozen=True)
@@ -91,10 +73,9 @@ def graph(wish: Wish) -> Recorded:
 
     Raises ExportError where it cannot be recorded even for the size that it was validated with.
     """
-    answers = Answers(wish.bundle.model, wish.bundle.about.task).eval()
     if wish.with_preprocessing:
-        return _first_that_fits(FromPixels(wish.spec, answers), [_PIXELS])
-    return _first_that_fits(answers, _candidates(wish.spec.size_px))
+        return _first_that_fits(FromPixels(wish.spec, wish.answers), [_PIXELS])
+    return _first_that_fits(wish.answers, _candidates(wish.spec.size_px))
 
 
 def _first_that_fits(network: nn.Module, candidates: Sequence[_Input]) -> Recorded:

@@ -18,7 +18,6 @@ from thawline.cluster.serve.export.comparing import difference
 from thawline.cluster.serve.export.examples import examples
 from thawline.cluster.serve.export.export import export
 from thawline.cluster.serve.export.made import Made, Wish
-from thawline.cluster.serve.export.network import Answers
 from thawline.dataio import ImageSpec, Manifest, split_loader
 from thawline.dataio.store.atomic import atomic_write
 
@@ -34,7 +33,7 @@ def off_by(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def lie(by: float) -> None:
         def make(wish: Wish) -> Made:
-            network = Answers(wish.bundle.model, wish.bundle.about.task).eval()
+            network = wish.answers
 
             def answers(images: Tensor) -> Sequence[Tensor]:
                 logits, probabilities = network(images)
