@@ -186,7 +186,7 @@ def _built(name: str, size_px: int | None) -> tuple[nn.Module, tuple[str, ...], 
         options["init_weights"] = True  # torchvision's default; unsaid, it warns
     try:
         network = torchvision.models.get_model(name, weights=None, **options)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(
             f"{name} cannot be built for images of {size_px} px ({str(error)[:120]}): give data.size_px="
             f"{origin(name).size_px}, or a model that takes any size"

@@ -138,6 +138,8 @@ def test_a_network_of_one_size_is_built_for_the_jobs() -> None:
 def test_a_size_that_a_network_cannot_be_built_for_is_refused() -> None:
     with pytest.raises(models.ModelError, match=r"maxvit_t cannot be built for images of 100 px .*size_px=224"):
         check("maxvit_t", sizes_px=[100])
+    with pytest.raises(models.ModelError, match=r"vit_b_16 cannot be built for images of 30 px .*size_px=224"):
+        check("vit_b_16", sizes_px=[30])
     with pytest.raises(models.ModelError, match=r"alexnet cannot see images of 16 px"):
         check("alexnet", sizes_px=[16])
 
