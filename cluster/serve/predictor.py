@@ -102,7 +102,7 @@ class Predictor(Closing):
     ) -> None:
         """name: of the bundle, in messages. The rest: see `load`."""
         self.about = loaded.about
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device)
         self.precision = _precision(precision, self.about, self.device, name)
         self.engine = _engine(engine, self.about, name)
         self.spec = ImageSpec(**self.about.image)
@@ -282,6 +282,21 @@ def _moved(about: Description) -> str:
         f". On {about.pillow['images']:.0f} validation images that moved what it says by {largest:.2g} at most, "
         f"{mean:.2g} in the mean{same}"
     )
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    """The GPU where there is one and nobody chose. Raises PredictError for one that is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(wanted or ("cuda" if gpus else "cpu"))
+    except RuntimeError:  # torch lists its 20 kinds of devices
+        raise PredictError(f"device={quoted(str(wanted))} is not known: give cpu, cuda, or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise PredictError(
+            f"device='{device}', but torch sees {gpus} GPUs here: nothing could be computed; see `thawline doctor`, or "
+            "give device='cpu'"
+        )
+    return device
 
 
 def _precision(wanted: PrecisionName | None, about: Description, device: torch.device, name: str) -> Precision:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,21 @@ port = 0
 """
 
 
+@cache
+def _digits() -> list[tuple[str, bytes]]:
+    """All digits as files: names and contents, in the order of their numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_digits(Path(folder) / "all", size_px=48)
+        files = sorted((Path(folder) / "all").iterdir(), key=lambda file: file.stem.split("_")[1])
+        return [(file.name, file.read_bytes()) for file in files]
+
+
 def digits_manifest(folder: Path, *, count: int = 300) -> Path:
     """A manifest over `count` digits, a fifth of them for validation (its fraction rounds down)."""
-    everything = folder / "all"
-    write_digits(everything, size_px=48)
     kept = folder / "digits"
     kept.mkdir()
-    for file in sorted(everything.iterdir(), key=lambda f: f.stem.split("_")[1])[:count]:
-        file.rename(kept / file.name)
+    for name, encoded in _digits()[:count]:
+        (kept / name).write_bytes(encoded)
     out = folder / "digits.parquet"
     make_manifest(kept, label=r"regex:(.+)_\d+\.jpg$", valid="0.2", seed=42).save(out)
     return out

@@ -157,8 +157,9 @@ def _series(rows: pa.Table, kind: str, column: str) -> tuple[Floats, Floats]:
 
 
 def _canvas(title: str, ylabel: str, *, xlabel: str = "epoch") -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6, 3.2), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 3.2), dpi=110)
+    # Margins for numbers of nine digits and a second scale: a layout engine would draw everything once more to know.
+    axes = figure.subplots(gridspec_kw={"left": 0.15, "right": 0.87, "bottom": 0.16, "top": 0.9})
     _dress(axes, title, ylabel, xlabel=xlabel)
     return figure, axes
 

@@ -15,7 +15,7 @@ from thawline.cluster.words import as_json, finite, say
 class Evaluate(Verb):
     """Measure a finished run on images that it has not seen: every metric with its interval, by class, a page."""
 
-    run_or_bundle: Annotated[Positional[str], arg(metavar="RUN")]
+    source: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a finished run, or of its bundle."""
     manifest: Annotated[Positional[str], arg(metavar="[MANIFEST]")] = ""
     """Manifest to measure on (.parquet, .arrow); the run's own where none is given."""
@@ -31,8 +31,8 @@ class Evaluate(Verb):
     """Images that go through the model at once."""
     engine: Literal["auto", "dali", "reference"] = "auto"
     """Engine that decodes and warps; auto = the run's."""
-    device: Annotated[str, arg(metavar="DEVICE")] = ""
-    """Such as cpu or cuda:1; without it the GPU where there is one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on; auto = the GPU where there is one."""
     out: Annotated[str, arg(metavar="FOLDER")] = ""
     """Where to write evaluation.json and evaluation.html; without it the run's folder."""
     trust_code: Flag = False
@@ -47,16 +47,19 @@ class Evaluate(Verb):
 
         if self.trust_code:
             look_here()
-        job = evaluation.job_of(self.run_or_bundle)
+        job = evaluation.job_of(self.source)
         with load(
-            self.run_or_bundle, device=self.device or None, engine=self.engine, trust_code=self.trust_code
+            self.source,
+            device=None if self.device == "auto" else self.device,
+            engine=self.engine,
+            trust_code=self.trust_code,
         ) as predictor:
             about = predictor.about
             manifest = evaluation.manifest_for(about, self.manifest or None, job, root=self.root or None)
             split = evaluation.chosen_split(manifest, self.split)
-            folder = evaluation.folder_for(self.out or None, self.run_or_bundle)
+            folder = evaluation.folder_for(self.out or None, self.source)
             name = self.manifest or (job.manifest if job else "")
-            say(f"{self.run_or_bundle}: {about.model} on {split} of {name}")
+            say(f"{self.source}: {about.model} on {split} of {name}")
             found, loader = evaluation.measure(
                 predictor,
                 manifest,
@@ -67,7 +70,7 @@ class Evaluate(Verb):
                 batch=self.batch,
             )
             with closing(loader):
-                described = evaluation.described(found, run=self.run_or_bundle, manifest=name, predictor=predictor)
+                described = evaluation.described(found, run=self.source, manifest=name, predictor=predictor)
                 drawn = page(found, finite(described), about, loader, outputs_of=evaluation.outputs_of(predictor))
         evaluation.write(folder, described, drawn)
         for line in evaluation.lines(found):

@@ -3,8 +3,6 @@
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.kit.ranks import Here, Outcome, worlds_of
 from tests.kit.runs import (
     counted_error_rate,
     digits_manifest,
-    environment,
     fork,
     planned_hash,
     ranks,
@@ -30,11 +28,13 @@ from tests.kit.runs import (
     write_job,
 )
 from thawline import models
-from thawline.cluster.errors import LaunchError
+from thawline.cluster.errors import USER_ERRORS, LaunchError
 from thawline.cluster.job import job as jobs
 from thawline.cluster.job.flags import override
-from thawline.cluster.launch.launch import in_process
+from thawline.cluster.launch.launch import ProcessContext, in_process
 from thawline.cluster.observe.settings import Metrics
+from thawline.cluster.run.folder import run_dir
+from thawline.cluster.run.run import run
 from thawline.dataio import ImageSpec, Manifest, render
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.loader import ImageLoader
@@ -292,44 +292,23 @@ def test_what_cannot_be_drawn_decides_over_no_result(
     assert "report.html could not be made (ValueError: no such font)" in capsys.readouterr().err
 
 
-ONE_RANK_FAILS = """
-import os, sys
-import torch, torch.distributed as dist
-from dataclasses import replace
-from thawline.cluster.job import job as jobs
-from thawline.cluster.launch.launch import ProcessContext
-from thawline.cluster.errors import USER_ERRORS
-from thawline.cluster.run.run import run
-from thawline.cluster.run.folder import run_dir
-
-rank = int(os.environ["RANK"])
-dist.init_process_group("gloo")
-job = jobs.resolved(jobs.load(sys.argv[1]))
-if rank == 1:
-    job = replace(job, data=replace(job.data, root="/nowhere"))
-try:
-    run(job, ProcessContext(run_dir(job), torch.device("cpu"), rank, 2, rank))
-except USER_ERRORS as error:
-    print(f"rank {rank} raised {type(error).__name__}: {error}", flush=True)
-dist.destroy_process_group()
-"""
+def images_that_one_rank_lacks(here: Here) -> Outcome:
+    job = jobs.resolved(jobs.load(here.folder.parent / "job.toml"))
+    if here.last:
+        job = replace(job, data=replace(job.data, root="/nowhere"))
+    try:
+        run(job, ProcessContext(run_dir(job), torch.device("cpu"), here.rank, here.size, here.rank))
+    except USER_ERRORS as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {}
 
 
 @pytest.mark.slow
 def test_what_one_rank_cannot_do_all_ranks_refuse_together(tmp_path: Path, manifest: Path) -> None:
-    (tmp_path / "script.py").write_text(ONE_RANK_FAILS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(write_job(tmp_path, manifest))],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-        check=False,
-    )
-    for rank in (0, 1):
-        assert f"rank {rank} raised ManifestError" in done.stdout, done.stdout + done.stderr
-    assert done.stdout.count("/nowhere") >= 2
+    write_job(tmp_path, manifest)
+    for rank in worlds_of(images_that_one_rank_lacks, tmp_path, sizes=(2,))[2]:
+        assert rank["error"].startswith("ManifestError: ")
+        assert "/nowhere" in rank["error"]
 
 
 @pytest.mark.slow

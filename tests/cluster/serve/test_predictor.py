@@ -152,6 +152,14 @@ def test_thresholds_and_the_most_probable_are_a_plain_count(runs: dict[str, Trai
         trained.predictor.predict([], tta=-1)
 
 
+def test_a_device_that_is_not_there_is_told(runs: dict[str, Trained], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PredictError, match=r"device='cuda:3', but torch sees 0 GPUs here.*give device='cpu'"):
+        thawline.load(runs["number"].run, device="cuda:3")
+    with pytest.raises(PredictError, match=r"device='gpu' is not known: give cpu, cuda, or cuda:1"):
+        thawline.load(runs["number"].run, device="gpu")
+
+
 def test_views_are_averaged_as_the_learner_averages_them(runs: dict[str, Trained]) -> None:
     """By hand, from what is rendered; the views are those of the run's own augmentation."""
     trained = runs["multi_label"]
