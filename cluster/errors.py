@@ -6,6 +6,7 @@ ClusterError
 ├── StorageError    a run folder that cannot be written, or that holds another run
 ├── PredictError    a threshold for a task that has none, a file of predictions that cannot be written
 ├── ExportError     a model that cannot be exported so, an export that says something else, a folder that is taken
+├── ServeError      a port in use, an address that all can reach without a token, limits that allow nothing
 ├── TokenError      no token for the cluster, a wrong one, or one that others can read
 └── SubmitError     a cluster that does not answer, a name that is taken, a job that is not known
 
@@ -40,6 +41,10 @@ class PredictError(ClusterError):
 
 class ExportError(ClusterError):
     """A finished run's model cannot be handed on so."""
+
+
+class ServeError(ClusterError):
+    """A finished run cannot answer over HTTP so."""
 
 
 class TokenError(ClusterError):

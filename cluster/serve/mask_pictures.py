@@ -22,8 +22,7 @@ class Masks:
         """values: of a mask's pixels, by class; the classes' indices where there are none. overlay: draw them over
         their images. Raises PredictError."""
         self._where, self._overlay, self._taken = where, overlay, set[str]()
-        self._values = np.full(256, VOID, np.uint8)
-        self._values[:classes] = values or range(classes)
+        self._values = by_index(values, classes)
         try:
             self._root = Root.of(where)
         except SourceError as error:
@@ -40,7 +39,7 @@ class Masks:
         folder, _, last = f"{name}.png".rpartition("/")
         root = self._root.child(folder) if folder else self._root
         data = io.BytesIO()
-        (self._drawn(mask, item) if self._overlay else self._painted(mask)).save(data, "PNG")
+        (self._drawn(mask, item) if self._overlay else painted(mask, self._values)).save(data, "PNG")
         try:
             with atomic_write(root, last) as sink:
                 sink.write(data.getvalue())
@@ -48,17 +47,25 @@ class Masks:
             raise refused("--masks", self._where, error) from error
         return root.full(last)
 
-    def _painted(self, mask: NDArray[np.uint8]) -> Image.Image:
-        """The masks' own values, each in its colour."""
-        picture = Image.fromarray(self._values[mask])
-        picture.putpalette(_PALETTE.ravel().tolist())
-        return picture
-
     def _drawn(self, mask: NDArray[np.uint8], item: Item) -> Image.Image:
         """Half transparent over the image: not the first class, which is the ground, and not where nothing is said."""
         pixels = _decoded(item)
         over = ((mask != 0) & (mask != VOID))[..., None]
         return Image.fromarray(np.where(over, pixels // 2 + _PALETTE[mask] // 2, pixels).astype(np.uint8))
+
+
+def by_index(values: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
+    """(256,) what is written for each index: the values of the run's masks; the indices where there are none."""
+    table = np.full(256, VOID, np.uint8)
+    table[:classes] = values or range(classes)
+    return table
+
+
+def painted(mask: NDArray[np.uint8], values: NDArray[np.uint8]) -> Image.Image:
+    """The masks' own values, each in its colour. values: see `by_index`."""
+    picture = Image.fromarray(values[mask])
+    picture.putpalette(_PALETTE.ravel().tolist())
+    return picture
 
 
 def _decoded(item: Item) -> NDArray[np.uint8]:

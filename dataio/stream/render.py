@@ -5,6 +5,7 @@ A file is accepted, and decoded by the same library, as in a run; one that canno
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,7 +22,7 @@ from thawline.dataio.checks.verify import GROUP, Check, checking
 from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels import geometry
-from thawline.dataio.pixels.pictures import as_file
+from thawline.dataio.pixels.pictures import MAX_PIXELS, as_file
 from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.pixels.work import Work
 from thawline.dataio.reading.readers import Reason, for_engines
@@ -143,6 +144,21 @@ def render(
     ) as renderer:
         (batch,) = rendered([Item(name, encoded)], renderer, tell=refuse)
     return batch.inputs
+
+
+@contextmanager
+def accepting(*, max_pixels: int = MAX_PIXELS, compare: bool) -> Iterator[Callable[[bytes], Sound | Reason]]:
+    """Within: (an encoded file) -> what an Item may hold, or why it cannot be used; from any thread. For whoever has
+    images come one by one, and decodes them before their batch is made.
+
+    max_pixels: of an image, which is not decoded beyond. compare: whether DALI will render them, see `checking`.
+    """
+    with checking(max_pixels=max_pixels, compare=compare) as check:
+
+        def accepted(encoded: bytes) -> Sound | Reason:
+            return _as_sound(encoded, iter(check([encoded])))
+
+        yield accepted
 
 
 def _read(numbered: tuple[int, Item]) -> _Found:

@@ -8,8 +8,8 @@ The rules, as CONTRIBUTING.md draws them and the code stands:
   which stands on all of it;
 - of dataio, trainer knows the Batch and the Loader protocol, hashing, errors, ranges, and where files lie and
   appear whole; of models, groups, errors, and how a user's code is found;
-- nvidia.dali, ray, ray.train, peft, segmentation_models_pytorch, onnx, onnxruntime, onnxscript and apex are imported
-  where ONLY_IN says.
+- nvidia.dali, ray, ray.train, peft, segmentation_models_pytorch, onnx, onnxruntime, onnxscript, fastapi, starlette,
+  uvicorn, httpx2 and apex are imported where ONLY_IN says.
 """
 
 import ast
@@ -35,6 +35,10 @@ ONLY_IN = {
     "onnx": ("cluster/serve/export/onnx_file.py",),
     "onnxruntime": ("cluster/serve/export/onnx_file.py",),
     "onnxscript": ("cluster/serve/export/onnx_file.py",),
+    "fastapi": ("cluster/serve/endpoint/",),
+    "starlette": ("cluster/serve/endpoint/",),
+    "uvicorn": ("cluster/serve/endpoint/",),
+    "httpx2": ("cluster/serve/endpoint/",),
     "apex": ("trainer/optimisers/optim.py",),
 }
 
