@@ -217,8 +217,9 @@ def test_neither_ray_nor_dali_need_be_there_and_a_line_says_who_decodes(runs: di
     command = [sys.executable, "-c", ALONE, str(trained.run), *map(str, trained.files)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
     told = (
-        r"DALI cannot be imported \(.*\): Pillow decodes, whose JPEGs differ by a few levels. On 10 validation images that "
-        r"moved what it says by .* with the same prediction for .* of them; install nvidia-dali-cuda130 for the same"
+        r"DALI cannot be imported \(.*\): Pillow decodes, whose JPEGs differ by a few levels. On 10 validation images "
+        r"that moved what it says by .* with the same prediction for .* of them; install nvidia-dali-cuda130 for the "
+        r"same"
     )
     assert re.fullmatch(rf"{trained.run} was validated with DALI, and {told}\n", done.stderr)
     with thawline.load(trained.run, engine="reference") as predictor:
