@@ -4,6 +4,8 @@ Nothing is written that does not say what the model says. One file beside this o
 """
 
 import copy
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +133,10 @@ def _check_free(home: Root, source: str | Path, *, overwrite: bool) -> None:
         raise ExportError(f"{home} is what is exported: its own files would be replaced; give another folder")
     try:
         there = home.listing()
+        if not home.remote:
+            standing = next(place for place in (home.folder, *home.folder.parents) if place.exists())
+            if not os.access(standing, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ExportError(
             f"{home} cannot be written ({files.why_refused(error)}): nothing is exported; give another folder"

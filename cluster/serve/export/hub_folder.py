@@ -18,6 +18,7 @@ from thawline.cluster.words import finite, printable
 from thawline.dataio.checks.census import count_subset
 from thawline.dataio.errors import DataError
 from thawline.models import bundle
+from thawline.models.code import is_code
 from thawline.trainer.tasks import record_of
 
 CARD, CONFIG = "README.md", "config.json"
@@ -48,6 +49,7 @@ def card(wish: Wish) -> str:
     if tag := record_of(about.task).pipeline_tag:
         head["pipeline_tag"] = tag
     head |= {"tags": ["thawline", about.task, about.model], "metrics": [*about.metrics]}
+    trusting = ", trust_code=True" if is_code(about.model) else ""
     metrics = [f"| {_text(name)} | {_number(value)} |" for name, value in finite(about.metrics).items()]
     return "\n".join(
         [
@@ -64,7 +66,7 @@ def card(wish: Wish) -> str:
             "```python",
             "import thawline",
             "",
-            'with thawline.load("FOLDER") as model:  # this folder, as it was downloaded',
+            f'with thawline.load("FOLDER"{trusting}) as model:  # this folder, as it was downloaded',
             '    print(model.predict("photo.jpg"))',
             "```",
             "",
