@@ -24,7 +24,7 @@ def main() -> None:
     theirs = DynamicUnet(encoder, CLASSES, SIZES[0])
     ours = UNetHead(CHANNELS, CLASSES)
     body = sum(p.numel() for p in encoder.parameters())
-    told = {
+    result = {
         "theirs": sum(p.numel() for p in theirs.parameters()) - body,
         "ours": sum(p.numel() for p in ours.parameters()),
         "shapes": sorted(tuple(p.shape) for name, p in theirs.named_parameters() if not name.startswith("layers.0."))
@@ -35,7 +35,7 @@ def main() -> None:
         },
         "losses": _losses(),
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 def _shapes(network: nn.Module, blocks: list[nn.Module]) -> list[list[int]]:

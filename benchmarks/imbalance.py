@@ -88,8 +88,8 @@ def main(
             manifest = uneven(setting.folder, rare, labels=labels, ratio=ratio, seed=seed)
             found.append({})
             for name, (balance, weighted) in WAYS.items():
-                told = measured(setting, manifest, balance, weighted, epochs=epochs, seed=seed)
-                found[-1] |= {f"{name}, {what}": value for what, value in told.items()}
+                measures = measured(setting, manifest, balance, weighted, epochs=epochs, seed=seed)
+                found[-1] |= {f"{name}, {what}": value for what, value in measures.items()}
             say(f"seed {seed}: " + ", ".join(f"{what} {value:.1f}" for what, value in found[-1].items()))
     settings: dict[str, Any] = {"device": device, "model": model, "size_px": size_px, "rare": rare, "labels": labels}
     settings |= {"ratio": ratio, "epochs": epochs, "batch": batch, "seeds": seeds}

@@ -69,10 +69,10 @@ def _train(text: str, *, fresh: bool, trusted: list[str]) -> dict[str, Any]:
     from thawline.cluster.run import folder as storage
     from thawline.cluster.run.loaded import Loaded
     from thawline.cluster.run.signals import stop_on_signal
-    from thawline.models.code import told
+    from thawline.models.code import notices
 
     job = check(jobs.from_dict(tomllib.loads(text), source=JOB_FILE, trust_code=trusted))
-    for line in told(jobs.code_of(job).values()):
+    for line in notices(jobs.code_of(job).values()):
         _tell({"kind": "note", "text": line})
     image_spec(job)
     loaded = Loaded(job)

@@ -42,7 +42,7 @@ class _Set:
     draw: Callable[[np.random.Generator], Sequence[Shape]]
     columns: tuple[str, ...]
     """Of the list, besides that of the paths."""
-    told: Callable[[Sequence[Shape]], Sequence[object]]
+    cells: Callable[[Sequence[Shape]], Sequence[object]]
     """What stands in them."""
     index: str
     """What `thawline index` is given."""
@@ -82,7 +82,7 @@ def write_shapes(folder: str | Path, task: str, *, count: int = 6000, seed: int 
                 Image.fromarray(pixels).save(folder / "images" / name)
                 if of.masks:
                     Image.fromarray(mask).save(folder / "masks" / name)
-                lines.writerow((f"images/{name}", *(f"masks/{name}",) * of.masks, *of.told(shapes)))
+                lines.writerow((f"images/{name}", *(f"masks/{name}",) * of.masks, *of.cells(shapes)))
     except OSError as error:
         raise SourceError(
             f"shapes cannot go to {folder} ({error.strerror or error}): give a folder that you can write to"
@@ -181,34 +181,34 @@ SETS: Mapping[str, _Set] = {
     "single_label": _Set(
         draw=lambda draw: [_one(draw, _KINDS[draw.integers(4)], 12, 22)],
         columns=("shape",),
-        told=lambda shapes: [shapes[0].kind],
+        cells=lambda shapes: [shapes[0].kind],
         index="--label column:shape",
     ),
     "multi_label": _Set(
         draw=_some,
         columns=("shapes",),
-        told=lambda shapes: [";".join(shape.kind for shape in shapes)],
+        cells=lambda shapes: [";".join(shape.kind for shape in shapes)],
         index="--label column:shapes --delimiter ';'",
         train="--fit.metrics f_beta accuracy_multi",
     ),
     "number": _Set(
         draw=lambda draw: [_one(draw, "disc", 6, 26)],
         columns=("area",),
-        told=lambda shapes: [f"{_share(shapes):.4f}"],
+        cells=lambda shapes: [f"{_share(shapes):.4f}"],
         index="--label number:area",
         train="--fit.loss l1",
     ),
     "points": _Set(
         draw=lambda draw: _apart(draw, ("disc", "cross")),
         columns=("disc_x", "disc_y", "cross_x", "cross_y"),
-        told=lambda shapes: [f"{at:.3f}" for shape in shapes for at in (shape.x, shape.y)],
+        cells=lambda shapes: [f"{at:.3f}" for shape in shapes for at in (shape.x, shape.y)],
         index="--label points:disc_x,disc_y,cross_x,cross_y --swap none",
         train="--fit.loss l1",
     ),
     "mask": _Set(
         draw=lambda draw: _apart(draw, ("disc", "cross")),
         columns=("mask",),
-        told=lambda shapes: [],
+        cells=lambda shapes: [],
         index="--label mask-column:mask --classes ground,disc,cross --values 0,1,4",
         train="--fit.loss cross_entropy_dice --fit.epochs 6 --data.global-batch 16",
         masks=True,

@@ -78,8 +78,8 @@ def packed(weights: Mapping[str, Tensor], about: Description) -> dict[str, bytes
     """The bundle's files by name, in the order to write them in: whoever finds the description finds all."""
     data = tensors.to_bytes(weights, about={"format": "pt"})
     there = {"file": WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    told = {"format": _FORMAT, "version": VERSION, **asdict(about), "weights": there}
-    return {WEIGHTS: data, DESCRIPTION: (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()}
+    written = {"format": _FORMAT, "version": VERSION, **asdict(about), "weights": there}
+    return {WEIGHTS: data, DESCRIPTION: (json.dumps(written, indent=2, ensure_ascii=False) + "\n").encode()}
 
 
 def load(where: str | Path, *, trust_code: bool = False) -> Bundle:
@@ -134,18 +134,18 @@ class _Proof(NamedTuple):
 def _described(text: bytes, *, where: str | Path) -> tuple[Description, _Proof]:
     """What a model.json says. Raises BundleError."""
     try:
-        told = json.loads(text)
-        if told["format"] != _FORMAT:
-            raise ValueError(f"format {told['format']!r}")
-        if told["version"] != VERSION:
-            theirs, writer = str(told["version"])[:20], str(told.get("thawline"))[:20]
+        written = json.loads(text)
+        if written["format"] != _FORMAT:
+            raise ValueError(f"format {written['format']!r}")
+        if written["version"] != VERSION:
+            theirs, writer = str(written["version"])[:20], str(written.get("thawline"))[:20]
             raise BundleError(
                 f"{where} is a bundle of version {theirs}, and thawline {thawline.__version__} reads {VERSION}: its "
                 f"model might be another; install thawline {writer}, which wrote it"
             )
-        proof = _Proof(int(told["weights"]["bytes"]), str(told["weights"]["sha256"]))
-        told = {"code": {}, "pillow": {}, **told}  # which older ones lack
-        known = {each.name: told[each.name] for each in fields(Description)}
+        proof = _Proof(int(written["weights"]["bytes"]), str(written["weights"]["sha256"]))
+        written = {"code": {}, "pillow": {}, **written}  # which older ones lack
+        known = {each.name: written[each.name] for each in fields(Description)}
         if strange := set(known["options"]) - set(_OPTIONS):
             raise ValueError(f"unknown options {', '.join(sorted(strange))[:80]}")
         lists = {"classes": tuple(map(str, known["classes"])), "values": tuple(map(int, known["values"]))}
@@ -186,7 +186,7 @@ def _check_code(about: Description, *, where: str | Path, trusted: bool) -> None
             f"{where}: its model is made by code, {about.model}, which is not imported unasked: it may be a "
             "stranger's: read that code, then give --trust-code, or models.load(..., trust_code=True)"
         )
-    for line in code.told([about.model]):
+    for line in code.notices([about.model]):
         log.warning("%s, which makes the model of %s", line, where)
     if code.fingerprints([about.model]) != {about.model: about.code.get(about.model, "")}:
         log.warning("%s is not as it was when %s was written: its answers may be others", about.model, where)

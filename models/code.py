@@ -110,7 +110,7 @@ def _sha256(name: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
 
 
-def told(names: Iterable[str]) -> Iterator[str]:
+def notices(names: Iterable[str]) -> Iterator[str]:
     """What to say before names are imported: a line each, with the place that they come from."""
     for name in names:
         yield f"importing {name} from {place(name) or 'a place that is not known'}"

@@ -27,7 +27,7 @@ from thawline.cluster.job.flags import on_top, plain_flags
 from thawline.cluster.job.job import Job, PhaseJob
 from thawline.cluster.job.trust import check_trusted
 from thawline.cluster.words import cut, say
-from thawline.models.code import look_here, told
+from thawline.models.code import look_here, notices
 
 Flag = FlagCreatePairsOff[bool]
 """An option without a value, and without a --no- twin."""
@@ -118,7 +118,7 @@ def _consent(verb: JobVerb, job: Job, words: Sequence[str]) -> None:
     check_trusted(code, verb.trust_code or typed, source=verb.job)
     look_here()
     if os.environ.get("RANK", "0").strip() in ("", "0"):  # of torchrun's processes, one tells
-        for line in told(code.values()):
+        for line in notices(code.values()):
             say(line)
 
 

@@ -189,7 +189,7 @@ def _result(job: Job, context: RunContext, learner: Learner, *, status: str, met
         "quarantined": [str(row["reason"]) for row in learner.recorder.of_kind("quarantine")],
         "metrics": finite(metrics),
         "notes": [
-            f"{name} is {value}, which is no number: null in result.json; perhaps a class has no validation image"
+            f"{name} is {value}, which is no number: null in result.json; perhaps no image has a class or point"
             for name, value in metrics.items()
             if not math.isfinite(value)
         ],

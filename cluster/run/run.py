@@ -203,7 +203,7 @@ def _balance(job: Job, learner: Learner) -> list[str]:
         lines.append(f"data.balance={job.data.balance:g}: an epoch shows {', '.join(of_ends)}; validation is as it is")
     if job.fit.class_weights is not None:
         weights, named = weigh(job.fit.class_weights, train), job.fit.class_weights
-        told = ends if isinstance(named, str) else [train.classes.index(name) for name in [*named][:_TOLD]]
-        each = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in told)
+        shown = ends if isinstance(named, str) else [train.classes.index(name) for name in [*named][:_TOLD]]
+        each = (f"{weights[i]:.3g} for {quoted(train.classes[i])} ({images[i]:,} images)" for i in shown)
         lines.append(f"class weights in the loss: {', '.join(each)}")
     return lines

@@ -86,12 +86,12 @@ def _of_bundle(folder: Path) -> SavedWeights:
     file = folder / BUNDLED
     try:
         about = json.loads((folder / DESCRIPTION).read_bytes())
-        classes, told = tuple(map(str, about["classes"])), about["weights"]["sha256"]
+        classes, checksum = tuple(map(str, about["classes"])), about["weights"]["sha256"]
         options = dict(about["options"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{folder / DESCRIPTION} is not a bundle's description: copy the bundle again") from error
     data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != told:
+    if hashlib.sha256(data).hexdigest() != checksum:
         raise WeightsError(f"{file} changed since it was written: its weights would be wrong; copy the bundle again")
     return SavedWeights(_tensors(data, file), classes, str(file), options)
 

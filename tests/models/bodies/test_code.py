@@ -113,7 +113,7 @@ def test_where_it_lies_is_known_without_importing_it(nets: Path, capsys: pytest.
     (nets.parent / "deep/inner").mkdir(parents=True)
     assert code.place(OWN) == nets
     assert code.place("python:deep.inner.more:x") == nets.parent / "deep"
-    assert [*code.told([OWN, "python:nett:x"])] == [
+    assert [*code.notices([OWN, "python:nett:x"])] == [
         f"importing {OWN} from {nets}",
         "importing python:nett:x from a place that is not known",
     ]
