@@ -5,6 +5,7 @@ comes.
 """
 
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -91,6 +92,8 @@ def _file(place: str) -> Named:
 
 
 def _lines() -> Iterator[Named]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a name may have bytes of no script
     for line in sys.stdin:
         if place := line.rstrip("\r\n"):
             yield _file(place)

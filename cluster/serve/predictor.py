@@ -32,6 +32,7 @@ from thawline.dataio.stream.renderer import Choice, EngineName, Renderer, choose
 from thawline.dataio.table import tasks as kinds
 from thawline.models import bundle
 from thawline.models.bundle import Bundle, Description
+from thawline.models.errors import BundleError
 from thawline.trainer.metrics.predictions import check_averaged, mean_of_views
 from thawline.trainer.settings import PrecisionName
 from thawline.trainer.step.precision import Precision, choose_precision, place
@@ -81,7 +82,7 @@ def load(
     device: the GPU where there is one, when not given. engine, precision: those that the run was validated with; where
     DALI is not installed, Pillow decodes, whose JPEGs differ a little, and a line is logged.
     trust_code: import a model of one's own that the bundle names, see models.load.
-    Raises: BundleError, EngineError, RecipeError.
+    Raises: BundleError, EngineError, RecipeError, PredictError.
     """
     return Predictor(
         bundle.load(where, trust_code=trust_code), name=str(where), device=device, engine=engine, precision=precision
@@ -105,7 +106,7 @@ class Predictor(Closing):
         self.device = _device(device)
         self.precision = _precision(precision, self.about, self.device, name)
         self.engine = _engine(engine, self.about, name)
-        self.spec = ImageSpec(**self.about.image)
+        self.spec = _spec(self.about, name)
         self.model = place(loaded.model.eval(), self.precision, self.device)
         self._record, self._kind = record_of(self.about.task), kinds.TASKS.get(self.about.task)
         self._renderer: Renderer | None = None
@@ -251,6 +252,17 @@ class Predictor(Closing):
 
 
 # What it is made with -------------------------------------------------------------------------------------
+
+
+def _spec(about: Description, name: str) -> ImageSpec:
+    """Raises BundleError, SpecError."""
+    try:
+        return ImageSpec(**about.image)
+    except TypeError as error:  # a field of a later version
+        raise BundleError(
+            f"{name} describes its images in a way that is not known here ({error}): they might be seen otherwise; "
+            f"install thawline {about.thawline}, which wrote it"
+        ) from error
 
 
 def _engine(wanted: EngineName, about: Description, name: str) -> Choice:

@@ -89,7 +89,8 @@ def _parquet(sink: io.RawIOBase) -> Iterator[Write]:
         rows.clear()
 
     def write(row: Row) -> None:
-        rows.append({**row, "probabilities": list(row.get("probabilities", {}).items())})
+        path = row["path"].encode("utf-8", "backslashreplace").decode()  # Parquet has no bytes of no script
+        rows.append({**row, "path": path, "probabilities": list(row.get("probabilities", {}).items())})
         if len(rows) == _GROUP:
             flush()
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +102,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
         rows = pq.read_table(file).to_pylist()
         return [{k: dict(v) if k == "probabilities" else v for k, v in row.items()} for row in rows]
-    with file.open(newline="") as lines:
+    with file.open(newline="", errors="surrogateescape") as lines:
         rows = list(csv.DictReader(lines))
     told = {"path", "mask"} | ({"prediction"} if rows[0]["prediction"] in CLASSES["single_label"] else set())
     return [{k: v if k in told else json.loads(v) for k, v in row.items()} for row in rows]
@@ -221,6 +223,22 @@ def test_what_cannot_be_asked_gets_a_sentence_and_leaves_nothing_behind(
         predict(runs[task], *map(filled, places), **{name: filled(value) for name, value in options.items()})
     assert list((tmp_path / "empty").iterdir()) == []
     assert (images / "notes.csv").read_text() == "a,b\n"
+
+
+def test_a_name_with_bytes_of_no_script_is_written(bundles: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    strange = os.fsdecode(b"\xff.png")
+    shutil.copy(images / "a.png", tmp_path / strange)
+    for ending, path in ((".jsonl", strange), (".csv", strange), (".parquet", "\\udcff.png")):
+        assert predict(bundles["number"], tmp_path / strange, out=str(tmp_path / f"out{ending}")) == 0
+        assert [row["path"] for row in read(tmp_path / f"out{ending}")] == [f"{tmp_path}/{path}"]
+
+
+def test_a_description_of_a_later_version_gets_a_sentence(bundles: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(bundles["number"], tmp_path / "later")
+    text = (tmp_path / "later/model.json").read_text().replace('"presize_px": 40', '"presize_px": 40, "depth": 3')
+    (tmp_path / "later/model.json").write_text(text)
+    with pytest.raises(models.BundleError, match=r"describes its images in a way .*'depth'.*: they might be seen"):
+        load(tmp_path / "later")
 
 
 def test_without_a_place_it_is_misuse(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

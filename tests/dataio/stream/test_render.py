@@ -1,5 +1,7 @@
 """Do `render` and `rendered` show of files what validation shows of them, and nothing of what cannot be used?"""
 
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from thawline.dataio import (
     split,
     split_loader,
 )
+from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError
 from thawline.dataio.pixels.pictures import decode
 from thawline.dataio.stream.render import Item, rendered
@@ -93,6 +96,24 @@ def test_many_images_are_those_of_a_validation_and_what_cannot_be_used_is_told_a
         alone = [*rendered(files[3:4], renderer, views=2, tell=told_of)]
         assert torch.equal(alone[1].inputs[0], first[3])
         assert not torch.equal(first, plain)
+
+
+def test_few_batches_are_read_ahead_however_many_images_there_are() -> None:
+    """None before the first is asked for, and no more than are under way between the steps."""
+    read = list[int]()
+
+    def endless() -> Iterator[Item]:
+        for number in count():
+            read.append(number)
+            yield Item(str(number), pictures()["rgb.png"])
+
+    spec = ImageSpec(size_px=32, presize_px=40)
+    with Renderer(spec=spec, local_batch=8, choice=choose_engine("reference")) as renderer:
+        batches = rendered(endless(), renderer, tell=lambda number, why: None)
+        assert read == []
+        for batch in islice(batches, 20):
+            assert read[-1] - batch.numbers[-1] < 16 * (2 * usable_cores() + 2) + 8
+        batches.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
