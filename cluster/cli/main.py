@@ -20,6 +20,7 @@ from thawline.cluster.cli.data import Index, Pack, Sample
 from thawline.cluster.cli.finished.evaluate import Evaluate
 from thawline.cluster.cli.finished.export import Export
 from thawline.cluster.cli.finished.predict import Predict
+from thawline.cluster.cli.finished.serve import Serve
 from thawline.cluster.cli.jobs import List, Logs, Status, Stop, Submit, Token
 from thawline.cluster.cli.look import Doctor, Explain, LrFind, Show
 from thawline.cluster.cli.models import Models
@@ -61,6 +62,7 @@ VERBS: Mapping[str, type[Verb]] = {
     "predict": Predict,
     "evaluate": Evaluate,
     "export": Export,
+    "serve": Serve,
     "submit": Submit,
     "list": List,
     "status": Status,

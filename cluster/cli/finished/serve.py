@@ -1,0 +1,117 @@
+"""What does `thawline serve` do? Answer over HTTP what a finished run sees in images."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from thawline.cluster.cli.verbs import Flag, Verb
+from thawline.cluster.errors import ServeError
+from thawline.cluster.words import say
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from thawline.cluster.serve.endpoint.limits import Limits
+    from thawline.cluster.serve.predictor import Predictor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Verb):
+    """Answer over HTTP what a finished run sees in images: POST /predict takes one, or a form with several; a page at /
+    takes what is dropped on it. SIGTERM and Ctrl-C end it once what is under way is answered."""
+
+    source: Annotated[Positional[str], arg(metavar="RUN")]
+    """A finished run's folder, or its bundle's (RUN/model)."""
+    local: Flag = False
+    """Serve in this process."""
+    host: str = "127.0.0.1"
+    """Address to listen at; one that others can reach wants --token, or --no-token."""
+    port: int = 8000
+    """0: any free one."""
+    token: Annotated[str, arg(metavar="FILE")] = ""
+    """Answer only requests with the header "Authorization: Bearer TOKEN"; FILE holds the token, and is yours alone."""
+    no_token: Flag = False
+    """Answer whoever reaches --host."""
+    watch: Flag = False
+    """Load the bundle again when it changes, and let it take over without losing a request."""
+    batch: int = 32
+    """Images that go through the model at once, at most."""
+    wait_ms: float = 5.0
+    """How long an image waits for others to share a batch with."""
+    queue: int = 256
+    """Images that may be under way; requests beyond get status 429."""
+    max_mb: float = 32.0
+    """Megabytes of a request; 413 beyond."""
+    max_pixels: int = 50_000_000
+    """Of an image; 422 beyond, and it is not decoded."""
+    timeout_s: float = 30.0
+    """For a request to arrive (408 beyond), and again for its answer (504)."""
+    engine: Literal["auto", "dali", "reference"] = "auto"
+    """Who decodes: the run's own engine, DALI, or Pillow and torch (reference)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs: on a GPU, where there is one."""
+    trust_code: Flag = False
+    """Import the code that RUN's model is made by, python:MODULE:NAME."""
+
+    def run(self) -> int:
+        """Serve until a signal comes; prints the address. Raises ServeError, and what loading the bundle raises."""
+        if not self.local:
+            raise ServeError("serving by Ray Serve is not there yet: give --local, which serves in this process")
+        try:
+            from thawline.cluster.serve.endpoint import server
+        except ModuleNotFoundError as error:
+            raise ServeError(
+                f'serve needs {error.name}, which is not installed: nobody is answered; pip install "thawline[serve]"'
+            ) from error
+        limits = self._limits()
+        token = server.read_token(self.token) if self.token else None
+        server.check_reach(self.host, token=token, without=self.no_token)
+        with ExitStack() as opened:
+            at = opened.enter_context(server.listening(self.host, self.port))
+            self._serve(opened, limits, token, at)
+        return 0
+
+    def _serve(self, opened: ExitStack, limits: "Limits", token: str | None, at: "socket") -> None:
+        from thawline.cluster.serve.endpoint import server
+        from thawline.cluster.serve.endpoint.app import make_app
+        from thawline.cluster.serve.endpoint.batching import Batcher
+        from thawline.cluster.serve.endpoint.telemetry import Telemetry
+        from thawline.cluster.serve.endpoint.watching import Watch, fingerprint
+
+        name, served = Path(self.source).expanduser().resolve().name, fingerprint(self.source)
+        telemetry = Telemetry(name)
+        batcher = opened.enter_context(Batcher(self._loaded(), limits, telemetry))
+        if self.watch:
+            opened.enter_context(Watch(self.source, batcher, self._loaded, served=served, tell=say))
+        app = make_app(batcher, telemetry, run=name, token=token)
+        server.serve(app, at, limits, started=partial(print, server.address(at), flush=True))
+
+    def _loaded(self) -> "Predictor":
+        from thawline.cluster.serve.endpoint.batching import warmed
+        from thawline.cluster.serve.predictor import load
+        from thawline.models.code import look_here
+
+        if self.trust_code:
+            look_here()
+        device = None if self.device == "auto" else self.device
+        loaded = load(self.source, device=device, engine=self.engine, trust_code=self.trust_code)
+        return warmed(loaded, batch=self.batch)
+
+    def _limits(self) -> "Limits":
+        from thawline.cluster.serve.endpoint.limits import Limits
+
+        request_bytes = int(self.max_mb * 1e6)
+        return Limits(
+            batch=self.batch,
+            wait_ms=self.wait_ms,
+            queue=self.queue,
+            request_bytes=request_bytes,
+            image_bytes=request_bytes,
+            max_pixels=self.max_pixels,
+            receive_s=self.timeout_s,
+            answer_s=self.timeout_s,
+        )
