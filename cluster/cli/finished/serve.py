@@ -36,6 +36,8 @@ class Serve(Verb):
     """Answer only requests with the header "Authorization: Bearer TOKEN"; FILE holds the token, and is yours alone."""
     no_token: Flag = False
     """Answer whoever reaches --host."""
+    allow_urls: Annotated[tuple[str, ...], arg(metavar="HOST...")] = ()
+    """Fetch images from URLs of these hosts, HOST or HOST:PORT, at public addresses only."""
     watch: Flag = False
     """Load the bundle again when it changes, and let it take over without losing a request."""
     batch: int = 32
@@ -63,12 +65,14 @@ class Serve(Verb):
             raise ServeError("serving by Ray Serve is not there yet: give --local, which serves in this process")
         try:
             from thawline.cluster.serve.endpoint import server
+            from thawline.cluster.serve.endpoint.fetching import allowed
         except ModuleNotFoundError as error:
             raise ServeError(
                 f'serve needs {error.name}, which is not installed: nobody is answered; pip install "thawline[serve]"'
             ) from error
         limits = self._limits()
         token = server.read_token(self.token) if self.token else None
+        allowed(self.allow_urls)
         server.check_reach(self.host, token=token, without=self.no_token)
         with ExitStack() as opened:
             at = opened.enter_context(server.listening(self.host, self.port))
@@ -79,6 +83,7 @@ class Serve(Verb):
         from thawline.cluster.serve.endpoint import server
         from thawline.cluster.serve.endpoint.app import make_app
         from thawline.cluster.serve.endpoint.batching import Batcher
+        from thawline.cluster.serve.endpoint.fetching import Fetcher
         from thawline.cluster.serve.endpoint.telemetry import Telemetry
         from thawline.cluster.serve.endpoint.watching import Watch, fingerprint
 
@@ -87,7 +92,8 @@ class Serve(Verb):
         batcher = opened.enter_context(Batcher(self._loaded(), limits, telemetry))
         if self.watch:
             opened.enter_context(Watch(self.source, batcher, self._loaded, served=served, tell=say))
-        app = make_app(batcher, telemetry, run=name, token=token)
+        fetch = Fetcher(self.allow_urls, limits) if self.allow_urls else None
+        app = make_app(batcher, telemetry, run=name, token=token, fetch=fetch)
         server.serve(app, at, limits, started=partial(print, server.address(at), flush=True))
 
     def _loaded(self) -> "Predictor":

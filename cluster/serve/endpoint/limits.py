@@ -29,6 +29,8 @@ class Limits:
     """For a request to arrive: 408 beyond."""
     answer_s: float = 30.0
     """From its arrival to the answer: 504 beyond."""
+    fetch_s: float = 10.0
+    """For an image to be fetched from its URL: 504 beyond."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
