@@ -1,4 +1,4 @@
-# What a fresh machine needs is installed when it is first wanted: `make demo` takes the base and the samples, `make test`
+# What a fresh machine needs is installed when it is first wanted: `make demo` takes the base and what its acts use, `make test`
 # what tests need on top, `make check` the checkers, `make docs` Sphinx. Each is an extra of pyproject.toml with a mark of
 # its own, .venv/.ready-EXTRA; with all of them there, everything here works offline.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .PHONY: demo test test-fast test-cluster kills crash-points chaos fuzz likeness shapes architectures check docs bench prometheus clean help
 .SECONDARY:
 
-DEMO := .venv/.ready-samples
+DEMO := .venv/.ready-demo
 TEST := .venv/.ready-test
 CHECK := .venv/.ready-dev
 DOCS := .venv/.ready-docs
@@ -24,7 +24,7 @@ data/digits.parquet: | $(DEMO)
 	$(BIN)/thawline sample digits data/digits
 	$(BIN)/thawline index data/digits --label 'regex:(.+)_\d+\.jpg$$' --valid 0.2 --seed 42 --out $@
 
-demo: $(DEMO) data/digits.parquet  ## a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report; then real weights fine-tuned
+demo: $(DEMO) data/digits.parquet  ## a ResNet-18 on real digits: 2 Ray workers, DALI, live metrics, a report; real weights fine-tuned; predict, ONNX, HTTP
 	$(BIN)/python deploy/demo.py
 
 # One thread a process: threads of several test processes that wait for one another would spin. More processes than cores,

@@ -1,4 +1,4 @@
-"""What does thawline do? `make demo` trains on real digits, reads metrics meanwhile, then fine-tunes real weights."""
+"""What does thawline do? `make demo` trains on real digits, fine-tunes real weights, and uses what was trained."""
 
 import json
 import re
@@ -34,10 +34,10 @@ class Scraper(threading.Thread):
 
 
 def main() -> int:
-    """Both acts; the exit status of the first command that fails, and it is the last."""
+    """All three acts; the exit status of the first command that fails, and it is the last."""
     # Ctrl-C reaches the child as well, which ends with a checkpoint: wait for it instead of killing it.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    return train_from_scratch() or fine_tune()
+    return train_from_scratch() or fine_tune() or use()
 
 
 def train_from_scratch() -> int:
@@ -69,10 +69,38 @@ def fine_tune() -> int:
     return 0
 
 
+def use() -> int:
+    """Predict three images, make an ONNX file, and ask an endpoint over HTTP."""
+    images = sorted(Path("data/digits").glob("*.jpg"))[:: 1797 // 3][:3]
+    print("\nWhat the first network sees in three images, then as an ONNX file, then over HTTP:\n")
+    status = thawline("predict", "runs/demo", *images, "--top-k", "2")
+    status = status or thawline("export", "runs/demo", "runs/demo-onnx", "--to", "onnx", "--overwrite")
+    return status or ask("runs/demo", images[0])
+
+
+def ask(run: str, image: Path) -> int:
+    """Serve a run for as long as one request takes, and print the answer."""
+    words = [str(command()), "serve", run, "--local", "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            if address := server.stdout.readline().strip():  # it is ready; nothing, where it has ended
+                request = urllib.request.Request(f"{address}predict?top_k=2", image.read_bytes())
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    print(f"POST {address}predict  {answer.read().decode()}")
+        finally:
+            server.terminate()
+    return server.returncode
+
+
+def command() -> Path:
+    """The console script beside this Python."""
+    return Path(sys.executable).with_name("thawline")
+
+
 def thawline(*words: str | Path) -> int:
     """The exit status of `thawline WORDS`."""
-    command = [Path(sys.executable).with_name("thawline"), *words]
-    return subprocess.Popen([*map(str, command)]).wait()
+    return subprocess.Popen([str(command()), *map(str, words)]).wait()
 
 
 def show_files(run: Path) -> None:

@@ -42,6 +42,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|torchmetrics|numpy|np|pyarrow|pa|pandas|pd|PIL|matplotlib|collections|pathlib|typing)\..*"),
     # Imported for the type checker alone, so that autodoc does not know whose they are; and one that has no page.
     ("py:.*", "Path|Figure|.*TaskMetrics"),
+    # What predicting takes beside the forms that users have: only the command line makes them.
+    ("py:.*", r"thawline\.dataio\.stream\.render\.(Item|Sound)"),
 ]
 
 

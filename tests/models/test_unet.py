@@ -19,6 +19,8 @@ FASTAIS_BLOCKS = [(512, 4, 6), (384, 8, 12), (256, 16, 24), (96, 32, 48)]
 BODIES = ("resnet18", "convnext_tiny", "efficientnet_b0", "mobilenet_v3_small")
 SIZES = ((96, 64), (97, 130), (224, 224))
 
+pytestmark = pytest.mark.slow  # builds many networks
+
 
 def unet(name: str, **options: Any) -> Any:
     return create(name, 5, task="mask", weights="none", seed=0, **options)
@@ -35,7 +37,7 @@ def test_it_has_fastais_parameters_and_shapes() -> None:
     assert blocks == FASTAIS_BLOCKS
 
 
-@pytest.mark.parametrize("name", [BODIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in BODIES[1:])])
+@pytest.mark.parametrize("name", BODIES)
 def test_the_mask_is_as_large_as_the_image_and_everything_learns(name: str) -> None:
     model = unet(name).eval()  # in training whole blocks are left out at random
     ghost = unet(name).to("meta")

@@ -25,6 +25,7 @@ REFUSED = {
 """What Pillow 13 does not read, or not without guessing."""
 
 
+@pytest.mark.slow
 def test_both_engines_show_pillow_s_pixels_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = compare(1, tmp_path)
     assert len(found) >= 200

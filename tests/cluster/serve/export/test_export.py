@@ -21,6 +21,8 @@ from thawline.cluster.serve.export.made import Made, Wish
 from thawline.dataio import ImageSpec, Manifest, split_loader
 from thawline.dataio.store.atomic import atomic_write
 
+pytestmark = pytest.mark.slow  # makes ONNX files
+
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
