@@ -86,8 +86,10 @@ class Serve(Verb):
         from thawline.cluster.serve.endpoint.fetching import Fetcher
         from thawline.cluster.serve.endpoint.telemetry import Telemetry
         from thawline.cluster.serve.endpoint.watching import Watch, fingerprint
+        from thawline.models.bundle import FOLDER
 
-        name, served = Path(self.source).expanduser().resolve().name, fingerprint(self.source)
+        folder, served = Path(self.source).expanduser().resolve(), fingerprint(self.source)
+        name = folder.parent.name if folder.name == FOLDER else folder.name
         telemetry = Telemetry(name)
         batcher = opened.enter_context(Batcher(self._loaded(), limits, telemetry))
         if self.watch:
