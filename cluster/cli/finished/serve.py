@@ -112,6 +112,8 @@ class Serve(Verb):
     def _limits(self) -> "Limits":
         from thawline.cluster.serve.endpoint.limits import Limits
 
+        if not 0 < self.max_mb <= 1e6:
+            raise ServeError(f"--max-mb {self.max_mb:g} is no size of a request; give a number above 0, at most 1e6")
         request_bytes = int(self.max_mb * 1e6)
         return Limits(
             batch=self.batch,

@@ -4,6 +4,9 @@ from dataclasses import dataclass, fields
 
 from thawline.cluster.errors import ServeError
 
+_MOST = 1e12
+"""Of any of them: waiting for longer, or for ever, is beyond what the system can do."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -35,6 +38,8 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not value > 0 and (field.name != "wait_ms" or value < 0):
-                flag = f"--{field.name.replace('_', '-')}"
+            flag = f"--{field.name.replace('_', '-')}"
+            if value <= 0 and (field.name != "wait_ms" or value < 0):
                 raise ServeError(f"{flag} {value:g} leaves nothing to answer with; give a number above 0")
+            if not value <= _MOST:
+                raise ServeError(f"{flag} {value:g} is no limit; give a number of at most {_MOST:g}")

@@ -196,4 +196,7 @@ def test_limits_that_allow_nothing_get_a_sentence() -> None:
             Limits(**{name: 0})
     with pytest.raises(ServeError, match="--wait-ms -1"):
         Limits(wait_ms=-1)
+    for endless in (float("inf"), float("nan")):
+        with pytest.raises(ServeError, match=rf"--answer-s {endless} is no limit; give a number of at most"):
+            Limits(answer_s=endless)
     Limits(wait_ms=0)

@@ -130,6 +130,8 @@ def test_a_new_bundle_takes_over_without_a_lost_request(tmp_path: Path) -> None:
         ({"local": True, "host": "192.0.2.1", "no_token": True}, r"port 8000 of 192.0.2.1 cannot be listened at"),
         ({"local": True, "host": "no.such.invalid", "no_token": True}, r"--host no.such.invalid is no address"),
         ({"local": True, "batch": 0}, r"--batch 0 leaves nothing to answer with"),
+        ({"local": True, "max_mb": float("nan")}, r"--max-mb nan is no size of a request"),
+        ({"local": True, "allow_urls": ("*",)}, r"--allow-urls \* is no host"),
         ({"local": True, "token": "{tmp}/none"}, r"--token .*none cannot be read \(No such file or directory\)"),
         ({"local": True, "token": "{tmp}/open"}, r"--token .*open can be read by others: .*chmod 600"),
         ({"local": True, "token": "{tmp}/short"}, r"--token .*short holds no token of at least 16 characters"),
