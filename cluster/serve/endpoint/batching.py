@@ -142,8 +142,13 @@ class Batcher(Closing):
             except RuntimeError:  # it is shut down
                 self._count(-1)
                 each.answer.set_exception(ClosedError())
-        async with asyncio.timeout(self.limits.answer_s):
-            return list(await asyncio.gather(*(asyncio.wrap_future(each.answer) for each in asked)))
+        try:
+            async with asyncio.timeout(self.limits.answer_s):
+                return list(await asyncio.gather(*(asyncio.wrap_future(each.answer) for each in asked)))
+        except BaseException:
+            for each in asked:  # nobody waits for them any more, and they may wait long for their turn
+                each.encoded = b""
+            raise
 
     def swap(self, predictor: Predictor) -> None:
         """Answer with another one from the next batch on, and close the one before. It should be `warmed`."""
