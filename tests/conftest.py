@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.forked import PICTURES
 from tests.kit.images import flat_manifest
 from thawline.dataio.pixels import probe
 from thawline.dataio.table.manifest import Manifest
@@ -36,13 +37,15 @@ def no_fsync() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A run gives torch every core: two test processes with two threads each would spin on two cores."""
+def light_runs() -> Iterator[None]:
+    """See forked.light_runs; a run gives torch every core: two test processes with two threads each would spin."""
     with pytest.MonkeyPatch.context() as patch:
         with suppress(ImportError):  # on a GPU host that has no packages for jobs, nobody makes a run
+            from thawline.cluster.results import report
             from thawline.cluster.run import run
 
             patch.setattr(run, "default_threads", lambda ranks: 1)
+            patch.setattr(report, "SHOWN", PICTURES)
         yield
 
 

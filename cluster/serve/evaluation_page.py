@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from thawline.cluster.results.report import SHOWN, pages, shown
+from thawline.cluster.results import report
 from thawline.cluster.serve.evaluation import Evaluation, most_confused
 from thawline.dataio.batch import Batch
 from thawline.dataio.stream.loader import ImageLoader
@@ -29,9 +29,9 @@ def page(
 ) -> str:
     """The page. said: what evaluation.json holds, finite. outputs_of: see write_report."""
     matrix = found.confusion if len(about.classes) <= _MOST_CLASSES else None
-    hardest = np.argsort(-found.outcomes["loss"].to_numpy())[:SHOWN]
+    hardest = np.argsort(-found.outcomes["loss"].to_numpy())[: report.SHOWN]
     return (
-        pages(Path(__file__).parent)
+        report.pages(Path(__file__).parent)
         .get_template("evaluation.html.j2")
         .render(
             about=about,
@@ -40,7 +40,7 @@ def page(
             word=TASKS[about.task].classes_word,
             matrix=[[(n, n / max(1, sum(row))) for n in row] for row in matrix] if matrix else None,
             confused=most_confused(found.confusion, about.classes) if found.confusion else [],
-            worst=shown("Hardest", found.outcomes, loader, hardest, outputs_of),
+            worst=report.shown("Hardest", found.outcomes, loader, hardest, outputs_of),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )

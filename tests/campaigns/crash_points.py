@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.campaigns.kills import differences
-from tests.kit.forked import one_thread, preloaded
+from tests.kit.forked import light_runs, preloaded
 from tests.kit.images import flat_manifest
 from tests.kit.runs import result
 from thawline.dataio.store import atomic
@@ -191,7 +191,7 @@ def child(folder: Path, job: Path, fault: Fault | None, record: Path) -> None:
         os.dup2(out.fileno(), 2)
     setattr(report, "_curves", lambda *_: [])  # noqa: B010  # which mypy would refuse as an assignment
     setattr(report, "_shown", lambda *_: None)  # noqa: B010
-    one_thread()
+    light_runs()
     sys.argv = ["thawline", "train", str(job)]
     Points(folder, record, fault).install()
     main()

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from tests.kit.forked import one_thread, preloaded
+from tests.kit.forked import light_runs, preloaded
 from tests.kit.moments import KINDS, PARTS, SITES, Kill, Marks, install, moment
 from tests.kit.runs import digits_manifest, planned_hash, result, write_job
 from thawline.cluster.job import job as jobs
@@ -92,7 +92,7 @@ def child(job: Job, kill: Kill | None, marks_file: Path, log: Path) -> None:
     with log.open("a") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    one_thread()
+    light_runs()
     marks = Marks(marks_file)
     inside = partial(moment, marks, kill)
     install(inside, marks)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit import blocks
+from tests.kit.runs import write_some_digits
 from thawline.cluster.machine import provenance
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ def test_the_readme_s_example_runs_as_a_script_beside_folders_of_our_names(insta
     text = (provenance.HOME / "README.md").read_text()
     (example,) = (block.code for block in blocks.blocks("README.md", text) if block.language == "python")
     (beside / "train.py").write_text(IMPORTS + example)
-    run(installed / "thawline", "sample", "digits", "data/digits", cwd=beside)
+    write_some_digits(beside / "data/digits", 300)
     assert "error_rate" in run(installed / "python", "train.py", cwd=beside)
 
 

@@ -38,11 +38,17 @@ def _child(call: Callable[..., None], arguments: tuple[Any, ...], env: Mapping[s
     call(*arguments)
 
 
-def one_thread() -> None:
-    """Limit torch to one core in runs of this process, since others run beside it."""
+PICTURES = 8
+"""In place of the 24 images that a report shows twice: to draw them takes longer than a small run."""
+
+
+def light_runs() -> None:
+    """Limit runs of this process to one core, since others run beside it, and their reports to a few pictures."""
+    from thawline.cluster.results import report
     from thawline.cluster.run import run
 
     setattr(run, "default_threads", lambda _: 1)  # noqa: B010  # mypy would refuse an assignment
+    setattr(report, "SHOWN", PICTURES)  # noqa: B010
 
 
 def _pause_after_steps(step_s: float) -> None:
@@ -63,7 +69,7 @@ def _command(words: list[str], step_s: float) -> None:
     from thawline.cluster.cli.__main__ import start
 
     setattr(jobs, "_BEGIN_S", 100.0)  # noqa: B010  # `submit` waits longer for a job on a machine that is busy with tests
-    one_thread()
+    light_runs()
     if step_s:
         _pause_after_steps(step_s)
     sys.argv = ["thawline", *words]

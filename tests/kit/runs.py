@@ -60,12 +60,17 @@ def _digits() -> list[tuple[str, bytes]]:
         return [(file.name, file.read_bytes()) for file in files]
 
 
+def write_some_digits(folder: Path, count: int) -> None:
+    """The first digits, a file each, into a folder that is made."""
+    folder.mkdir(parents=True)
+    for name, encoded in _digits()[:count]:
+        (folder / name).write_bytes(encoded)
+
+
 def digits_manifest(folder: Path, *, count: int = 300) -> Path:
     """A manifest over `count` digits, a fifth of them for validation (its fraction rounds down)."""
     kept = folder / "digits"
-    kept.mkdir()
-    for name, encoded in _digits()[:count]:
-        (kept / name).write_bytes(encoded)
+    write_some_digits(kept, count)
     out = folder / "digits.parquet"
     make_manifest(kept, label=r"regex:(.+)_\d+\.jpg$", valid="0.2", seed=42).save(out)
     return out

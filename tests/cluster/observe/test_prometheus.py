@@ -18,7 +18,7 @@ def test_prometheus_sees_the_rate_that_the_recorder_wrote(tmp_path: Path) -> Non
     job, run = write_job(tmp_path, digits_manifest(tmp_path)), tmp_path / "runs/run"
     with serving(tmp_path, settings(scrape_s=0.5)) as prometheus:
         both = fork_ranks(
-            *(2, "train", job, "--fit.epochs", "2000", "--checkpoint.every_s", "5", "--log_every", "5"), step_s=0.1
+            *(2, "train", job, "--fit.epochs", "2000", "--checkpoint.every_s", "5", "--log_every", "5"), step_s=0.2
         )
         wait_for_step(run, 5, both[0])  # the first checkpoint comes 5 s into training
         time.sleep(18)

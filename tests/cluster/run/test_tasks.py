@@ -89,7 +89,7 @@ def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str, dec
         assert np.mean([row["accuracy"] for row in rows]) == pytest.approx(right, rel=1e-4)
         assert set(rows[0]) == {"id", "target", "prediction", "accuracy", "iou", "loss"}, "no masks"
         page = (run / "report.html").read_text()
-        assert "validation images, 10, areas are predicted, lines are true" in page
+        assert "validation images, 8, areas are predicted, lines are true" in page
         return
     said = np.array([row["prediction"] for row in rows], np.float32).reshape(outputs.shape)
     np.testing.assert_allclose(said, outputs, rtol=1e-4, atol=1e-5)
@@ -102,7 +102,7 @@ def test_a_job_trains_writes_and_bundles_its_task(tmp_path: Path, task: str, dec
     assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected, rel=1e-4)
     page = (run / "report.html").read_text()
     how = {"number": "each titled", "points": "discs are predicted, crosses are true"}[task]
-    assert f"validation images, 10, {how}" in page
+    assert f"validation images, 8, {how}" in page
     assert json.loads((run / "model/model.json").read_text())["task"] == task
 
 
