@@ -31,7 +31,7 @@ from thawline.trainer.context import RunContext
 from thawline.trainer.learner import Learner
 from thawline.trainer.metrics.predictions import Predictions
 from thawline.trainer.records.recorder import write_parquet
-from thawline.trainer.step.step import eval_step
+from thawline.trainer.step.step import forward
 
 
 def outcome(job: Job, context: RunContext, learner: Learner, predictions: Predictions | None) -> Result:
@@ -141,10 +141,9 @@ def outputs_of(learner: Learner) -> Callable[[Batch], Tensor]:
     def outputs(batch: Batch) -> Tensor:
         assert isinstance(batch.inputs, Tensor)
         session.model.eval()
-        device = learner.context.device
-        moved = Batch(batch.inputs.to(device), batch.targets.to(device), batch.ids)
+        device, precision = learner.context.device, learner.precision
         with contextlib.nullcontext() if session.ema is None else session.ema.in_place():
-            return eval_step(session.model, moved, loss=session.settings.loss, precision=learner.precision)[0].cpu()
+            return forward(session.model, (batch.inputs.to(device),), precision=precision, device=device).float().cpu()
 
     return outputs
 

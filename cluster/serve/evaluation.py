@@ -23,7 +23,6 @@ from thawline.cluster.run.loaded import Loaded
 from thawline.cluster.serve.predictor import Predictor
 from thawline.cluster.words import as_json
 from thawline.dataio.batch import Batch
-from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import ManifestError, listed
 from thawline.dataio.store.files import why_refused
 from thawline.dataio.store.root import Root
@@ -38,7 +37,6 @@ from thawline.trainer.metrics.evaluation import Measured, evaluate
 from thawline.trainer.metrics.intervals import Bootstrap
 from thawline.trainer.metrics.meter import Meter, TaskMetrics, build
 from thawline.trainer.metrics.predictions import Predictions
-from thawline.trainer.step.step import eval_step
 from thawline.trainer.tasks import record_of
 
 ALL = "all"
@@ -168,7 +166,6 @@ def measure(
         device=predictor.device,
         dtype=predictor.precision.input_dtype,
         engine=predictor.engine.engine,  # type: ignore[arg-type]  # one of its names
-        threads=max(1, min(8, usable_cores())),
     )
     try:
         meter = _Resampling(_every_metric(about, metrics, side_px=predictor.spec.size_px), resamples, seed)
@@ -251,9 +248,7 @@ def outputs_of(predictor: Predictor) -> Callable[[Batch], Tensor]:
 
     def outputs(batch: Batch) -> Tensor:
         assert isinstance(batch.inputs, Tensor)
-        loss = named_loss("auto", task=predictor.about.task)
-        moved = Batch(batch.inputs.to(predictor.device), batch.targets.to(predictor.device), batch.ids)
-        return eval_step(predictor.model, moved, loss=loss, precision=predictor.precision)[0].float().cpu()
+        return predictor.outputs(batch.inputs.to(predictor.device)).cpu()
 
     return outputs
 

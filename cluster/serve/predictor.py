@@ -20,7 +20,6 @@ from torch import Tensor
 from thawline.cluster.errors import PredictError
 from thawline.cluster.words import quoted
 from thawline.dataio.closing import Closing
-from thawline.dataio.cores import usable_cores
 from thawline.dataio.errors import EngineError, SourceError
 from thawline.dataio.pixels.geometry import Geometry
 from thawline.dataio.pixels.pictures import MOST_BYTES, to_rgb, why_undecodable
@@ -28,7 +27,7 @@ from thawline.dataio.pixels.spec import ImageSpec
 from thawline.dataio.reading.readers import Reason
 from thawline.dataio.store.root import Root
 from thawline.dataio.stream.render import Content, Item, Rendered, rendered
-from thawline.dataio.stream.renderer import Choice, EngineName, Renderer, choose_engine
+from thawline.dataio.stream.renderer import Choice, EngineName, Renderer, choose_engine, default_threads
 from thawline.dataio.table import tasks as kinds
 from thawline.models import bundle
 from thawline.models.bundle import Bundle, Description
@@ -180,6 +179,10 @@ class Predictor(Closing):
         """Whether a prediction has a mask."""
         return self._kind is not None and self._kind.masks
 
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the model puts out for images on its device, normalised (N, 3, H, W): float32, there too."""
+        return forward(self.model, (inputs,), precision=self.precision, device=self.device).float()
+
     def close(self) -> None:
         """Release the engine's threads and memory; the next image starts another."""
         if self._renderer is not None:
@@ -197,14 +200,14 @@ class Predictor(Closing):
                 local_batch=batch,
                 device=self.device,
                 dtype=self.precision.input_dtype,
-                threads=max(1, min(8, usable_cores())),
+                threads=default_threads(1),
                 choice=self.engine,
             )
         return self._renderer
 
     def _said(self, inputs: Tensor) -> NDArray[Any]:
         """What the record's `answers` take: probabilities, numbers, points, or a mask's classes."""
-        outputs = forward(self.model, (inputs,), precision=self.precision, device=self.device).float()
+        outputs = self.outputs(inputs)
         if self._record.answered is not None:
             return self._record.answered(outputs).cpu().numpy()
         return self._record.probabilities(outputs.cpu()).numpy()

@@ -7,16 +7,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from thawline.cluster.cli.verbs import Flag, Verb
+from thawline.cluster.cli.finished.verb import FinishedVerb
 from thawline.cluster.words import as_json, finite, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Verb):
+class Evaluate(FinishedVerb):
     """Measure a finished run on images that it has not seen: every metric with its interval, by class, a page."""
 
-    source: Annotated[Positional[str], arg(metavar="RUN")]
-    """Folder of a finished run, or of its bundle."""
     manifest: Annotated[Positional[str], arg(metavar="[MANIFEST]")] = ""
     """Manifest to measure on (.parquet, .arrow); the run's own where none is given."""
     split: Annotated[Literal["test", "valid", "all"] | None, arg(metavar="test|valid|all")] = None
@@ -29,31 +27,16 @@ class Evaluate(Verb):
     """How often to draw the images again for the metrics' intervals; 0 = no intervals."""
     batch: int = 64
     """Images that go through the model at once."""
-    engine: Literal["auto", "dali", "reference"] = "auto"
-    """Engine that decodes and warps; auto = the run's."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to compute on; auto = the GPU where there is one."""
     out: Annotated[str, arg(metavar="FOLDER")] = ""
     """Where to write evaluation.json and evaluation.html; without it the run's folder."""
-    trust_code: Flag = False
-    """Import the code that the bundle or its job names by python:MODULE:NAME."""
 
     def run(self) -> int:
         """Print evaluation.json's line; the metrics for people go to stderr."""
         from thawline.cluster.serve import evaluation
         from thawline.cluster.serve.evaluation_page import page
-        from thawline.cluster.serve.predictor import load
-        from thawline.models.code import look_here
 
-        if self.trust_code:
-            look_here()
         job = evaluation.job_of(self.source)
-        with load(
-            self.source,
-            device=None if self.device == "auto" else self.device,
-            engine=self.engine,
-            trust_code=self.trust_code,
-        ) as predictor:
+        with self.predictor() as predictor:
             about = predictor.about
             manifest = evaluation.manifest_for(about, self.manifest or None, job, root=self.root or None)
             split = evaluation.chosen_split(manifest, self.split)

@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from thawline.cluster.cli.verbs import Flag, Verb
+from thawline.cluster.cli.finished.verb import FinishedVerb
+from thawline.cluster.cli.verbs import Flag
 from thawline.cluster.words import as_json, printable, say
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Verb):
+class Predict(FinishedVerb):
     """Say of images what a finished run sees in them, as its validation would. Prints a line for each on a terminal,
     JSON lines elsewhere. An image that cannot be used is told and passed over; the exit status is then 1."""
 
-    source: Annotated[Positional[str], arg(metavar="RUN")]
-    """A finished run's folder, or its bundle's (RUN/model)."""
     places: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")]
     """Images, folders of images, patterns ('photos/**/*.jpg'), URIs of either, manifests (.parquet, .arrow); - reads
     paths from stdin, one a line."""
@@ -46,12 +45,6 @@ class Predict(Verb):
     """Draw the masks over their images instead."""
     batch: int = 64
     """Images that go through the model at once."""
-    engine: Literal["auto", "dali", "reference"] = "auto"
-    """Who decodes: the run's own engine, DALI, or Pillow and torch (reference)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs: on a GPU, where there is one."""
-    trust_code: Flag = False
-    """Import the code that RUN's model is made by, python:MODULE:NAME."""
 
     def run(self) -> int:
         """Print the predictions, or the path of their file; 1 where an image cannot be used."""
@@ -59,17 +52,12 @@ class Predict(Verb):
             say("thawline: predict was given no IMAGE, so there is nothing to predict; give paths, or - for stdin")
             return 2
         from thawline.cluster.serve.asked import asked
-        from thawline.cluster.serve.predictor import load
         from thawline.cluster.serve.written import check_out
-        from thawline.models.code import look_here
 
         if self.out:
             check_out(self.out, overwrite=self.overwrite)
         images = asked(self.places)
-        if self.trust_code:
-            look_here()
-        device = None if self.device == "auto" else self.device
-        with load(self.source, device=device, engine=self.engine, trust_code=self.trust_code) as predictor:
+        with self.predictor() as predictor:
             refused = self._predict(predictor, images)
         if self.out:
             print(self.out)

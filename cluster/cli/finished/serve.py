@@ -4,11 +4,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from thawline.cluster.cli.verbs import Flag, Verb
+from thawline.cluster.cli.finished.verb import FinishedVerb
+from thawline.cluster.cli.verbs import Flag
 from thawline.cluster.errors import ServeError
 from thawline.cluster.words import say
 
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(Verb):
+class Serve(FinishedVerb):
     """Answer over HTTP what a finished run sees in images: POST /predict takes one, or a form with several; a page at /
     takes what is dropped on it. SIGTERM and Ctrl-C end it once what is under way is answered."""
 
-    source: Annotated[Positional[str], arg(metavar="RUN")]
-    """A finished run's folder, or its bundle's (RUN/model)."""
     local: Flag = False
     """Serve in this process."""
     host: str = "127.0.0.1"
@@ -52,12 +51,6 @@ class Serve(Verb):
     """Of an image; 422 beyond, and it is not decoded."""
     timeout_s: float = 30.0
     """For a request to arrive (408 beyond), and again for its answer (504)."""
-    engine: Literal["auto", "dali", "reference"] = "auto"
-    """Who decodes: the run's own engine, DALI, or Pillow and torch (reference)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs: on a GPU, where there is one."""
-    trust_code: Flag = False
-    """Import the code that RUN's model is made by, python:MODULE:NAME."""
 
     def run(self) -> int:
         """Serve until a signal comes; prints the address. Raises ServeError, and what loading the bundle raises."""
@@ -100,14 +93,8 @@ class Serve(Verb):
 
     def _loaded(self) -> "Predictor":
         from thawline.cluster.serve.endpoint.batching import warmed
-        from thawline.cluster.serve.predictor import load
-        from thawline.models.code import look_here
 
-        if self.trust_code:
-            look_here()
-        device = None if self.device == "auto" else self.device
-        loaded = load(self.source, device=device, engine=self.engine, trust_code=self.trust_code)
-        return warmed(loaded, batch=self.batch)
+        return warmed(self.predictor(), batch=self.batch)
 
     def _limits(self) -> "Limits":
         from thawline.cluster.serve.endpoint.limits import Limits
